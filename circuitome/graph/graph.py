@@ -1,0 +1,162 @@
+"""The edge graph of a decoder: writers, readers, and which writer can reach which reader. No model, no weights."""
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from circuitome.errors import InputError, unknown_name
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Writers and readers of the residual stream of one model shape.
+
+    A writer is a node whose output is added to the stream: `embed`, each head `a5.h1`, each MLP `m7`.
+    A reader is an input that reads the stream: a head's query `a9.h6.q`, a key/value head's `a9.kv2.k` and `a9.kv2.v`,
+    an MLP's `m7.in`, and `logits`. Under grouped-query attention k and v belong to the key/value head, so a graph has
+    `3` times `n_heads` attention readers a layer only where `n_kv_heads == n_heads`.
+    Order of both axes: layer by layer, heads before the MLP; readers of a layer are all q, then all k, then all v.
+    """
+
+    n_layers: int
+    """Number of blocks."""
+    n_heads: int
+    """Query heads of a block."""
+    n_kv_heads: int
+    """Key/value heads of a block; query head h reads key/value head h * n_kv_heads // n_heads."""
+    mlps: bool = True
+    """False for attention-only models."""
+    parallel: bool = False
+    """True where attention and MLP of a block read the same residual (GPT-NeoX), so no head reaches its own MLP."""
+    embeds: tuple[str, ...] = ("embed",)
+    """Names of the nodes that write before block 0."""
+
+    @cached_property
+    def writers(self) -> tuple[str, ...]:
+        """Text names of the writers, the row labels of every score matrix."""
+        names = list(self.embeds)
+        for layer in range(self.n_layers):
+            names += [f"a{layer}.h{head}" for head in range(self.n_heads)]
+            names += [f"m{layer}"] * self.mlps
+        return tuple(names)
+
+    @cached_property
+    def readers(self) -> tuple[str, ...]:
+        """Text names of the readers, the column labels of every score matrix."""
+        names: list[str] = []
+        for layer in range(self.n_layers):
+            names += [f"a{layer}.h{head}.q" for head in range(self.n_heads)]
+            names += [f"a{layer}.kv{head}.{part}" for part in "kv" for head in range(self.n_kv_heads)]
+            names += [f"m{layer}.in"] * self.mlps
+        return (*names, "logits")
+
+    @property
+    def attention_readers(self) -> int:
+        """Readers of one block's attention: n_heads + 2 * n_kv_heads."""
+        return self.n_heads + 2 * self.n_kv_heads
+
+    def head_rows(self, layer: int) -> slice:
+        """Rows of the heads of `layer`."""
+        start = len(self.embeds) + layer * (self.n_heads + self.mlps)
+        return slice(start, start + self.n_heads)
+
+    def mlp_row(self, layer: int) -> int:
+        """Row of the MLP of `layer`."""
+        return self.head_rows(layer).stop
+
+    def attention_columns(self, layer: int) -> slice:
+        """Columns of the q, k and v readers of `layer`."""
+        start = layer * (self.attention_readers + self.mlps)
+        return slice(start, start + self.attention_readers)
+
+    def mlp_column(self, layer: int) -> int:
+        """Column of the MLP input of `layer`."""
+        return self.attention_columns(layer).stop
+
+    def upstream_of_attention(self, layer: int) -> int:
+        """Number of writers before the attention of `layer`: rows [0, this) can reach it."""
+        return self.head_rows(layer).start
+
+    def upstream_of_mlp(self, layer: int) -> int:
+        """Number of writers before the MLP of `layer`; its own heads only where the block is sequential."""
+        rows = self.head_rows(layer)
+        return rows.start if self.parallel else rows.stop
+
+    @cached_property
+    def mask(self) -> Bool[Tensor, "writers readers"]:
+        """True where an edge exists."""
+        mask = torch.zeros(len(self.writers), len(self.readers), dtype=torch.bool)
+        for layer in range(self.n_layers):
+            mask[: self.upstream_of_attention(layer), self.attention_columns(layer)] = True
+            if self.mlps:
+                mask[: self.upstream_of_mlp(layer), self.mlp_column(layer)] = True
+        mask[:, -1] = True
+        return mask
+
+    @cached_property
+    def n_edges(self) -> int:
+        """Number of edges."""
+        return int(self.mask.sum())
+
+    @cached_property
+    def reader_nodes(self) -> Bool[Tensor, "writers readers"]:
+        """True where the reader is an input of the writer: `a9.h6.q` and `a9.kv2.k` of `a9.h6`, `m7.in` of `m7`."""
+        inputs = torch.zeros(len(self.writers), len(self.readers), dtype=torch.bool)
+        for layer in range(self.n_layers):
+            rows, columns = self.head_rows(layer), self.attention_columns(layer)
+            for head in range(self.n_heads):
+                kv = self.kv_head(head)
+                for offset in (head, self.n_heads + kv, self.n_heads + self.n_kv_heads + kv):
+                    inputs[rows.start + head, columns.start + offset] = True
+            if self.mlps:
+                inputs[self.mlp_row(layer), self.mlp_column(layer)] = True
+        return inputs
+
+    def kv_head(self, head: int) -> int:
+        """The key/value head that query head `head` reads."""
+        return head * self.n_kv_heads // self.n_heads
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.writers)}
+
+    @cached_property
+    def _columns(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.readers)}
+
+    def row(self, writer: str) -> int:
+        """Row of a writer's name. Raises `UnknownNameError`."""
+        if writer not in self._rows:
+            raise unknown_name("writer", writer, self.writers, "Writers look like embed, a5.h1, m7.")
+        return self._rows[writer]
+
+    def column(self, reader: str) -> int:
+        """Column of a reader's name. Where every head has its own keys, `a9.h6.k` also names `a9.kv6.k`."""
+        name = reader
+        if self.n_kv_heads == self.n_heads:
+            name = re.sub(r"\.h(\d+)\.([kv])$", r".kv\1.\2", reader)
+        if name not in self._columns:
+            raise unknown_name("reader", reader, self.readers, "Readers look like a9.h6.q, a9.kv2.k, m7.in, logits.")
+        return self._columns[name]
+
+    def edge(self, name: str) -> tuple[int, int]:
+        """Row and column of an edge such as `a5.h1->a9.h6.q`.
+
+        Raises `UnknownNameError` for a node that does not exist, `InputError` for text that is no edge and for a
+        writer that does not come before its reader.
+        """
+        writer, arrow, reader = name.partition("->")
+        if not arrow:
+            raise InputError(f"{name!r} is not an edge; write it as writer->reader, for example a5.h1->a9.h6.q.")
+        row, column = self.row(writer.strip()), self.column(reader.strip())
+        if not self.mask[row, column]:
+            raise InputError(f"There is no edge {name!r}: {writer.strip()} does not come before {reader.strip()}.")
+        return row, column
+
+    def edge_name(self, row: int, column: int) -> str:
+        """Text form of the edge at `row`, `column`."""
+        return f"{self.writers[row]}->{self.readers[column]}"

@@ -1,0 +1,184 @@
+"""Run a model in which every edge outside a circuit carries its ablated value: exactly, and only the parts that matter.
+
+A reader's input is base + sum over its kept writers of (online - ablated), where base is the residual stream with every
+writer ablated. A head or MLP that no kept edge leaves never runs. Under corrupted ablation neither does one that no
+kept edge enters: its output is the cached corrupted one. So a sparse circuit costs a sparse pass.
+Source: Conmy et al. 2023, arXiv:2304.14997 (what ACDC evaluates), with Hugging Face's attention as it is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitome.errors import InputError
+from circuitome.graph import Circuit
+from circuitome.interventions.batches import Batch, batches
+from circuitome.interventions.values import Ablation, AblationValues, WriterValues, scaled_heads
+from circuitome.models import Model, Tape
+from circuitome.tasks import Task
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Everything about one batch that does not depend on the circuit. Any number of circuits run on it."""
+
+    batch: Batch
+    """The prompts."""
+    tape: Tape
+    """A pass over the prompts that the masks come from; under corrupted ablation also all cached values."""
+    clean_embed: Float[Tensor, "batch pos d_model"]
+    """What `embed` writes on the clean prompts."""
+    ablated: WriterValues
+    """What an ablated writer writes."""
+    attention_in: list[Float[Tensor, "batch pos d_model"]]
+    """Per block, the attention's residual input with every writer ablated, float32."""
+    mlp_in: list[Float[Tensor, "batch pos d_model"]]
+    """Per block, the MLP's."""
+    final: Float[Tensor, "batch pos d_model"]
+    """The logits' residual input with every writer ablated."""
+    cached: bool
+    """True under corrupted ablation: values on `tape` are what parts without kept inputs give."""
+
+
+def baseline(model: Model, task: Task, batch: Batch, replacement: AblationValues) -> Baseline:
+    """One pass over a batch, and the residual stream with every writer ablated."""
+    with torch.no_grad():
+        if replacement.kind == "corrupted":
+            tape = model.record(batch.corrupted)
+            assert tape.final is not None
+            streams = [t.float() for t in (*tape.attention_in, *tape.mlp_in, tape.final)]
+            n = len(model.blocks)
+            ablated = WriterValues.of(model, tape)
+            embed = model.embeddings(batch.clean).float()
+            return Baseline(batch, tape, embed, ablated, streams[:n], streams[n:-1], streams[-1], True)
+        tape = model.record(batch.clean)
+        clean = WriterValues.of(model, tape)
+        ablated = replacement.at(batch, clean, task)
+        attention_in, mlp_in, final = _ablated_streams(model, ablated)
+        return Baseline(batch, tape, clean.embed, ablated, attention_in, mlp_in, final, False)
+
+
+def _ablated_streams(model: Model, ablated: WriterValues) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    attention_in, mlp_in = [], []
+    stream = ablated.embed
+    for layer, block in enumerate(model.blocks):
+        attention_in.append(stream)
+        after = stream + block.join_heads(ablated.heads[layer])
+        mlp_in.append(stream if model.graph.parallel else after)
+        stream = after + ablated.mlps[layer]
+    return attention_in, mlp_in, stream
+
+
+def circuit_logits(model: Model, base: Baseline, circuit: Circuit) -> Float[Tensor, "batch vocab"]:
+    """Logits after the last token of every prompt of the batch, with all edges outside `circuit` ablated."""
+    with torch.no_grad():
+        run = _Run(model, base, circuit)
+        for layer in range(len(model.blocks)):
+            run.attention(layer)
+            run.mlp(layer)
+        return run.logits()
+
+
+class _Run:
+    """One circuit run on one batch: the differences (online - ablated) of the writers that have run so far."""
+
+    def __init__(self, model: Model, base: Baseline, circuit: Circuit) -> None:
+        self.model, self.base, self.graph = model, base, model.graph
+        self.mask = circuit.mask
+        self.leaves = circuit.mask.any(1).tolist()
+        self.entered = circuit.mask.any(0).tolist()
+        needed = [row for row, leaves in enumerate(self.leaves) if leaves]
+        self.slot = {row: i for i, row in enumerate(needed)}
+        shape = base.clean_embed.shape
+        self.delta = base.clean_embed.new_zeros(len(needed), shape[0] * shape[1], shape[2])
+        self.shape = shape
+        if 0 in self.slot:
+            self.delta[self.slot[0]] = (base.clean_embed - base.ablated.embed).flatten(0, 1)
+
+    def added(self, columns: Sequence[int]) -> Float[Tensor, "reader batch_pos d_model"]:
+        """Sum over kept writers of their differences, for some readers."""
+        picked = self.mask[:, columns].T
+        parents = picked.any(0).nonzero().flatten().tolist()
+        weights = picked[:, parents].to(self.delta)
+        slots = [self.slot[row] for row in parents]
+        sources = self.delta if len(slots) == len(self.delta) else self.delta[slots]
+        return (weights @ sources.flatten(1)).unflatten(1, self.delta.shape[1:])
+
+    def attention(self, layer: int) -> None:
+        """Run the heads of a block that kept edges leave, if any of them can differ from its ablated self."""
+        model, base, block = self.model, self.base, self.model.blocks[layer]
+        rows, columns = self.graph.head_rows(layer), self.graph.attention_columns(layer)
+        leaving = [row for row in range(rows.start, rows.stop) if self.leaves[row]]
+        active = [c for c in range(columns.start, columns.stop) if self.entered[c] or not base.cached]
+        if not leaving or not active:
+            return
+        inputs = base.attention_in[layer].flatten(0, 1) + self.added(active)
+        readers = [c - columns.start for c in active]
+        normed = block.attend_inputs(inputs.to(model.dtype))
+        weights, biases = block.reader_weights()[readers], block.reader_biases()[readers]
+        online = torch.baddbmm(biases[:, None], normed, weights.transpose(1, 2)).transpose(0, 1)
+        if base.cached:
+            values = block.split(base.tape.projected[layer]).clone()
+            values[:, :, readers] = online.unflatten(0, self.shape[:2])
+        else:
+            values = online.unflatten(0, self.shape[:2])
+        z = model.attend(layer, values, base.tape).flatten(-2)
+        out = block.output(z) if block.attention_post else z
+        change = scaled_heads(model, layer, z, out) - base.ablated.heads[layer]
+        heads = [row - rows.start for row in leaving]
+        vectors = torch.bmm(change.flatten(0, 1).transpose(0, 1)[heads], block.head_weights()[heads])
+        self.delta[[self.slot[row] for row in leaving]] = vectors
+
+    def mlp(self, layer: int) -> None:
+        """Run the MLP of a block if a kept edge leaves it and it can differ from its ablated self."""
+        row, column = self.graph.mlp_row(layer), self.graph.mlp_column(layer)
+        if not self.leaves[row] or (self.base.cached and not self.entered[column]):
+            return
+        inputs = self.base.mlp_in[layer] + self.added([column]).view(self.shape)
+        out = self.model.blocks[layer].run_mlp(inputs.to(self.model.dtype))
+        self.delta[self.slot[row]] = (out.float() - self.base.ablated.mlps[layer]).flatten(0, 1)
+
+    def logits(self) -> Float[Tensor, "batch vocab"]:
+        """Logits at the position that the metric reads."""
+        final = self.base.final + self.added([len(self.graph.readers) - 1]).view(self.shape)
+        rows = torch.arange(len(final), device=final.device)
+        return self.model.unembed(final[rows, self.base.batch.clean.read].to(self.model.dtype))
+
+
+def run_circuit(
+    model: Model,
+    task: Task,
+    circuit: Circuit,
+    *,
+    ablation: Ablation = "corrupted",
+    shared_prefix: bool = True,
+    max_memory: int | None = None,
+) -> Float[Tensor, "prompts vocab"]:
+    """Logits [prompts, vocab] after the last token of each clean prompt, with every edge outside `circuit` ablated.
+
+    The full circuit gives the plain model's logits, the empty one (corrupted ablation) those of the corrupted prompts.
+    Raises `InputError` if the circuit belongs to a model of another shape.
+    """
+    check_graph(model, circuit)
+    replacement = AblationValues.of(model, task, ablation)
+    shared = shared_prefix and replacement.shares_prefix
+    logits: Tensor | None = None
+    for batch in batches(model, task, shared_prefix=shared, max_memory=max_memory):
+        part = circuit_logits(model, baseline(model, task, batch, replacement), circuit)
+        if logits is None:
+            logits = part.new_empty(len(task), part.shape[1])
+        logits[list(batch.rows)] = part
+    assert logits is not None
+    return logits
+
+
+def check_graph(model: Model, circuit: Circuit) -> None:
+    """Raises `InputError` if `circuit` belongs to a graph of another shape than `model`'s."""
+    if circuit.graph != model.graph:
+        raise InputError(
+            f"The circuit belongs to another model: {circuit.graph}. {model.name} has {model.graph}. "
+            "Load the model that the circuit was found in."
+        )

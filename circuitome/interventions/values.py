@@ -1,0 +1,184 @@
+"""What writers write, and what replaces it when an edge is ablated: corrupted, zero, mean or mean by position."""
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitome.errors import InputError, unknown_name
+from circuitome.interventions.batches import Batch, batches
+from circuitome.models import Model, Tape
+from circuitome.tasks import Task
+
+Ablation = Literal["corrupted", "zero", "mean", "mean-position"]
+"""What an edge outside the circuit carries: the corrupted prompt's value, 0, the mean value over the task's corrupted
+prompts and positions, or that mean position by position over prompts of equal length."""
+
+ABLATIONS: tuple[str, ...] = get_args(Ablation)
+
+
+def check_ablation(name: str) -> None:
+    """Raises `UnknownNameError` unless `name` is an ablation."""
+    if name not in ABLATIONS:
+        raise unknown_name("ablation", name, ABLATIONS)
+
+
+@dataclass(frozen=True)
+class WriterValues:
+    """Outputs of all writers, float32; a head as its z: its vector is z @ `Block.head_weights()[head]`."""
+
+    embed: Float[Tensor, "batch pos d_model"]
+    """What `embed` writes."""
+    heads: list[Float[Tensor, "batch pos head d_head"]]
+    """Per layer, z over the post-norm's divisor (1 without a post-norm)."""
+    mlps: list[Float[Tensor, "batch pos d_model"]]
+    """Per layer, what the MLP adds to the stream."""
+
+    @classmethod
+    def of(cls, model: Model, tape: Tape) -> "WriterValues":
+        """The writers' outputs in a recorded pass."""
+        heads = [
+            scaled_heads(model, layer, z, out)
+            for layer, (z, out) in enumerate(zip(tape.z, tape.attention_out, strict=True))
+        ]
+        return cls(tape.attention_in[0].detach().float(), heads, [m.detach().float() for m in tape.mlp_out])
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors in one order."""
+        return [self.embed, *self.heads, *self.mlps]
+
+    def _like(self, tensors: list[Tensor]) -> "WriterValues":
+        n = len(self.heads)
+        return WriterValues(tensors[0], tensors[1 : n + 1], tensors[n + 1 :])
+
+    def minus(self, other: "WriterValues") -> "WriterValues":
+        """Tensor by tensor, this minus `other`."""
+        return self._like([a - b for a, b in zip(self.tensors(), other.tensors(), strict=True)])
+
+    def zeros(self) -> "WriterValues":
+        """Zeros of the same shapes."""
+        return self._like([torch.zeros_like(t) for t in self.tensors()])
+
+    def rows(self, where: slice) -> "WriterValues":
+        """Some prompts of the batch."""
+        return self._like([t[where] for t in self.tensors()])
+
+
+def scaled_heads(
+    model: Model,
+    layer: int,
+    z: Float[Tensor, "batch pos heads_d_head"],
+    attention_out: Float[Tensor, "batch pos d_model"],
+) -> Float[Tensor, "batch pos head d_head"]:
+    """Z of every head over the post-norm's divisor, so that a head's share of the stream is linear in it; float32."""
+    heads = z.detach().float().unflatten(-1, (model.heads.q, model.heads.width))
+    post = model.blocks[layer].attention_post
+    return heads if post is None else heads / post.sigma(attention_out.detach())[..., None]
+
+
+def writer_vectors(
+    model: Model, values: WriterValues, upto: int | None = None
+) -> Float[Tensor, "writers batch pos d_model"]:
+    """The vector of every writer, or of those before block `upto`, in the order of `graph.writers`."""
+    graph, blocks = model.graph, model.blocks[:upto]
+    batch, pos, d_model = values.embed.shape
+    count = graph.upstream_of_attention(len(blocks))
+    vectors = values.embed.new_empty(count, batch, pos, d_model)
+    vectors[0] = values.embed
+    for layer, block in enumerate(blocks):
+        z = values.heads[layer].flatten(0, 1).transpose(0, 1)  # head, batch * pos, d_head
+        torch.bmm(z, block.head_weights(), out=vectors[graph.head_rows(layer)].view(len(z), -1, d_model))
+        vectors[graph.mlp_row(layer)] = values.mlps[layer]
+    return vectors
+
+
+@dataclass
+class AblationValues:
+    """Replacement values of one task under one ablation; made once, asked for batch by batch."""
+
+    kind: str
+    """The ablation."""
+    means: dict[int, WriterValues] = field(default_factory=dict)
+    """By prompt length (key 0: over all prompts and positions): mean values, with a batch axis of 1."""
+
+    @classmethod
+    def of(cls, model: Model, task: Task, kind: str) -> "AblationValues":
+        """Runs the corrupted prompts once where means are needed.
+
+        Raises `InputError` for mean-position when a prompt length occurs only once: its mean would be that prompt.
+        """
+        check_ablation(kind)
+        if kind == "mean":
+            return cls(kind, {0: _mean_over_positions(model, task)})
+        if kind == "mean-position":
+            return cls(kind, _mean_by_position(model, task))
+        return cls(kind)
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether nothing is ablated before the first different token."""
+        return self.kind == "corrupted"
+
+    def at(self, batch: Batch, clean: WriterValues, task: Task) -> WriterValues:
+        """The replacement values for a batch whose clean values are `clean` (not for "corrupted": run the prompts)."""
+        if self.kind == "zero":
+            return clean.zeros()
+        if self.kind == "mean":
+            pairs = zip(self.means[0].tensors(), clean.tensors(), strict=True)
+            return clean._like([mean.expand_as(value) for mean, value in pairs])
+        filled = clean.zeros()
+        for i, row in enumerate(batch.rows):
+            length = len(task.pairs[row].clean)
+            for target, mean in zip(filled.tensors(), self.means[length].tensors(), strict=True):
+                target[i, :length] = mean[0]
+        return filled
+
+
+def _mean_over_positions(model: Model, task: Task) -> WriterValues:
+    total: list[Tensor] | None = None
+    count = 0.0
+    for batch in batches(model, task, shared_prefix=False):
+        values = corrupted_values(model, batch)
+        real = batch.corrupted.real()
+        sums = [torch.einsum("bp,bp...->...", real, tensor)[None, None] for tensor in values.tensors()]
+        total = sums if total is None else [a + b for a, b in zip(total, sums, strict=True)]
+        count += float(real.sum())
+    assert total is not None
+    return values._like([tensor / count for tensor in total])
+
+
+def _mean_by_position(model: Model, task: Task) -> dict[int, WriterValues]:
+    lengths = [len(pair.clean) for pair in task.pairs]
+    for length in sorted(set(lengths)):
+        if lengths.count(length) == 1:
+            raise InputError(
+                f"mean-position needs at least two prompts of each length; only prompt {lengths.index(length)} has "
+                f"{length} tokens. Use --ablation mean, or prompts of equal length."
+            )
+    sums: dict[int, WriterValues] = {}
+    for batch in batches(model, task, shared_prefix=False):
+        values = corrupted_values(model, batch)
+        for i, row in enumerate(batch.rows):
+            one = values._like([t[i : i + 1, : lengths[row]] / lengths.count(lengths[row]) for t in values.tensors()])
+            before = sums.get(lengths[row])
+            sums[lengths[row]] = one if before is None else one.minus(before.zeros().minus(before))
+    return sums
+
+
+def corrupted_values(model: Model, batch: Batch) -> WriterValues:
+    """The writers' outputs on the corrupted prompts of a batch."""
+    with torch.no_grad():
+        return WriterValues.of(model, model.record(batch.corrupted, logits=False))
+
+
+def endpoints(model: Model, task: Task, batch: Batch, replacement: AblationValues) -> tuple[WriterValues, WriterValues]:
+    """Clean and ablated outputs of all writers; under corrupted ablation both from one pass."""
+    with torch.no_grad():
+        if replacement.kind != "corrupted":
+            clean = WriterValues.of(model, model.record(batch.clean, logits=False))
+            return clean, replacement.at(batch, clean, task)
+        both = WriterValues.of(model, model.record(batch.clean.joined(batch.corrupted), logits=False))
+        n = len(batch.rows)
+        return both.rows(slice(0, n)), both.rows(slice(n, None))

@@ -1,0 +1,152 @@
+"""One transformer block seen as readers and writers: its modules, and its weights head by head."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from circuitome.models.families import Family
+from circuitome.models.norms import Norm
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Head counts and width of every block of a model. The reader axis is: all q heads, all k heads, all v heads."""
+
+    q: int
+    """Query heads."""
+    kv: int
+    """Key/value heads."""
+    width: int
+    """Width d_head of each."""
+
+    @property
+    def readers(self) -> int:
+        """Q + 2 kv."""
+        return self.q + 2 * self.kv
+
+
+@dataclass(frozen=True)
+class Block:
+    """The parts of one block. Weights are read from the modules when asked for; nothing is folded for good."""
+
+    layer: nn.Module
+    """The block itself."""
+    attention: nn.Module
+    """Its attention module."""
+    projections: tuple[nn.Module, ...]
+    """q, k and v projections, or the one fused projection."""
+    output: nn.Module
+    """The attention's output projection."""
+    mlp: tuple[nn.Module, ...]
+    """The modules from the MLP's normed input to its output."""
+    attention_norm: Norm | None
+    """Norm in front of q, k, v; None where they read the residual itself."""
+    mlp_norm: Norm | None
+    """Norm in front of the MLP."""
+    attention_post: Norm | None
+    """Norm on the attention's output."""
+    mlp_post: Norm | None
+    """Norm on the MLP's output."""
+    heads: Heads
+    """Head counts."""
+    fused: str
+    """Layout of a fused projection."""
+
+    @classmethod
+    def of(cls, layer: nn.Module, family: Family, heads: Heads) -> "Block":
+        """The view of a transformers decoder block."""
+        attention = attrgetter(family.attention)(layer)
+
+        def norm(name: str | None) -> Norm | None:
+            return Norm.of(getattr(layer, name), family.gain_offset) if name else None
+
+        return cls(
+            layer=layer,
+            attention=attention,
+            projections=tuple(getattr(attention, name) for name in family.projections),
+            output=getattr(attention, family.output),
+            mlp=tuple(getattr(layer, name) for name in family.mlp),
+            attention_norm=norm(family.attention_norm),
+            mlp_norm=norm(family.mlp_norm),
+            attention_post=norm(family.attention_post_norm),
+            mlp_post=norm(family.mlp_post_norm),
+            heads=heads,
+            fused=family.fused,
+        )
+
+    def split(self, outputs: Sequence[Float[Tensor, "batch pos _"]]) -> Float[Tensor, "batch pos reader d_head"]:
+        """What the projections gave, as one vector per reader."""
+        if self.fused == "interleaved":
+            parts = outputs[0].unflatten(-1, (self.heads.q, 3, self.heads.width))
+            return parts.transpose(-3, -2).flatten(-3, -2)
+        return torch.cat(list(outputs), -1).unflatten(-1, (self.heads.readers, self.heads.width))
+
+    def merge(self, values: Float[Tensor, "batch pos reader d_head"]) -> list[Float[Tensor, "batch pos _"]]:
+        """The inverse of `split`."""
+        if self.fused == "interleaved":
+            return [values.unflatten(-2, (3, self.heads.q)).transpose(-3, -2).flatten(-3)]
+        if self.fused:
+            return [values.flatten(-2)]
+        return [part.flatten(-2) for part in values.split((self.heads.q, self.heads.kv, self.heads.kv), -2)]
+
+    def reader_weights(self) -> Float[Tensor, "reader d_head d_model"]:
+        """Weight of each q, k and v reader, in the model's dtype: its value is weight @ norm(x) + bias."""
+        weights = [_weight(module) for module in self.projections]
+        if self.fused == "interleaved":
+            return weights[0].unflatten(0, (self.heads.q, 3, self.heads.width)).transpose(0, 1).flatten(0, 1)
+        joined = weights[0] if len(weights) == 1 else torch.cat(weights)
+        return joined.unflatten(0, (self.heads.readers, self.heads.width))
+
+    def reader_biases(self) -> Float[Tensor, "reader d_head"]:
+        """Bias of each q, k and v reader; zeros where the projection has none."""
+        biases = [_bias(module) for module in self.projections]
+        if self.fused == "interleaved":
+            return biases[0].unflatten(0, (self.heads.q, 3, self.heads.width)).transpose(0, 1).flatten(0, 1)
+        return torch.cat(biases).unflatten(0, (self.heads.readers, self.heads.width))
+
+    def head_weights(self) -> Float[Tensor, "head d_head d_model"]:
+        """Output weights of each head, float32, with the gain of a post-norm folded in.
+
+        A head's share of the residual stream is (z / scale) @ weight, with scale the post-norm's sigma (1 without).
+        """
+        weight = _weight(self.output).float().T.unflatten(0, (self.heads.q, self.heads.width))
+        return weight * self.attention_post.gain if self.attention_post else weight
+
+    def output_bias(self) -> Float[Tensor, " d_model"] | None:
+        """Bias of the output projection, float32: a part of the stream that is no head's; None without one."""
+        bias: Any = getattr(self.output, "bias", None)
+        return None if bias is None else bias.detach().float()
+
+    def join_heads(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos d_model"]:
+        """What the attention adds to the stream when its heads' scaled outputs are `z`; float32."""
+        out = torch.einsum("bphe,hed->bpd", z, self.head_weights())
+        bias = self.output_bias()
+        return out if bias is None else out + bias
+
+    def attend_inputs(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        """The normed input of q, k and v for a residual x."""
+        return self.attention_norm.module(x) if self.attention_norm else x
+
+    def run_mlp(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        """What the MLP adds to the stream when its input is the residual x, post-norm included."""
+        for norm_or_part in (self.mlp_norm, *self.mlp, self.mlp_post):
+            if norm_or_part is not None:
+                x = norm_or_part.module(x) if isinstance(norm_or_part, Norm) else norm_or_part(x)
+        return x
+
+
+def _weight(module: nn.Module) -> Tensor:
+    """A projection's weight as [out, in]; GPT-2's Conv1D stores the transpose."""
+    weight: Tensor = module.weight.detach()  # type: ignore[operator, union-attr, assignment]
+    return weight if isinstance(module, nn.Linear) else weight.T
+
+
+def _bias(module: nn.Module) -> Tensor:
+    weight = _weight(module)
+    bias: Any = getattr(module, "bias", None)
+    return weight.new_zeros(len(weight)) if bias is None else bias.detach()

@@ -1,0 +1,97 @@
+"""The check that every loaded model passes: the adapter row is tried on a short input before anybody relies on it.
+
+Not only shapes: one head's output and one key/value head's key are changed, and just what should change must change.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from circuitome.errors import AdapterError, NumericsError
+from circuitome.models.model import Inputs, Model, Tape
+
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+"""Largest difference allowed, as a share of the largest number compared."""
+
+
+def check_model(model: Model) -> None:
+    """Raises `AdapterError`, which names the site that failed, unless the adapter describes `model` exactly.
+
+    1. Logits with hooks installed are bit-equal to the plain model's. 2. Each reader's weights and norm give its
+    projection. 3. Heads, MLPs and biases add up to the residual stream. 4. Changing one key changes the heads of its
+    group and no other. Also raises `NumericsError` if the plain logits are not finite.
+    """
+    ids = torch.arange(5, 11, device=model.device)[None] % model.hf.config.vocab_size
+    inputs = Inputs(ids, torch.ones_like(ids), torch.arange(6, device=model.device)[None], ids.new_tensor([5]))
+    with torch.no_grad():
+        plain = model.hf(input_ids=ids, attention_mask=inputs.mask, use_cache=False).logits[:, 5]
+        if not bool(torch.isfinite(plain).all()):
+            raise NumericsError(
+                f"{model.name} gives logits that are not finite on a plain input; its weights are damaged."
+            )
+        tape = model.record(inputs)
+        assert tape.logits is not None and tape.final is not None
+        _same_logits(model, tape.logits, model.logits(inputs), plain)
+        for site, found, expected in _identities(model, tape):
+            _close(model, site, found, expected)
+        for layer in (0, len(model.blocks) - 1):
+            _check_groups(model, tape, layer)
+
+
+def _same_logits(model: Model, hooked: Tensor, at_position: Tensor, plain: Tensor) -> None:
+    """Hooks must not change a bit; reading one position may round differently from reading all."""
+    if not torch.equal(hooked, at_position):
+        raise _failed(model, "logits", "logits with hooks installed are not bit-equal to those without")
+    _close(model, "logits", hooked, plain)
+
+
+def _identities(model: Model, tape: Tape) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Site, what the adapter computes, what the model computed."""
+    assert tape.final is not None and tape.logits is not None
+    stream = tape.attention_in[0].float()
+    for layer, block in enumerate(model.blocks):
+        normed = block.attend_inputs(tape.attention_in[layer])
+        online = torch.einsum("bpd,red->bpre", normed, block.reader_weights()) + block.reader_biases()
+        yield f"a{layer}.q/k/v", online, block.split(tape.projected[layer])
+        if (norm := block.attention_norm) is not None:
+            x = tape.attention_in[layer]
+            own = norm.gain * norm.centre(x) / norm.sigma(x) + (0.0 if norm.bias is None else norm.bias)
+            yield f"a{layer} norm", own, normed
+        z = tape.z[layer].float().unflatten(-1, (model.heads.q, model.heads.width))
+        if block.attention_post is not None:
+            z = z / block.attention_post.sigma(tape.attention_out[layer])[..., None]
+        stream = stream + block.join_heads(z)
+        if not model.graph.parallel:
+            yield f"m{layer}.in", stream, tape.mlp_in[layer]
+        yield f"m{layer}", block.run_mlp(tape.mlp_in[layer]), tape.mlp_out[layer]
+        stream = stream + tape.mlp_out[layer].float()
+    yield "logits (sum of all writers)", stream, tape.final
+    yield "logits (unembedding)", model.unembed(tape.final[:, -1]), tape.logits
+
+
+def _check_groups(model: Model, tape: Tape, layer: int) -> None:
+    """Scale the value of the last key/value head: z must change by that factor in its query heads, nowhere else."""
+    block, graph, heads = model.blocks[layer], model.graph, model.heads
+    values = block.split(tape.projected[layer]).clone()
+    before = model.attend(layer, values, tape)
+    _close(model, f"a{layer} (attention)", before.flatten(-2), tape.z[layer])
+    values[:, :, heads.q + 2 * heads.kv - 1] *= 2
+    after = model.attend(layer, values, tape)
+    factors = [2.0 if graph.kv_head(head) == heads.kv - 1 else 1.0 for head in range(heads.q)]
+    _close(model, f"a{layer}.kv{heads.kv - 1}.v", after, before * before.new_tensor(factors)[:, None])
+
+
+def _close(model: Model, site: str, found: Tensor, expected: Tensor) -> None:
+    scale = float(expected.abs().max().clamp(min=1e-6))
+    worst = float((found.float() - expected.float()).abs().max())
+    if not worst <= TOLERANCE.get(model.dtype, 1e-4) * scale:
+        raise _failed(model, site, f"it is off by {worst:.2e} where values go up to {scale:.2e}")
+
+
+def _failed(model: Model, site: str, what: str) -> AdapterError:
+    return AdapterError(
+        f"{model.name} ({model.hf.config.model_type}) does not compute what circuitome's description of its "
+        f"architecture says, at {site}: {what}. Its code may be customised, or this version of transformers may have "
+        "changed it; the row is in circuitome/models/families.py."
+    )

@@ -1,0 +1,431 @@
+"""A Hugging Face causal language model with its residual stream in view. The model itself is never changed."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from operator import attrgetter
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
+
+from circuitome.errors import InputError
+from circuitome.graph import Graph
+from circuitome.models.block import Block, Heads
+from circuitome.models.families import Family, family_of
+from circuitome.models.norms import Norm
+
+
+@dataclass
+class Tape:
+    """What one forward pass showed: tensors of the pass itself, not copies. Lists are indexed by layer."""
+
+    attention_in: list[Tensor] = field(default_factory=list)
+    """Residual [batch, pos, d_model] that each attention reads, before its norm."""
+    projected: list[list[Tensor]] = field(default_factory=list)
+    """Outputs [batch, pos, out] of the q, k, v (or fused) projections."""
+    z: list[Tensor] = field(default_factory=list)
+    """Input [batch, pos, head * d_head] of the output projection: all heads side by side."""
+    attention_out: list[Tensor] = field(default_factory=list)
+    """Output [batch, pos, d_model] of the output projection, before any post-norm."""
+    attention_call: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+    """Arguments that the block gave its attention besides the hidden states: masks, rotary tables, cache."""
+    mlp_in: list[Tensor] = field(default_factory=list)
+    """Residual [batch, pos, d_model] that each MLP reads, before its norm."""
+    mlp_out: list[Tensor] = field(default_factory=list)
+    """What each MLP adds to the stream [batch, pos, d_model]."""
+    final: Tensor | None = None
+    """Residual [batch, pos, d_model] in front of the final norm."""
+    logits: Tensor | None = None
+    """Logits [batch, vocab] at the position that was asked for."""
+
+
+class FrozenLayer(DynamicLayer):
+    """A layer of a key/value cache that answers with its prefix and the new states, and keeps only the prefix.
+
+    So one prefix serves any number of forward passes. Sliding windows need no other layer: the mask sees to them.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys: Tensor = keys
+        self.values: Tensor = values
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Prefix and new states, joined along the positions."""
+        return torch.cat([self.keys, key_states], -2), torch.cat([self.values, value_states], -2)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Token ids of a batch, behind an optional prefix that is already in a cache."""
+
+    ids: Int[Tensor, "batch pos"]
+    """Token ids, padded on the right."""
+    mask: Int[Tensor, "batch total"]
+    """1 at real tokens, over prefix and `ids`; the prefix is padded on the left."""
+    positions: Int[Tensor, "batch pos"]
+    """Position of each token in its prompt."""
+    read: Int[Tensor, " batch"]
+    """Index into `ids` of the token after which the logits are read."""
+    cache: Cache | None = None
+    """Frozen keys and values of the prefix."""
+
+    def joined(self, *others: "Inputs") -> "Inputs":
+        """This batch and `others` behind it, all of one padded shape."""
+        parts = (self, *others)
+        if not others:
+            return self
+        cache = None
+        if self.cache is not None:
+            layers: list[Any] = list(zip(*(part.cache.layers for part in parts if part.cache), strict=True))
+            cache = Cache([FrozenLayer(*(torch.cat(kv) for kv in _keys_values(layer))) for layer in layers])
+        return Inputs(
+            torch.cat([part.ids for part in parts]),
+            torch.cat([part.mask for part in parts]),
+            torch.cat([part.positions for part in parts]),
+            torch.cat([part.read for part in parts]),
+            cache,
+        )
+
+    def real(self) -> Float[Tensor, "batch pos"]:
+        """1.0 at real tokens of `ids`, 0.0 at padding."""
+        return self.mask[:, -self.ids.shape[1] :].float()
+
+
+def _keys_values(layers: Sequence[Any]) -> tuple[list[Tensor], list[Tensor]]:
+    return [layer.keys for layer in layers], [layer.values for layer in layers]
+
+
+class _Stop(Exception):
+    """Ends a forward pass whose rest nobody needs."""
+
+
+class Model:
+    """A causal language model, its tokenizer, and where its readers and writers are.
+
+    Weights are the model's own; hooks and replaced forwards live only inside the context managers below.
+    """
+
+    def __init__(self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, name: str) -> None:
+        """Describe `hf`. Raises `UnsupportedModelError` for an architecture without a row in `FAMILIES`."""
+        self.hf = hf
+        self.tokenizer = tokenizer
+        self.name = name
+        self.family: Family = family_of(hf.config)
+        config: Any = hf.config
+        n_heads: int = config.num_attention_heads
+        n_kv: int = getattr(config, "num_key_value_heads", None) or n_heads
+        self.d_model: int = config.hidden_size
+        heads = Heads(n_heads, n_kv, getattr(config, "head_dim", None) or self.d_model // n_heads)
+        layers = attrgetter(self.family.layers)(hf)
+        self.blocks = tuple(Block.of(layer, self.family, heads) for layer in layers)
+        self.final_norm = Norm.of(attrgetter(self.family.final_norm)(hf), self.family.gain_offset)
+        self.heads = heads
+        self.graph = Graph(len(self.blocks), heads.q, heads.kv, parallel=self.family.parallel(config))
+
+    def __repr__(self) -> str:
+        return f"Model({self.name}, {self.hf.config.model_type}, {self.graph.n_edges} edges, {self.dtype})"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's inputs go."""
+        return next(self.hf.get_input_embeddings().parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the model's weights."""
+        return self.hf.dtype
+
+    @cached_property
+    def unembedding(self) -> nn.Module:
+        """The language-model head."""
+        return self.hf.get_output_embeddings()  # type: ignore[no-any-return]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt, special tokens as the tokenizer adds them by default."""
+        return list(self._need_tokenizer()(text).input_ids)
+
+    def encode_answer(self, text: str) -> list[int]:
+        """Token ids of a continuation, without special tokens."""
+        return list(self._need_tokenizer()(text, add_special_tokens=False).input_ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids."""
+        return str(self._need_tokenizer().decode(list(ids)))
+
+    def _need_tokenizer(self) -> PreTrainedTokenizerBase:
+        if self.tokenizer is None:
+            raise InputError(
+                f"{self.name} was loaded without a tokenizer, and this needs one. Use load(model, tokenizer=...)."
+            )
+        return self.tokenizer
+
+    def bytes_per_token(self, *, gradients: bool) -> int:
+        """About how much memory one token of a batch takes while recorded, and with what autograd keeps for it.
+
+        Counted in numbers a block: what the tape holds, or, with gradients, also what norms, projections, rotary and
+        the MLP save for the backward pass. Measured on SmolLM2: 2.0 MB a token with gradients.
+        """
+        width = getattr(self.hf.config, "intermediate_size", None) or 4 * self.d_model
+        attention = self.heads.readers * self.heads.width
+        numbers = 6 * self.d_model + attention
+        if gradients:
+            numbers += 4 * width + 10 * self.d_model + 3 * attention
+        return len(self.blocks) * numbers * max(4, self.dtype.itemsize)
+
+    def logits(self, inputs: Inputs) -> Float[Tensor, "batch vocab"]:
+        """Logits after the token at `inputs.read`, from the plain model."""
+        with self._only_at(inputs.read):
+            return self._call(inputs).logits[:, 0]  # type: ignore[no-any-return]
+
+    def record(self, inputs: Inputs, *, logits: bool = True) -> Tape:
+        """One forward pass and what it showed. Without `logits` the pass ends before the final norm."""
+        tape = Tape()
+        with self._recording(tape), self._only_at(inputs.read) if logits else self._ending_at_final_norm():
+            output = self._call(inputs)
+            if output is not None:
+                tape.logits = output.logits[:, 0]
+        return tape
+
+    def embeddings(self, inputs: Inputs) -> Float[Tensor, "batch pos d_model"]:
+        """What the `embed` node writes: the residual in front of block 0."""
+        found: list[Tensor] = []
+
+        def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found.append(_hidden(args, kwargs))
+            raise _Stop
+
+        with ExitStack() as stack:
+            stack.callback(self.blocks[0].layer.register_forward_pre_hook(stop, with_kwargs=True).remove)
+            self._call(inputs)
+        return found[0]
+
+    def prefix_cache(self, inputs: Inputs) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values [batch, kv head, pos, d_head] of every layer for the tokens of `inputs`."""
+        cache = Cache(layer_class_to_replicate=DynamicLayer)
+        last = self.blocks[-1].output
+
+        def stop(module: nn.Module, args: tuple[Any, ...]) -> None:
+            raise _Stop  # the last layer's keys are in the cache by now
+
+        with ExitStack() as stack:
+            stack.callback(last.register_forward_pre_hook(stop).remove)
+            self._call(Inputs(inputs.ids, inputs.mask, inputs.positions, inputs.read, cache))
+        layers: list[Any] = cache.layers
+        return [(layer.keys, layer.values) for layer in layers]
+
+    @contextmanager
+    def starting_from(self, resid: Float[Tensor, "batch pos d_model"]) -> Iterator[None]:
+        """Inside, every forward pass starts block 0 from `resid` in place of the embeddings."""
+
+        def put(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return _with_hidden(resid, args, kwargs)
+
+        handle = self.blocks[0].layer.register_forward_pre_hook(put, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def writing_attention(self, layer: int, out: Float[Tensor, "batch pos d_model"]) -> AbstractContextManager[None]:
+        """Inside, what the attention of a block adds to the stream is `out`."""
+        block = self.blocks[layer]
+        return _writing(block.attention_post.module if block.attention_post else block.output, out)
+
+    def writing_mlp(self, layer: int, out: Float[Tensor, "batch pos d_model"]) -> AbstractContextManager[None]:
+        """Inside, what the MLP of a block adds to the stream is `out`."""
+        block = self.blocks[layer]
+        return _writing(block.mlp_post.module if block.mlp_post else block.mlp[-1], out)
+
+    @contextmanager
+    def frozen_parameters(self) -> Iterator[None]:
+        """Inside, parameters take no gradients; afterwards each is as it was."""
+        wanted = [p for p in self.hf.parameters() if p.requires_grad]
+        for p in wanted:
+            p.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for p in wanted:
+                p.requires_grad_(True)
+
+    def attend(
+        self, layer: int, values: Float[Tensor, "batch pos reader d_head"], tape: Tape
+    ) -> Float[Tensor, "batch pos head d_head"]:
+        """The z of every head for given q, k and v: the model's own attention, called as on `tape`."""
+        block = self.blocks[layer]
+        parts = block.merge(values)
+        found: list[Tensor] = []
+
+        def keep(z: Tensor) -> Tensor:
+            found.append(z)
+            return z.new_zeros(*z.shape[:-1], self.d_model)
+
+        args, kwargs = tape.attention_call[layer]
+        hidden = values.new_empty(()).expand(*values.shape[:2], self.d_model)
+        with ExitStack() as stack:
+            for module, part in zip(block.projections, parts, strict=True):
+                stack.enter_context(_replaced(module, lambda _, part=part: part))
+            stack.enter_context(_replaced(block.output, keep))
+            block.attention(hidden, *args, **kwargs)
+        return found[0].unflatten(-1, (self.heads.q, self.heads.width))
+
+    def unembed(self, resid: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch vocab"]:
+        """Logits of a final residual: final norm, unembedding, soft cap."""
+        logits = self.unembedding(self.final_norm.module(resid))
+        cap = getattr(self.hf.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap  # type: ignore[no-any-return]
+
+    def _call(self, inputs: Inputs) -> Any:
+        """The model's own forward; None where a hook ended the pass early."""
+        with self._without_dropout():
+            try:
+                return self.hf(
+                    input_ids=inputs.ids,
+                    attention_mask=inputs.mask,
+                    position_ids=inputs.positions,
+                    past_key_values=inputs.cache,
+                    use_cache=inputs.cache is not None,
+                )
+            except _Stop:
+                return None
+
+    @contextmanager
+    def _without_dropout(self) -> Iterator[None]:
+        """Inside, every module is in evaluation mode; afterwards each is as it was."""
+        training = [module for module in self.hf.modules() if module.training] if self.hf.training else []
+        self.hf.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
+    @contextmanager
+    def _only_at(self, read: Int[Tensor, " batch"]) -> Iterator[None]:
+        """Inside, the unembedding sees one position a prompt."""
+        rows = torch.arange(len(read), device=read.device)
+
+        def pick(module: nn.Module, args: tuple[Any, ...]) -> Any:
+            return (args[0][rows, read][:, None], *args[1:])
+
+        handle = self.unembedding.register_forward_pre_hook(pick)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def _ending_at_final_norm(self) -> Iterator[None]:
+        def stop(module: nn.Module, args: tuple[Any, ...]) -> None:
+            raise _Stop
+
+        handle = self.final_norm.module.register_forward_pre_hook(stop)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def _recording(self, tape: Tape) -> Iterator[None]:
+        with ExitStack() as stack:
+            for block in self.blocks:
+                for remove in _record_block(block, tape):
+                    stack.callback(remove)
+
+            def final(module: nn.Module, args: tuple[Any, ...]) -> Any:
+                tape.final = args[0].view_as(args[0])
+                return (tape.final, *args[1:])
+
+            stack.callback(self.final_norm.module.register_forward_pre_hook(final, prepend=True).remove)
+            yield
+
+
+def _record_block(block: Block, tape: Tape) -> list[Any]:
+    """Install the hooks that write one block's values on the tape; gives what removes them.
+
+    The tensors that q, k, v and the MLP read are recorded as views of their own, so that a gradient taken with respect
+    to one of them comes through that reader alone and not through the residual connection beside it.
+    """
+    projected: list[Tensor] = []
+
+    def attention_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+        tape.attention_call.append((args[1:] if args else (), rest))
+
+    def attention_in(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if module is block.projections[0] or block.attention_norm is not None:
+            tape.attention_in.append(args[0])
+
+    def projection(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        projected.append(output)
+        if len(projected) == len(block.projections):
+            tape.projected.append(list(projected))
+            projected.clear()
+
+    def output_in(module: nn.Module, args: tuple[Any, ...]) -> None:
+        tape.z.append(args[0])
+
+    def output_out(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        tape.attention_out.append(output)
+
+    def mlp_in(module: nn.Module, args: tuple[Any, ...]) -> Any:
+        batch, pos = tape.z[-1].shape[:2]  # OPT flattens batch and position here
+        shaped = args[0].view(batch, pos, -1)
+        tape.mlp_in.append(shaped)
+        return (shaped.view_as(args[0]), *args[1:])
+
+    def mlp_out(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        tape.mlp_out.append(output.reshape(tape.mlp_in[-1].shape))
+
+    first_mlp = block.mlp_norm.module if block.mlp_norm else block.mlp[0]
+    last_mlp = block.mlp_post.module if block.mlp_post else block.mlp[-1]
+    first_attention = block.attention_norm.module if block.attention_norm else block.projections[0]
+    handles = [
+        block.attention.register_forward_pre_hook(attention_call, with_kwargs=True),
+        first_attention.register_forward_pre_hook(attention_in),
+        *(module.register_forward_hook(projection) for module in block.projections),
+        block.output.register_forward_pre_hook(output_in),
+        block.output.register_forward_hook(output_out),
+        first_mlp.register_forward_pre_hook(mlp_in),
+        last_mlp.register_forward_hook(mlp_out),
+    ]
+    return [handle.remove for handle in handles]
+
+
+@contextmanager
+def _replaced(module: nn.Module, forward: Any) -> Iterator[None]:
+    """Inside, `module(x)` gives `forward(x)`; whatever forward the instance had before comes back."""
+    before = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before
+
+
+@contextmanager
+def _writing(module: nn.Module, out: Tensor) -> Iterator[None]:
+    handle = module.register_forward_hook(lambda module, args, output: out.view_as(output))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return args[0] if args else kwargs["hidden_states"]  # type: ignore[no-any-return]
+
+
+def _with_hidden(
+    hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return ((hidden, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": hidden})

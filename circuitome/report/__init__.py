@@ -1,0 +1,8 @@
+"""A run as one self-contained HTML page, and its figures as SVG."""
+
+from circuitome.report.figures import circuit_svg as circuit_svg
+from circuitome.report.figures import curve_svg as curve_svg
+from circuitome.report.html import render as render
+from circuitome.report.payload import graph_of as graph_of
+from circuitome.report.payload import payload as payload
+from circuitome.report.payload import strongest_edges as strongest_edges

@@ -1,0 +1,130 @@
+"""A run on disk: manifest.json, tensors.safetensors, report.html. Written beside, then renamed: never half a run."""
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from circuitome.errors import RunError
+
+MANIFEST, TENSORS, REPORT = "manifest.json", "tensors.safetensors", "report.html"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run found, and exactly how."""
+
+    manifest: dict[str, Any]
+    """What was done and the numbers that came out; plain JSON. `manifest["key"]` identifies what was asked for."""
+    tensors: dict[str, Tensor]
+    """Scores, circuit and per-prompt metrics."""
+
+
+def save_run(run: Run, folder: Path, pages: Mapping[str, str]) -> None:
+    """Write `run` and `pages` (file name -> text) to `folder`; a run of the same key there is replaced.
+
+    Raises `RunError` if the folder holds another run or something else.
+    """
+    check_free(folder, run.manifest["key"])
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise RunError(
+            f"The run cannot be written to {folder}: {error.strerror or error}. Choose another --out."
+        ) from error
+    try:
+        (staging / TENSORS).write_bytes(save({k: run.tensors[k].contiguous() for k in sorted(run.tensors)}))
+        (staging / MANIFEST).write_text(to_json(run.manifest) + "\n", encoding="utf-8")
+        for name, text in pages.items():
+            (staging / name).write_text(text, encoding="utf-8")
+        staging.chmod(0o777 & ~_umask())
+        _replace(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _replace(staging: Path, folder: Path) -> None:
+    """Put `staging` in the place of `folder`; what was there is removed only when the new run stands."""
+    if not folder.exists():
+        staging.rename(folder)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+    folder.rename(old / "run")
+    staging.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def check_free(folder: Path, key: str) -> None:
+    """Raises `RunError` unless `folder` is absent, empty, or holds a run with this key."""
+    if folder.is_file():
+        raise RunError(f"{folder} is a file; a run needs a folder. Choose another --out.")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not (folder / MANIFEST).is_file():
+        raise RunError(f"{folder} is not empty and holds no run; nothing was written. Choose another --out.")
+    other = _manifest(folder)
+    if other.get("key") != key:
+        raise RunError(
+            f"{folder} already holds another run: {other.get('command', 'unknown command')}. Nothing was written. "
+            "Choose another --out, or remove that folder."
+        )
+
+
+def load_run(folder: Path) -> Run:
+    """The run in `folder`. Raises `RunError` where there is none or a file is missing or damaged."""
+    if not folder.is_dir():
+        raise RunError(f"There is no run folder {folder}. Give the folder that `circuitome find` printed.")
+    manifest = _manifest(folder)
+    try:
+        tensors = load_file(folder / TENSORS)
+    except FileNotFoundError as error:
+        raise RunError(f"{folder} is damaged: {TENSORS} is missing. Run it again: {manifest.get('command')}") from error
+    except SafetensorError as error:
+        raise RunError(
+            f"{folder} is damaged: {TENSORS} cannot be read ({error}). Run it again: {manifest.get('command')}"
+        ) from error
+    return Run(manifest, tensors)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunError(f"{folder} holds no {MANIFEST}, so it is not a run folder.") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise RunError(f"{folder} is damaged: {MANIFEST} is not valid JSON ({error}).") from error
+    if not isinstance(manifest, dict) or "key" not in manifest:
+        raise RunError(f"{folder} is damaged: {MANIFEST} is not the manifest of a run.")
+    return manifest
+
+
+def to_json(value: Any) -> str:
+    """JSON text; NaN and infinity become null, since JSON has no such numbers."""
+    return json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value

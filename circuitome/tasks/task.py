@@ -1,0 +1,161 @@
+"""A behaviour as data: clean and corrupted prompt pairs, the answers, and the metric that tells how well it is done."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitome.errors import TaskError, unknown_name
+from circuitome.tasks.metrics import METRICS, metric_unit
+
+
+@runtime_checkable
+class Tokens(Protocol):
+    """What a task needs of a model: its tokenizer with its own defaults (BOS included where it adds one)."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt, special tokens as the tokenizer adds them."""
+        ...
+
+    def encode_answer(self, text: str) -> list[int]:
+        """Token ids of a continuation: no special tokens."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids."""
+        ...
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One prompt and its corrupted twin, of equal token count; the model is read at the last token."""
+
+    clean: tuple[int, ...]
+    """Token ids of the clean prompt."""
+    corrupted: tuple[int, ...]
+    """Token ids of the corrupted prompt, aligned with `clean` position by position."""
+    answers: tuple[int, ...]
+    """Token ids that count as right after the clean prompt."""
+    wrongs: tuple[int, ...]
+    """Token ids that count as wrong after the clean prompt."""
+    clean_text: str = ""
+    """The clean prompt as text, for people."""
+    corrupted_text: str = ""
+    """The corrupted prompt as text, for people."""
+    template: str = ""
+    """Name of the template the pair was made from; groups pairs whose positions mean the same."""
+    roles: Mapping[str, int] = field(default_factory=dict)
+    """Token position in `clean` of each named role, e.g. {"IO": 1, "S1": 3, "S2": 9, "end": 13}."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Prompt pairs with one metric. The metric is larger when the model does the task better."""
+
+    name: str
+    """Short name, e.g. "ioi"."""
+    pairs: tuple[Pair, ...]
+    """The prompts."""
+    metric: str = "logit_diff"
+    """A name in `circuitome.tasks.metrics.METRICS`."""
+    seed: int | None = None
+    """Seed the prompts were drawn with; None when they came from a file."""
+    source: str = ""
+    """Where the prompts came from: a generator's name or a file name."""
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise unknown_name("metric", self.metric, METRICS)
+        if not self.pairs:
+            raise TaskError(f"Task {self.name!r} has no prompt pairs; it needs at least one.")
+        if self.metric == "logit_diff_max" and not all(pair.wrongs for pair in self.pairs):
+            raise TaskError(f"Task {self.name!r}: the metric logit_diff_max needs a wrong answer for every prompt.")
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def unit(self) -> str:
+        """Unit of the metric, e.g. "logits"."""
+        return metric_unit(self.metric)
+
+    def score(self, logits: Float[Tensor, "batch vocab"], rows: Sequence[int]) -> Float[Tensor, " batch"]:
+        """The metric of each prompt in `rows`, from the logits after its last token. Higher is better; float32."""
+        pairs = [self.pairs[row] for row in rows]
+        return METRICS[self.metric](logits.float(), [p.answers for p in pairs], [p.wrongs for p in pairs])
+
+    def data_hash(self) -> str:
+        """SHA-256 over the token ids, answers and metric: equal hashes mean equal inputs to every method."""
+        rows: list[Any] = [[p.clean, p.corrupted, p.answers, p.wrongs] for p in self.pairs]
+        return hashlib.sha256(json.dumps([self.metric, rows]).encode()).hexdigest()
+
+
+def continuation(tokens: Tokens, text: str) -> list[int]:
+    """Token ids of `text` as it would follow a prompt, its leading space included.
+
+    Tokenizers that put a space of their own in front of every text (Llama 2, Mistral) spell " Mary" on its own as two
+    tokens, but as one after another word; so where there are several, the ones that follow a letter are taken.
+    """
+    alone = tokens.encode_answer(text)
+    if len(alone) <= 1:
+        return alone
+    before, both = tokens.encode_answer("a"), tokens.encode_answer("a" + text)
+    return both[len(before) :] if both[: len(before)] == before else alone
+
+
+def make_pair(
+    tokens: Tokens,
+    clean: str,
+    corrupted: str,
+    answers: Sequence[str],
+    wrongs: Sequence[str],
+    *,
+    template: str = "",
+    roles: Mapping[str, int] | None = None,
+    where: str = "",
+) -> Pair:
+    """A `Pair` from texts, checked: equal token counts, prompts that differ, answers of one token each.
+
+    The role "end", the last token, is added to `roles`. `where` (e.g. "prompts.csv, line 3") starts each message.
+    Raises `TaskError` and shows both tokenisations.
+    """
+    at = f"{where}: " if where else ""
+    a, b = tokens.encode(clean), tokens.encode(corrupted)
+    if not a:
+        raise TaskError(f"{at}the clean prompt {clean!r} has no tokens.")
+    if len(a) != len(b):
+        raise TaskError(
+            f"{at}the two prompts must have the same number of tokens, got {len(a)} and {len(b)}.\n"
+            f"  clean     {_spell(tokens, a)}\n  corrupted {_spell(tokens, b)}\n"
+            "Change the corrupted prompt so that every word that differs has as many tokens as the one it replaces."
+        )
+    if a == b:
+        raise TaskError(f"{at}clean and corrupted prompt are the same ({clean!r}), so there is nothing to compare.")
+    if not answers:
+        raise TaskError(f"{at}there is no answer; give at least one.")
+    right = tuple(_one_token(tokens, text, "answer", at) for text in answers)
+    wrong = tuple(_one_token(tokens, text, "wrong answer", at) for text in wrongs)
+    if both := sorted(set(right) & set(wrong)):
+        raise TaskError(f"{at}{tokens.decode(both[:1])!r} is listed both as right and as wrong answer.")
+    return Pair(tuple(a), tuple(b), right, wrong, clean, corrupted, template, {**(roles or {}), "end": len(a) - 1})
+
+
+def _one_token(tokens: Tokens, text: str, kind: str, at: str) -> int:
+    if not text:
+        raise TaskError(f"{at}the {kind} is empty; it must be one token.")
+    ids = continuation(tokens, text)
+    if len(ids) != 1:
+        hint = "" if text.startswith(" ") else f" Most tokenizers want the space before the word: {' ' + text!r}."
+        raise TaskError(
+            f"{at}the {kind} {text!r} must be one token, got {len(ids)}: {_spell(tokens, ids)}.{hint} "
+            "Use a one-token answer, or its first token."
+        )
+    return ids[0]
+
+
+def _spell(tokens: Tokens, ids: Sequence[int]) -> str:
+    return "|".join(tokens.decode([i]) for i in ids).replace("\n", "\\n")

@@ -1,0 +1,35 @@
+import os
+
+import pytest
+import torch
+
+from circuitome.models import Model, load
+from circuitome.tasks import Task, make_pair
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+NAMES = ("Laura", "Peter", "John", "Dan", "Anna", "Kate")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Model:
+    return load("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def small_ioi(smollm2: Model) -> Task:
+    """Six pairs of two lengths."""
+    pairs = []
+    for i in range(6):
+        a, b, c = (NAMES[(i + k) % 6] for k in range(3))
+        start = "When" if i % 2 else "Later that day, when"
+        text = f"{start} {a} and {b} went to the store, {{}} gave a drink to"
+        pairs.append(make_pair(smollm2, text.format(b), text.format(c), [f" {a}"], [f" {b}"]))
+    return Task("small-ioi", tuple(pairs))
+
+
+@pytest.fixture(autouse=True)
+def _no_global_seed_needed():
+    before = torch.get_rng_state()
+    yield
+    torch.set_rng_state(before)
