@@ -64,8 +64,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> 
     Lists all of `known` when there are few; `hint` says where to find the rest.
     """
     names = list(known)
-    near = get_close_matches(name.lower(), [n.lower() for n in names], n=3, cutoff=0.5)
-    near = [n for n in names if n.lower() in near][:3]
+    spelled = {n.lower(): n for n in names}
+    near = [spelled[n] for n in get_close_matches(name.lower(), spelled, n=3, cutoff=0.5)]
     message = f"There is no {kind} {name!r}."
     if near:
         message += f" Did you mean {' or '.join(repr(n) for n in near)}?"

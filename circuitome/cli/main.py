@@ -94,7 +94,7 @@ def find(
     folder = out or Path("runs") / spec.folder_name()
     if folder.is_file() or (folder.exists() and not (folder / "manifest.json").is_file()):
         check_free(folder, "")  # a folder that cannot take the run is refused before the work, not after
-    with show.progress(sys.stderr) as progress:
+    with show.progress() as progress:
         run = run_find(spec, progress)
     from circuitome.report import payload, render
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -20,9 +20,9 @@ Tell = Callable[[str, int, int], None]
 
 
 @contextmanager
-def progress(stream: TextIO) -> Iterator[Tell]:
-    """Inside, calls (what, done, total) draw a bar with the time left; nothing where `stream` is no terminal."""
-    console = Console(file=stream)
+def progress() -> Iterator[Tell]:
+    """Inside, calls (what, done, total) draw a bar with the time left on the error stream, if that is a terminal."""
+    console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         known: dict[str, Any] = {}

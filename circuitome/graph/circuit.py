@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+import networkx as nx
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitome.errors import InputError
+from circuitome.graph import exchange
 from circuitome.graph.graph import Graph
 
 
@@ -125,3 +128,32 @@ class Circuit:
             if torch.equal(kept, mask):
                 return Circuit(self.graph, kept)
             mask = kept
+
+    def save(self, path: str | Path) -> None:
+        """Write the circuit to a safetensors file, with the shape of its graph."""
+        exchange.save_on_graph(path, self.graph, "circuit", {"circuit": self.mask}, {})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Circuit":
+        """The circuit that `save` wrote. Raises `InputError` for a missing, damaged or other file."""
+        graph, tensors, _ = exchange.load_on_graph(path, "circuit")
+        return cls(graph, tensors["circuit"])
+
+    def to_networkx(self, scores: Float[Tensor, "writers readers"] | None = None) -> nx.MultiDiGraph:
+        """A graph of heads, MLPs, embed and logits; each edge has `input` (q, k, v, in, logits) and `score` if given.
+
+        An edge into a key/value head stands once for each query head that reads it.
+        """
+        return exchange.to_networkx(self.graph, self.mask, scores)
+
+    def to_graphml(self, path: str | Path, scores: Float[Tensor, "writers readers"] | None = None) -> None:
+        """Write GraphML of `to_networkx`."""
+        exchange.write_graphml(path, self.graph, self.mask, scores)
+
+    def to_json(self, path: str | Path, scores: Float[Tensor, "writers readers"] | None = None) -> None:
+        """Write the attribution-graph JSON that Neuronpedia reads; a link's weight is its score, or 1."""
+        exchange.write_json(path, self.graph, self.mask, scores)
+
+    def to_csv(self, path: str | Path, scores: Float[Tensor, "writers readers"] | None = None) -> None:
+        """Write one line an edge: from, to, score."""
+        exchange.write_csv(path, self.graph, self.mask, scores)

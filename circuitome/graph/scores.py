@@ -2,12 +2,14 @@
 
 import heapq
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from circuitome.errors import InputError
+from circuitome.graph import exchange
 from circuitome.graph.circuit import Circuit
 from circuitome.graph.graph import Graph
 from circuitome.results import LEVEL, resample_means
@@ -109,6 +111,17 @@ class EdgeScores:
         ]
         ends[:, circuit.mask] = torch.cat(parts, 1).float()
         return ends
+
+    def save(self, path: str | Path) -> None:
+        """Write scores and per-prompt samples to a safetensors file, with the shape of the graph."""
+        tensors = {"values": self.values} | ({} if self.samples is None else {"samples": self.samples})
+        exchange.save_on_graph(path, self.graph, "scores", tensors, {"unit": self.unit, "method": self.method})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "EdgeScores":
+        """The scores that `save` wrote. Raises `InputError` for a missing, damaged or other file."""
+        graph, tensors, notes = exchange.load_on_graph(path, "scores")
+        return cls(graph, tensors["values"], notes["unit"], notes["method"], tensors.get("samples"))
 
     def _check_size(self, n: int) -> None:
         if not 0 <= n <= self.graph.n_edges:

@@ -1,0 +1,133 @@
+"""Circuits in the formats of other tools (networkx, GraphML, CSV, attribution-graph JSON) and in our own."""
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from circuitome.errors import InputError
+from circuitome.graph.graph import Graph
+
+LOGITS = "logits"
+
+
+def save_on_graph(path: str | Path, graph: Graph, kind: str, tensors: dict[str, Tensor], notes: dict[str, str]) -> None:
+    """Write tensors to a safetensors file whose header holds the graph's shape, a kind and notes."""
+    header = {"kind": kind, "graph": json.dumps(asdict(graph)), **notes}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(path), metadata=header)
+
+
+def load_on_graph(path: str | Path, kind: str) -> tuple[Graph, dict[str, Tensor], dict[str, str]]:
+    """What `save_on_graph` wrote. Raises `InputError` for a missing or damaged file, or one of another kind."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = file.metadata() or {}
+            if header.get("kind") != kind:
+                raise InputError(
+                    f"{path} holds {header.get('kind', 'no circuitome data')}; a file of {kind} was expected."
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+    except FileNotFoundError as error:
+        raise InputError(f"There is no file {path}.") from error
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} cannot be read as safetensors: {error}") from error
+    shape = json.loads(header["graph"])
+    return Graph(**{**shape, "embeds": tuple(shape["embeds"])}), tensors, header
+
+
+def node_edges(graph: Graph, mask: Tensor) -> Iterator[tuple[str, str, int, int]]:
+    """Every edge as (writer, reading node, row, column); a key/value edge once for each query head that shares it."""
+    readers = [row.nonzero().flatten().tolist() for row in graph.reader_nodes.T]
+    for row, column in mask.nonzero().tolist():
+        targets = [graph.writers[node] for node in readers[column]] or [LOGITS]
+        for target in targets:
+            yield graph.writers[row], target, row, column
+
+
+def to_networkx(graph: Graph, mask: Tensor, scores: Tensor | None) -> nx.MultiDiGraph:
+    """Nodes are heads, MLPs, embed and logits; edges carry `input` (q, k, v, in, logits) and, if given, `score`."""
+    network = nx.MultiDiGraph()
+    for writer, target, row, column in node_edges(graph, mask):
+        reader = graph.readers[column]
+        weight = {} if scores is None else {"score": float(scores[row, column])}
+        network.add_edge(writer, target, key=reader, input=reader.rpartition(".")[2], reader=reader, **weight)
+    return network
+
+
+def write_graphml(path: str | Path, graph: Graph, mask: Tensor, scores: Tensor | None) -> None:
+    """GraphML, for Gephi, yEd, Cytoscape and others."""
+    nx.write_graphml(to_networkx(graph, mask, scores), path)
+
+
+def write_csv(path: str | Path, graph: Graph, mask: Tensor, scores: Tensor | None) -> None:
+    """One line an edge: from, to, score (empty where not given)."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        out = csv.writer(file)
+        out.writerow(["from", "to", "score"])
+        for row, column in mask.nonzero().tolist():
+            score = "" if scores is None else repr(float(scores[row, column]))
+            out.writerow([graph.writers[row], graph.readers[column], score])
+
+
+def attribution_graph(graph: Graph, mask: Tensor, scores: Tensor | None, name: str) -> dict[str, Any]:
+    """The circuit in the attribution-graph schema that Neuronpedia reads. Nodes are keyed by their names.
+
+    A link's `weight` is the score (1 where none is given); several inputs of one head give several links.
+    """
+    links = [
+        {
+            "source": writer,
+            "target": target,
+            "weight": 1.0 if scores is None else float(scores[row, column]),
+            "input": graph.readers[column],
+        }
+        for writer, target, row, column in node_edges(graph, mask)
+    ]
+    names = sorted({str(link[end]) for link in links for end in ("source", "target")}, key=_place(graph))
+    return {
+        "metadata": {
+            "slug": name,
+            "scan": name,
+            "prompt_tokens": [],
+            "prompt": "",
+            "info": {"generator": {"name": "circuitome"}},
+            "generation_settings": asdict(graph),
+        },
+        "qParams": {},
+        "nodes": [_node(graph, node, index) for index, node in enumerate(names)],
+        "links": links,
+    }
+
+
+def write_json(path: str | Path, graph: Graph, mask: Tensor, scores: Tensor | None) -> None:
+    """The circuit as attribution-graph JSON."""
+    text = json.dumps(attribution_graph(graph, mask, scores, Path(path).stem), indent=1)
+    Path(path).write_text(text, encoding="utf-8")
+
+
+def _place(graph: Graph) -> Any:
+    order = {name: i for i, name in enumerate((*graph.writers, LOGITS))}
+    return order.__getitem__
+
+
+def _node(graph: Graph, name: str, index: int) -> dict[str, Any]:
+    kind = "logit" if name == LOGITS else "embedding" if name in graph.embeds else "head" if name[0] == "a" else "mlp"
+    layer = {"logit": str(graph.n_layers), "embedding": "E"}.get(kind) or name[1:].partition(".")[0]
+    head = int(name.rpartition(".h")[2]) if kind == "head" else 0
+    return {
+        "node_id": name,
+        "jsNodeId": name,
+        "feature": head,
+        "layer": layer,
+        "ctx_idx": 0,
+        "feature_type": kind,
+        "clerp": name,
+        "index": index,
+    }
