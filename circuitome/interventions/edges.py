@@ -47,7 +47,7 @@ def baseline(model: Model, task: Task, batch: Batch, replacement: AblationValues
     """One pass over a batch, and the residual stream with every writer ablated."""
     with torch.no_grad():
         if replacement.kind == "corrupted":
-            tape = model.record(batch.corrupted)
+            tape = model.record(batch.corrupted, logits=False)
             assert tape.final is not None
             streams = [t.float() for t in (*tape.attention_in, *tape.mlp_in, tape.final)]
             n = len(model.blocks)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,6 +72,17 @@ def test_the_model_does_every_task(smollm2, name):
     rows = range(len(task))
     clean = task.score(plain(smollm2, task, "clean"), rows).mean()
     assert clean > task.score(plain(smollm2, task, "corrupted"), rows).mean()
+
+
+def test_published_numbers_on_the_32_comparison_pairs(smollm2):
+    """Mean logit differences, and faithfulness that an independent EAP-IG implementation measured at five sizes."""
+    task = cm.tasks.from_file(smollm2, Path(__file__).parents[2] / "benchmarks" / "ioi32.jsonl")
+    published = {100: 0.216, 300: 0.346, 1_000: 0.433, 3_000: 0.644, 10_000: 0.842}
+    curve = cm.faithfulness_curve(smollm2, cm.eap_ig(smollm2, task), task, sizes=list(published), draws=1)
+    assert curve.circuits[0].model.value == pytest.approx(4.299, abs=1e-3)
+    assert curve.circuits[0].empty.value == pytest.approx(-0.819, abs=1e-3)
+    for circuit, value in zip(curve.circuits, published.values(), strict=True):
+        assert circuit.value == pytest.approx(value, abs=0.03)
 
 
 def test_a_circuit_beats_random_ones_and_grows_to_the_model(smollm2):

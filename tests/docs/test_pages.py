@@ -1,0 +1,38 @@
+"""The Python blocks of the pages and the README run as they stand, in order, one namespace a page."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import circuitome as cm
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if "```python" in page.read_text()
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_page_runs(page, smollm2, monkeypatch):
+    monkeypatch.setattr(cm, "load", lambda name: smollm2, raising=False)
+    space: dict[str, object] = {}
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, str(page), "exec"), space)
+    assert len(space["circuit"]) in (500, 1000)
+
+
+def test_public_names_are_what_the_package_says():
+    assert set(cm.__all__) <= set(dir(cm))
+    for name in cm.__all__:
+        assert getattr(cm, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'eap_gi'"):
+        cm.eap_gi  # noqa: B018
+
+
+def test_every_public_name_has_a_docstring():
+    for name in cm.__all__:
+        assert getattr(cm, name).__doc__, name
