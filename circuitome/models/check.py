@@ -47,9 +47,11 @@ def _same_logits(model: Model, hooked: Tensor, at_position: Tensor, plain: Tenso
 
 
 def _identities(model: Model, tape: Tape) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Site, what the adapter computes, what the model computed."""
+    """Site, what the adapter computes, what the model computed.
+
+    Each block's sum starts from the stream that the model itself had, so that rounding in bfloat16 does not pile up.
+    """
     assert tape.final is not None and tape.logits is not None
-    stream = tape.attention_in[0].float()
     for layer, block in enumerate(model.blocks):
         normed = block.attend_inputs(tape.attention_in[layer])
         online = torch.einsum("bpd,red->bpre", normed, block.reader_weights()) + block.reader_biases()
@@ -61,12 +63,13 @@ def _identities(model: Model, tape: Tape) -> Iterator[tuple[str, Tensor, Tensor]
         z = tape.z[layer].float().unflatten(-1, (model.heads.q, model.heads.width))
         if block.attention_post is not None:
             z = z / block.attention_post.sigma(tape.attention_out[layer])[..., None]
-        stream = stream + block.join_heads(z)
+        stream = tape.attention_in[layer].float() + block.join_heads(z)
         if not model.graph.parallel:
             yield f"m{layer}.in", stream, tape.mlp_in[layer]
+            stream = tape.mlp_in[layer].float()
         yield f"m{layer}", block.run_mlp(tape.mlp_in[layer]), tape.mlp_out[layer]
-        stream = stream + tape.mlp_out[layer].float()
-    yield "logits (sum of all writers)", stream, tape.final
+        after = tape.attention_in[layer + 1] if layer + 1 < len(model.blocks) else tape.final
+        yield f"the stream after block {layer}", stream + tape.mlp_out[layer].float(), after
     yield "logits (unembedding)", model.unembed(tape.final[:, -1]), tape.logits
 
 
