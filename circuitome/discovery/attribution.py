@@ -158,9 +158,9 @@ def contract(model: Model, delta: WriterValues, gradients: ReaderGradients) -> F
         writers = writer_vectors(model, delta.rows(rows)).flatten(2)  # writer, batch, pos * d_model
         for first in range(0, graph.n_layers, LAYERS_AT_ONCE):
             last = min(first + LAYERS_AT_ONCE, graph.n_layers)
-            vectors = [_reader_vectors(gradients, layer, weights[layer], rows) for layer in range(first, last)]
+            vectors = _reader_vectors(gradients, range(first, last), weights[first:last], rows)
             columns = slice(graph.attention_columns(first).start, graph.mlp_column(last - 1) + 1)
-            _product(writers[: graph.upstream_of_mlp(last - 1)], torch.cat(vectors), scores[rows, :, columns])
+            _product(writers[: graph.upstream_of_mlp(last - 1)], vectors, scores[rows, :, columns])
         _product(writers, gradients.final[rows].flatten(1)[None], scores[rows, :, -1:])
     return scores * graph.mask.to(scores.device)
 
@@ -173,16 +173,19 @@ def _folded_weights(block: Block) -> Float[Tensor, "reader d_head d_model"]:
 
 
 def _reader_vectors(
-    gradients: ReaderGradients, layer: int, weights: Tensor, rows: slice
+    gradients: ReaderGradients, layers: Sequence[int], weights: Sequence[Tensor], rows: slice
 ) -> Float[Tensor, "reader batch pos_d_model"]:
-    """Gradients at the readers of one block as vectors of the residual stream: q, k, v readers, then the MLP."""
-    part = gradients.attention[layer]
-    g = part.g[rows]
-    vectors = torch.bmm(g.flatten(0, 1).transpose(0, 1), weights)  # reader, batch * pos, d_model
-    for slope, centred in zip(part.slope[:, rows], part.centred[:, rows], strict=True):
-        vectors.addcmul_(slope.flatten(0, 1).T[..., None], centred.flatten(0, 1)[None], value=-1)
-    attention = vectors.view(len(vectors), len(g), -1)
-    return torch.cat([attention, gradients.mlps[layer][rows].flatten(1)[None]])
+    """Gradients at the readers of some blocks as vectors of the residual stream: per block q, k, v, then the MLP."""
+    final = gradients.final[rows]
+    n = len(weights[0])
+    vectors = final.new_empty(len(layers), n + 1, final.shape[0] * final.shape[1], final.shape[2])
+    for layer, weight, out in zip(layers, weights, vectors, strict=True):
+        part = gradients.attention[layer]
+        torch.bmm(part.g[rows].flatten(0, 1).transpose(0, 1), weight, out=out[:n])
+        for slope, centred in zip(part.slope[:, rows], part.centred[:, rows], strict=True):
+            out[:n].addcmul_(slope.flatten(0, 1).T[..., None], centred.flatten(0, 1)[None], value=-1)
+        out[n] = gradients.mlps[layer][rows].flatten(0, 1)
+    return vectors.view(len(layers) * (n + 1), len(final), -1)
 
 
 def _product(writers: Tensor, readers: Tensor, out: Tensor) -> None:

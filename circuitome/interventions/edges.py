@@ -95,17 +95,25 @@ class _Run:
         shape = base.clean_embed.shape
         self.delta = base.clean_embed.new_zeros(len(needed), shape[0] * shape[1], shape[2])
         self.shape = shape
+        self.everywhere = read_everywhere(circuit)
+        read = base.batch.clean.read
+        self.last = torch.arange(shape[0], device=read.device) * shape[1] + read
         if 0 in self.slot:
             self.delta[self.slot[0]] = (base.clean_embed - base.ablated.embed).flatten(0, 1)
 
-    def added(self, columns: Sequence[int]) -> Float[Tensor, "reader batch_pos d_model"]:
-        """Sum over kept writers of their differences, for some readers."""
-        picked = self.mask[:, columns].T
-        parents = picked.any(0).nonzero().flatten().tolist()
-        weights = picked[:, parents].to(self.delta)
-        slots = [self.slot[row] for row in parents]
-        sources = self.delta if len(slots) == len(self.delta) else self.delta[slots]
-        return (weights @ sources.flatten(1)).unflatten(1, self.delta.shape[1:])
+    def seen(self, stream: Tensor, columns: Sequence[int]) -> Float[Tensor, "reader batch_pos d_model"]:
+        """What some readers see: the ablated `stream` and the differences of their kept writers."""
+        edges = self.mask[:, columns].T.nonzero().tolist()
+        inputs = stream.flatten(0, 1).expand(len(columns), -1, -1)
+        if len(edges) > len(self.slot):  # one product with all differences is cheaper than many sums
+            weights = stream.new_zeros(len(columns), len(self.slot))
+            for reader, row in edges:
+                weights[reader, self.slot[row]] = 1.0
+            return inputs + (weights @ self.delta.flatten(1)).view_as(inputs)
+        inputs = inputs.clone()
+        for reader, row in edges:
+            inputs[reader] += self.delta[self.slot[row]]
+        return inputs
 
     def attention(self, layer: int) -> None:
         """Run the heads of a block that kept edges leave, if any of them can differ from its ablated self."""
@@ -115,10 +123,10 @@ class _Run:
         active = [c for c in range(columns.start, columns.stop) if self.entered[c] or not base.cached]
         if not leaving or not active:
             return
-        inputs = base.attention_in[layer].flatten(0, 1) + self.added(active)
+        inputs = self.seen(base.attention_in[layer], active)
         readers = [c - columns.start for c in active]
         normed = block.attend_inputs(inputs.to(model.dtype))
-        weights, biases = block.reader_weights()[readers], block.reader_biases()[readers]
+        weights, biases = block.reader_weights(readers), block.reader_biases()[readers]
         online = torch.baddbmm(biases[:, None], normed, weights.transpose(1, 2)).transpose(0, 1)
         if base.cached:
             values = block.split(base.tape.projected[layer]).clone()
@@ -137,15 +145,33 @@ class _Run:
         row, column = self.graph.mlp_row(layer), self.graph.mlp_column(layer)
         if not self.leaves[row] or (self.base.cached and not self.entered[column]):
             return
-        inputs = self.base.mlp_in[layer] + self.added([column]).view(self.shape)
-        out = self.model.blocks[layer].run_mlp(inputs.to(self.model.dtype))
-        self.delta[self.slot[row]] = (out.float() - self.base.ablated.mlps[layer]).flatten(0, 1)
+        inputs = self.seen(self.base.mlp_in[layer], [column])[0]
+        where = slice(None) if self.everywhere[row] else self.last
+        ablated = self.base.ablated.mlps[layer].flatten(0, 1)[where]
+        out = self.model.blocks[layer].run_mlp(inputs[where][None].to(self.model.dtype))[0]
+        self.delta[self.slot[row], where] = out.float() - ablated
 
     def logits(self) -> Float[Tensor, "batch vocab"]:
         """Logits at the position that the metric reads."""
-        final = self.base.final + self.added([len(self.graph.readers) - 1]).view(self.shape)
-        rows = torch.arange(len(final), device=final.device)
-        return self.model.unembed(final[rows, self.base.batch.clean.read].to(self.model.dtype))
+        final = self.seen(self.base.final, [len(self.graph.readers) - 1])[0]
+        return self.model.unembed(final[self.last].to(self.model.dtype))
+
+
+def read_everywhere(circuit: Circuit) -> list[bool]:
+    """By writer: whether some position before the last is read, inside `circuit`, on the way to the last one's logits.
+
+    Keys and values are read at all positions; queries and MLPs only where their own output is.
+    """
+    graph = circuit.graph
+    everywhere = torch.zeros(len(graph.readers), dtype=torch.bool)
+    result = [False] * len(graph.writers)
+    for row in reversed(range(len(graph.writers))):
+        result[row] = bool((circuit.mask[row] & everywhere).any())
+        inputs = graph.reader_nodes[row].nonzero().flatten().tolist()
+        for column in inputs:
+            is_kv = ".kv" in graph.readers[column]
+            everywhere[column] |= result[row] or is_kv
+    return result
 
 
 def run_circuit(

@@ -94,13 +94,17 @@ class Block:
             return [values.flatten(-2)]
         return [part.flatten(-2) for part in values.split((self.heads.q, self.heads.kv, self.heads.kv), -2)]
 
-    def reader_weights(self) -> Float[Tensor, "reader d_head d_model"]:
-        """Weight of each q, k and v reader, in the model's dtype: its value is weight @ norm(x) + bias."""
+    def reader_weights(self, readers: Sequence[int] | None = None) -> Float[Tensor, "reader d_head d_model"]:
+        """Weight of each q, k and v reader (or of some), in the model's dtype: its value is weight @ norm(x) + bias."""
         weights = [_weight(module) for module in self.projections]
         if self.fused == "interleaved":
-            return weights[0].unflatten(0, (self.heads.q, 3, self.heads.width)).transpose(0, 1).flatten(0, 1)
-        joined = weights[0] if len(weights) == 1 else torch.cat(weights)
-        return joined.unflatten(0, (self.heads.readers, self.heads.width))
+            views = list(weights[0].unflatten(0, (self.heads.q, 3, self.heads.width)).unbind(1))
+        else:
+            views = [weight.unflatten(0, (-1, self.heads.width)) for weight in weights]
+        if readers is None:
+            return torch.cat(views)
+        each = [weight for view in views for weight in view.unbind()]
+        return torch.stack([each[reader] for reader in readers])
 
     def reader_biases(self) -> Float[Tensor, "reader d_head"]:
         """Bias of each q, k and v reader; zeros where the projection has none."""
