@@ -116,6 +116,17 @@ class Graph:
                 inputs[self.mlp_row(layer), self.mlp_column(layer)] = True
         return inputs
 
+    @cached_property
+    def inputs_of(self) -> tuple[tuple[int, ...], ...]:
+        """By row: the columns of the writer's own inputs."""
+        return tuple(tuple(row.nonzero().flatten().tolist()) for row in self.reader_nodes)
+
+    @cached_property
+    def layer_of(self) -> tuple[int, ...]:
+        """By row: the block of each writer, -1 for embeddings."""
+        per_block = self.n_heads + self.mlps
+        return (-1,) * len(self.embeds) + tuple(i for i in range(self.n_layers) for _ in range(per_block))
+
     def kv_head(self, head: int) -> int:
         """The key/value head that query head `head` reads."""
         return head * self.n_kv_heads // self.n_heads

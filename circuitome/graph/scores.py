@@ -67,7 +67,6 @@ class EdgeScores:
         self._check_size(n)
         strength = self.values.abs().tolist()
         upstream = [column.nonzero().flatten().tolist() for column in self.graph.mask.T]
-        inputs = [row.nonzero().flatten().tolist() for row in self.graph.reader_nodes]
         mask = torch.zeros_like(self.graph.mask)
         opened: set[int] = set()
         heap: list[tuple[float, int, int]] = []
@@ -84,7 +83,7 @@ class EdgeScores:
                 break
             _, row, column = heapq.heappop(heap)
             mask[row, column] = True
-            for reader in inputs[row]:
+            for reader in self.graph.inputs_of[row]:
                 open_reader(reader)
         return Circuit(self.graph, mask)
 

@@ -6,7 +6,7 @@ kept edge enters: its output is the cached corrupted one. So a sparse circuit co
 Source: Conmy et al. 2023, arXiv:2304.14997 (what ACDC evaluates), with Hugging Face's attention as it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -87,40 +87,46 @@ class _Run:
 
     def __init__(self, model: Model, base: Baseline, circuit: Circuit) -> None:
         self.model, self.base, self.graph = model, base, model.graph
-        self.mask = circuit.mask
-        self.leaves = circuit.mask.any(1).tolist()
-        self.entered = circuit.mask.any(0).tolist()
-        needed = [row for row, leaves in enumerate(self.leaves) if leaves]
-        self.slot = {row: i for i, row in enumerate(needed)}
-        shape = base.clean_embed.shape
-        self.delta = base.clean_embed.new_zeros(len(needed), shape[0] * shape[1], shape[2])
-        self.shape = shape
-        self.everywhere = read_everywhere(circuit)
+        self.demand = demand(circuit, coupled=model.blocks[0].attention_post is not None)
+        self.slot = {row: i for i, row in enumerate(sorted(self.demand.everywhere))}
+        self.shape = base.clean_embed.shape
+        self.delta = base.clean_embed.new_empty(len(self.slot), self.shape[0] * self.shape[1], self.shape[2])
+        self.ran: set[int] = set()
         read = base.batch.clean.read
-        self.last = torch.arange(shape[0], device=read.device) * shape[1] + read
+        self.last = torch.arange(self.shape[0], device=read.device) * self.shape[1] + read
         if 0 in self.slot:
-            self.delta[self.slot[0]] = (base.clean_embed - base.ablated.embed).flatten(0, 1)
+            self.keep(0, (base.clean_embed - base.ablated.embed).flatten(0, 1))
+
+    def keep(self, row: int, difference: Float[Tensor, "batch_pos d_model"]) -> None:
+        """Note the difference of a writer that has run."""
+        self.delta[self.slot[row]] = difference
+        self.ran.add(row)
 
     def seen(self, stream: Tensor, columns: Sequence[int]) -> Float[Tensor, "reader batch_pos d_model"]:
         """What some readers see: the ablated `stream` and the differences of their kept writers."""
-        edges = self.mask[:, columns].T.nonzero().tolist()
+        parents = [[row for row in self.demand.parents.get(c, ()) if row in self.ran] for c in columns]
         inputs = stream.flatten(0, 1).expand(len(columns), -1, -1)
-        if len(edges) > len(self.slot):  # one product with all differences is cheaper than many sums
-            weights = stream.new_zeros(len(columns), len(self.slot))
-            for reader, row in edges:
-                weights[reader, self.slot[row]] = 1.0
-            return inputs + (weights @ self.delta.flatten(1)).view_as(inputs)
+        if sum(map(len, parents)) > len(self.ran):  # one product with all differences is cheaper than many sums
+            slots = sorted(self.slot[row] for row in self.ran)
+            place = {slot: i for i, slot in enumerate(slots)}
+            weights = stream.new_zeros(len(columns), len(slots))
+            for reader, rows in enumerate(parents):
+                weights[reader, [place[self.slot[row]] for row in rows]] = 1.0
+            upto = slots[-1] + 1
+            sources = self.delta[:upto] if upto == len(slots) else self.delta[slots]
+            return inputs + (weights @ sources.flatten(1)).view_as(inputs)
         inputs = inputs.clone()
-        for reader, row in edges:
-            inputs[reader] += self.delta[self.slot[row]]
+        for reader, rows in enumerate(parents):
+            for row in rows:
+                inputs[reader] += self.delta[self.slot[row]]
         return inputs
 
     def attention(self, layer: int) -> None:
         """Run the heads of a block that kept edges leave, if any of them can differ from its ablated self."""
         model, base, block = self.model, self.base, self.model.blocks[layer]
         rows, columns = self.graph.head_rows(layer), self.graph.attention_columns(layer)
-        leaving = [row for row in range(rows.start, rows.stop) if self.leaves[row]]
-        active = [c for c in range(columns.start, columns.stop) if self.entered[c] or not base.cached]
+        leaving = [row for row in range(rows.start, rows.stop) if row in self.slot]
+        active = [c for c in range(columns.start, columns.stop) if self.demand.parents.get(c) or not base.cached]
         if not leaving or not active:
             return
         inputs = self.seen(base.attention_in[layer], active)
@@ -138,18 +144,22 @@ class _Run:
         change = scaled_heads(model, layer, z, out) - base.ablated.heads[layer]
         heads = [row - rows.start for row in leaving]
         vectors = torch.bmm(change.flatten(0, 1).transpose(0, 1)[heads], block.head_weights()[heads])
-        self.delta[[self.slot[row] for row in leaving]] = vectors
+        for row, vector in zip(leaving, vectors, strict=True):
+            self.keep(row, vector)
 
     def mlp(self, layer: int) -> None:
         """Run the MLP of a block if a kept edge leaves it and it can differ from its ablated self."""
         row, column = self.graph.mlp_row(layer), self.graph.mlp_column(layer)
-        if not self.leaves[row] or (self.base.cached and not self.entered[column]):
+        if row not in self.slot or (self.base.cached and not self.demand.parents.get(column)):
             return
         inputs = self.seen(self.base.mlp_in[layer], [column])[0]
-        where = slice(None) if self.everywhere[row] else self.last
-        ablated = self.base.ablated.mlps[layer].flatten(0, 1)[where]
-        out = self.model.blocks[layer].run_mlp(inputs[where][None].to(self.model.dtype))[0]
-        self.delta[self.slot[row], where] = out.float() - ablated
+        ablated = self.base.ablated.mlps[layer].flatten(0, 1)
+        run_mlp, dtype = self.model.blocks[layer].run_mlp, self.model.dtype
+        if self.demand.everywhere[row]:
+            self.keep(row, run_mlp(inputs[None].to(dtype))[0].float() - ablated)
+        else:
+            at_last = run_mlp(inputs[self.last][None].to(dtype))[0].float() - ablated[self.last]
+            self.keep(row, torch.zeros_like(inputs).index_copy_(0, self.last, at_last))
 
     def logits(self) -> Float[Tensor, "batch vocab"]:
         """Logits at the position that the metric reads."""
@@ -157,21 +167,44 @@ class _Run:
         return self.model.unembed(final[self.last].to(self.model.dtype))
 
 
-def read_everywhere(circuit: Circuit) -> list[bool]:
-    """By writer: whether some position before the last is read, inside `circuit`, on the way to the last one's logits.
+@dataclass(frozen=True)
+class Demand:
+    """What the logits of the last position need of a circuit: edges that lead nowhere are not in it."""
 
-    Keys and values are read at all positions; queries and MLPs only where their own output is.
+    parents: dict[int, list[int]]
+    """By column: the kept writers of each reader that is needed."""
+    everywhere: dict[int, bool]
+    """By row of each needed writer: whether positions before the last are needed too. Keys and values are read at all
+    positions, queries and MLP inputs only where their own output is."""
+
+
+def demand(circuit: Circuit, *, coupled: bool) -> Demand:
+    """Go from the logits backwards through `circuit`.
+
+    `coupled` says that heads share a post-norm, so that each depends on the inputs of all heads of its block.
     """
     graph = circuit.graph
-    everywhere = torch.zeros(len(graph.readers), dtype=torch.bool)
-    result = [False] * len(graph.writers)
+    readers: dict[int, list[int]] = {}
+    for row, column in circuit.mask.nonzero().tolist():
+        readers.setdefault(row, []).append(column)
+    needed = {len(graph.readers) - 1: False}  # column -> everywhere
+    everywhere: dict[int, bool] = {}
+    parents: dict[int, list[int]] = {}
     for row in reversed(range(len(graph.writers))):
-        result[row] = bool((circuit.mask[row] & everywhere).any())
-        inputs = graph.reader_nodes[row].nonzero().flatten().tolist()
+        wanted = [column for column in readers.get(row, ()) if column in needed]
+        for column in wanted:
+            parents.setdefault(column, []).append(row)
+        if not wanted:
+            continue
+        everywhere[row] = any(needed[column] for column in wanted)
+        inputs: Iterable[int] = graph.inputs_of[row]
+        if coupled and len(graph.inputs_of[row]) > 1:
+            layer = graph.layer_of[row]
+            inputs = range(graph.attention_columns(layer).start, graph.attention_columns(layer).stop)
         for column in inputs:
             is_kv = ".kv" in graph.readers[column]
-            everywhere[column] |= result[row] or is_kv
-    return result
+            needed[column] = needed.get(column, False) or everywhere[row] or is_kv
+    return Demand({column: rows[::-1] for column, rows in parents.items()}, everywhere)
 
 
 def run_circuit(
