@@ -41,7 +41,8 @@ def heads_out(block, z: torch.Tensor, n_heads: int) -> list[torch.Tensor]:
 def masked_logits(model: Model, pair: Pair, ablated: list[torch.Tensor], keep: torch.Tensor) -> torch.Tensor:
     """Logits [1, vocab] where v sees keep[u, v] * online(u) + (1 - keep[u, v]) * ablated(u) of every writer u."""
     graph = model.graph
-    tape = model.record(inputs_of(model, pair.clean))
+    inputs = inputs_of(model, pair.clean)
+    tape, calls = model.record(inputs), model.attention_calls(inputs)
     online = [tape.attention_in[0][0].detach()]
     constant = torch.zeros_like(online[0])
 
@@ -56,7 +57,7 @@ def masked_logits(model: Model, pair: Pair, ablated: list[torch.Tensor], keep: t
             block.attend_inputs(seen(column, graph.upstream_of_attention(layer))) @ weights[i].T + biases[i]
             for i, column in enumerate(columns)
         ]
-        z = model.attend(layer, torch.stack(values, 1)[None], tape)[0].flatten(1)
+        z = model.attend(layer, torch.stack(values, 1)[None], calls[layer])[0].flatten(1)
         mlp_in = seen(graph.mlp_column(layer), graph.upstream_of_mlp(layer)) if graph.parallel else None
         online += heads_out(block, z, model.heads.q)
         if (bias := block.output_bias()) is not None:

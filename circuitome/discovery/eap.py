@@ -22,9 +22,9 @@ from circuitome.interventions import (
     Ablation,
     AblationValues,
     Batch,
+    WriterValues,
+    ablated_values,
     batches,
-    corrupted_values,
-    endpoints,
     tokens_within,
 )
 from circuitome.models import Model
@@ -121,10 +121,13 @@ def _attribute(job: _Job, method: str, scorer: Scorer) -> EdgeScores:
     """Scores of every prompt by `scorer`, batch by batch, and their mean."""
     model, task = job.model, job.task
     replacement = AblationValues.of(model, task, job.ablation)
-    shared = job.shared_prefix and replacement.shares_prefix
+    corrupted = replacement.from_prompts
+    shared = job.shared_prefix and corrupted
     samples = torch.empty(len(task), model.graph.n_edges)
     done = 0
-    for batch in batches(model, task, shared_prefix=shared, max_memory=job.max_memory, gradients=True):
+    for batch in batches(
+        model, task, shared_prefix=shared, corrupted=corrupted, max_memory=job.max_memory, gradients=True
+    ):
         samples[list(batch.rows)] = scorer(job, batch, replacement).cpu()[:, model.graph.mask]
         done += len(batch.rows)
         if job.progress:
@@ -140,15 +143,13 @@ def _at_clean(job: _Job, batch: Batch, replacement: AblationValues) -> Tensor:
     with torch.no_grad():
         starts = model.embeddings(batch.clean)[None]
     gradients, clean = reader_gradients(model, batch.clean, starts, job.metric(batch))
-    ablated = (
-        replacement.at(batch, clean, job.task) if replacement.kind != "corrupted" else corrupted_values(model, batch)
-    )
+    ablated = ablated_values(model, job.task, batch, replacement, clean)
     return contract(model, ablated.minus(clean), gradients)
 
 
 def _along_inputs(job: _Job, batch: Batch, replacement: AblationValues, alphas: Sequence[float]) -> Tensor:
     """The mean gradient over points ablated + alpha (clean - ablated) of the embeddings."""
-    clean, ablated = endpoints(job.model, job.task, batch, replacement)
+    clean, ablated = _endpoints(job, batch, replacement)
     starts = _between(ablated.embed, clean.embed, alphas)
     return contract(job.model, ablated.minus(clean), _mean_gradients(job, batch, starts, job.model.starting_from))
 
@@ -156,7 +157,7 @@ def _along_inputs(job: _Job, batch: Batch, replacement: AblationValues, alphas: 
 def _along_outputs(job: _Job, batch: Batch, replacement: AblationValues, alphas: Sequence[float]) -> Tensor:
     """For each group of writers (embed, the heads of a block, an MLP), the mean gradient along that group's output."""
     model, graph = job.model, job.model.graph
-    clean, ablated = endpoints(model, job.task, batch, replacement)
+    clean, ablated = _endpoints(job, batch, replacement)
     delta = ablated.minus(clean)
     scores = _along_inputs(job, batch, replacement, alphas)
 
@@ -170,6 +171,13 @@ def _along_outputs(job: _Job, batch: Batch, replacement: AblationValues, alphas:
         row = graph.mlp_row(layer)
         fill(slice(row, row + 1), ablated.mlps[layer], clean.mlps[layer], partial(model.writing_mlp, layer))
     return scores
+
+
+def _endpoints(job: _Job, batch: Batch, replacement: AblationValues) -> tuple[WriterValues, WriterValues]:
+    """Clean and ablated outputs of all writers."""
+    with torch.no_grad():
+        clean = WriterValues.of(job.model, job.model.record(batch.clean, logits=False, whole=False))
+    return clean, ablated_values(job.model, job.task, batch, replacement, clean)
 
 
 def _between(start: Tensor, end: Tensor, alphas: Sequence[float]) -> Float[Tensor, "point batch pos d_model"]:

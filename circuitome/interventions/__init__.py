@@ -14,7 +14,7 @@ from circuitome.interventions.values import ABLATIONS as ABLATIONS
 from circuitome.interventions.values import Ablation as Ablation
 from circuitome.interventions.values import AblationValues as AblationValues
 from circuitome.interventions.values import WriterValues as WriterValues
+from circuitome.interventions.values import ablated_values as ablated_values
 from circuitome.interventions.values import check_ablation as check_ablation
 from circuitome.interventions.values import corrupted_values as corrupted_values
-from circuitome.interventions.values import endpoints as endpoints
 from circuitome.interventions.values import writer_vectors as writer_vectors

@@ -1,19 +1,20 @@
 """From prompt pairs to padded batches behind a shared prefix.
 
 Clean and corrupted prompt agree up to their first different token. Under causal attention all activations there agree
-too, so no patch can act there: the prefix runs once, without gradients, and only its keys and values are kept.
+too, so no patch can act there: the prefix runs once, without gradients, and only its keys and values are kept. It
+runs as the beginning of the corrupted prompts, or, where many prompts share it, by itself.
 Prefixes are padded on the left and suffixes on the right, so that each prompt's tokens stay next to each other.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from transformers import Cache
 
 from circuitome.errors import MemoryBudgetError
-from circuitome.models import FrozenLayer, Inputs, Model
+from circuitome.models import FrozenLayer, Inputs, Model, Tape
 from circuitome.tasks import Pair, Task
 
 DEFAULT_MEMORY = 1_300_000_000
@@ -27,9 +28,9 @@ class Batch:
     rows: tuple[int, ...]
     """Which pairs of the task."""
     clean: Inputs
-    """The clean suffixes."""
-    corrupted: Inputs
-    """The corrupted suffixes, behind the same prefix."""
+    """The clean suffixes, behind the prefix that they share with the corrupted ones."""
+    corrupted: Tape | None
+    """A pass over the corrupted suffixes behind the same prefix; None where nobody asked for it."""
 
 
 def first_difference(pair: Pair) -> int:
@@ -64,7 +65,7 @@ def group_rows(
     order = sorted(range(len(task)), key=lambda row: (lengths[row], cuts[row], row))
     groups: list[list[int]] = []
     for row in order:
-        # The prefix runs as one batch too, without gradients and without a tape: a tenth of the memory.
+        # The prefix runs without gradients, and all that stays of it is keys and values: a tenth of the memory.
         if groups and (len(groups[-1]) + 1) * (lengths[row] + cuts[row] // 10) <= max_tokens:
             groups[-1].append(row)
         else:
@@ -72,52 +73,75 @@ def group_rows(
     return [tuple(group) for group in groups]
 
 
-def make_batch(model: Model, task: Task, rows: Sequence[int], *, shared_prefix: bool = True) -> Batch:
-    """The pairs `rows` as one batch; runs the shared prefix."""
+def make_batch(model: Model, task: Task, rows: Sequence[int], *, shared_prefix: bool, corrupted: bool) -> Batch:
+    """The pairs `rows` as one batch. Runs the corrupted prompts if `corrupted`, which a shared prefix comes from."""
     pairs = [task.pairs[row] for row in rows]
     cuts = [first_difference(pair) if shared_prefix else 0 for pair in pairs]
-    prefix = [pair.clean[:cut] for pair, cut in zip(pairs, cuts, strict=True)]
+    prefixes = [pair.clean[:cut] for pair, cut in zip(pairs, cuts, strict=True)]
+    clean = _inputs(model, prefixes, [pair.clean[cut:] for pair, cut in zip(pairs, cuts, strict=True)])
+    if not corrupted:
+        return Batch(tuple(rows), clean, None)
+    other = _inputs(model, prefixes, [pair.corrupted[cut:] for pair, cut in zip(pairs, cuts, strict=True)])
     width = max(cuts)
-    cache_layers = _prefix_layers(model, prefix, width) if width else None
-
-    def inputs(prompts: Sequence[tuple[int, ...]]) -> Inputs:
-        suffixes = [prompt[cut:] for prompt, cut in zip(prompts, cuts, strict=True)]
-        ids, mask = _pad(suffixes, max(map(len, suffixes)), left=False)
-        before = torch.tensor(cuts)
-        _, prefix_mask = _pad(prefix, width, left=True)
-        positions = before[:, None] + torch.arange(ids.shape[1])
-        read = torch.tensor([len(suffix) - 1 for suffix in suffixes])
-        cache = None if cache_layers is None else Cache(list(cache_layers))
-        return _placed(model, ids, torch.cat([prefix_mask, mask], 1), positions, read, cache)
-
-    return Batch(tuple(rows), inputs([p.clean for p in pairs]), inputs([p.corrupted for p in pairs]))
+    with torch.no_grad():
+        if not width:
+            return Batch(tuple(rows), clean, model.record(other, logits=False))
+        distinct = sorted(set(prefixes))
+        if 2 * len(distinct) > len(rows):  # one pass over the whole prompts is cheaper than prefix and suffix apart
+            layers = model.new_cache()
+            tape = model.record(
+                replace(_whole(model, prefixes, other), cache=layers), logits=False, start=width, whole=False
+            )
+            before = [(layer.keys[:, :, :width], layer.values[:, :, :width]) for layer in layers.layers]
+            cache = Cache([FrozenLayer(keys, values) for keys, values in before])
+        else:
+            index = torch.tensor([distinct.index(prefix) for prefix in prefixes], device=model.device)
+            before = model.prefix_cache(_inputs(model, [()] * len(distinct), distinct, left=True))
+            cache = Cache([FrozenLayer(keys[index], values[index]) for keys, values in before])
+            tape = model.record(replace(other, cache=cache), logits=False, whole=False)
+    return Batch(tuple(rows), replace(clean, cache=cache), tape)
 
 
 def batches(
-    model: Model, task: Task, *, shared_prefix: bool = True, max_memory: int | None = None, gradients: bool = False
+    model: Model,
+    task: Task,
+    *,
+    shared_prefix: bool = True,
+    corrupted: bool = True,
+    max_memory: int | None = None,
+    gradients: bool = False,
 ) -> Iterator[Batch]:
     """All pairs of `task`, batch by batch; `gradients` says what the batches are for, which decides their size."""
     for rows in group_rows(model, task, shared_prefix=shared_prefix, max_memory=max_memory, gradients=gradients):
-        yield make_batch(model, task, rows, shared_prefix=shared_prefix)
+        yield make_batch(model, task, rows, shared_prefix=shared_prefix, corrupted=corrupted)
 
 
-def _prefix_layers(model: Model, prefixes: Sequence[tuple[int, ...]], width: int) -> list[FrozenLayer]:
-    """Keys and values of the prefixes; equal prefixes run once."""
-    distinct = sorted(set(prefixes))
-    ids, mask = _pad(distinct, width, left=True)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    read = torch.full((len(distinct),), width - 1)
-    with torch.no_grad():
-        cached = model.prefix_cache(_placed(model, ids, mask, positions, read, None))
-    where = {prefix: i for i, prefix in enumerate(distinct)}
-    index = torch.tensor([where[prefix] for prefix in prefixes], device=model.device)
-    return [FrozenLayer(keys[index], values[index]) for keys, values in cached]
+def _inputs(
+    model: Model, prefixes: Sequence[tuple[int, ...]], suffixes: Sequence[tuple[int, ...]], *, left: bool = False
+) -> Inputs:
+    """The suffixes, padded on the right (or left), behind prefixes padded on the left; no cache yet."""
+    width, longest = max(map(len, prefixes)), max(map(len, suffixes))
+    _, prefix_mask = _pad(prefixes, width, left=True)
+    ids, mask = _pad(suffixes, longest, left=left)
+    first = torch.tensor(
+        [len(prefix) - left * (longest - len(suffix)) for prefix, suffix in zip(prefixes, suffixes, strict=True)]
+    )
+    positions = (first[:, None] + torch.arange(longest)).clamp(min=0)
+    read = torch.tensor([longest - 1 if left else len(suffix) - 1 for suffix in suffixes])
+    return _placed(model, ids, torch.cat([prefix_mask, mask], 1), positions, read)
 
 
-def _placed(model: Model, ids: Tensor, mask: Tensor, positions: Tensor, read: Tensor, cache: Cache | None) -> Inputs:
+def _whole(model: Model, prefixes: Sequence[tuple[int, ...]], suffixes: Inputs) -> Inputs:
+    """Prefixes and suffixes as prompts of one pass."""
+    before = _inputs(model, [()] * len(prefixes), prefixes, left=True)
+    ids, positions = torch.cat([before.ids, suffixes.ids], 1), torch.cat([before.positions, suffixes.positions], 1)
+    return Inputs(ids, suffixes.mask, positions, before.ids.shape[1] + suffixes.read)
+
+
+def _placed(model: Model, ids: Tensor, mask: Tensor, positions: Tensor, read: Tensor) -> Inputs:
     """The inputs on the model's device."""
     device = model.device
-    return Inputs(ids.to(device), mask.to(device), positions.to(device), read.to(device), cache)
+    return Inputs(ids.to(device), mask.to(device), positions.to(device), read.to(device))
 
 
 def _pad(rows: Sequence[tuple[int, ...]], width: int, *, left: bool) -> tuple[Tensor, Tensor]:

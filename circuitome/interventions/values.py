@@ -39,10 +39,8 @@ class WriterValues:
     @classmethod
     def of(cls, model: Model, tape: Tape) -> "WriterValues":
         """The writers' outputs in a recorded pass."""
-        heads = [
-            scaled_heads(model, layer, z, out)
-            for layer, (z, out) in enumerate(zip(tape.z, tape.attention_out, strict=True))
-        ]
+        outs: list[Tensor | None] = [*tape.attention_out] or [None] * len(tape.z)
+        heads = [scaled_heads(model, layer, z, out) for layer, (z, out) in enumerate(zip(tape.z, outs, strict=True))]
         return cls(tape.attention_in[0].detach().float(), heads, [m.detach().float() for m in tape.mlp_out])
 
     def tensors(self) -> list[Tensor]:
@@ -70,12 +68,12 @@ def scaled_heads(
     model: Model,
     layer: int,
     z: Float[Tensor, "batch pos heads_d_head"],
-    attention_out: Float[Tensor, "batch pos d_model"],
+    attention_out: Float[Tensor, "batch pos d_model"] | None,
 ) -> Float[Tensor, "batch pos head d_head"]:
     """Z of every head over the post-norm's divisor, so that a head's share of the stream is linear in it; float32."""
     heads = z.detach().float().unflatten(-1, (model.heads.q, model.heads.width))
     post = model.blocks[layer].attention_post
-    return heads if post is None else heads / post.sigma(attention_out.detach())[..., None]
+    return heads if post is None or attention_out is None else heads / post.sigma(attention_out.detach())[..., None]
 
 
 def writer_vectors(
@@ -117,8 +115,8 @@ class AblationValues:
         return cls(kind)
 
     @property
-    def shares_prefix(self) -> bool:
-        """Whether nothing is ablated before the first different token."""
+    def from_prompts(self) -> bool:
+        """Whether values are those of the corrupted prompts: then none differs before the first different token."""
         return self.kind == "corrupted"
 
     def at(self, batch: Batch, clean: WriterValues, task: Task) -> WriterValues:
@@ -141,7 +139,7 @@ def _mean_over_positions(model: Model, task: Task) -> WriterValues:
     count = 0.0
     for batch in batches(model, task, shared_prefix=False):
         values = corrupted_values(model, batch)
-        real = batch.corrupted.real()
+        real = batch.clean.real()
         sums = [torch.einsum("bp,bp...->...", real, tensor)[None, None] for tensor in values.tensors()]
         total = sums if total is None else [a + b for a, b in zip(total, sums, strict=True)]
         count += float(real.sum())
@@ -169,16 +167,12 @@ def _mean_by_position(model: Model, task: Task) -> dict[int, WriterValues]:
 
 def corrupted_values(model: Model, batch: Batch) -> WriterValues:
     """The writers' outputs on the corrupted prompts of a batch."""
-    with torch.no_grad():
-        return WriterValues.of(model, model.record(batch.corrupted, logits=False))
+    assert batch.corrupted is not None, "the batch was made without corrupted prompts"
+    return WriterValues.of(model, batch.corrupted)
 
 
-def endpoints(model: Model, task: Task, batch: Batch, replacement: AblationValues) -> tuple[WriterValues, WriterValues]:
-    """Clean and ablated outputs of all writers; under corrupted ablation both from one pass."""
-    with torch.no_grad():
-        if replacement.kind != "corrupted":
-            clean = WriterValues.of(model, model.record(batch.clean, logits=False))
-            return clean, replacement.at(batch, clean, task)
-        both = WriterValues.of(model, model.record(batch.clean.joined(batch.corrupted), logits=False))
-        n = len(batch.rows)
-        return both.rows(slice(0, n)), both.rows(slice(n, None))
+def ablated_values(
+    model: Model, task: Task, batch: Batch, replacement: AblationValues, clean: WriterValues
+) -> WriterValues:
+    """What ablated writers write on a batch whose clean values are `clean`."""
+    return corrupted_values(model, batch) if batch.corrupted is not None else replacement.at(batch, clean, task)

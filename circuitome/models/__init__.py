@@ -8,6 +8,7 @@ from circuitome.models.load import DEFAULT_MODEL as DEFAULT_MODEL
 from circuitome.models.load import cache_folder as cache_folder
 from circuitome.models.load import load as load
 from circuitome.models.load import weights_hash as weights_hash
+from circuitome.models.model import Call as Call
 from circuitome.models.model import FrozenLayer as FrozenLayer
 from circuitome.models.model import Inputs as Inputs
 from circuitome.models.model import Model as Model

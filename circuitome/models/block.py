@@ -1,5 +1,6 @@
 """One transformer block seen as readers and writers: its modules, and its weights head by head."""
 
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -79,12 +80,15 @@ class Block:
             fused=family.fused,
         )
 
-    def split(self, outputs: Sequence[Float[Tensor, "batch pos _"]]) -> Float[Tensor, "batch pos reader d_head"]:
-        """What the projections gave, as one vector per reader."""
+    def split(
+        self, outputs: Sequence[Float[Tensor, "batch pos _"]], *, copy: bool = False
+    ) -> Float[Tensor, "batch pos reader d_head"]:
+        """What the projections gave, as one vector per reader; with `copy`, never a view of it."""
         if self.fused == "interleaved":
             parts = outputs[0].unflatten(-1, (self.heads.q, 3, self.heads.width))
             return parts.transpose(-3, -2).flatten(-3, -2)
-        return torch.cat(list(outputs), -1).unflatten(-1, (self.heads.readers, self.heads.width))
+        whole = torch.cat(list(outputs), -1) if len(outputs) > 1 or copy else outputs[0]
+        return whole.unflatten(-1, (self.heads.readers, self.heads.width))
 
     def merge(self, values: Float[Tensor, "batch pos reader d_head"]) -> list[Float[Tensor, "batch pos _"]]:
         """The inverse of `split`."""
@@ -103,8 +107,9 @@ class Block:
             views = [weight.unflatten(0, (-1, self.heads.width)) for weight in weights]
         if readers is None:
             return torch.cat(views)
-        each = [weight for view in views for weight in view.unbind()]
-        return torch.stack([each[reader] for reader in readers])
+        starts = [sum(map(len, views[:i])) for i in range(len(views) + 1)]
+        which = [bisect(starts, reader) - 1 for reader in readers]
+        return torch.stack([views[i][reader - starts[i]] for i, reader in zip(which, readers, strict=True)])
 
     def reader_biases(self) -> Float[Tensor, "reader d_head"]:
         """Bias of each q, k and v reader; zeros where the projection has none."""
@@ -113,12 +118,13 @@ class Block:
             return biases[0].unflatten(0, (self.heads.q, 3, self.heads.width)).transpose(0, 1).flatten(0, 1)
         return torch.cat(biases).unflatten(0, (self.heads.readers, self.heads.width))
 
-    def head_weights(self) -> Float[Tensor, "head d_head d_model"]:
-        """Output weights of each head, float32, with the gain of a post-norm folded in.
+    def head_weights(self, heads: Sequence[int] | None = None) -> Float[Tensor, "head d_head d_model"]:
+        """Output weights of each head (or of some), float32, with the gain of a post-norm folded in.
 
         A head's share of the residual stream is (z / scale) @ weight, with scale the post-norm's sigma (1 without).
         """
-        weight = _weight(self.output).float().T.unflatten(0, (self.heads.q, self.heads.width))
+        by_head = _weight(self.output).unflatten(1, (self.heads.q, self.heads.width))
+        weight = (by_head if heads is None else by_head[:, heads]).float().permute(1, 2, 0)
         return weight * self.attention_post.gain if self.attention_post else weight
 
     def output_bias(self) -> Float[Tensor, " d_model"] | None:
@@ -135,6 +141,18 @@ class Block:
     def attend_inputs(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """The normed input of q, k and v for a residual x."""
         return self.attention_norm.module(x) if self.attention_norm else x
+
+    @property
+    def norms(self) -> list[nn.Module]:
+        """The block's norms that read or write the residual stream."""
+        norms = (self.attention_norm, self.mlp_norm, self.attention_post, self.mlp_post)
+        return [norm.module for norm in norms if norm is not None]
+
+    @property
+    def mlp_ends(self) -> tuple[nn.Module, nn.Module]:
+        """First and last module between the residual that the MLP reads and what it adds to the stream."""
+        first = self.mlp_norm.module if self.mlp_norm else self.mlp[0]
+        return first, self.mlp_post.module if self.mlp_post else self.mlp[-1]
 
     def run_mlp(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """What the MLP adds to the stream when its input is the residual x, post-norm included."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from circuitome.errors import AdapterError, NumericsError
-from circuitome.models.model import Inputs, Model, Tape
+from circuitome.models.model import Call, Inputs, Model, Tape
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 """Largest difference allowed, as a share of the largest number compared."""
@@ -35,8 +35,9 @@ def check_model(model: Model) -> None:
         _same_logits(model, tape.logits, model.logits(inputs), plain)
         for site, found, expected in _identities(model, tape):
             _close(model, site, found, expected)
+        calls = model.attention_calls(inputs)
         for layer in (0, len(model.blocks) - 1):
-            _check_groups(model, tape, layer)
+            _check_groups(model, tape, layer, calls[layer])
 
 
 def _same_logits(model: Model, hooked: Tensor, at_position: Tensor, plain: Tensor) -> None:
@@ -73,14 +74,14 @@ def _identities(model: Model, tape: Tape) -> Iterator[tuple[str, Tensor, Tensor]
     yield "logits (unembedding)", model.unembed(tape.final[:, -1]), tape.logits
 
 
-def _check_groups(model: Model, tape: Tape, layer: int) -> None:
+def _check_groups(model: Model, tape: Tape, layer: int, call: Call) -> None:
     """Scale the value of the last key/value head: z must change by that factor in its query heads, nowhere else."""
     block, graph, heads = model.blocks[layer], model.graph, model.heads
     values = block.split(tape.projected[layer]).clone()
-    before = model.attend(layer, values, tape)
+    before = model.attend(layer, values, call)
     _close(model, f"a{layer} (attention)", before.flatten(-2), tape.z[layer])
     values[:, :, heads.q + 2 * heads.kv - 1] *= 2
-    after = model.attend(layer, values, tape)
+    after = model.attend(layer, values, call)
     factors = [2.0 if graph.kv_head(head) == heads.kv - 1 else 1.0 for head in range(heads.q)]
     _close(model, f"a{layer}.kv{heads.kv - 1}.v", after, before * before.new_tensor(factors)[:, None])
 

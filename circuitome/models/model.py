@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import attrgetter
 from typing import Any
@@ -19,6 +19,9 @@ from circuitome.models.block import Block, Heads
 from circuitome.models.families import Family, family_of
 from circuitome.models.norms import Norm
 
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""Arguments that a block gives its attention besides the hidden states: masks, rotary tables, cache."""
+
 
 @dataclass
 class Tape:
@@ -31,9 +34,7 @@ class Tape:
     z: list[Tensor] = field(default_factory=list)
     """Input [batch, pos, head * d_head] of the output projection: all heads side by side."""
     attention_out: list[Tensor] = field(default_factory=list)
-    """Output [batch, pos, d_model] of the output projection, before any post-norm."""
-    attention_call: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
-    """Arguments that the block gave its attention besides the hidden states: masks, rotary tables, cache."""
+    """Output [batch, pos, d_model] of the output projection where a post-norm follows; else empty."""
     mlp_in: list[Tensor] = field(default_factory=list)
     """Residual [batch, pos, d_model] that each MLP reads, before its norm."""
     mlp_out: list[Tensor] = field(default_factory=list)
@@ -59,6 +60,15 @@ class FrozenLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Prefix and new states, joined along the positions."""
         return torch.cat([self.keys, key_states], -2), torch.cat([self.values, value_states], -2)
+
+
+class _OnePass(DynamicLayer):
+    """A layer of a cache for one forward pass, which keeps what it is given instead of a copy."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        self.lazy_initialization(key_states, value_states)
+        self.keys, self.values = key_states, value_states
+        return key_states, value_states
 
 
 @dataclass(frozen=True)
@@ -184,10 +194,18 @@ class Model:
         with self._only_at(inputs.read):
             return self._call(inputs).logits[:, 0]  # type: ignore[no-any-return]
 
-    def record(self, inputs: Inputs, *, logits: bool = True) -> Tape:
-        """One forward pass and what it showed. Without `logits` the pass ends before the final norm."""
+    def record(self, inputs: Inputs, *, logits: bool = True, start: int = 0, whole: bool = True) -> Tape:
+        """One forward pass and what it showed. Without `logits` the pass ends before the final norm.
+
+        The tape begins at position `start`; what comes before is not kept. Without `whole` the last MLP runs only at
+        `inputs.read`, after which nothing else of it is read, and is 0 elsewhere.
+        """
         tape = Tape()
-        with self._recording(tape), self._only_at(inputs.read) if logits else self._ending_at_final_norm():
+        with ExitStack() as stack:
+            stack.enter_context(self._recording(tape, start))
+            stack.enter_context(self._only_at(inputs.read) if logits else self._ending_at_final_norm())
+            if not whole:
+                stack.enter_context(self._last_mlp_only_at(inputs.read))
             output = self._call(inputs)
             if output is not None:
                 tape.logits = output.logits[:, 0]
@@ -208,7 +226,7 @@ class Model:
 
     def prefix_cache(self, inputs: Inputs) -> list[tuple[Tensor, Tensor]]:
         """Keys and values [batch, kv head, pos, d_head] of every layer for the tokens of `inputs`."""
-        cache = Cache(layer_class_to_replicate=DynamicLayer)
+        cache = self.new_cache()
         last = self.blocks[-1].output
 
         def stop(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -216,9 +234,31 @@ class Model:
 
         with ExitStack() as stack:
             stack.callback(last.register_forward_pre_hook(stop).remove)
-            self._call(Inputs(inputs.ids, inputs.mask, inputs.positions, inputs.read, cache))
-        layers: list[Any] = cache.layers
-        return [(layer.keys, layer.values) for layer in layers]
+            self._call(replace(inputs, cache=cache))
+        return [(layer.keys, layer.values) for layer in cache.layers]
+
+    @staticmethod
+    def new_cache() -> Any:
+        """An empty cache that keeps all keys and values of one pass; sliding windows are the mask's business."""
+        return Cache(layer_class_to_replicate=_OnePass)
+
+    def attention_calls(self, inputs: Inputs) -> list[Call]:
+        """How each block would call its attention on `inputs`, from a pass that runs no block's parts."""
+        calls: list[Call] = []
+
+        def note(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+            rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+            calls.append((args[1:] if args else (), rest))
+            return torch.zeros_like(_hidden(args, kwargs)), None
+
+        with torch.no_grad(), ExitStack() as stack:
+            for block in self.blocks:
+                stack.enter_context(_replaced(block.attention, note))
+                for module in (*block.mlp, *block.norms):
+                    stack.enter_context(_replaced(module, lambda x: x))
+            stack.enter_context(self._ending_at_final_norm())
+            self._call(inputs)
+        return calls
 
     @contextmanager
     def starting_from(self, resid: Float[Tensor, "batch pos d_model"]) -> Iterator[None]:
@@ -241,7 +281,7 @@ class Model:
     def writing_mlp(self, layer: int, out: Float[Tensor, "batch pos d_model"]) -> AbstractContextManager[None]:
         """Inside, what the MLP of a block adds to the stream is `out`."""
         block = self.blocks[layer]
-        return _writing(block.mlp_post.module if block.mlp_post else block.mlp[-1], out)
+        return _writing(block.mlp_ends[1], out)
 
     @contextmanager
     def frozen_parameters(self) -> Iterator[None]:
@@ -256,9 +296,9 @@ class Model:
                 p.requires_grad_(True)
 
     def attend(
-        self, layer: int, values: Float[Tensor, "batch pos reader d_head"], tape: Tape
+        self, layer: int, values: Float[Tensor, "batch pos reader d_head"], call: Call
     ) -> Float[Tensor, "batch pos head d_head"]:
-        """The z of every head for given q, k and v: the model's own attention, called as on `tape`."""
+        """The z of every head for given q, k and v: the model's own attention, called as the block would."""
         block = self.blocks[layer]
         parts = block.merge(values)
         found: list[Tensor] = []
@@ -267,7 +307,7 @@ class Model:
             found.append(z)
             return z.new_zeros(*z.shape[:-1], self.d_model)
 
-        args, kwargs = tape.attention_call[layer]
+        args, kwargs = call
         hidden = values.new_empty(()).expand(*values.shape[:2], self.d_model)
         with ExitStack() as stack:
             for module, part in zip(block.projections, parts, strict=True):
@@ -322,6 +362,30 @@ class Model:
             handle.remove()
 
     @contextmanager
+    def _last_mlp_only_at(self, read: Int[Tensor, " batch"]) -> Iterator[None]:
+        """Inside, the last block's MLP runs at one position a prompt and gives 0 at the others."""
+        first, last = self.blocks[-1].mlp_ends
+        enter, leave = first.forward, last.forward
+        rows, shape = torch.arange(len(read), device=read.device), torch.Size()
+
+        def pick(x: Tensor) -> Tensor:
+            nonlocal shape
+            shape = x.shape
+            return enter(x.view(len(read), -1, shape[-1])[rows, read][:, None])
+
+        def put(x: Tensor) -> Tensor:
+            out = leave(x)
+            return (
+                torch.zeros_like(out)
+                .expand(-1, shape.numel() // out.numel(), -1)
+                .index_put((rows, read), out[:, 0])
+                .view(shape)
+            )
+
+        with _replaced(first, pick), _replaced(last, put):
+            yield
+
+    @contextmanager
     def _ending_at_final_norm(self) -> Iterator[None]:
         def stop(module: nn.Module, args: tuple[Any, ...]) -> None:
             raise _Stop
@@ -333,21 +397,27 @@ class Model:
             handle.remove()
 
     @contextmanager
-    def _recording(self, tape: Tape) -> Iterator[None]:
+    def _recording(self, tape: Tape, start: int) -> Iterator[None]:
         with ExitStack() as stack:
             for block in self.blocks:
-                for remove in _record_block(block, tape):
+                for remove in _record_block(block, tape, start):
                     stack.callback(remove)
 
             def final(module: nn.Module, args: tuple[Any, ...]) -> Any:
-                tape.final = args[0].view_as(args[0])
-                return (tape.final, *args[1:])
+                seen = args[0].view_as(args[0])
+                tape.final = _from(start, seen)
+                return (seen, *args[1:])
 
             stack.callback(self.final_norm.module.register_forward_pre_hook(final, prepend=True).remove)
             yield
 
 
-def _record_block(block: Block, tape: Tape) -> list[Any]:
+def _from(start: int, t: Tensor) -> Tensor:
+    """`t` [batch, pos, ...] from a position on; a copy, so that the rest can be freed, unless it is all."""
+    return t[:, start:].clone() if start else t
+
+
+def _record_block(block: Block, tape: Tape, start: int) -> list[Any]:
     """Install the hooks that write one block's values on the tape; gives what removes them.
 
     The tensors that q, k, v and the MLP read are recorded as views of their own, so that a gradient taken with respect
@@ -355,44 +425,37 @@ def _record_block(block: Block, tape: Tape) -> list[Any]:
     """
     projected: list[Tensor] = []
 
-    def attention_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
-        tape.attention_call.append((args[1:] if args else (), rest))
-
     def attention_in(module: nn.Module, args: tuple[Any, ...]) -> None:
         if module is block.projections[0] or block.attention_norm is not None:
-            tape.attention_in.append(args[0])
+            tape.attention_in.append(_from(start, args[0]))
 
     def projection(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        projected.append(output)
+        projected.append(_from(start, output))
         if len(projected) == len(block.projections):
             tape.projected.append(list(projected))
             projected.clear()
 
     def output_in(module: nn.Module, args: tuple[Any, ...]) -> None:
-        tape.z.append(args[0])
+        tape.z.append(_from(start, args[0]))
 
     def output_out(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        tape.attention_out.append(output)
+        tape.attention_out.append(_from(start, output))
 
     def mlp_in(module: nn.Module, args: tuple[Any, ...]) -> Any:
-        batch, pos = tape.z[-1].shape[:2]  # OPT flattens batch and position here
-        shaped = args[0].view(batch, pos, -1)
-        tape.mlp_in.append(shaped)
+        shaped = args[0].view(len(tape.z[-1]), -1, args[0].shape[-1])  # OPT flattens batch and position here
+        tape.mlp_in.append(_from(start, shaped))
         return (shaped.view_as(args[0]), *args[1:])
 
     def mlp_out(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        tape.mlp_out.append(output.reshape(tape.mlp_in[-1].shape))
+        tape.mlp_out.append(_from(start, output.reshape(len(tape.z[-1]), -1, output.shape[-1])))
 
-    first_mlp = block.mlp_norm.module if block.mlp_norm else block.mlp[0]
-    last_mlp = block.mlp_post.module if block.mlp_post else block.mlp[-1]
+    first_mlp, last_mlp = block.mlp_ends
     first_attention = block.attention_norm.module if block.attention_norm else block.projections[0]
     handles = [
-        block.attention.register_forward_pre_hook(attention_call, with_kwargs=True),
         first_attention.register_forward_pre_hook(attention_in),
         *(module.register_forward_hook(projection) for module in block.projections),
         block.output.register_forward_pre_hook(output_in),
-        block.output.register_forward_hook(output_out),
+        *([block.output.register_forward_hook(output_out)] if block.attention_post else []),
         first_mlp.register_forward_pre_hook(mlp_in),
         last_mlp.register_forward_hook(mlp_out),
     ]

@@ -20,7 +20,7 @@ import circuitome
 from circuitome.discovery import eap, eap_ig
 from circuitome.errors import InputError, unknown_name
 from circuitome.graph import Circuit, EdgeScores
-from circuitome.interventions import check_ablation
+from circuitome.interventions import check_ablation, group_rows, make_batch, tokens_within
 from circuitome.models import DEFAULT_MODEL, Model, load, weights_hash
 from circuitome.runs.store import Run
 from circuitome.tasks import TASKS, Task, from_file
@@ -151,8 +151,6 @@ def curve_sizes(spec: FindSpec, model: Model) -> list[int]:
 
 def plan(spec: FindSpec, model: Model, task: Task) -> Plan:
     """What `find` will cost: passes counted, seconds from one timed forward pass, bytes from the memory model."""
-    from circuitome.interventions import group_rows, make_batch, tokens_within
-
     sizes = curve_sizes(spec, model)
     points = {"eap": 1, "eap-ig": spec.steps, "clean-corrupted": 2}
     backward = points.get(spec.method, spec.steps * (2 * len(model.blocks) + 1))
@@ -160,7 +158,7 @@ def plan(spec: FindSpec, model: Model, task: Task) -> Plan:
     shared = spec.ablation == "corrupted"
     groups = group_rows(model, task, shared_prefix=shared, max_memory=spec.max_memory, gradients=True)
     first = groups[0][:8]
-    batch = make_batch(model, task, first, shared_prefix=shared)
+    batch = make_batch(model, task, first, shared_prefix=shared, corrupted=shared)
     start = time.perf_counter()
     with torch.no_grad():
         model.logits(batch.clean)

@@ -175,7 +175,8 @@ def _evaluate(
     metrics = torch.empty(len(circuits) + 2, len(task))
     empty = Circuit.empty(model.graph)
     done, total = 0, len(circuits) * len(task)
-    for batch in batches(model, task, shared_prefix=replacement.shares_prefix, max_memory=max_memory):
+    corrupted = replacement.from_prompts
+    for batch in batches(model, task, shared_prefix=corrupted, corrupted=corrupted, max_memory=max_memory):
         rows = list(batch.rows)
         base = baseline(model, task, batch, replacement)
         with torch.no_grad():

@@ -59,7 +59,13 @@ def test_empty_circuit_is_the_corrupted_model(model, shared_prefix):
     torch.testing.assert_close(logits, plain_logits(model, "corrupted"), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("ablation", ["corrupted", "zero"])
+def mean_outputs(model):
+    """Every writer's mean output over all corrupted prompts and positions."""
+    outputs = [writer_outputs(model, pair.corrupted) for pair in TASK.pairs]
+    return [torch.cat([out[row] for out in outputs]).mean(0) for row in range(len(model.graph.writers))]
+
+
+@pytest.mark.parametrize("ablation", ["corrupted", "zero", "mean"])
 @pytest.mark.parametrize("density", [0.15, 0.6])
 def test_any_circuit_equals_the_written_out_run(model, ablation, density):
     generator = torch.Generator().manual_seed(1)
@@ -69,6 +75,8 @@ def test_any_circuit_equals_the_written_out_run(model, ablation, density):
         ablated = writer_outputs(model, pair.corrupted)
         if ablation == "zero":
             ablated = [torch.zeros_like(out) for out in ablated]
+        if ablation == "mean":
+            ablated = mean_outputs(model)
         with torch.no_grad():
             expected = masked_logits(model, pair, ablated, mask.float())
         torch.testing.assert_close(logits[i : i + 1], expected, atol=2e-5, rtol=2e-5)
