@@ -38,6 +38,11 @@ def first_difference(pair: Pair) -> int:
     return next(i for i, (a, b) in enumerate(zip(pair.clean, pair.corrupted, strict=True)) if a != b)
 
 
+def _cut(model: Model, pair: Pair, shared_prefix: bool) -> int:
+    """Length of a pair's shared prefix: only causal attention leaves it untouched by what follows."""
+    return min(first_difference(pair), pair.reads) if shared_prefix and model.causal else 0
+
+
 def tokens_within(model: Model, max_memory: int | None, *, gradients: bool) -> int:
     """How many tokens of a batch fit into a budget in bytes (None: the default)."""
     budget = DEFAULT_MEMORY if max_memory is None else max_memory
@@ -60,7 +65,7 @@ def group_rows(
             f"{(max_memory or DEFAULT_MEMORY) / 1e6:,.0f} MB. Raise --max-memory to {need / 1e9:.1f}GB, or shorten "
             "the prompts."
         )
-    cuts = [first_difference(pair) if shared_prefix else 0 for pair in task.pairs]
+    cuts = [_cut(model, pair, shared_prefix) for pair in task.pairs]
     lengths = [len(pair.clean) - cut for pair, cut in zip(task.pairs, cuts, strict=True)]
     order = sorted(range(len(task)), key=lambda row: (lengths[row], cuts[row], row))
     groups: list[list[int]] = []
@@ -76,12 +81,13 @@ def group_rows(
 def make_batch(model: Model, task: Task, rows: Sequence[int], *, shared_prefix: bool, corrupted: bool) -> Batch:
     """The pairs `rows` as one batch. Runs the corrupted prompts if `corrupted`, which a shared prefix comes from."""
     pairs = [task.pairs[row] for row in rows]
-    cuts = [first_difference(pair) if shared_prefix else 0 for pair in pairs]
+    cuts = [_cut(model, pair, shared_prefix) for pair in pairs]
     prefixes = [pair.clean[:cut] for pair, cut in zip(pairs, cuts, strict=True)]
-    clean = _inputs(model, prefixes, [pair.clean[cut:] for pair, cut in zip(pairs, cuts, strict=True)])
+    read = torch.tensor([pair.reads - cut for pair, cut in zip(pairs, cuts, strict=True)])
+    clean = _inputs(model, prefixes, [pair.clean[cut:] for pair, cut in zip(pairs, cuts, strict=True)], read)
     if not corrupted:
         return Batch(tuple(rows), clean, None)
-    other = _inputs(model, prefixes, [pair.corrupted[cut:] for pair, cut in zip(pairs, cuts, strict=True)])
+    other = _inputs(model, prefixes, [pair.corrupted[cut:] for pair, cut in zip(pairs, cuts, strict=True)], read)
     width = max(cuts)
     with torch.no_grad():
         if not width:
@@ -117,9 +123,17 @@ def batches(
 
 
 def _inputs(
-    model: Model, prefixes: Sequence[tuple[int, ...]], suffixes: Sequence[tuple[int, ...]], *, left: bool = False
+    model: Model,
+    prefixes: Sequence[tuple[int, ...]],
+    suffixes: Sequence[tuple[int, ...]],
+    read: Tensor | None = None,
+    *,
+    left: bool = False,
 ) -> Inputs:
-    """The suffixes, padded on the right (or left), behind prefixes padded on the left; no cache yet."""
+    """The suffixes, padded on the right (or left), behind prefixes padded on the left; no cache yet.
+
+    `read` are indices into the suffixes; None where nobody reads.
+    """
     width, longest = max(map(len, prefixes)), max(map(len, suffixes))
     _, prefix_mask = _pad(prefixes, width, left=True)
     ids, mask = _pad(suffixes, longest, left=left)
@@ -127,7 +141,7 @@ def _inputs(
         [len(prefix) - left * (longest - len(suffix)) for prefix, suffix in zip(prefixes, suffixes, strict=True)]
     )
     positions = (first[:, None] + torch.arange(longest)).clamp(min=0)
-    read = torch.tensor([longest - 1 if left else len(suffix) - 1 for suffix in suffixes])
+    read = torch.full((len(suffixes),), longest - 1) if read is None else read
     return _placed(model, ids, torch.cat([prefix_mask, mask], 1), positions, read)
 
 

@@ -143,6 +143,11 @@ class Model:
         return f"Model({self.name}, {self.hf.config.model_type}, {self.graph.n_edges} edges, {self.dtype})"
 
     @property
+    def causal(self) -> bool:
+        """Whether no position sees a later one."""
+        return bool(getattr(self.hf.config, "is_causal", True))
+
+    @property
     def device(self) -> torch.device:
         """Where the model's inputs go."""
         return next(self.hf.get_input_embeddings().parameters()).device

@@ -32,7 +32,7 @@ class Tokens(Protocol):
 
 @dataclass(frozen=True)
 class Pair:
-    """One prompt and its corrupted twin, of equal token count; the model is read at the last token."""
+    """One prompt and its corrupted twin, of equal token count; the model is read at the last token, or at `read`."""
 
     clean: tuple[int, ...]
     """Token ids of the clean prompt."""
@@ -50,6 +50,13 @@ class Pair:
     """Name of the template the pair was made from; groups pairs whose positions mean the same."""
     roles: Mapping[str, int] = field(default_factory=dict)
     """Token position in `clean` of each named role, e.g. {"IO": 1, "S1": 3, "S2": 9, "end": 13}."""
+    read: int | None = None
+    """Position whose logits the metric reads; None: the last."""
+
+    @property
+    def reads(self) -> int:
+        """Index of the token after which the logits are read."""
+        return len(self.clean) - 1 if self.read is None else self.read
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,7 @@ class Task:
 
     def data_hash(self) -> str:
         """SHA-256 over the token ids, answers and metric: equal hashes mean equal inputs to every method."""
-        rows: list[Any] = [[p.clean, p.corrupted, p.answers, p.wrongs] for p in self.pairs]
+        rows: list[Any] = [[p.clean, p.corrupted, p.answers, p.wrongs, p.reads] for p in self.pairs]
         return hashlib.sha256(json.dumps([self.metric, rows]).encode()).hexdigest()
 
 
