@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -76,3 +77,89 @@ def resample_means(
     weights = torch.zeros(resamples, n, dtype=data.dtype)
     weights.scatter_add_(1, rows, torch.ones_like(rows, dtype=data.dtype))
     return weights @ data / n
+
+
+@dataclass(frozen=True, eq=False)
+class EffectMap:
+    """Effects of single parts or places on the metric, laid out for a heat map."""
+
+    name: str
+    """What was done."""
+    rows: tuple[str, ...]
+    """Row labels."""
+    columns: tuple[str, ...]
+    """Column labels."""
+    samples: Float[Tensor, "prompts rows columns"]
+    """Metric of the intervened run minus metric of the run without; NaN where there is no such part."""
+    clean: Float[Tensor, " prompts"]
+    """Metric of the clean run."""
+    corrupted: Float[Tensor, " prompts"]
+    """Metric of the corrupted run."""
+    unit: str
+    """Unit of the metric."""
+
+    @cached_property
+    def mean(self) -> Float[Tensor, "rows columns"]:
+        """Mean effect over prompts."""
+        return self.samples.mean(0)
+
+    @cached_property
+    def interval(self) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, "rows columns"]]:
+        """Lower and upper ends of the 95 % bootstrap intervals over prompts; NaN with one prompt."""
+        flat = self.samples.flatten(1).double()
+        if len(flat) == 1:
+            nothing = torch.full_like(self.mean, torch.nan)
+            return nothing, nothing
+        draws = resample_means(flat, seed=0)
+        tail = (1 - LEVEL) / 2
+        low, high = (torch.quantile(draws, q, dim=0).float().view_as(self.mean) for q in (tail, 1 - tail))
+        return low, high
+
+    @property
+    def gap(self) -> float:
+        """Mean metric of the clean run minus that of the corrupted one: what 100 % means."""
+        return float(self.clean.mean() - self.corrupted.mean())
+
+    def share(self) -> Float[Tensor, "rows columns"]:
+        """Mean effect as a share of the gap between the clean and the corrupted run."""
+        return self.mean / self.gap
+
+    def label(self, row: int, column: int) -> str:
+        """Name of a cell: a5.h1, m3, or place and position."""
+        name, at = self.rows[row], self.columns[column]
+        if at.startswith("h"):
+            return f"{name}.{at}"
+        if at == "mlp":
+            return name.replace("a", "m", 1) if name.startswith("a") else name
+        return f"{name}@{at}"
+
+    def top(self, n: int) -> list[tuple[str, Estimate]]:
+        """The cells with the largest mean |effect|, each with its interval."""
+        order = self.mean.abs().nan_to_num(-1.0).flatten().argsort(descending=True)[:n].tolist()
+        cells = [divmod(index, len(self.columns)) for index in order]
+        return [(self.label(*cell), self.estimate(*cell)) for cell in cells]
+
+    def estimate(self, row: int, column: int) -> Estimate:
+        """One cell's mean effect with its interval."""
+        low, high = (float(end[row, column]) for end in self.interval)
+        return Estimate(float(self.mean[row, column]), low, high, self.unit, len(self.samples))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Labels, means, intervals and the metrics of the plain runs, as plain JSON values."""
+        low, high = self.interval
+        return {
+            "name": self.name,
+            "unit": self.unit,
+            "rows": list(self.rows),
+            "columns": list(self.columns),
+            "mean": _numbers(self.mean),
+            "low": _numbers(low),
+            "high": _numbers(high),
+            "clean": mean(self.clean, self.unit).to_dict(),
+            "corrupted": mean(self.corrupted, self.unit).to_dict(),
+        }
+
+
+def _numbers(values: Tensor) -> list[list[float | None]]:
+    """Nested lists with None for NaN, which JSON has not."""
+    return [[None if x != x else x for x in row] for row in values.tolist()]

@@ -122,6 +122,17 @@ class Graph:
         return tuple(tuple(row.nonzero().flatten().tolist()) for row in self.reader_nodes)
 
     @cached_property
+    def rows_of(self) -> tuple[tuple[int, ...], ...]:
+        """By column: the rows of the writers whose input it is; none for the logits."""
+        return tuple(tuple(column.nonzero().flatten().tolist()) for column in self.reader_nodes.T)
+
+    @cached_property
+    def reader_layer(self) -> tuple[int, ...]:
+        """By column: the block of each reader, `n_layers` for the logits."""
+        per_block = self.attention_readers + self.mlps
+        return (*(i for i in range(self.n_layers) for _ in range(per_block)), self.n_layers)
+
+    @cached_property
     def layer_of(self) -> tuple[int, ...]:
         """By row: the block of each writer, -1 for embeddings."""
         per_block = self.n_heads + self.mlps

@@ -81,7 +81,7 @@ def _ablated_streams(model: Model, ablated: WriterValues) -> tuple[list[Tensor],
 def circuit_logits(model: Model, base: Baseline, circuit: Circuit) -> Float[Tensor, "batch vocab"]:
     """Logits after the last token of every prompt of the batch, with all edges outside `circuit` ablated."""
     with torch.inference_mode():  # a tenth faster than no_grad: passes this sparse are mostly small operations
-        run = _Run(model, base, circuit)
+        run = CircuitRun(model, base, circuit)
         for layer in range(len(model.blocks)):
             run.attention(layer)
             run.mlp(layer)
@@ -89,13 +89,15 @@ def circuit_logits(model: Model, base: Baseline, circuit: Circuit) -> Float[Tens
     return logits.clone()  # an ordinary tensor again
 
 
-class _Run:
+class CircuitRun:
     """One circuit run on one batch: the differences (online - ablated) of the writers that have run so far."""
 
     def __init__(self, model: Model, base: Baseline, circuit: Circuit) -> None:
         self.model, self.base, self.graph = model, base, model.graph
-        self.demand = demand(circuit, coupled=model.blocks[0].attention_post is not None)
-        self.slot = {row: i for i, row in enumerate(sorted(self.demand.everywhere))}
+        self.coupled = model.blocks[0].attention_post is not None
+        needs = demand(circuit, coupled=self.coupled)
+        self.parents, self.everywhere = needs.parents, needs.everywhere
+        self.slot = {row: i for i, row in enumerate(sorted(self.everywhere))}
         self.shape = base.clean_embed.shape
         self.delta = base.clean_embed.new_zeros(len(self.slot), self.shape[0] * self.shape[1], self.shape[2])
         self.ran: set[int] = set()
@@ -111,7 +113,7 @@ class _Run:
 
     def seen(self, stream: Tensor, columns: Sequence[int]) -> Float[Tensor, "reader batch_pos d_model"]:
         """What some readers see: the ablated `stream` and the differences of their kept writers."""
-        parents = [[row for row in self.demand.parents.get(c, ()) if row in self.ran] for c in columns]
+        parents = [[row for row in self.parents.get(c, ()) if row in self.ran] for c in columns]
         inputs = stream.flatten(0, 1).expand(len(columns), -1, -1)
         upto = max((self.slot[row] + 1 for row in self.ran), default=0)
         if sum(map(len, parents)) > SUMS_PER_PRODUCT * upto:
@@ -127,40 +129,53 @@ class _Run:
 
     def attention(self, layer: int) -> None:
         """Run the heads of a block that kept edges leave, if any of them can differ from its ablated self."""
-        model, base, block = self.model, self.base, self.model.blocks[layer]
+        base, block = self.base, self.model.blocks[layer]
         rows, columns = self.graph.head_rows(layer), self.graph.attention_columns(layer)
         leaving = [row for row in range(rows.start, rows.stop) if row in self.slot]
-        active = [c for c in range(columns.start, columns.stop) if self.demand.parents.get(c) or not base.cached]
+        active = [c for c in range(columns.start, columns.stop) if self.parents.get(c) or not base.cached]
         if not leaving or not active:
             return
         inputs = self.seen(base.attention_in[layer], active)
         readers = [c - columns.start for c in active]
-        normed = block.attend_inputs(inputs.to(model.dtype))
-        weights, biases = block.reader_weights(readers), block.reader_biases()[readers]
-        online = torch.baddbmm(biases[:, None], normed, weights.transpose(1, 2)).transpose(0, 1)
+        online = self.project(layer, readers, inputs).transpose(0, 1)
         if base.projected is not None:
             values = block.split(base.projected[layer], copy=True)
             values[:, :, readers] = online.unflatten(0, self.shape[:2])
         else:
             values = online.unflatten(0, self.shape[:2])
-        z = model.attend(layer, values, base.calls[layer]).flatten(-2)
-        out = block.output(z) if block.attention_post else None
-        change = scaled_heads(model, layer, z, out) - base.ablated.heads[layer]
+        change = self.heads(layer, values, base.calls[layer]) - base.ablated.heads[layer]
+        self.note(layer, values, change)
         heads = [row - rows.start for row in leaving]
         first = self.slot[leaving[0]]  # the slots of a block's heads follow one another
         z_change = change.flatten(0, 1)[:, heads].transpose(0, 1)
         torch.bmm(z_change, block.head_weights(heads), out=self.delta[first : first + len(heads)])
         self.ran.update(leaving)
 
+    def project(self, layer: int, readers: Sequence[int], inputs: Tensor) -> Float[Tensor, "reader rows d_head"]:
+        """What q, k and v readers of a block make of their inputs [reader, rows, d_model]."""
+        block = self.model.blocks[layer]
+        weights, biases = block.reader_weights(readers), block.reader_biases()[readers]
+        normed = block.attend_inputs(inputs.to(self.model.dtype))
+        return torch.baddbmm(biases[:, None], normed, weights.transpose(1, 2))
+
+    def heads(self, layer: int, values: Tensor, call: Call) -> Float[Tensor, "batch pos head d_head"]:
+        """Scaled outputs of the heads of a block for given q, k and v; see `scaled_heads`."""
+        z = self.model.attend(layer, values, call).flatten(-2)
+        out = self.model.blocks[layer].output(z) if self.coupled else None
+        return scaled_heads(self.model, layer, z, out)
+
+    def note(self, layer: int, values: Tensor, change: Tensor) -> None:
+        """Called with the q, k and v of a block and how its heads differ from their ablated selves."""
+
     def mlp(self, layer: int) -> None:
         """Run the MLP of a block if a kept edge leaves it and it can differ from its ablated self."""
         row, column = self.graph.mlp_row(layer), self.graph.mlp_column(layer)
-        if row not in self.slot or (self.base.cached and not self.demand.parents.get(column)):
+        if row not in self.slot or (self.base.cached and not self.parents.get(column)):
             return
         inputs = self.seen(self.base.mlp_in[layer], [column])[0]
         ablated = self.base.ablated.mlps[layer].flatten(0, 1)
         run_mlp, dtype = self.model.blocks[layer].run_mlp, self.model.dtype
-        if self.demand.everywhere[row]:
+        if self.everywhere[row]:
             self.keep(row, run_mlp(inputs[None].to(dtype))[0].float() - ablated)
         else:
             at_last = run_mlp(inputs[self.last][None].to(dtype))[0].float() - ablated[self.last]

@@ -38,9 +38,11 @@ class WriterValues:
 
     @classmethod
     def of(cls, model: Model, tape: Tape) -> "WriterValues":
-        """The writers' outputs in a recorded pass."""
-        outs: list[Tensor | None] = [*tape.attention_out] or [None] * len(tape.z)
-        heads = [scaled_heads(model, layer, z, out) for layer, (z, out) in enumerate(zip(tape.z, outs, strict=True))]
+        """The writers' outputs in a recorded pass, out of reach of its gradients."""
+        outs: list[Tensor | None] = [out.detach() for out in tape.attention_out] or [None] * len(tape.z)
+        heads = [
+            scaled_heads(model, layer, z.detach(), out) for layer, (z, out) in enumerate(zip(tape.z, outs, strict=True))
+        ]
         return cls(tape.attention_in[0].detach().float(), heads, [m.detach().float() for m in tape.mlp_out])
 
     def tensors(self) -> list[Tensor]:
@@ -71,9 +73,9 @@ def scaled_heads(
     attention_out: Float[Tensor, "batch pos d_model"] | None,
 ) -> Float[Tensor, "batch pos head d_head"]:
     """Z of every head over the post-norm's divisor, so that a head's share of the stream is linear in it; float32."""
-    heads = z.detach().float().unflatten(-1, (model.heads.q, model.heads.width))
+    heads = z.float().unflatten(-1, (model.heads.q, model.heads.width))
     post = model.blocks[layer].attention_post
-    return heads if post is None or attention_out is None else heads / post.sigma(attention_out.detach())[..., None]
+    return heads if post is None or attention_out is None else heads / post.sigma(attention_out)[..., None]
 
 
 def writer_vectors(

@@ -321,9 +321,17 @@ class Model:
             block.attention(hidden, *args, **kwargs)
         return found[0].unflatten(-1, (self.heads.q, self.heads.width))
 
-    def unembed(self, resid: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch vocab"]:
-        """Logits of a final residual: final norm, unembedding, soft cap."""
-        logits = self.unembedding(self.final_norm.module(resid))
+    def unembed(
+        self, resid: Float[Tensor, "batch d_model"], tokens: Sequence[int] | None = None
+    ) -> Float[Tensor, "batch vocab"]:
+        """Logits of a final residual, of all tokens or of some: final norm, unembedding, soft cap."""
+        normed = self.final_norm.module(resid)
+        if tokens is None:
+            logits = self.unembedding(normed)
+        else:
+            bias: Any = getattr(self.unembedding, "bias", None)
+            weight: Any = self.unembedding.weight
+            logits = nn.functional.linear(normed, weight[tokens], None if bias is None else bias[tokens])
         cap = getattr(self.hf.config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap  # type: ignore[no-any-return]
 

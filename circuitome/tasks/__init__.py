@@ -9,6 +9,9 @@ from circuitome.tasks.gendered_pronoun import gendered_pronoun as gendered_prono
 from circuitome.tasks.greater_than import greater_than as greater_than
 from circuitome.tasks.induction import induction as induction
 from circuitome.tasks.ioi import ioi as ioi
+from circuitome.tasks.losses import LOSSES as LOSSES
+from circuitome.tasks.losses import Loss as Loss
+from circuitome.tasks.losses import loss_of as loss_of
 from circuitome.tasks.subject_verb import subject_verb as subject_verb
 from circuitome.tasks.task import Pair as Pair
 from circuitome.tasks.task import Task as Task

@@ -3,14 +3,14 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
 from circuitome.errors import TaskError, unknown_name
-from circuitome.tasks.metrics import METRICS, metric_unit
+from circuitome.tasks.metrics import METRICS, ON_ANSWERS, metric_unit
 
 
 @runtime_checkable
@@ -94,6 +94,22 @@ class Task:
         """The metric of each prompt in `rows`, from the logits after its last token. Higher is better; float32."""
         pairs = [self.pairs[row] for row in rows]
         return METRICS[self.metric](logits.float(), [p.answers for p in pairs], [p.wrongs for p in pairs])
+
+    def narrowed(self) -> "tuple[Task, list[int]] | None":
+        """This task on the logits of its own answers alone, and the ids of these; None if its metric needs all logits.
+
+        `self.score(logits, rows)` is `narrow.score(logits[:, ids], rows)`, without an unembedding of the vocabulary.
+        """
+        if self.metric not in ON_ANSWERS:
+            return None
+        ids = sorted({i for pair in self.pairs for i in (*pair.answers, *pair.wrongs)})
+        place = {token: i for i, token in enumerate(ids)}
+
+        def moved(pair: Pair) -> Pair:
+            answers, wrongs = (tuple(place[i] for i in these) for these in (pair.answers, pair.wrongs))
+            return replace(pair, answers=answers, wrongs=wrongs)
+
+        return replace(self, pairs=tuple(map(moved, self.pairs))), ids
 
     def data_hash(self) -> str:
         """SHA-256 over the token ids, answers and metric: equal hashes mean equal inputs to every method."""

@@ -1,0 +1,152 @@
+"""Every edge patched by itself: what attribution estimates, and the referee of all estimates.
+
+Source: Conmy et al. 2023, arXiv:2304.14997, section 3 (a single edge's effect).
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from circuitome.errors import InputError
+from circuitome.graph import Circuit, EdgeScores
+from circuitome.interventions import (
+    Ablation,
+    AblationValues,
+    Batch,
+    Continuation,
+    Readout,
+    WriterValues,
+    ablated_values,
+    batches,
+    dense_copies,
+    writer_vectors,
+)
+from circuitome.models import Model, Tape
+from circuitome.tasks import Task
+
+Progress = Callable[[int, int], None]
+"""Called with the edges done and the edges in all, each counted once a prompt."""
+
+
+def exact(
+    model: Model,
+    task: Task,
+    *,
+    edges: Circuit | None = None,
+    ablation: Ablation = "corrupted",
+    max_memory: int | None = None,
+    progress: Progress | None = None,
+    checkpoint: Path | None = None,
+) -> EdgeScores:
+    """The change of the metric when one edge carries its ablated value and the rest of the model reacts, edge by edge.
+
+    `edges` restricts the work to some edges; the others score 0. Costs a part of a forward pass for every edge, since
+    only what comes after the edge runs again. `checkpoint` is a file for what is done so far, from which the same call
+    goes on. Raises `InputError` if the checkpoint belongs to other prompts or another model.
+    """
+    wanted = model.graph.mask if edges is None else edges.mask
+    job = _Exact(model, task, wanted, ablation, max_memory, checkpoint)
+    with torch.no_grad():
+        return job.run(progress)
+
+
+class _Exact:
+    def __init__(
+        self,
+        model: Model,
+        task: Task,
+        wanted: Tensor,
+        ablation: Ablation,
+        max_memory: int | None,
+        checkpoint: Path | None,
+    ) -> None:
+        self.model, self.task, self.graph, self.wanted = model, task, model.graph, wanted
+        self.replacement = AblationValues.of(model, task, ablation)
+        self.max_memory, self.checkpoint = max_memory, checkpoint
+        self.key = f"{task.data_hash()} {ablation} {model.graph} {int(wanted.sum())}"
+        self.samples = torch.full((len(task), *wanted.shape), torch.nan)
+        if checkpoint is not None and checkpoint.exists():
+            self._load(checkpoint)
+
+    def run(self, progress: Progress | None) -> EdgeScores:
+        """All batches, all readers."""
+        corrupted = self.replacement.from_prompts
+        total, done = int(self.wanted.sum()) * len(self.task), 0
+        for batch in batches(
+            self.model, self.task, shared_prefix=corrupted, corrupted=corrupted, max_memory=self.max_memory
+        ):
+            rows = list(batch.rows)
+            for column, effects in self._columns(batch, rows):
+                self.samples[rows, :, column] = effects
+                done += int(self.wanted[:, column].sum()) * len(rows)
+                if progress:
+                    progress(done, total)
+                if self.checkpoint is not None and self.graph.readers[column].endswith(".in"):
+                    self._save(self.checkpoint)
+        samples = self.samples.nan_to_num()[:, self.graph.mask]
+        values = torch.zeros(self.graph.mask.shape)
+        values[self.graph.mask] = samples.mean(0)
+        return EdgeScores(self.graph, values, self.task.unit, "exact", samples)
+
+    def _columns(self, batch: Batch, rows: list[int]) -> Iterator[tuple[int, Tensor]]:
+        """Reader by reader, the effects [batch, writers] of its edges."""
+        model = self.model
+        tape = model.record(batch.clean, logits=False)
+        assert tape.final is not None
+        clean = WriterValues.of(model, tape)
+        ablated = ablated_values(model, self.task, batch, self.replacement, clean)
+        vectors = writer_vectors(model, ablated.minus(clean))
+        readout, run = Readout(model, self.task, batch.rows, "metric"), Continuation(model, batch.clean)
+        read = torch.arange(len(rows)), batch.clean.read
+        plain = -readout(tape.final[read][None])[0]
+        copies = dense_copies(model, batch.clean, self.max_memory)
+        for column in range(len(self.graph.readers)):
+            senders = self.wanted[:, column].nonzero().flatten()
+            known = self.samples[rows][:, :, column]
+            if not bool(known[:, senders].isnan().any()):
+                yield column, known
+                continue
+            effects = torch.full((len(rows), len(self.graph.writers)), torch.nan)
+            for some in senders.split(copies):
+                final = self._final(tape, run, column, vectors[some], read)
+                effects[:, some] = (-readout(final) - plain).T.cpu()
+            yield column, effects
+
+    def _final(self, tape: Tape, run: Continuation, column: int, change: Tensor, read: tuple[Tensor, Tensor]) -> Tensor:
+        """Final residual [sender, batch, d_model] with what a reader sees changed."""
+        assert tape.final is not None
+        layer = self.graph.reader_layer[column]
+        if layer == self.graph.n_layers:
+            return (tape.final + change)[:, *read]
+        block, dtype = self.model.blocks[layer], self.model.dtype
+        if column == self.graph.mlp_column(layer):
+            after = tape.attention_in[layer + 1] if layer + 1 < self.graph.n_layers else tape.final
+            written = block.run_mlp((tape.mlp_in[layer] + change).to(dtype).flatten(0, 1)).view_as(change)
+            return run.from_block(layer + 1, after + written - tape.mlp_out[layer])
+        reader = column - self.graph.attention_columns(layer).start
+        weight, bias = block.reader_weights([reader])[0], block.reader_biases()[reader]
+        values = block.split(tape.projected[layer]).expand(len(change), -1, -1, -1, -1).clone()
+        values[:, :, :, reader] = block.attend_inputs((tape.attention_in[layer] + change).to(dtype)) @ weight.T + bias
+        z = self.model.attend(layer, values.flatten(0, 1), run.calls_for(len(change))[layer])
+        z = z.flatten(-2).unflatten(0, (len(change), -1))
+        return run.from_z(layer, tape.attention_in[layer], tape.mlp_out[layer], z)
+
+    def _save(self, path: Path) -> None:
+        part = path.with_name(path.name + ".part")
+        save_file({"samples": self.samples}, part, {"key": self.key})
+        os.replace(part, path)
+
+    def _load(self, path: Path) -> None:
+        from safetensors import safe_open
+
+        with safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("key") != self.key:
+                raise InputError(
+                    f"{path} belongs to another exact run (other prompts, model, edges or ablation). Repeat that "
+                    "command to resume it, or choose another folder."
+                )
+        self.samples = load_file(path)["samples"]

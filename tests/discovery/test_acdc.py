@@ -1,0 +1,110 @@
+"""ACDC against the algorithm as published: one edge after another, one run of the circuit each."""
+
+import pytest
+import torch
+from families import random_task, tiny
+
+from circuitome.discovery.acdc import ORDERS, Step, acdc
+from circuitome.errors import InputError, UnknownNameError
+from circuitome.graph import Circuit
+from circuitome.interventions import run_circuit
+from circuitome.tasks import loss_of
+
+TASK = random_task(3, lengths=(5, 6))
+
+
+def one_edge_at_a_time(model, task, threshold, *, loss="metric", order="reverse", absolute=False, ablation="corrupted"):
+    graph = model.graph
+    value, rows = loss_of(task, loss), range(len(task))
+    clean = run_circuit(model, task, Circuit.full(graph))
+
+    def mean_loss(mask):
+        return float(value(run_circuit(model, task, Circuit(graph, mask), ablation=ablation), clean, rows).mean())
+
+    mask = graph.mask.clone()
+    present, steps = mean_loss(mask), []
+    for column in reversed(range(len(graph.readers))):
+        senders = graph.mask[:, column].nonzero().flatten().tolist()
+        for row in senders[::-1] if order == "reverse" else senders:
+            mask[row, column] = False
+            without = mean_loss(mask)
+            change = without - present
+            kept = not (abs(change) if absolute else change) < threshold
+            mask[row, column] = kept
+            present = present if kept else without
+            steps.append(Step(row, column, change, kept))
+    return steps
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "gpt2",
+        pytest.param("gemma2", marks=pytest.mark.slow),
+        "llama",
+        pytest.param("neox-parallel", marks=pytest.mark.slow),
+    ],
+)
+def model(request):
+    return tiny(request.param)
+
+
+def same(found, expected):
+    assert [(s.row, s.column, s.kept) for s in found.steps] == [(s.row, s.column, s.kept) for s in expected]
+    torch.testing.assert_close(
+        torch.tensor([s.change for s in found.steps]),
+        torch.tensor([s.change for s in expected]),
+        atol=2e-5,
+        rtol=2e-5,
+    )
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("threshold", [pytest.param(0.003, marks=pytest.mark.slow), 0.05])
+def test_acdc_is_the_published_algorithm(model, order, threshold):
+    same(acdc(model, TASK, threshold=threshold, order=order), one_edge_at_a_time(model, TASK, threshold, order=order))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"loss": "kl"}, {"absolute": True}, {"ablation": "zero"}, {"loss": "l2"}], ids=str)
+def test_so_it_is_with_other_losses_tests_and_ablations(model, options):
+    same(acdc(model, TASK, threshold=0.02, **options), one_edge_at_a_time(model, TASK, 0.02, **options))
+
+
+def test_a_killed_run_goes_on_with_the_same_result(tmp_path):
+    model = tiny("llama")
+    whole = acdc(model, TASK, threshold=0.02)
+    path = tmp_path / "acdc.json"
+    turns = iter(range(10**6))
+
+    def kill(done, total):
+        if next(turns) == 17:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        acdc(model, TASK, threshold=0.02, checkpoint=path, progress=kill)
+    resumed = acdc(model, TASK, threshold=0.02, checkpoint=path)
+    assert resumed.steps == whole.steps
+    assert resumed.evaluations <= whole.evaluations
+    with pytest.raises(InputError, match="another ACDC run"):
+        acdc(model, TASK, threshold=0.03, checkpoint=path)
+
+
+def test_scores_rank_the_circuit_first():
+    model = tiny("gpt2")
+    found = acdc(model, TASK, threshold=0.02)
+    assert 0 < len(found.circuit) < model.graph.n_edges
+    assert found.scores("logits").top(len(found.circuit)) == found.circuit
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"threshold": 0.0}, InputError, "above 0"),
+        ({"threshold": 0.1, "order": "backwards"}, UnknownNameError, "sender order"),
+        ({"threshold": 0.1, "loss": "k1"}, UnknownNameError, "kl"),
+    ],
+)
+def test_bad_input(options, error, message):
+    with pytest.raises(error, match=message):
+        acdc(tiny("gpt2"), TASK, **options)

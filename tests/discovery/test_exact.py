@@ -1,0 +1,44 @@
+"""Exact edge scores against one run of the full circuit without the edge."""
+
+import pytest
+import torch
+from families import random_task, tiny
+
+from circuitome.discovery.exact import exact
+from circuitome.errors import InputError
+from circuitome.graph import Circuit
+from circuitome.interventions import run_circuit
+
+TASK = random_task(3, lengths=(5, 6))
+
+
+@pytest.mark.parametrize("ablation", ["corrupted", "zero"])
+@pytest.mark.parametrize("name", ["gemma2", "neox-parallel", "gpt2"])
+def test_an_exact_score_is_the_circuit_without_one_edge(name, ablation):
+    model = tiny(name)
+    rows = range(len(TASK))
+    clean = TASK.score(run_circuit(model, TASK, Circuit.full(model.graph)), rows)
+    picked = torch.zeros_like(model.graph.mask)
+    edges = model.graph.mask.nonzero()[:: model.graph.n_edges // 15]
+    picked[edges[:, 0], edges[:, 1]] = True
+    scores = exact(model, TASK, edges=Circuit(model.graph, picked), ablation=ablation)
+    for row, column in edges.tolist():
+        mask = model.graph.mask.clone()
+        mask[row, column] = False
+        without = TASK.score(run_circuit(model, TASK, Circuit(model.graph, mask), ablation=ablation), rows)
+        torch.testing.assert_close(scores.values[row, column], (without - clean).mean(), atol=2e-5, rtol=2e-5)
+    assert float(scores.values[~picked].abs().max()) == 0.0
+
+
+def test_a_killed_run_goes_on(tmp_path):
+    model, path = tiny("gpt2"), tmp_path / "exact.safetensors"
+
+    def kill(done, total):
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        exact(model, TASK, checkpoint=path, progress=kill)
+    assert torch.equal(exact(model, TASK, checkpoint=path).values, exact(model, TASK).values)
+    with pytest.raises(InputError, match="another exact run"):
+        exact(model, random_task(4), checkpoint=path)

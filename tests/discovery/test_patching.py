@@ -1,0 +1,102 @@
+"""Patching against Hugging Face's own forward with a hook that overwrites one activation."""
+
+import pytest
+import torch
+from families import random_task, tiny
+from referee import inputs_of
+
+from circuitome.discovery.patching import patch
+from circuitome.errors import InputError, UnknownNameError
+
+TASK = random_task(3, lengths=(5, 6))
+NAMES = ["gpt2", "gemma2", "neox-parallel", "olmo2"]
+
+
+def hooked_logits(model, ids, module, change):
+    handle = module.register_forward_pre_hook(lambda m, args: (change(args[0]), *args[1:]))
+    try:
+        with torch.no_grad():
+            return model.hf(torch.tensor([ids])).logits[:, -1]
+    finally:
+        handle.remove()
+
+
+def both(pair, direction):
+    return (pair.clean, pair.corrupted) if direction == "noise" else (pair.corrupted, pair.clean)
+
+
+@pytest.mark.parametrize("direction", ["noise", "denoise"])
+@pytest.mark.parametrize("name", NAMES)
+def test_patched_heads_are_the_models_own_pass_with_one_head_overwritten(name, direction):
+    model = tiny(name)
+    found = patch(model, TASK, "heads", direction=direction)
+    placed = patch(model, TASK, "heads", direction=direction, by_position=True)
+    width = model.heads.width
+    for row, pair in enumerate(TASK.pairs):
+        base, donor = both(pair, direction)
+        donor_tape = model.record(inputs_of(model, donor))
+        plain = TASK.score(model.record(inputs_of(model, base)).logits, [row])
+        for layer, head, offset in [(0, 1, None), (1, 3, None), (2, 0, None), (1, 2, -1), (2, 2, 0)]:
+            where = slice(None) if offset is None else len(base) - 1 + offset
+
+            def change(z, layer=layer, head=head, where=where, donor_tape=donor_tape):
+                z = z.clone()
+                part = slice(head * width, (head + 1) * width)
+                z[:, where, part] = donor_tape.z[layer][:, where, part]
+                return z
+
+            logits = hooked_logits(model, base, model.blocks[layer].output, change)
+            expected = TASK.score(logits, [row]) - plain
+            cell = (layer, head) if offset is None else (layer * 4 + head, placed.columns.index(str(offset)))
+            got = (found if offset is None else placed).samples[row][cell]
+            torch.testing.assert_close(got, expected[0], atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_patching_the_stream_everywhere_later_swaps_the_prompts_and_mlps_are_patched_alone(name):
+    model = tiny(name)
+    resid, mlps = patch(model, TASK, "resid"), patch(model, TASK, "mlps")
+    assert resid.columns[-1] == "0"
+    for row, pair in enumerate(TASK.pairs):
+        tape = model.record(inputs_of(model, pair.corrupted))
+        plain = TASK.score(model.record(inputs_of(model, pair.clean)).logits, [row])
+
+        def at_end(x, tape=tape):
+            x = x.clone()
+            x[:, -1] = tape.attention_in[1][:, -1]
+            return x
+
+        handle = model.blocks[1].layer.register_forward_pre_hook(lambda m, args: (at_end(args[0]), *args[1:]))
+        with torch.no_grad():
+            expected = TASK.score(model.hf(torch.tensor([pair.clean])).logits[:, -1], [row]) - plain
+        handle.remove()
+        torch.testing.assert_close(resid.samples[row][1, -1], expected[0], atol=2e-5, rtol=2e-5)
+        with torch.no_grad(), model.writing_mlp(1, tape.mlp_out[1]):
+            expected = TASK.score(model.hf(torch.tensor([pair.clean])).logits[:, -1], [row]) - plain
+        torch.testing.assert_close(mlps.samples[row][1, 0], expected[0], atol=2e-5, rtol=2e-5)
+
+
+def test_the_map_names_its_cells_and_gives_intervals():
+    found = patch(tiny("gpt2"), TASK, "heads")
+    name, estimate = found.top(1)[0]
+    layer, head = name[1:].split(".h")
+    assert (
+        float(found.mean[int(layer), int(head)])
+        == estimate.value
+        == float(found.mean.flatten()[found.mean.abs().argmax()])
+    )
+    assert estimate.low <= estimate.value <= estimate.high
+    assert found.to_dict()["rows"] == ["a0", "a1", "a2"]
+
+
+@pytest.mark.parametrize(
+    ("what", "options", "error", "message"),
+    [
+        ("head", {}, UnknownNameError, "heads"),
+        ("heads", {"direction": "noising"}, UnknownNameError, "noise"),
+        ("resid", {"by_position": False}, InputError, "by position"),
+    ],
+)
+def test_bad_input(what, options, error, message):
+    with pytest.raises(error, match=message):
+        patch(tiny("gpt2"), TASK, what, **options)
