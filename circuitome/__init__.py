@@ -15,15 +15,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from circuitome import errors as errors
+    from circuitome import known as known
     from circuitome import tasks as tasks
+    from circuitome.discovery import acdc as acdc
+    from circuitome.discovery import atp as atp
     from circuitome.discovery import eap as eap
     from circuitome.discovery import eap_ig as eap_ig
+    from circuitome.discovery import edge_pruning as edge_pruning
+    from circuitome.discovery import exact as exact
+    from circuitome.discovery import magnitude as magnitude
+    from circuitome.discovery import patch as patch
+    from circuitome.discovery import path_patch as path_patch
+    from circuitome.discovery import random_scores as random_scores
+    from circuitome.discovery import subnetwork_probing as subnetwork_probing
+    from circuitome.discovery import trace_back as trace_back
     from circuitome.graph import Circuit as Circuit
     from circuitome.graph import EdgeScores as EdgeScores
     from circuitome.graph import Graph as Graph
+    from circuitome.graph import NodeScores as NodeScores
     from circuitome.interventions import run_circuit as run_circuit
     from circuitome.models import Model as Model
     from circuitome.models import load as load
+    from circuitome.results import EffectMap as EffectMap
     from circuitome.results import Estimate as Estimate
     from circuitome.tasks import Task as Task
     from circuitome.validation import Curve as Curve
@@ -34,14 +47,26 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "acdc": "discovery",
+    "atp": "discovery",
     "eap": "discovery",
     "eap_ig": "discovery",
+    "edge_pruning": "discovery",
+    "exact": "discovery",
+    "magnitude": "discovery",
+    "patch": "discovery",
+    "path_patch": "discovery",
+    "random_scores": "discovery",
+    "subnetwork_probing": "discovery",
+    "trace_back": "discovery",
     "Circuit": "graph",
     "EdgeScores": "graph",
     "Graph": "graph",
+    "NodeScores": "graph",
     "run_circuit": "interventions",
     "Model": "models",
     "load": "models",
+    "EffectMap": "results",
     "Estimate": "results",
     "Task": "tasks",
     "Curve": "validation",
@@ -49,7 +74,7 @@ _HOME = {
     "faithfulness": "validation",
     "faithfulness_curve": "validation",
 }
-_MODULES = ("errors", "tasks")
+_MODULES = ("errors", "known", "tasks")
 
 __all__ = [*_HOME, *_MODULES]
 

@@ -7,6 +7,8 @@ from circuitome.models import Model, load
 from circuitome.tasks import Task, make_pair
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # workers with several threads each wait for one another
 
 NAMES = ("Laura", "Peter", "John", "Dan", "Anna", "Kate")
 

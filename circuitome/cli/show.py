@@ -11,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from circuitome.cli import heatmap
+
 STRONGEST = 12
 """Edges that the terminal shows."""
 SHADES = " .:-=+*#%@"
@@ -67,17 +69,61 @@ def plan(spec: Any, cost: Any, as_json: bool) -> None:
 
 
 def run(found: Any, folder: Path, as_json: bool) -> None:
-    """A finished run: headline, the circuit on the model's grid, strongest edges, curve, and where the report is."""
+    """A finished run of any kind: what it found, how to repeat it, and where its report is."""
+    from circuitome.report import compare_payload, effects_payload, strongest_edges
     from circuitome.runs import to_json
 
+    manifest, kind = found.manifest, found.manifest["kind"]
     if as_json:
-        from circuitome.report import strongest_edges
-
-        print(to_json({**found.manifest, "folder": str(folder), "circuit": strongest_edges(found)}))
+        circuit = {"circuit": strongest_edges(found)} if kind == "find" else {}
+        print(to_json({**manifest, "folder": str(folder), **circuit}))
         return
     console = Console(highlight=False)
+    if kind == "find":
+        _find(found, console)
+    elif kind == "compare":
+        heatmap.compare(compare_payload(found), console)
+    else:
+        heatmap.effects(effects_payload(found), console)
+    console.print(f"\n{manifest['sign']}")
+    console.print(f"Again:  {manifest['command']}", soft_wrap=True)
+    console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
+
+
+def known(result: dict[str, Any], as_json: bool) -> None:
+    """How much of each known circuit each method finds."""
+    if as_json:
+        from circuitome.runs import to_json
+
+        print(to_json(result))
+        return
+    for ablation in dict.fromkeys(row["ablation"] for row in result["rows"]):
+        rows = [
+            {
+                "model": row["model"],
+                "method": row["method"],
+                "true edges": f"{row['true_edges']} of {row['all_edges']}",
+                **{name: _rate(row[name]) for name in RATES},
+            }
+            for row in result["rows"]
+            if row["ablation"] == ablation
+        ]
+        table(f"Known circuits, {ablation} ablation", rows, False, "")
+    Console().print(Text(result["note"]))
+
+
+RATES = ("edge AUROC", "node AUROC", "ROC area", "precision", "recall")
+
+
+def _rate(value: float | None) -> str:
+    return "-" if value is None or value != value else f"{value:.3f}"
+
+
+def _find(found: Any, console: Console) -> None:
+    """Headline, the circuit on the model's grid, strongest edges, curve."""
     manifest = found.manifest
     results, unit = manifest["results"], manifest["task"]["unit"]
+    score_unit = manifest["method"].get("unit", unit)
     task, model, method = manifest["task"]["name"], manifest["model"]["name"], manifest["method"]["description"]
     console.print(f"\n[bold]{task}[/] in [bold]{model}[/]   {method}")
     console.print(
@@ -92,11 +138,8 @@ def run(found: Any, folder: Path, as_json: bool) -> None:
     dropped = results["edges"] - results["edges_on_a_path"]
     console.print(f"{results['nodes']} nodes; {dropped:,} of the edges lie on no path from input to logits.\n")
     console.print(_grid(found))
-    console.print(_edges(found, unit))
+    console.print(_edges(found, score_unit))
     console.print(_curve(results["curve"]))
-    console.print(f"\n{manifest['sign']}")
-    console.print(f"Again:  {manifest['command']}", soft_wrap=True)
-    console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
 
 
 def _estimate(value: dict[str, Any]) -> str:

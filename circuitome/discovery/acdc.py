@@ -5,9 +5,7 @@ asked about many at a time, each question on the assumption that earlier ones en
 otherwise, the rest are asked again. Source: Conmy et al. 2023, arXiv:2304.14997, algorithm 1.
 """
 
-import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from circuitome.discovery.checkpoint import Checkpoint
 from circuitome.errors import InputError, NumericsError, unknown_name
 from circuitome.graph import Circuit, EdgeScores, Graph
 from circuitome.interventions import (
@@ -27,12 +26,20 @@ from circuitome.interventions import (
     copies_within,
 )
 from circuitome.models import Model
-from circuitome.tasks import LOSSES, Task
+from circuitome.tasks import LOSSES, Task, loss_of
 
 Progress = Callable[[int, int], None]
 """Called with the edges decided and the edges in all."""
 
 ORDERS = ("reverse", "normal")
+SURE = 0.25
+"""Share of the threshold below which a predicted change is taken for small where edges are grouped."""
+SLACK = 0.5
+"""By how much of the threshold the change of a group may differ from its prediction."""
+WIDE_SHARE = 4
+"""By how much fewer states are computed together where all positions matter."""
+LARGEST_GROUP = 64
+"""Edges asked about at once, at most."""
 REFRESH = 8
 """Readers after which all values are computed afresh: a run that resumes there goes on bit for bit."""
 
@@ -91,6 +98,7 @@ def acdc(
     loss: str = "metric",
     order: str = "reverse",
     absolute: bool = False,
+    grouped: bool = False,
     ablation: Ablation = "corrupted",
     max_memory: int | None = None,
     progress: Progress | None = None,
@@ -100,9 +108,17 @@ def acdc(
 
     Readers are visited from the logits back, the senders of each in `order`: "reverse", latest first, or "normal". With
     `absolute` the size of the change counts, not its sign. `loss` is a name in `LOSSES`: "kl" and "l2" against the
-    clean model, or "metric", minus the task's metric, which removals can also improve. `checkpoint` is a file in which
-    the state is kept from time to time; where it exists already, the run goes on from there with the same result.
-    Raises `InputError` for a threshold not above 0, `UnknownNameError` for other names, `NumericsError` at NaN.
+    clean model, or "metric", minus the task's metric, which removals can also improve.
+
+    With `grouped`, runs of edges whose predicted change is far below the threshold are asked about at once, and one by
+    one only where their joint change is not what was predicted: several times faster. Edges that make up for one
+    another can then be dropped together, so the circuit may differ in a few edges; the changes that steps report are
+    estimates within groups, the losses exact.
+
+    `checkpoint` is a file in which the state is kept from time to time; where it exists already, the run goes on from
+    there with the same result.
+    Raises `InputError` for a threshold not above 0, `UnknownNameError` for other names, `NumericsError` at NaN,
+    `RunError` if the checkpoint belongs to another run.
     """
     if not threshold > 0:
         raise InputError(f"The threshold must be above 0, got {threshold}: each edge's removal changes the loss a bit.")
@@ -110,9 +126,10 @@ def acdc(
         raise unknown_name("sender order", order, ORDERS)
     if loss not in LOSSES:
         raise unknown_name("loss", loss, LOSSES)
-    search = _Search(model, task, threshold, loss, order, absolute, ablation, max_memory)
+    search = _Search(model, task, threshold, loss, order, absolute, grouped, ablation, max_memory)
+    key = (task.data_hash(), loss, order, absolute, grouped, threshold, ablation, repr(model.graph))
     with torch.no_grad(), model.frozen_parameters():
-        return search.run(progress, checkpoint)
+        return search.run(progress, Checkpoint(checkpoint, "ACDC", *key))
 
 
 class _Search:
@@ -126,12 +143,12 @@ class _Search:
         loss: str,
         order: str,
         absolute: bool,
+        grouped: bool,
         ablation: Ablation,
         max_memory: int | None,
     ) -> None:
         self.model, self.task, self.graph = model, task, model.graph
-        self.threshold, self.order, self.absolute = threshold, order, absolute
-        self.key = [task.data_hash(), loss, order, absolute, threshold, ablation, repr(model.graph)]
+        self.threshold, self.order, self.absolute, self.grouped = threshold, order, absolute, grouped
         replacement = AblationValues.of(model, task, ablation)
         corrupted = replacement.from_prompts
         with torch.no_grad():
@@ -149,21 +166,20 @@ class _Search:
         self.live: list[LiveCircuit] = []
         self.loss = self.full_loss = float("nan")
 
-    def run(self, progress: Progress | None, checkpoint: Path | None) -> Acdc:
+    def run(self, progress: Progress | None, checkpoint: Checkpoint) -> Acdc:
         """All readers' turns."""
-        if checkpoint is not None and checkpoint.exists():
-            self.load(checkpoint)
+        self.load(checkpoint)
         since = REFRESH
         while self.column >= 0:
             if since >= REFRESH:
                 self.refresh()
-                if checkpoint is not None:
-                    self.save(checkpoint)
+                self.save(checkpoint)
                 since = 0
             since += self.visit(self.column)
             self.column -= 1
             if progress:
                 progress(len(self.steps), self.graph.n_edges)
+        self.save(checkpoint)
         circuit = Circuit(self.graph, self.mask)
         return Acdc(circuit, tuple(self.steps), self.loss, self.full_loss, self.threshold, self.evaluations)
 
@@ -202,35 +218,71 @@ class _Search:
     def ask(self, column: int, rows: Sequence[int]) -> list[int]:
         """The edges from `rows` into `column` that go."""
         dropped: list[int] = []
-        expected = self.predict(column, rows)
-        present = [live.inputs[column] for live in self.live]
-        done = 0
-        while done < len(rows):
-            some = rows[done : done + self.copies]
-            some = some[: 1 << (len(some).bit_length() - 1)]
-            differences = [torch.stack([self._rows(live, row, column) for row in some]) for live in self.live]
-            going = torch.tensor([float(expected[row]) for row in some])
-            # state k: all edges before k that are expected to go are gone, and k itself
-            gone = torch.tril(going.expand(len(some), -1), -1) + torch.eye(len(some))
-            states = [
-                x - torch.einsum("kj,j...->k...", gone.to(d), d) for x, d in zip(present, differences, strict=True)
-            ]
-            losses = self.losses(column, states).tolist()
-            self.evaluations += len(losses)
-            asked = 0
-            for row, value in zip(some, losses, strict=True):
-                change = value - self.loss
-                goes = (abs(change) if self.absolute else change) < self.threshold
-                self.steps.append(Step(row, column, change, not goes))
-                asked += 1
-                if goes:
-                    self.loss = value
-                    dropped.append(row)
-                    present = [x - d[asked - 1] for x, d in zip(present, differences, strict=True)]
-                if goes != expected[row]:
+        known: dict[frozenset[int], float] = {}  # losses by what is gone: what a surprise left undecided comes again
+        predicted = self.predict(column, rows)
+        waiting = self.groups(rows, predicted)
+        # Large states fill the processor sooner, and after a surprise the rest of a batch has been in vain.
+        at_once = max(1, self.copies // WIDE_SHARE) if self.live[0].everywhere_at(column) else self.copies
+        while waiting:
+            some = waiting[: 1 << (min(len(waiting), at_once).bit_length() - 1)]
+            # state k: all edges in front of group k that are expected to go are gone, and group k itself
+            going = [[row for row in group if len(group) > 1 or self.small(predicted[row])] for group in some]
+            gone = [[*dropped, *(row for before in going[:k] for row in before), *some[k]] for k in range(len(some))]
+            states = [frozenset(rows) for rows in gone]
+            new = [k for k, state in enumerate(states) if state not in known]
+            if new:
+                losses = self.losses(column, [live.without(column, [gone[k] for k in new]) for live in self.live])
+                known |= {states[k]: value for k, value in zip(new, losses.tolist(), strict=True)}
+                self.evaluations += len(new)
+            for group, state in zip(some, states, strict=True):
+                surprised = self.decide(column, group, known[state], predicted, dropped)
+                waiting = waiting[1:]
+                if surprised and len(group) > 1:  # nothing of it is decided
+                    middle = len(group) // 2
+                    waiting = [group[:middle], group[middle:], *waiting]
+                if surprised:
                     break
-            done += asked
         return dropped
+
+    def decide(
+        self, column: int, group: Sequence[int], value: float, predicted: Mapping[int, float], dropped: list[int]
+    ) -> bool:
+        """Decide on a group whose removal gives the loss `value`; whether that is not what was expected."""
+        change = value - self.loss
+        off = change - sum(predicted[row] for row in group)
+        if len(group) > 1 and abs(off) > SLACK * self.threshold:
+            return True
+        goes = len(group) > 1 or self.small(change)
+        for row in group:
+            each = change if len(group) == 1 else predicted[row] + off / len(group)
+            self.steps.append(Step(row, column, each, not goes))
+        if goes:
+            self.loss = value
+            dropped += group
+        return goes != (len(group) > 1 or self.small(predicted[group[0]]))
+
+    def small(self, change: float) -> bool:
+        """Whether an edge with this change goes."""
+        return (abs(change) if self.absolute else change) < self.threshold
+
+    def surely_goes(self, predicted: float) -> bool:
+        """Whether an edge with this predicted change may be asked about together with others."""
+        least = -SURE if self.absolute else -2.0
+        return least * self.threshold < predicted < SURE * self.threshold
+
+    def groups(self, rows: Sequence[int], predicted: Mapping[int, float]) -> list[list[int]]:
+        """`rows` in their order, cut into what is asked about at once: one edge, or a run of edges that surely go."""
+        groups: list[list[int]] = []
+        sure_rows: set[int] = set()
+        for row in rows:
+            sure = self.grouped and self.surely_goes(predicted[row])
+            if sure and groups and len(groups[-1]) < LARGEST_GROUP and groups[-1][-1] in sure_rows:
+                groups[-1].append(row)
+            else:
+                groups.append([row])
+            if sure:
+                sure_rows.add(row)
+        return groups
 
     def losses(self, column: int, states: Sequence[Tensor]) -> Tensor:
         """Mean loss over all prompts in each state."""
@@ -245,49 +297,69 @@ class _Search:
             )
         return mean
 
-    def predict(self, column: int, rows: Sequence[int]) -> dict[int, bool]:
-        """For each edge, whether it goes if the loss is linear in what the reader sees."""
-        changes = torch.zeros(len(rows))
-        for live, readout in zip(self.live, self.readouts, strict=True):
+    def predict(self, column: int, rows: Sequence[int]) -> dict[int, float]:
+        """The change of the loss without each edge, from its gradient before this reader's turn and after it.
+
+        "After" is the state in which all edges have gone that the first gradient lets go. In between the gradient is
+        taken to change in step with what has gone already.
+        """
+        present = [live.inputs[column][None] for live in self.live]
+        before = self.slopes(column, rows, present)[0]
+        going = (before.abs() if self.absolute else before) < self.threshold
+        gone = [row for row, goes in zip(rows, going.tolist(), strict=True) if goes]
+        after = self.slopes(column, rows, [live.without(column, [gone]) for live in self.live])[0]
+        weight = before.abs() * going
+        share = (weight.cumsum(0) - weight / 2) / weight.sum().clamp(min=1e-30)
+        return dict(zip(rows, (before + share * (after - before)).tolist(), strict=True))
+
+    def slopes(self, column: int, rows: Sequence[int], states: Sequence[Tensor]) -> Tensor:
+        """For each state, minus the derivative of the mean loss along each edge's difference."""
+        slopes = torch.zeros(len(states[0]), len(rows), dtype=torch.float64)
+        for live, readout, some in zip(self.live, self.readouts, states, strict=True):
             with torch.enable_grad():
-                state = live.inputs[column][None].detach().requires_grad_(True)
+                state = some.detach().requires_grad_(True)
                 total = readout(live.outcome(column, state)).sum() / len(self.task)
                 (gradient,) = torch.autograd.grad(total, state)
-            for i, row in enumerate(rows):
-                changes[i] -= float((self._rows(live, row, column) * gradient[0]).sum())
-        sizes = changes.abs() if self.absolute else changes
-        return dict(zip(rows, (sizes < self.threshold).tolist(), strict=True))
+            slopes -= torch.stack([live.products(column, rows, one) for one in gradient]).double().cpu()
+        return slopes
 
-    @staticmethod
-    def _rows(live: LiveCircuit, row: int, column: int) -> Tensor:
-        return live.difference(row, column).expand_as(live.inputs[column])
-
-    def save(self, path: Path) -> None:
-        """Write the state, all of it or nothing."""
-        state: dict[str, Any] = {
-            "key": self.key,
-            "column": self.column,
-            "full_loss": self.full_loss,
-            "evaluations": self.evaluations,
-            "steps": [[step.row, step.column, step.change, step.kept] for step in self.steps],
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Keep the state."""
+        steps = {
+            "rows": torch.tensor([step.row for step in self.steps]),
+            "columns": torch.tensor([step.column for step in self.steps]),
+            "changes": torch.tensor([step.change for step in self.steps], dtype=torch.float64),
+            "kept": torch.tensor([step.kept for step in self.steps]),
         }
-        part = path.with_name(path.name + ".part")
-        part.write_text(json.dumps(state))
-        os.replace(part, path)
+        names = ("column", "loss", "full_loss", "evaluations")
+        checkpoint.write(steps, {name: getattr(self, name) for name in names})
 
-    def load(self, path: Path) -> None:
-        """Go on from a saved state. Raises `InputError` if it belongs to another search."""
-        state = json.loads(path.read_text())
-        if state["key"] != self.key:
-            raise InputError(
-                f"{path} belongs to another ACDC run (other prompts, model, threshold, loss, order or ablation). "
-                "Repeat that command to resume it, or choose another folder."
-            )
-        self.steps = [Step(*step) for step in state["steps"]]
-        self.column, self.full_loss = state["column"], state["full_loss"]
-        self.evaluations = state["evaluations"]
-        for step in self.steps:
-            self.mask[step.row, step.column] = step.kept
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Go on from a state that was kept, if there is one."""
+        if before := checkpoint.read():
+            steps, state = before
+            columns = (steps[name].tolist() for name in ("rows", "columns", "changes", "kept"))
+            self.steps = [Step(*step) for step in zip(*columns, strict=True)]
+            for name, value in state.items():
+                setattr(self, name, value)
+            for step in self.steps:
+                self.mask[step.row, step.column] = step.kept
+
+
+def loss_gap(
+    model: Model, task: Task, loss: str, ablation: Ablation = "corrupted", max_memory: int | None = None
+) -> float:
+    """Mean loss with everything ablated minus that of the clean model: what any threshold is to be compared with."""
+    replacement = AblationValues.of(model, task, ablation)
+    corrupted, total = replacement.from_prompts, 0.0
+    measure = loss_of(task, loss)
+    with torch.no_grad():
+        for batch in batches(model, task, shared_prefix=corrupted, corrupted=corrupted, max_memory=max_memory):
+            base, clean = baseline(model, task, batch, replacement), model.logits(batch.clean)
+            at_read = base.final[torch.arange(len(batch.rows), device=clean.device), batch.clean.read]
+            ablated = model.unembed(at_read.to(model.dtype))
+            total += float((measure(ablated, clean, batch.rows) - measure(clean, clean, batch.rows)).sum())
+    return total / len(task)
 
 
 def roc_sweep(

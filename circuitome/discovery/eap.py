@@ -28,7 +28,7 @@ from circuitome.interventions import (
     tokens_within,
 )
 from circuitome.models import Model
-from circuitome.tasks import Task
+from circuitome.tasks import LOSSES, Task, loss_of, loss_unit
 
 Progress = Callable[[int, int], None]
 """Called with the prompts done and the prompts in all."""
@@ -40,6 +40,7 @@ def eap(
     model: Model,
     task: Task,
     *,
+    loss: str = "metric",
     ablation: Ablation = "corrupted",
     shared_prefix: bool = True,
     max_memory: int | None = None,
@@ -49,8 +50,14 @@ def eap(
 
     Blind to edges behind a saturated softmax; `eap_ig` is nearer to exact patching. `max_memory` is in bytes, beside
     the weights. Source: Syed et al. 2023, arXiv:2310.10348, equation 2, with its sign kept.
+    Raises `InputError` for a `loss` other than "metric": distances from the clean model have no gradient there.
     """
-    return _attribute(_Job(model, task, ablation, shared_prefix, max_memory, progress), "eap", _at_clean)
+    if loss in LOSSES and loss != "metric":
+        raise InputError(
+            f"EAP takes its gradient at the clean model, where that of {loss} (its distance to the clean model) is "
+            "zero, so every edge would score 0. Use eap_ig, whose gradients are taken on the way there, exact or acdc."
+        )
+    return _attribute(_Job(model, task, loss, ablation, shared_prefix, max_memory, progress), "eap", _at_clean)
 
 
 def eap_ig(
@@ -59,6 +66,7 @@ def eap_ig(
     *,
     steps: int = 5,
     variant: str = "inputs",
+    loss: str = "metric",
     ablation: Ablation = "corrupted",
     shared_prefix: bool = True,
     max_memory: int | None = None,
@@ -77,13 +85,15 @@ def eap_ig(
     - clean-corrupted: the clean and the ablated embeddings alone; `steps` does not count.
 
     With many steps the scores of all edges that leave `embed` sum to metric(ablated) - metric(clean).
-    Raises `InputError` for steps < 1 and `UnknownNameError` for another variant.
+    `loss`, a name in `LOSSES`, may stand for the metric: with "kl" a score is minus the divergence from the clean model
+    that corrupting the edge causes, in nats.
+    Raises `InputError` for steps < 1 and `UnknownNameError` for another variant or loss.
     """
     if steps < 1:
         raise InputError(f"steps must be at least 1, got {steps}.")
     if variant not in VARIANTS:
         raise unknown_name("variant of EAP-IG", variant, VARIANTS)
-    job = _Job(model, task, ablation, shared_prefix, max_memory, progress)
+    job = _Job(model, task, loss, ablation, shared_prefix, max_memory, progress)
     middles = tuple((k + 0.5) / steps for k in range(steps))
     if variant == "activations":
         return _attribute(job, f"eap-ig-activations, {steps} steps", partial(_along_outputs, alphas=middles))
@@ -98,14 +108,25 @@ class _Job:
 
     model: Model
     task: Task
+    loss: str
     ablation: Ablation
     shared_prefix: bool
     max_memory: int | None
     progress: Progress | None
 
     def metric(self, batch: Batch) -> Callable[[Tensor], Tensor]:
-        """The task's metric of logits [point * batch, vocab], for any number of points."""
-        return lambda logits: self.task.score(logits, batch.rows * (len(logits) // len(batch.rows)))
+        """The task's metric, or minus the loss, of logits [point * batch, vocab], for any number of points."""
+        if self.loss == "metric":
+            return lambda logits: self.task.score(logits, batch.rows * (len(logits) // len(batch.rows)))
+        loss = loss_of(self.task, self.loss)
+        with torch.no_grad():
+            clean = self.model.logits(batch.clean)
+
+        def minus_loss(logits: Tensor) -> Tensor:
+            points = len(logits) // len(batch.rows)
+            return -loss(logits, clean.repeat(points, 1), batch.rows * points)
+
+        return minus_loss
 
     def chunks(self, batch: Batch, points: Tensor) -> Iterator[Tensor]:
         """`points` in parts that fit into the memory budget, as even as can be."""
@@ -120,6 +141,8 @@ Scorer = Callable[[_Job, Batch, AblationValues], Float[Tensor, "batch writers re
 def _attribute(job: _Job, method: str, scorer: Scorer) -> EdgeScores:
     """Scores of every prompt by `scorer`, batch by batch, and their mean."""
     model, task = job.model, job.task
+    if job.loss not in LOSSES:
+        raise unknown_name("loss", job.loss, LOSSES)
     replacement = AblationValues.of(model, task, job.ablation)
     corrupted = replacement.from_prompts
     shared = job.shared_prefix and corrupted
@@ -134,7 +157,8 @@ def _attribute(job: _Job, method: str, scorer: Scorer) -> EdgeScores:
             job.progress(done, len(task))
     values = torch.zeros(model.graph.mask.shape)
     values[model.graph.mask] = samples.mean(0)
-    return EdgeScores(model.graph, values, task.unit, method, samples)
+    method += "" if job.loss == "metric" else f", loss {job.loss}"
+    return EdgeScores(model.graph, values, loss_unit(task, job.loss), method, samples)
 
 
 def _at_clean(job: _Job, batch: Batch, replacement: AblationValues) -> Tensor:

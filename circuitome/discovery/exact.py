@@ -3,15 +3,15 @@
 Source: Conmy et al. 2023, arXiv:2304.14997, section 3 (a single edge's effect).
 """
 
-import os
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from circuitome.errors import InputError
+from circuitome.discovery.attribution import check_numbers
+from circuitome.discovery.checkpoint import Checkpoint
 from circuitome.graph import Circuit, EdgeScores
 from circuitome.interventions import (
     Ablation,
@@ -26,7 +26,7 @@ from circuitome.interventions import (
     writer_vectors,
 )
 from circuitome.models import Model, Tape
-from circuitome.tasks import Task
+from circuitome.tasks import Task, loss_unit
 
 Progress = Callable[[int, int], None]
 """Called with the edges done and the edges in all, each counted once a prompt."""
@@ -37,6 +37,7 @@ def exact(
     task: Task,
     *,
     edges: Circuit | None = None,
+    loss: str = "metric",
     ablation: Ablation = "corrupted",
     max_memory: int | None = None,
     progress: Progress | None = None,
@@ -44,12 +45,14 @@ def exact(
 ) -> EdgeScores:
     """The change of the metric when one edge carries its ablated value and the rest of the model reacts, edge by edge.
 
-    `edges` restricts the work to some edges; the others score 0. Costs a part of a forward pass for every edge, since
-    only what comes after the edge runs again. `checkpoint` is a file for what is done so far, from which the same call
-    goes on. Raises `InputError` if the checkpoint belongs to other prompts or another model.
+    `edges` restricts the work to some edges; the others score 0. Costs a part of a forward pass for every edge: only
+    what comes after the edge runs again. `loss`, a name in `LOSSES`, may stand for the metric: with "kl" a score is
+    minus the divergence from the clean model. `checkpoint` is a file for what is done so far, from which the same call
+    goes on. Raises `RunError` if the checkpoint belongs to another run, `UnknownNameError` for another loss or
+    ablation, `NumericsError` at NaN.
     """
     wanted = model.graph.mask if edges is None else edges.mask
-    job = _Exact(model, task, wanted, ablation, max_memory, checkpoint)
+    job = _Exact(model, task, wanted, loss, ablation, max_memory, checkpoint)
     with torch.no_grad():
         return job.run(progress)
 
@@ -60,17 +63,19 @@ class _Exact:
         model: Model,
         task: Task,
         wanted: Tensor,
+        loss: str,
         ablation: Ablation,
         max_memory: int | None,
         checkpoint: Path | None,
     ) -> None:
         self.model, self.task, self.graph, self.wanted = model, task, model.graph, wanted
         self.replacement = AblationValues.of(model, task, ablation)
-        self.max_memory, self.checkpoint = max_memory, checkpoint
-        self.key = f"{task.data_hash()} {ablation} {model.graph} {int(wanted.sum())}"
+        self.max_memory, self.loss = max_memory, loss
+        edges = hashlib.sha256(wanted.numpy().tobytes()).hexdigest()
+        self.checkpoint = Checkpoint(checkpoint, "exact", task.data_hash(), loss, ablation, repr(model.graph), edges)
         self.samples = torch.full((len(task), *wanted.shape), torch.nan)
-        if checkpoint is not None and checkpoint.exists():
-            self._load(checkpoint)
+        if before := self.checkpoint.read():
+            self.samples = before[0]["samples"]
 
     def run(self, progress: Progress | None) -> EdgeScores:
         """All batches, all readers."""
@@ -85,12 +90,13 @@ class _Exact:
                 done += int(self.wanted[:, column].sum()) * len(rows)
                 if progress:
                     progress(done, total)
-                if self.checkpoint is not None and self.graph.readers[column].endswith(".in"):
-                    self._save(self.checkpoint)
+                if self.graph.readers[column].endswith(".in"):
+                    self.checkpoint.write({"samples": self.samples}, {})
         samples = self.samples.nan_to_num()[:, self.graph.mask]
         values = torch.zeros(self.graph.mask.shape)
         values[self.graph.mask] = samples.mean(0)
-        return EdgeScores(self.graph, values, self.task.unit, "exact", samples)
+        method = "exact" if self.loss == "metric" else f"exact, loss {self.loss}"
+        return EdgeScores(self.graph, values, loss_unit(self.task, self.loss), method, samples)
 
     def _columns(self, batch: Batch, rows: list[int]) -> Iterator[tuple[int, Tensor]]:
         """Reader by reader, the effects [batch, writers] of its edges."""
@@ -100,7 +106,8 @@ class _Exact:
         clean = WriterValues.of(model, tape)
         ablated = ablated_values(model, self.task, batch, self.replacement, clean)
         vectors = writer_vectors(model, ablated.minus(clean))
-        readout, run = Readout(model, self.task, batch.rows, "metric"), Continuation(model, batch.clean)
+        logits = None if self.loss == "metric" else model.logits(batch.clean)
+        readout, run = Readout(model, self.task, batch.rows, self.loss, logits), Continuation(model, batch.clean)
         read = torch.arange(len(rows)), batch.clean.read
         plain = -readout(tape.final[read][None])[0]
         copies = dense_copies(model, batch.clean, self.max_memory)
@@ -114,6 +121,7 @@ class _Exact:
             for some in senders.split(copies):
                 final = self._final(tape, run, column, vectors[some], read)
                 effects[:, some] = (-readout(final) - plain).T.cpu()
+                check_numbers(effects[:, some], "effect")
             yield column, effects
 
     def _final(self, tape: Tape, run: Continuation, column: int, change: Tensor, read: tuple[Tensor, Tensor]) -> Tensor:
@@ -134,19 +142,3 @@ class _Exact:
         z = self.model.attend(layer, values.flatten(0, 1), run.calls_for(len(change))[layer])
         z = z.flatten(-2).unflatten(0, (len(change), -1))
         return run.from_z(layer, tape.attention_in[layer], tape.mlp_out[layer], z)
-
-    def _save(self, path: Path) -> None:
-        part = path.with_name(path.name + ".part")
-        save_file({"samples": self.samples}, part, {"key": self.key})
-        os.replace(part, path)
-
-    def _load(self, path: Path) -> None:
-        from safetensors import safe_open
-
-        with safe_open(path, "pt") as file:
-            if (file.metadata() or {}).get("key") != self.key:
-                raise InputError(
-                    f"{path} belongs to another exact run (other prompts, model, edges or ablation). Repeat that "
-                    "command to resume it, or choose another folder."
-                )
-        self.samples = load_file(path)["samples"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from circuitome.errors import InputError, unknown_name
-from circuitome.interventions import Batch, Continuation, Readout, batches, dense_copies
+from circuitome.interventions import Batch, Continuation, Readout, batches, check_aligned, dense_copies
 from circuitome.models import Model, Tape
 from circuitome.results import EffectMap
 from circuitome.tasks import Task
@@ -61,6 +61,7 @@ def patch(
         raise unknown_name("direction", direction, DIRECTIONS)
     if what == "resid" and by_position is False:
         raise InputError("Patching the whole residual stream swaps the prompts; patch it by position.")
+    check_aligned(task)
     positions = what == "resid" or bool(by_position)
     offsets = _offsets(model, task) if positions else [None]
     sites, rows, columns = _layout(model, what, offsets)

@@ -297,7 +297,8 @@ def trace_back(
     """Start at the logits, keep the senders that matter, ask who writes into their inputs, and so on to `depth`.
 
     A sender is kept for a receiver if its effect is at least `threshold` of the gap between clean and corrupted metric,
-    its interval does not hold 0, and it is among the `width` strongest. With `freeze_mlps` effects are those of single
+    its interval does not hold 0, and it is among the `width` strongest. Receivers count at all positions, since heads
+    found on the way may act before the end. With `freeze_mlps` effects are those of single
     edges, so the circuit can be run; else MLPs in between are part of an edge. `progress` gets the receivers asked
     about and those known so far. Raises `InputError` for depth or width below 1.
     """
@@ -311,8 +312,9 @@ def trace_back(
     for _ in range(depth):
         maps, found = [], list[int]()
         for receiver in todo:
+            where = None if receiver == "logits" else "all"
             effects = path_patch(
-                model, task, receiver, receiver_positions=None, freeze_mlps=freeze_mlps, max_memory=max_memory
+                model, task, receiver, receiver_positions=where, freeze_mlps=freeze_mlps, max_memory=max_memory
             )
             for row in _kept(model, effects, width, threshold):
                 mask[row, graph.column(receiver)] = True

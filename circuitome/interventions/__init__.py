@@ -2,6 +2,7 @@
 
 from circuitome.interventions.batches import Batch as Batch
 from circuitome.interventions.batches import batches as batches
+from circuitome.interventions.batches import check_aligned as check_aligned
 from circuitome.interventions.batches import group_rows as group_rows
 from circuitome.interventions.batches import make_batch as make_batch
 from circuitome.interventions.batches import tokens_within as tokens_within

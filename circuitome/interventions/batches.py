@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from circuitome.errors import MemoryBudgetError
+from circuitome.errors import MemoryBudgetError, TaskError
 from circuitome.models import FrozenLayer, Inputs, Model, Tape
 from circuitome.tasks import Pair, Task
 
@@ -56,6 +56,8 @@ def group_rows(
 
     Raises `MemoryBudgetError` where not even one prompt fits.
     """
+    if shared_prefix:
+        check_aligned(task)
     max_tokens = tokens_within(model, max_memory, gradients=gradients)
     longest = max(len(pair.clean) for pair in task.pairs)
     if max_tokens < longest:
@@ -79,8 +81,13 @@ def group_rows(
 
 
 def make_batch(model: Model, task: Task, rows: Sequence[int], *, shared_prefix: bool, corrupted: bool) -> Batch:
-    """The pairs `rows` as one batch. Runs the corrupted prompts if `corrupted`, which a shared prefix comes from."""
+    """The pairs `rows` as one batch. Runs the corrupted prompts if `corrupted`, which a shared prefix comes from.
+
+    Raises `TaskError` if activations of pairs that are not aligned would be swapped.
+    """
     pairs = [task.pairs[row] for row in rows]
+    if corrupted:
+        check_aligned(task, rows)
     cuts = [_cut(model, pair, shared_prefix) for pair in pairs]
     prefixes = [pair.clean[:cut] for pair, cut in zip(pairs, cuts, strict=True)]
     read = torch.tensor([pair.reads - cut for pair, cut in zip(pairs, cuts, strict=True)])
@@ -120,6 +127,18 @@ def batches(
     """All pairs of `task`, batch by batch; `gradients` says what the batches are for, which decides their size."""
     for rows in group_rows(model, task, shared_prefix=shared_prefix, max_memory=max_memory, gradients=gradients):
         yield make_batch(model, task, rows, shared_prefix=shared_prefix, corrupted=corrupted)
+
+
+def check_aligned(task: Task, rows: Sequence[int] | None = None) -> None:
+    """Raises `TaskError` if a pair, of all or of `rows`, has prompts of different lengths."""
+    for row in range(len(task)) if rows is None else rows:
+        pair = task.pairs[row]
+        if len(pair.clean) != len(pair.corrupted):
+            raise TaskError(
+                f"Prompt pair {row} of task {task.name} is not aligned: {len(pair.clean)} clean and "
+                f"{len(pair.corrupted)} corrupted tokens, so activations cannot be swapped position by position. Make "
+                "them equally long, or use zero or mean ablation."
+            )
 
 
 def _inputs(

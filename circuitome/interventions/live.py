@@ -7,6 +7,7 @@ found so far, not of the model.
 
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -111,6 +112,31 @@ class LiveCircuit(CircuitRun):
     def difference(self, row: int, column: int) -> Float[Tensor, "rows d_model"]:
         """How a writer differs from its ablated self, where `column` matters."""
         return self.at(column, self.delta[self.slot[row]]) if row in self.slot else self.inputs[column].new_zeros(())
+
+    def without(self, column: int, gone: Sequence[Sequence[int]]) -> Float[Tensor, "copies rows d_model"]:
+        """What a reader sees in several states, the edges from the rows in `gone` off in each."""
+        upto = self._upto(column)
+        weights = self.delta.new_zeros(len(gone), upto)
+        for state, rows in enumerate(gone):
+            weights[state, [self.slot[row] for row in rows if row in self.slot]] = -1.0
+        change = (weights @ self.delta[:upto].flatten(1)).view(len(gone), *self.delta.shape[1:])
+        return self.inputs[column] + self.at(column, change)
+
+    def products(
+        self, column: int, rows: Sequence[int], gradient: Float[Tensor, "rows d_model"]
+    ) -> Float[Tensor, " edges"]:
+        """Inner products of the differences of writers `rows`, where `column` matters, with a gradient there."""
+        spread = gradient
+        if not self.everywhere_at(column):
+            spread = torch.zeros_like(self.delta[0]).index_copy_(0, self.last, gradient)
+        upto = self._upto(column)
+        found = self.delta[:upto].flatten(1) @ spread.flatten()
+        return torch.stack([found[self.slot[row]] if row in self.slot else found.new_zeros(()) for row in rows])
+
+    def _upto(self, column: int) -> int:
+        """How many of the writers that ran lie in front of a reader."""
+        limit = int(self.graph.mask[:, column].sum())
+        return sum(row < limit for row in self.slot)
 
     def outcome(
         self, column: int, states: Float[Tensor, "copies rows d_model"]

@@ -1,6 +1,6 @@
 """What writers write, and what replaces it when an edge is ablated: corrupted, zero, mean or mean by position."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import torch
@@ -139,8 +139,10 @@ class AblationValues:
 def _mean_over_positions(model: Model, task: Task) -> WriterValues:
     total: list[Tensor] | None = None
     count = 0.0
-    for batch in batches(model, task, shared_prefix=False):
-        values = corrupted_values(model, batch)
+    corrupted = replace(task, pairs=tuple(replace(pair, clean=pair.corrupted, read=None) for pair in task.pairs))
+    for batch in batches(model, corrupted, shared_prefix=False, corrupted=False):
+        with torch.no_grad():
+            values = WriterValues.of(model, model.record(batch.clean, logits=False))
         real = batch.clean.real()
         sums = [torch.einsum("bp,bp...->...", real, tensor)[None, None] for tensor in values.tensors()]
         total = sums if total is None else [a + b for a, b in zip(total, sums, strict=True)]

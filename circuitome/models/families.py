@@ -154,6 +154,17 @@ FAMILIES: tuple[Family, ...] = (
         mlp_norm="final_layer_norm",
         refusal=_opt_refusal,
     ),
+    Family(
+        model_types=("circuitome_known",),
+        layers="layers",
+        final_norm="final_norm",
+        attention="self_attn",
+        projections=("q_proj", "k_proj", "v_proj"),
+        output="out_proj",
+        mlp=("fc1", "activation_fn", "fc2"),
+        attention_norm=None,
+        mlp_norm=None,
+    ),
 )
 
 

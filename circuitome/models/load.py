@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from circuitome.errors import InputError, UnknownNameError, unknown_name
 from circuitome.models.check import check_model
 from circuitome.models.families import family_of
+from circuitome.models.known import KNOWN, known_model
 from circuitome.models.model import Model
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -39,6 +41,8 @@ def smollm2_file() -> Path:
 
 BUNDLED: dict[str, Callable[[], Path]] = {DEFAULT_MODEL: smollm2_file}
 """Models that have a short name: what finds their file."""
+SHORT_NAMES = (*BUNDLED, *KNOWN)
+"""All names that need no hub."""
 
 
 def load(
@@ -51,9 +55,10 @@ def load(
 ) -> Model:
     """A model ready for every method, with Hugging Face's numerics and untouched weights.
 
-    `model` is a short name (`circuitome models`), a hub name, a local folder, a .gguf file, or a live transformers
-    model (then give its `tokenizer` too). A GGUF file is dequantised once and cached as safetensors. `dtype` defaults
-    to the checkpoint's own, float32 for GGUF. Before it is returned the model is checked on a short input.
+    `model` is a short name (`circuitome models`), the name of a model with a known circuit (`KNOWN`), a hub name, a
+    local folder, a .gguf file, or a live transformers model (then give its `tokenizer` too). A GGUF file is
+    dequantised once and cached as safetensors. `dtype` defaults to the checkpoint's own, float32 for GGUF. Before it
+    is returned the model is checked on a short input.
 
     Raises `UnknownNameError`, `UnsupportedModelError`, `AdapterError`, or `InputError` for files that cannot be read.
     """
@@ -61,8 +66,7 @@ def load(
         hf, name = model, model.config._name_or_path or type(model).__name__
     else:
         name = str(model)
-        folder, options = _locate(name)
-        hf, found = _read(name, folder, dtype, options)
+        hf, found = _known(name, dtype) if name in KNOWN else _read(name, *_locate(name), dtype)
         tokenizer = tokenizer or found
     if device is not None:
         hf.to(device)  # type: ignore[arg-type]
@@ -85,11 +89,18 @@ def _locate(name: str) -> tuple[str, dict[str, Any]]:
         if not (path / "config.json").is_file():
             raise InputError(f"The folder {name} holds no config.json, so it is not a saved transformers model.")
         return str(path), {"local_files_only": True}
+    if "/" not in name and get_close_matches(name.lower(), SHORT_NAMES, n=1, cutoff=0.85):
+        raise unknown_name("model", name, SHORT_NAMES)  # mistyped: no need to wait for the hub's answer
     return name, {}
 
 
+def _known(name: str, dtype: torch.dtype | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    hf, tokenizer = known_model(name)
+    return hf if dtype is None else hf.to(dtype), tokenizer  # type: ignore[arg-type]
+
+
 def _read(
-    name: str, folder: str, dtype: torch.dtype | None, options: dict[str, Any]
+    name: str, folder: str, options: dict[str, Any], dtype: torch.dtype | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     try:
         config = AutoConfig.from_pretrained(folder, **options)
@@ -108,7 +119,7 @@ def _unreadable(name: str, error: Exception) -> InputError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if os.sep in name and Path(name).exists():
         return InputError(f"The model in {name} cannot be read: {reason}")
-    known = unknown_name("model", name, BUNDLED)
+    known = unknown_name("model", name, SHORT_NAMES)
     return UnknownNameError(
         f"{known} It is no local folder or .gguf file either, and the hub did not give it: {reason} "
         "Give a path, or one of the known names."

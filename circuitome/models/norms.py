@@ -15,8 +15,8 @@ class Norm:
     """The model's own module; it does the computing, this view only describes it."""
     centred: bool
     """True for LayerNorm."""
-    gain: Float[Tensor, " d_model"]
-    """Multiplier of each coordinate, float32, any offset (Gemma's 1 + weight) included."""
+    gain: Float[Tensor, " #d_model"]
+    """Multiplier of each coordinate, float32, any offset (Gemma's 1 + weight) included; one 1 where there is none."""
     bias: Float[Tensor, " d_model"] | None
     """Added after the gain, float32."""
     eps: float
@@ -28,7 +28,7 @@ class Norm:
         weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
         centred = isinstance(module, nn.LayerNorm)
         eps = float(getattr(module, "variance_epsilon", None) or module.eps)  # type: ignore[arg-type]
-        gain = torch.ones(()) if weight is None else weight.detach().float() + gain_offset
+        gain = torch.ones(1) if weight is None else weight.detach().float() + gain_offset
         return cls(module, centred, gain, None if bias is None else bias.detach().float(), eps)
 
     def centre(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:

@@ -46,7 +46,7 @@ def payload(run: Run) -> dict[str, Any]:
         "manifest": done,
         "model": manifest["model"],
         "edges": strongest_edges(run),
-        "unit": manifest["task"]["unit"],
+        "unit": manifest["method"].get("unit", manifest["task"]["unit"]),
         "headline": {
             "edges": results["edges"],
             "all_edges": results["all_edges"],
@@ -62,4 +62,45 @@ def payload(run: Run) -> dict[str, Any]:
             {**prompt, "clean_metric": clean, "corrupted_metric": ablated, "circuit_metric": own}
             for prompt, (own, clean, ablated) in zip(manifest["prompts"][:PROMPTS], metrics, strict=False)
         ],
+    }
+
+
+def effects_payload(run: Run) -> dict[str, Any]:
+    """The data of the page of a `patch` or `path` run."""
+    manifest = run.manifest
+    results = manifest["results"]
+    clean, corrupted = run.tensors["clean"].tolist(), run.tensors["corrupted"].tolist()
+    left_out = ("results", "prompts", "tree", "circuit")
+    what = {"patch": "activation patching", "path": "path patching"}[manifest["kind"]]
+    page = {
+        "title": f"{what}: {manifest['task']['name']} in {manifest['model']['name']}",
+        "command": manifest["command"],
+        "sign": manifest["sign"],
+        "unit": manifest["task"]["unit"],
+        "maps": results["maps"],
+        "top": results["top"],
+        "manifest": {key: value for key, value in manifest.items() if key not in left_out},
+        "prompts": [
+            {**prompt, "clean_metric": a, "corrupted_metric": b}
+            for prompt, a, b in zip(manifest["prompts"][:PROMPTS], clean, corrupted, strict=False)
+        ],
+    }
+    if "tree" in manifest:
+        page |= {"tree": manifest["tree"], "circuit_edges": manifest["edges"]}
+    return page
+
+
+def compare_payload(run: Run) -> dict[str, Any]:
+    """The data of the page of a `compare` run."""
+    manifest = run.manifest
+    left_out = ("results", "prompts")
+    return {
+        "title": f"Methods compared: {manifest['task']['name']} in {manifest['model']['name']}",
+        "command": manifest["command"],
+        "unit": "share of the clean-ablated gap",
+        "methods": manifest["results"]["methods"],
+        "random": manifest["results"]["random"],
+        "held_out": manifest["held_out"],
+        "exact_edges": manifest["exact_edges"],
+        "manifest": {key: value for key, value in manifest.items() if key not in left_out},
     }

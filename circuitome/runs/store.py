@@ -49,6 +49,7 @@ def save_run(run: Run, folder: Path, pages: Mapping[str, str]) -> None:
             (staging / name).write_text(text, encoding="utf-8")
         staging.chmod(0o777 & ~_umask())
         _replace(staging, folder)
+        shutil.rmtree(partial_of(folder), ignore_errors=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -84,6 +85,38 @@ def check_free(folder: Path, key: str) -> None:
             f"{folder} already holds another run: {other.get('command', 'unknown command')}. Nothing was written. "
             "Choose another --out, or remove that folder."
         )
+
+
+def open_partial(folder: Path, command: str, *, resume: bool) -> Path:
+    """The folder beside `folder` in which a long run keeps what is done so far; `save_run` removes it.
+
+    Raises `RunError` if a stopped run is there already and is another one, or `resume` does not say to go on with it.
+    """
+    partial = partial_of(folder)
+    note = partial / "command.txt"
+    if note.is_file():
+        other = note.read_text(encoding="utf-8")
+        if other != command:
+            raise RunError(
+                f"{partial} holds a stopped run of another command: {other}. Repeat that with --resume, choose another "
+                "--out, or remove the folder."
+            )
+        if not resume:
+            raise RunError(
+                f"This run was stopped before, and {partial} holds what it had done. Add --resume to go on from there, "
+                "or remove the folder to start afresh."
+            )
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        note.write_text(command, encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"Nothing can be kept in {partial}: {error.strerror or error}. Choose another --out.") from error
+    return partial
+
+
+def partial_of(folder: Path) -> Path:
+    """Where a run that goes to `folder` keeps what is done so far."""
+    return folder.with_name(folder.name + ".partial")
 
 
 def load_run(folder: Path) -> Run:

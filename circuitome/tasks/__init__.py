@@ -12,6 +12,7 @@ from circuitome.tasks.ioi import ioi as ioi
 from circuitome.tasks.losses import LOSSES as LOSSES
 from circuitome.tasks.losses import Loss as Loss
 from circuitome.tasks.losses import loss_of as loss_of
+from circuitome.tasks.losses import loss_unit as loss_unit
 from circuitome.tasks.subject_verb import subject_verb as subject_verb
 from circuitome.tasks.task import Pair as Pair
 from circuitome.tasks.task import Task as Task

@@ -18,7 +18,7 @@ Row = tuple[str, Mapping[str, Any]]
 """Where a row is, e.g. "pairs.csv, line 3", and its cells by column."""
 
 
-def from_file(model: Tokens, path: str | Path, metric: str = "logit_diff") -> Task:
+def from_file(model: Tokens, path: str | Path, metric: str = "logit_diff", *, aligned: bool = True) -> Task:
     """Prompt pairs from a JSONL or CSV file with the columns clean, corrupted, answer and wrong.
 
     {"clean": "The capital of France is", "corrupted": "The capital of Italy is", "answer": " Paris", "wrong": " Rome"}
@@ -26,10 +26,11 @@ def from_file(model: Tokens, path: str | Path, metric: str = "logit_diff") -> Ta
     Texts are used exactly as written: mind the leading space of an answer. Several answers are a JSON list, or in CSV
     also cells such as " is| was"; [] in `wrong` means none. A column `template` groups prompts whose positions mean the
     same; other columns are ignored. The task is called like the file; its roles are just "end".
+    Unless `aligned`, the prompts of a pair may differ in length; then only zero and mean ablation can be used.
     Raises `DataFileError`, with file and line, for what cannot be used, and `UnknownNameError` for the metric.
     """
     path = Path(path)
-    pairs = tuple(_pair(model, where, row) for where, row in _rows(path))
+    pairs = tuple(_pair(model, where, row, aligned) for where, row in _rows(path))
     if not pairs:
         raise DataFileError(f"{path}: the file is empty; it needs at least one row with the columns {_list(COLUMNS)}.")
     return Task(path.stem, pairs, metric, source=path.name)
@@ -111,12 +112,12 @@ def _check_columns(where: str, found: Mapping[str, Any]) -> None:
     raise DataFileError(f"{where}: missing {_list(missing)}; found {_list(found) or 'nothing'}.{hint}")
 
 
-def _pair(model: Tokens, where: str, row: Mapping[str, Any]) -> Pair:
+def _pair(model: Tokens, where: str, row: Mapping[str, Any], aligned: bool) -> Pair:
     clean, corrupted = (_text(where, name, row[name]) for name in ("clean", "corrupted"))
     answers, wrongs = (_texts(where, name, row[name]) for name in ("answer", "wrong"))
     template = _text(where, "template", row.get("template") or "")
     try:
-        return make_pair(model, clean, corrupted, answers, wrongs, template=template, where=where)
+        return make_pair(model, clean, corrupted, answers, wrongs, template=template, where=where, aligned=aligned)
     except TaskError as error:
         raise DataFileError(str(error)) from None
 

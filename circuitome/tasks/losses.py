@@ -33,6 +33,11 @@ def loss_of(task: Task, kind: str) -> Loss:
     return lambda logits, clean, rows: -task.score(logits, rows)
 
 
+def loss_unit(task: Task, kind: str) -> str:
+    """Unit of the loss called `kind`, e.g. "nats"."""
+    return {"metric": task.unit, "kl": "nats", "l2": "squared logits"}[kind]
+
+
 def kl(p: Float[Tensor, "batch vocab"], q: Float[Tensor, "batch vocab"]) -> Float[Tensor, " batch"]:
     """KL divergence, in nats, of the distribution with logits `q` from the one with logits `p`."""
     log_p, log_q = torch.log_softmax(p.float(), -1), torch.log_softmax(q.float(), -1)

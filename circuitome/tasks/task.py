@@ -32,12 +32,12 @@ class Tokens(Protocol):
 
 @dataclass(frozen=True)
 class Pair:
-    """One prompt and its corrupted twin, of equal token count; the model is read at the last token, or at `read`."""
+    """One prompt and its corrupted twin; the model is read at the last token, or at `read`."""
 
     clean: tuple[int, ...]
     """Token ids of the clean prompt."""
     corrupted: tuple[int, ...]
-    """Token ids of the corrupted prompt, aligned with `clean` position by position."""
+    """Token ids of the corrupted prompt; as many as in `clean` where activations are to be swapped by position."""
     answers: tuple[int, ...]
     """Token ids that count as right after the clean prompt."""
     wrongs: tuple[int, ...]
@@ -140,8 +140,9 @@ def make_pair(
     template: str = "",
     roles: Mapping[str, int] | None = None,
     where: str = "",
+    aligned: bool = True,
 ) -> Pair:
-    """A `Pair` from texts, checked: equal token counts, prompts that differ, answers of one token each.
+    """A `Pair` from texts, checked: equal token counts if `aligned`, prompts that differ, answers of one token each.
 
     The role "end", the last token, is added to `roles`. `where` (e.g. "prompts.csv, line 3") starts each message.
     Raises `TaskError` and shows both tokenisations.
@@ -150,11 +151,14 @@ def make_pair(
     a, b = tokens.encode(clean), tokens.encode(corrupted)
     if not a:
         raise TaskError(f"{at}the clean prompt {clean!r} has no tokens.")
-    if len(a) != len(b):
+    if not b:
+        raise TaskError(f"{at}the corrupted prompt {corrupted!r} has no tokens.")
+    if aligned and len(a) != len(b):
         raise TaskError(
             f"{at}the two prompts must have the same number of tokens, got {len(a)} and {len(b)}.\n"
             f"  clean     {_spell(tokens, a)}\n  corrupted {_spell(tokens, b)}\n"
-            "Change the corrupted prompt so that every word that differs has as many tokens as the one it replaces."
+            "Change the corrupted prompt so that every word that differs has as many tokens as the one it replaces, or "
+            "use an ablation that swaps nothing position by position: zero or mean."
         )
     if a == b:
         raise TaskError(f"{at}clean and corrupted prompt are the same ({clean!r}), so there is nothing to compare.")

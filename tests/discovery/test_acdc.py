@@ -39,7 +39,7 @@ def one_edge_at_a_time(model, task, threshold, *, loss="metric", order="reverse"
 @pytest.fixture(
     scope="module",
     params=[
-        "gpt2",
+        pytest.param("gpt2", marks=pytest.mark.slow),
         pytest.param("gemma2", marks=pytest.mark.slow),
         "llama",
         pytest.param("neox-parallel", marks=pytest.mark.slow),
@@ -59,9 +59,10 @@ def same(found, expected):
     )
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", ["reverse", pytest.param("normal", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("threshold", [pytest.param(0.003, marks=pytest.mark.slow), 0.05])
 def test_acdc_is_the_published_algorithm(model, order, threshold):
+    assert order in ORDERS
     same(acdc(model, TASK, threshold=threshold, order=order), one_edge_at_a_time(model, TASK, threshold, order=order))
 
 
@@ -71,10 +72,23 @@ def test_so_it_is_with_other_losses_tests_and_ablations(model, options):
     same(acdc(model, TASK, threshold=0.02, **options), one_edge_at_a_time(model, TASK, 0.02, **options))
 
 
+@pytest.mark.parametrize("threshold", [pytest.param(0.05, marks=pytest.mark.slow), 0.2])
+def test_in_groups_it_takes_fewer_runs_to_the_same_circuit(threshold):
+    model, task = tiny("llama"), random_task(3, lengths=(5, 6))
+    one_by_one, grouped = (acdc(model, task, threshold=threshold, grouped=grouped) for grouped in (False, True))
+    assert grouped.evaluations < 0.8 * one_by_one.evaluations
+    assert grouped.circuit == one_by_one.circuit
+    assert [(s.row, s.column) for s in grouped.steps] == [(s.row, s.column) for s in one_by_one.steps]
+    metric = task.score(run_circuit(model, task, grouped.circuit), range(len(task))).mean()
+    assert grouped.loss == pytest.approx(-float(metric), abs=1e-5)
+    dropped = sum(step.change for step in grouped.steps if not step.kept)
+    assert grouped.full_loss + dropped == pytest.approx(grouped.loss, abs=1e-4)
+
+
 def test_a_killed_run_goes_on_with_the_same_result(tmp_path):
     model = tiny("llama")
     whole = acdc(model, TASK, threshold=0.02)
-    path = tmp_path / "acdc.json"
+    path = tmp_path / "acdc.safetensors"
     turns = iter(range(10**6))
 
     def kill(done, total):
