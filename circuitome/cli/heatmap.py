@@ -24,11 +24,11 @@ def effects(payload: Mapping[str, Any], console: Console) -> None:
     """Every map, the strongest cells, and the tree of a trace back."""
     console.print(f"\n[bold]{payload['title']}[/]")
     if payload.get("tree"):
-        console.print(_tree(payload))
+        _print(console, f"Trace back from the logits, edges kept: {payload['circuit_edges']}", _tree(payload))
     else:
         for one in payload["maps"]:
-            console.print(_map(one, console.width))
-    console.print(_strongest(payload))
+            _print(console, *_map(one, console.width))
+    _print(console, f"Strongest effects ({payload['unit']})", _strongest(payload))
 
 
 def compare(payload: Mapping[str, Any], console: Console) -> None:
@@ -36,7 +36,7 @@ def compare(payload: Mapping[str, Any], console: Console) -> None:
     console.print(f"\n[bold]{payload['title']}[/]")
     held = payload.get("held_out")
     title = "Faithfulness by edges" + (f", in brackets on {held['n']} held-out prompts" if held else "")
-    drawn = _table(title)
+    drawn = _table()
     sizes = sizes_of(payload)
     drawn.add_column("method", no_wrap=True)
     for size in sizes:
@@ -49,7 +49,7 @@ def compare(payload: Mapping[str, Any], console: Console) -> None:
         drawn.add_row(one["name"], *values, formats.fixed(one["seconds"], 0), formats.fixed(one.get("spearman"), 2))
     chance = {int(point["edges"]): point for point in payload["random"]}
     drawn.add_row("random circuits", *(_value(chance.get(size)) for size in sizes), "", "")
-    console.print(drawn)
+    _print(console, title, drawn)
     if payload.get("exact_edges"):
         console.print(f"spearman: of score sizes with those of {payload['exact_edges']} exactly patched edges")
 
@@ -61,12 +61,18 @@ def _value(point: Mapping[str, Any] | None) -> str:
     return formats.rounded(point["value"], 3) + ("" if held is None else f" ({formats.rounded(held, 2)})")
 
 
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=None, header_style="bold", padding=(0, 1))
+def _table() -> Table:
+    return Table(box=None, header_style="bold", padding=(0, 1))
 
 
-def _map(one: Mapping[str, Any], width: int) -> Table:
-    """The map with one sign a cell, as many columns as fit."""
+def _print(console: Console, title: str, drawn: Table) -> None:
+    """A table below its title, which may be wider."""
+    console.print(Text(f"\n{title}", style="italic"))
+    console.print(drawn)
+
+
+def _map(one: Mapping[str, Any], width: int) -> tuple[str, Table]:
+    """Title and map, one sign a cell, as many columns as fit."""
     rows, columns = one["rows"], one["columns"]
     room = max(1, (width - 14) // 4)
     step = max(1, -(-len(columns) // room))
@@ -75,13 +81,13 @@ def _map(one: Mapping[str, Any], width: int) -> Table:
     title += f"; every {step}th column" if step > 1 else ""
     chosen = _rows(one)
     title += f"; the strongest {len(chosen)} of {len(rows)} rows" if len(chosen) < len(rows) else ""
-    drawn = _table(title)
+    drawn = _table()
     drawn.add_column("", justify="right")
     for name in columns[::step]:
         drawn.add_column(str(name), justify="center", min_width=2)
     for row in reversed(chosen):
         drawn.add_row(str(rows[row]), *(_cell(one["mean"][row][i], largest) for i in range(0, len(columns), step)))
-    return drawn
+    return title, drawn
 
 
 def _rows(one: Mapping[str, Any]) -> Sequence[int]:
@@ -102,7 +108,7 @@ def _cell(value: Any, largest: float) -> Text:
 
 def _strongest(payload: Mapping[str, Any]) -> Table:
     several = len(payload["maps"]) > 1
-    drawn = _table(f"Strongest effects ({payload['unit']})")
+    drawn = _table()
     for name in (("map",) if several else ()) + ("part", "effect", "95 % interval"):
         drawn.add_column(name, justify="right" if name == "effect" else "left")
     for cell in sorted(payload["top"], key=lambda one: -abs(formats.finite(one["mean"]) or 0.0))[:SHOWN]:
@@ -113,7 +119,7 @@ def _strongest(payload: Mapping[str, Any]) -> Table:
 
 
 def _tree(payload: Mapping[str, Any]) -> Table:
-    drawn = _table(f"Trace back from the logits: {payload['circuit_edges']} edges kept")
+    drawn = _table()
     for name in ("depth", "into", "kept senders"):
         drawn.add_column(name, overflow="fold")
     for receiver in payload["tree"]:

@@ -16,13 +16,14 @@ PAGES = [
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_page_runs(page, smollm2, monkeypatch):
-    monkeypatch.setattr(cm, "load", lambda name: smollm2, raising=False)
+    load = cm.load
+    monkeypatch.setattr(cm, "load", lambda name: smollm2 if "smollm2" in name else load(name), raising=False)
     space: dict[str, object] = {}
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
     assert blocks
     for block in blocks:
         exec(compile(block, str(page), "exec"), space)
-    assert len(space["circuit"]) in (500, 1000)
+    assert len(space["circuit"]) > 0
 
 
 def test_public_names_are_what_the_package_says():
