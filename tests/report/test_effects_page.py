@@ -111,7 +111,9 @@ def test_pages_load_nothing_and_survive_hostile_texts(effects, comparison):
         page = render(payload)
         assert page == render(copy.deepcopy(payload))
         assert (
-            "default-src 'none'" in page and "<script" not in page and "://" not in page.replace("http://www.w3.org", "")
+            "default-src 'none'" in page
+            and "<script" not in page
+            and "://" not in page.replace("http://www.w3.org", "")
         )
         payload["title"] = payload["command"] = HOSTILE
         payload["manifest"]["note"] = HOSTILE
