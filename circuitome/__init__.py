@@ -41,8 +41,10 @@ if TYPE_CHECKING:
     from circuitome.tasks import Task as Task
     from circuitome.validation import Curve as Curve
     from circuitome.validation import Faithfulness as Faithfulness
+    from circuitome.validation import Verdict as Verdict
     from circuitome.validation import faithfulness as faithfulness
     from circuitome.validation import faithfulness_curve as faithfulness_curve
+    from circuitome.validation import validate as validate
 
 __version__ = "0.1.0"
 
@@ -73,6 +75,8 @@ _HOME = {
     "Faithfulness": "validation",
     "faithfulness": "validation",
     "faithfulness_curve": "validation",
+    "Verdict": "validation",
+    "validate": "validation",
 }
 _MODULES = ("errors", "known", "tasks")
 

@@ -1,6 +1,6 @@
 """Compile programs of tracr's library and write them as circuitome models: python scripts/compile_tracr.py
 
-Needs requirements-scripts.txt, and circuitome itself. tracr (Lindner et al. 2023, arXiv:2301.05062; Apache-2.0) is
+Needs scripts/requirements.txt, and circuitome itself. tracr (Lindner et al. 2023, arXiv:2301.05062; Apache-2.0) is
 used as it comes; its compiled matrices are copied into `KnownForCausalLM`, whose outputs are then compared with
 tracr's on every input, or on 300 drawn ones where there are more. Nothing is written unless they agree.
 """

@@ -70,7 +70,7 @@ def plan(spec: Any, cost: Any, as_json: bool) -> None:
 
 def run(found: Any, folder: Path, as_json: bool) -> None:
     """A finished run of any kind: what it found, how to repeat it, and where its report is."""
-    from circuitome.report import compare_payload, effects_payload, strongest_edges
+    from circuitome.report import compare_payload, effects_payload, strongest_edges, verdict_payload
     from circuitome.runs import to_json
 
     manifest, kind = found.manifest, found.manifest["kind"]
@@ -83,11 +83,30 @@ def run(found: Any, folder: Path, as_json: bool) -> None:
         _find(found, console)
     elif kind == "compare":
         heatmap.compare(compare_payload(found), console)
+    elif kind == "validate":
+        _verdict(verdict_payload(found), console)
     else:
         heatmap.effects(effects_payload(found), console)
     console.print(f"\n{manifest['sign']}")
     console.print(f"Again:  {manifest['command']}", soft_wrap=True)
     console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
+
+
+def _verdict(payload: dict[str, Any], console: Console) -> None:
+    """The verdict card."""
+    from circuitome.report.verdict_page import SIGNS, sentence, value_of
+
+    console.print(f"\n[bold]{payload['title']}[/]")
+    console.print(sentence(payload))
+    drawn = Table(box=None, header_style="bold")
+    for name in ("", "criterion", "value", "passes at", "beside"):
+        drawn.add_column(name, overflow="fold")
+    colours = {"pass": "green", "fail": "red", "unclear": "yellow"}
+    for one in payload["criteria"]:
+        sign = Text(f"{SIGNS[one['verdict']]} {one['verdict']}", style=colours[one["verdict"]])
+        beside = Text("; ".join(part for part in (one["null"], one["note"]) if part))
+        drawn.add_row(sign, one["name"], Text(value_of(one)), one["threshold"], beside)
+    console.print(drawn)
 
 
 def known(result: dict[str, Any], as_json: bool) -> None:

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from circuitome.errors import InputError, unknown_name
-from circuitome.interventions import Batch, Continuation, Readout, batches, check_aligned, dense_copies
+from circuitome.interventions import (
+    Batch,
+    Continuation,
+    Readout,
+    batches,
+    check_aligned,
+    dense_copies,
+    first_difference,
+)
 from circuitome.models import Model, Tape
 from circuitome.results import EffectMap
 from circuitome.tasks import Task
@@ -93,10 +101,7 @@ def patch(
 
 def _offsets(model: Model, task: Task) -> list[int | None]:
     """Positions that can differ, counted back from the one read, first to last."""
-    first = min(
-        next(i for i, (a, b) in enumerate(zip(pair.clean, pair.corrupted, strict=True)) if a != b) - pair.reads
-        for pair in task.pairs
-    )
+    first = min(first_difference(pair) - pair.reads for pair in task.pairs)
     last = 0 if model.causal else max(len(pair.clean) - 1 - pair.reads for pair in task.pairs)
     first = first if model.causal else min(-pair.reads for pair in task.pairs)
     return list(range(min(first, 0), last + 1))

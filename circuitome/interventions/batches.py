@@ -34,8 +34,9 @@ class Batch:
 
 
 def first_difference(pair: Pair) -> int:
-    """Index of the first token in which the two prompts of a pair differ."""
-    return next(i for i, (a, b) in enumerate(zip(pair.clean, pair.corrupted, strict=True)) if a != b)
+    """Index of the first token in which the two prompts of a pair differ; their length where none does."""
+    pairs = enumerate(zip(pair.clean, pair.corrupted, strict=True))
+    return next((i for i, (a, b) in pairs if a != b), len(pair.clean))
 
 
 def _cut(model: Model, pair: Pair, shared_prefix: bool) -> int:
@@ -159,7 +160,9 @@ def _inputs(
     first = torch.tensor(
         [len(prefix) - left * (longest - len(suffix)) for prefix, suffix in zip(prefixes, suffixes, strict=True)]
     )
-    positions = (first[:, None] + torch.arange(longest)).clamp(min=0)
+    # Padding repeats the last position: beyond it, a table of learned positions may have ended.
+    last = torch.tensor([len(prefix) + len(suffix) - 1 for prefix, suffix in zip(prefixes, suffixes, strict=True)])
+    positions = torch.minimum(first[:, None] + torch.arange(longest), last[:, None]).clamp(min=0)
     read = torch.full((len(suffixes),), longest - 1) if read is None else read
     return _placed(model, ids, torch.cat([prefix_mask, mask], 1), positions, read)
 

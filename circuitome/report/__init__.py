@@ -9,3 +9,4 @@ from circuitome.report.payload import effects_payload as effects_payload
 from circuitome.report.payload import graph_of as graph_of
 from circuitome.report.payload import payload as payload
 from circuitome.report.payload import strongest_edges as strongest_edges
+from circuitome.report.payload import verdict_payload as verdict_payload

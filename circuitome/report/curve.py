@@ -63,29 +63,34 @@ def svg(payload: Mapping[str, Any]) -> Markup:
     curve = payload.get("curve") or {}
     circuit, chance = samples(curve, "circuit"), samples(curve, "random")
     if not circuit:
-        return _frame(tag("text", {"x": 20.0, "y": 40.0, "fill": "var(--muted)"}, "No curve was measured in this run."))
-    axes = _axes([*circuit, *chance])
+        return frame(tag("text", {"x": 20.0, "y": 40.0, "fill": "var(--muted)"}, "No curve was measured in this run."))
+    axes = axes_over([*circuit, *chance])
     marked = formats.finite((payload.get("headline") or {}).get("edges"))
-    return _frame(
-        _grid(axes),
+    return frame(
+        guides(axes),
         _own_size(axes, marked),
-        _series(axes, chance, _RANDOM),
-        _series(axes, circuit, _CIRCUIT),
+        series(axes, chance, RANDOM),
+        series(axes, circuit, _CIRCUIT),
         _names(axes, circuit, chance),
     )
 
 
-class _Style(NamedTuple):
+class Style(NamedTuple):
+    """How a curve is drawn."""
+
     name: str
+    """What it is called."""
     colour: str
+    """Its colour, a variable of the style sheet."""
     dash: str | None
+    """Its dashes; None for a solid line."""
 
 
-_CIRCUIT = _Style("circuit", "var(--helps)", None)
-_RANDOM = _Style("random circuits", "var(--chance)", "5 4")
+_CIRCUIT = Style("circuit", "var(--helps)", None)
+RANDOM = Style("random circuits", "var(--chance)", "5 4")
 
 
-def _axes(points: Sequence[Sample]) -> Axes:
+def axes_over(points: Sequence[Sample]) -> Axes:
     """Ranges that hold every value, and of the intervals at most half a unit beyond them."""
     values = [point.value for point in points]
     lows = [point.low for point in points if point.low is not None]
@@ -96,7 +101,7 @@ def _axes(points: Sequence[Sample]) -> Axes:
     return Axes((first / 1.15, last * 1.15), (low, high))
 
 
-def _frame(*children: str) -> Markup:
+def frame(*children: str) -> Markup:
     return tag(
         "svg",
         {
@@ -116,29 +121,29 @@ def _frame(*children: str) -> Markup:
     )
 
 
-def _line(start: tuple[float, float], end: tuple[float, float], colour: str, dash: str | None = None) -> Markup:
+def line(start: tuple[float, float], end: tuple[float, float], colour: str, dash: str | None = None) -> Markup:
     ends: Attributes = {"x1": start[0], "y1": start[1], "x2": end[0], "y2": end[1]}
     return tag("line", ends | {"stroke": colour, "stroke-dasharray": dash})
 
 
-def _text(words: str, x: float, y: float, anchor: str = "middle", colour: str = "var(--muted)") -> Markup:
+def words_at(words: str, x: float, y: float, anchor: str = "middle", colour: str = "var(--muted)") -> Markup:
     return tag("text", {"x": x, "y": y, "text-anchor": anchor, "fill": colour}, words)
 
 
-def _grid(axes: Axes) -> Markup:
+def guides(axes: Axes) -> Markup:
     """Ticks of both axes; 0 and 1 are drawn through as references."""
     right, foot = WIDTH - RIGHT, HEIGHT - BOTTOM
     shares, sizes = _share_ticks(axes.shares), _size_ticks(axes.sizes)
-    lines = [_line((LEFT, axes.y(y)), (right, axes.y(y)), "var(--line)") for y in shares if y not in (0, 1)]
-    references = [_line((LEFT, axes.y(y)), (right, axes.y(y)), "var(--muted)", "2 3") for y in (0.0, 1.0)]
+    lines = [line((LEFT, axes.y(y)), (right, axes.y(y)), "var(--line)") for y in shares if y not in (0, 1)]
+    references = [line((LEFT, axes.y(y)), (right, axes.y(y)), "var(--muted)", "2 3") for y in (0.0, 1.0)]
     notes = [
-        _text("1 = clean run", right + 8, axes.y(1) + 4, "start"),
-        _text("0 = corrupted run", right + 8, axes.y(0) + 4, "start"),
+        words_at("1 = clean run", right + 8, axes.y(1) + 4, "start"),
+        words_at("0 = corrupted run", right + 8, axes.y(0) + 4, "start"),
     ]
-    left = [_text(formats.rounded(y, 2), LEFT - 8, axes.y(y) + 4, "end") for y in shares]
-    below = [_text(f"{x:,}", axes.x(x), foot + 18) for x in sizes]
-    marks = [_line((axes.x(x), foot), (axes.x(x), foot + 4), "var(--muted)") for x in sizes]
-    title = _text("edges in the circuit (log scale)", (LEFT + right) / 2, HEIGHT - 8)
+    left = [words_at(formats.rounded(y, 2), LEFT - 8, axes.y(y) + 4, "end") for y in shares]
+    below = [words_at(f"{x:,}", axes.x(x), foot + 18) for x in sizes]
+    marks = [line((axes.x(x), foot), (axes.x(x), foot + 4), "var(--muted)") for x in sizes]
+    title = words_at("edges in the circuit (log scale)", (LEFT + right) / 2, HEIGHT - 8)
     return join(*lines, *references, *notes, *left, *below, *marks, title)
 
 
@@ -162,10 +167,10 @@ def _own_size(axes: Axes, size: float | None) -> Markup:
     if size is None or not axes.sizes[0] <= size <= axes.sizes[1]:
         return Markup("")
     x, foot = axes.x(size), HEIGHT - BOTTOM
-    return join(_line((x, TOP), (x, foot), "var(--line)"), _text("this circuit", x, TOP - 5))
+    return join(line((x, TOP), (x, foot), "var(--line)"), words_at("this circuit", x, TOP - 5))
 
 
-def _series(axes: Axes, points: Sequence[Sample], style: _Style) -> Markup:
+def series(axes: Axes, points: Sequence[Sample], style: Style) -> Markup:
     if not points:
         return Markup("")
     track = "M" + "L".join(f"{number(axes.x(p.size))} {number(axes.y(p.value))}" for p in points)
@@ -188,7 +193,7 @@ def _runs(points: Sequence[Sample]) -> list[list[Sample]]:
     return [run for run in runs if run]
 
 
-def _band(axes: Axes, run: Sequence[Sample], style: _Style) -> Markup:
+def _band(axes: Axes, run: Sequence[Sample], style: Style) -> Markup:
     if len(run) == 1:
         return _whisker(axes, run[0], style)
     upper = _corners(axes, run, lambda point: point.high)
@@ -200,12 +205,12 @@ def _corners(axes: Axes, run: Sequence[Sample], end: Callable[[Sample], float | 
     return [f"{number(axes.x(point.size))} {number(axes.y(end(point) or 0.0))}" for point in run]
 
 
-def _whisker(axes: Axes, point: Sample, style: _Style) -> Markup:
+def _whisker(axes: Axes, point: Sample, style: Style) -> Markup:
     x = axes.x(point.size)
-    return _line((x, axes.y(point.low or 0.0)), (x, axes.y(point.high or 0.0)), style.colour)
+    return line((x, axes.y(point.low or 0.0)), (x, axes.y(point.high or 0.0)), style.colour)
 
 
-def _point(axes: Axes, point: Sample, style: _Style) -> Markup:
+def _point(axes: Axes, point: Sample, style: Style) -> Markup:
     words = f"{style.name}, {point.size:,} edges: {formats.plain(point.value)}"
     ends = formats.interval(point.low, point.high, 3)
     place: Attributes = {"cx": axes.x(point.size), "cy": axes.y(point.value), "r": 4.0}
@@ -217,11 +222,11 @@ def _names(axes: Axes, circuit: Sequence[Sample], chance: Sequence[Sample]) -> M
     """The names of the curves at their right ends, moved away from the reference notes and each other."""
     taken = [axes.y(1), axes.y(0)]
     parts = []
-    for points, style in ((circuit, _CIRCUIT), (chance, _RANDOM)):
+    for points, style in ((circuit, _CIRCUIT), (chance, RANDOM)):
         if points:
             y = _free(axes.y(points[-1].value), taken)
             taken.append(y)
-            parts.append(_text(style.name, WIDTH - RIGHT + 8, y + 4, "start", style.colour))
+            parts.append(words_at(style.name, WIDTH - RIGHT + 8, y + 4, "start", style.colour))
     return join(*parts)
 
 

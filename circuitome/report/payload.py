@@ -104,3 +104,18 @@ def compare_payload(run: Run) -> dict[str, Any]:
         "exact_edges": manifest["exact_edges"],
         "manifest": {key: value for key, value in manifest.items() if key not in left_out},
     }
+
+
+def verdict_payload(run: Run) -> dict[str, Any]:
+    """The data of the page of a `validate` run."""
+    manifest = run.manifest
+    left_out = ("results", "prompts")
+    return {
+        "title": f"Is it real? {manifest['task']['name']} in {manifest['model']['name']}",
+        "command": manifest["command"],
+        "unit": manifest["task"]["unit"],
+        "edges": manifest["edges"],
+        "holds": manifest["holds"],
+        **manifest["results"],
+        "manifest": {key: value for key, value in manifest.items() if key not in left_out},
+    }

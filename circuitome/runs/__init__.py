@@ -21,3 +21,5 @@ from circuitome.runs.store import open_partial as open_partial
 from circuitome.runs.store import partial_of as partial_of
 from circuitome.runs.store import save_run as save_run
 from circuitome.runs.store import to_json as to_json
+from circuitome.runs.validate import ValidateSpec as ValidateSpec
+from circuitome.runs.validate import run_validate as run_validate

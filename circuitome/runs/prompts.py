@@ -77,16 +77,20 @@ class PromptSpec:
         digest = hashlib.sha256(self.command().encode()).hexdigest()[:6]
         return f"{self.task}-{Path(self.model).stem}-{kind}-{digest}"
 
-    def manifest(self, kind: str, model: Model, task: Task) -> dict[str, Any]:
-        """What was run on what, as plain JSON; `key` identifies command, prompts and weights together."""
+    def manifest(self, kind: str, model: Model, task: Task, command: str | None = None) -> dict[str, Any]:
+        """What was run on what, as plain JSON; `key` identifies command, prompts and weights together.
+
+        `command` is given where it is not that of this spec.
+        """
         model_hash, data_hash = weights_hash(model), task.data_hash()
-        text = json.dumps([self.command(), data_hash, model_hash])
+        command = self.command() if command is None else command
+        text = json.dumps([command, data_hash, model_hash])
         return {
             "kind": kind,
             "key": hashlib.sha256(text.encode()).hexdigest()[:16],
             "circuitome": circuitome.__version__,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": self.command(),
+            "command": command,
             "versions": {
                 "python": platform.python_version(),
                 "torch": torch.__version__,
@@ -102,6 +106,7 @@ class PromptSpec:
                 "unit": task.unit,
                 "data_hash": data_hash,
             },
+            "prompts_from": {name: getattr(self, name) for name in ("task", "model", "n", "seed", "data")},
             "seed": self.seed,
             "peak_memory_bytes": peak_memory(),
             "prompts": [

@@ -9,17 +9,11 @@ from torch import Tensor
 
 from circuitome.errors import InputError, NumericsError
 from circuitome.graph import Circuit, EdgeScores, Graph
-from circuitome.interventions import (
-    Ablation,
-    AblationValues,
-    baseline,
-    batches,
-    check_graph,
-    circuit_logits,
-)
+from circuitome.interventions import Ablation
 from circuitome.models import Model
 from circuitome.results import Estimate, bootstrap, mean
 from circuitome.tasks import Task
+from circuitome.validation.evaluate import Evaluator
 
 SHARE = "share of the clean-ablated gap"
 Progress = Callable[[int, int], None]
@@ -169,27 +163,19 @@ def _evaluate(
     progress: Progress | None,
 ) -> list[Faithfulness]:
     """Faithfulness of several circuits on the same prompts; one clean run and one baseline a batch."""
-    for circuit in circuits:
-        check_graph(model, circuit)
-    replacement = AblationValues.of(model, task, ablation)
-    metrics = torch.empty(len(circuits) + 2, len(task))
-    empty = Circuit.empty(model.graph)
-    done, total = 0, len(circuits) * len(task)
-    corrupted = replacement.from_prompts
-    for batch in batches(model, task, shared_prefix=corrupted, corrupted=corrupted, max_memory=max_memory):
-        rows = list(batch.rows)
-        base = baseline(model, task, batch, replacement)
-        with torch.no_grad():
-            metrics[0, rows] = task.score(model.logits(batch.clean), rows).cpu()
-        for i, circuit in enumerate((empty, *circuits)):
-            metrics[i + 1, rows] = task.score(circuit_logits(model, base, circuit), rows).cpu()
-            done += len(rows) * (i > 0)
-            if progress and i:
-                progress(done, total)
-    _check_gap(model, task, ablation, metrics[0], metrics[1])
+    evaluator = Evaluator(model, task, ablation, max_memory, keep=False)
+    total = len(circuits) * len(task)
+
+    def tell(done: int, _: int) -> None:
+        if progress:
+            progress(min(done, total), total)
+
+    found = evaluator.circuits([Circuit.empty(model.graph), *circuits], tell)
+    clean, empty = evaluator.clean, found[0]
+    _check_gap(model, task, ablation, clean, empty)
     return [
-        _result(circuit, metrics[i + 2], metrics[0], metrics[1], task.unit, ablation, seed)
-        for i, circuit in enumerate(circuits)
+        _result(c, metric, clean, empty, task.unit, ablation, seed)
+        for c, metric in zip(circuits, found[1:], strict=True)
     ]
 
 

@@ -22,8 +22,7 @@ def auroc(scores: Float[Tensor, " n"], truth: Bool[Tensor, " n"]) -> float:
     Raises `InputError` where all items or none are true, or a score is NaN.
     """
     positives, n = int(truth.sum()), len(truth)
-    if not 0 < positives < n:
-        raise InputError(f"An ROC area needs true and false items; {positives} of {n} are true.")
+    _check_both(positives, n)
     if bool(scores.isnan().any()):
         raise InputError(f"{int(scores.isnan().sum())} of {n} scores are NaN.")
     ranks = rankdata(scores.double().numpy())
@@ -48,15 +47,13 @@ def node_auroc(scores: EdgeScores, truth: Circuit) -> float:
 
 
 def roc_points(circuits: Iterable[Circuit], truth: Circuit) -> list[Point]:
-    """One point for each circuit."""
-    false = truth.graph.mask & ~truth.mask
-    return [
-        (
-            float((circuit.mask & false).sum()) / max(1, int(false.sum())),
-            float((circuit.mask & truth.mask).sum()) / max(1, len(truth)),
-        )
-        for circuit in circuits
-    ]
+    """One point for each circuit.
+
+    Raises `InputError` where all edges or none are true, or a circuit belongs to another graph.
+    """
+    true, false = len(truth), len(~truth)
+    _check_both(true, true + false)
+    return [(len(circuit - truth) / false, len(circuit & truth) / true) for circuit in circuits]
 
 
 def score_points(scores: EdgeScores, truth: Circuit) -> list[Point]:
@@ -86,6 +83,11 @@ def precision_recall(circuit: Circuit, truth: Circuit) -> tuple[float, float]:
         both / len(circuit) if len(circuit) else float("nan"),
         both / len(truth) if len(truth) else float("nan"),
     )
+
+
+def _check_both(positives: int, n: int) -> None:
+    if not 0 < positives < n:
+        raise InputError(f"An ROC curve needs true and false items; {positives} of {n} are true.")
 
 
 def _check(scores: EdgeScores, truth: Circuit) -> None:

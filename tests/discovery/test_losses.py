@@ -57,3 +57,19 @@ def test_pairs_of_unequal_length_run_under_ablations_that_swap_nothing(model):
         torch.testing.assert_close(logits, run_circuit(model, TASK, Circuit.full(model.graph)), atol=1e-5, rtol=1e-5)
     with pytest.raises(TaskError, match="not aligned: 5 clean and 4 corrupted tokens"):
         eap_ig(model, uneven)
+
+
+def test_prefixes_of_very_different_length_stay_within_the_positions_a_model_has():
+    model = tiny("gpt2")
+    room = model.hf.config.n_positions
+    ids = torch.randint(3, 60, (2, room), generator=torch.Generator().manual_seed(0)).tolist()
+    pairs = []
+    for row, at in zip(ids, (2, room - 5), strict=True):
+        other = list(row)
+        other[at] = (row[at] + 1) % 60
+        pairs.append(replace(TASK.pairs[0], clean=tuple(row), corrupted=tuple(other)))
+    pairs.append(replace(pairs[0], corrupted=pairs[0].clean))  # nothing differs
+    task = replace(TASK, pairs=tuple(pairs))
+    full = Circuit.full(model.graph)
+    whole = run_circuit(model, task, full, shared_prefix=False)
+    torch.testing.assert_close(run_circuit(model, task, full), whole, atol=1e-5, rtol=1e-5)

@@ -5,7 +5,7 @@ import torch
 from families import tiny
 
 from circuitome.errors import InputError
-from circuitome.graph import Circuit, EdgeScores
+from circuitome.graph import Circuit, EdgeScores, Graph
 from circuitome.validation import (
     agreement,
     auroc,
@@ -66,6 +66,11 @@ def test_scores_and_circuits_against_a_truth(graph):
     ((x, y),) = roc_points([found], truth)
     assert (x, y) == (pytest.approx(1 / (graph.n_edges - 3)), pytest.approx(1 / 3))
     assert precision_recall(Circuit.empty(graph), truth)[1] == 0.0
+    for bad in (Circuit.empty(graph), Circuit.full(graph)):
+        with pytest.raises(InputError, match="true and false"):
+            roc_points([found], bad)
+    with pytest.raises(InputError, match="different graphs"):
+        roc_points([Circuit.empty(Graph(1, 1, 1))], truth)
 
 
 def test_agreement_is_over_the_edges_asked_for(graph):

@@ -1,0 +1,183 @@
+"""The page of a validation: the verdict card, then what each line rests on."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from circuitome.report import formats, shell
+from circuitome.report.markup import Attributes, Markup, join, tag
+
+SIDE, EDGE = 420.0, 52.0
+"""Size of the scatter, and the room for its labels."""
+SHOWN = 40
+"""Nodes in the table of minimality."""
+SIGNS = {"pass": "\N{HEAVY CHECK MARK}", "fail": "\N{HEAVY BALLOT X}", "unclear": "?"}
+
+
+def render_verdict(payload: Mapping[str, Any]) -> str:
+    """The page, from plain JSON data: the same data gives the same text.
+
+    `payload` holds `title`, `command`, `unit`, `edges`, `holds`, `manifest` and, as `Verdict.to_dict` gives them,
+    `criteria`, `variants`, `templates`, `spread`, `nulls`, `completeness` and `minimality`.
+    """
+    parts: list[shell.Section] = [
+        ("verdict", "The verdict", join(tag("p", {"class": "lede"}, sentence(payload)), _card(payload["criteria"]))),
+        ("faithfulness", "Faithfulness, as papers define it", _faithfulness(payload)),
+        ("completeness", "Completeness", _completeness(payload)),
+        ("minimality", "Minimality", _minimality(payload["minimality"])),
+    ]
+    return shell.page(payload, parts)
+
+
+def sentence(payload: Mapping[str, Any]) -> str:
+    """The verdict in one sentence."""
+    counts = {kind: sum(one["verdict"] == kind for one in payload["criteria"]) for kind in SIGNS}
+    size = formats.count(payload["edges"])
+    return (
+        f"Of {len(payload['criteria'])} criteria the circuit of {size} edges passes {counts['pass']}, fails "
+        f"{counts['fail']}, and on {counts['unclear']} the data do not tell."
+    )
+
+
+def value_of(criterion: Mapping[str, Any]) -> str:
+    """A criterion's number with its interval."""
+    value = formats.finite(criterion["value"])
+    if value is None:
+        return formats.MISSING
+    return f"{formats.rounded(value, 3)} {formats.interval(criterion['low'], criterion['high'], 3)}".strip()
+
+
+def _card(criteria: Sequence[Mapping[str, Any]]) -> Markup:
+    rows = [
+        [
+            f"{SIGNS[one['verdict']]} {one['verdict']}",
+            one["name"],
+            value_of(one),
+            one["threshold"],
+            join(one["null"], *([tag("br"), tag("span", {"class": "note"}, one["note"])] if one["note"] else [])),
+        ]
+        for one in criteria
+    ]
+    return shell.table(["verdict", "criterion", "value", "passes at", "beside"], rows, (2,))
+
+
+def _faithfulness(payload: Mapping[str, Any]) -> Markup:
+    rows = [[name, formats.estimate(one), str(one["unit"])] for name, one in payload["variants"].items()]
+    parts = [shell.table(["definition", "value", "unit"], rows, (1,))]
+    nulls = [
+        [name, str(len(values)), formats.rounded(sum(values) / len(values), 3), formats.rounded(max(values), 3)]
+        for name, values in payload["nulls"].items()
+        if values
+    ]
+    parts.append(tag("h3", None, "Circuits made by chance"))
+    parts.append(shell.table(["kind", "circuits", "mean faithfulness", "largest"], nulls, (1, 2, 3)))
+    by = {**payload["templates"], **payload["spread"]}
+    if by:
+        rows = [[name, formats.fixed(value, 3)] for name, value in by.items()]
+        parts += [tag("h3", None, "By template and over prompts"), shell.table(["part", "faithfulness"], rows, (1,))]
+    return join(*parts)
+
+
+def _completeness(payload: Mapping[str, Any]) -> Markup:
+    found = payload["completeness"]
+    if not found:
+        return tag("p", {"class": "note"}, "No subsets were measured.")
+    note = (
+        "Each mark is a set of nodes knocked out of the circuit and of the model. On the diagonal both suffer alike; "
+        "off it the model has parts that the circuit lacks. Circles: random sets; squares: groups; crosses: the worst "
+        "sets found."
+    )
+    figure = tag("figure", None, tag("div", {"class": "scroll"}, scatter(found, str(payload["unit"]))))
+    return join(tag("p", {"class": "note"}, note), figure)
+
+
+def scatter(found: Sequence[Mapping[str, Any]], unit: str) -> Markup:
+    """F(C without K) over F(M without K)."""
+    pairs = [(formats.finite(one["model"]), formats.finite(one["circuit"]), one) for one in found]
+    known = [(x, y, one) for x, y, one in pairs if x is not None and y is not None]
+    ends = [value for x, y, _ in known for value in (x, y)] or [0.0, 1.0]
+    low, high = min(ends), max(ends)
+    pad = (high - low or 1.0) * 0.06
+    low, high = low - pad, high + pad
+
+    def place(value: float) -> float:
+        return (value - low) / (high - low) * (SIDE - EDGE - 16)
+
+    marks = []
+    for x, y, one in known:
+        across, up = EDGE + place(x), SIDE - EDGE - place(y)
+        words = f"{one['kind']}, {len(one['nodes'])} nodes: circuit {formats.plain(y)}, model {formats.plain(x)}"
+        marks.append(_mark(str(one["kind"]), across, up, words))
+    corner: Attributes = {"x1": EDGE, "y1": SIDE - EDGE, "x2": SIDE - 16, "y2": 16.0}
+    labels = [
+        tag(
+            "text",
+            {"x": (EDGE + SIDE) / 2, "y": SIDE - 10, "text-anchor": "middle", "fill": "var(--muted)"},
+            f"model without K, {unit}",
+        ),
+        tag(
+            "text",
+            {
+                "x": 14.0,
+                "y": SIDE / 2,
+                "fill": "var(--muted)",
+                "text-anchor": "middle",
+                "transform": f"rotate(-90 14 {SIDE / 2:.0f})",
+            },
+            f"circuit without K, {unit}",
+        ),
+        *(
+            tag(
+                "text",
+                {"x": EDGE + place(v), "y": SIDE - EDGE + 16, "text-anchor": "middle", "fill": "var(--muted)"},
+                formats.rounded(v, 1),
+            )
+            for v in (low + pad, high - pad)
+        ),
+        *(
+            tag(
+                "text",
+                {"x": EDGE - 6, "y": SIDE - EDGE - place(v) + 4, "text-anchor": "end", "fill": "var(--muted)"},
+                formats.rounded(v, 1),
+            )
+            for v in (low + pad, high - pad)
+        ),
+    ]
+    frame: Attributes = {"x": EDGE, "y": 16.0, "width": SIDE - EDGE - 16, "height": SIDE - EDGE - 16}
+    return tag(
+        "svg",
+        {
+            "xmlns": "http://www.w3.org/2000/svg",
+            "class": "fig",
+            "viewBox": f"0 0 {SIDE:.0f} {SIDE:.0f}",
+            "width": SIDE,
+            "height": SIDE,
+            "role": "img",
+            "font-size": 11,
+            "aria-label": "Metric of the circuit over metric of the model, the same nodes knocked out of both",
+            "font-family": "ui-sans-serif, system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif",
+        },
+        tag("rect", {"class": "backdrop", "width": SIDE, "height": SIDE, "fill": "var(--panel)"}),
+        tag("rect", frame | {"fill": "none", "stroke": "var(--line)"}),
+        tag("line", corner | {"stroke": "var(--muted)", "stroke-dasharray": "3 4"}),
+        *labels,
+        *marks,
+    )
+
+
+def _mark(kind: str, x: float, y: float, words: str) -> Markup:
+    paint: Attributes = {"fill": "none", "stroke": "var(--helps)", "stroke-width": 1.6}
+    title = tag("title", None, words)
+    if kind == "random":
+        return tag("circle", {"cx": x, "cy": y, "r": 3.5} | paint, title)
+    if kind == "group":
+        return tag("rect", {"x": x - 3.4, "y": y - 3.4, "width": 6.8, "height": 6.8} | paint, title)
+    cross = f"M{x - 4:.1f} {y - 4:.1f}L{x + 4:.1f} {y + 4:.1f}M{x - 4:.1f} {y + 4:.1f}L{x + 4:.1f} {y - 4:.1f}"
+    return tag("path", paint | {"d": cross, "stroke": "var(--hurts)"}, title)
+
+
+def _minimality(scores: Mapping[str, float]) -> Markup:
+    ranked = sorted(scores.items(), key=lambda item: formats.finite(item[1]) or 0.0)
+    rows = [[name, formats.fixed(value, 4)] for name, value in ranked[:SHOWN]]
+    note = f"What the circuit loses without each node, least first; {min(SHOWN, len(ranked))} of {len(ranked)} nodes."
+    heads = ["node", "change as a share of the gap"]
+    return join(tag("p", {"class": "note"}, note), shell.table(heads, rows, (1,)))

@@ -1,0 +1,112 @@
+"""A finished run's circuit put to the test, on the very prompts, weights and ablation that it was found with."""
+
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from circuitome.errors import InputError, RunError
+from circuitome.graph import Circuit, Graph
+from circuitome.models import Model, load, weights_hash
+from circuitome.runs.prompts import PromptSpec
+from circuitome.runs.store import Run, load_run
+from circuitome.tasks import TASKS, Task, from_file
+from circuitome.validation import validate
+from circuitome.validation.subsets import without
+from circuitome.validation.verdict import USELESS
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateSpec:
+    """Everything that decides what `validate` computes."""
+
+    run: str
+    """Folder of a run that holds a circuit."""
+    quick: bool = False
+    """Fewer subsets: about a tenth of the work, some verdicts stay unclear."""
+    shrink: bool = False
+    """Whether to leave out the nodes that the circuit can do without."""
+    seed: int = 0
+    """Seed of subsets and random circuits."""
+    max_memory: int | None = None
+    """Bytes that a batch may take beside the weights."""
+
+    def command(self) -> str:
+        """The command line that repeats this run."""
+        words = ["circuitome", "validate", self.run, "--seed", str(self.seed)]
+        words += ["--quick"] if self.quick else []
+        words += ["--shrink"] if self.shrink else []
+        return shlex.join(words + (["--max-memory", str(self.max_memory)] if self.max_memory else []))
+
+
+def run_validate(spec: ValidateSpec, progress: Progress | None = None) -> Run:
+    """The verdict on a run's circuit.
+
+    Raises `RunError` if its data file or model changed since, or it has no circuit.
+    """
+    start, tell = time.perf_counter(), progress or (lambda what, done, total: None)
+    tell("loading", 0, 1)
+    found = load_run(Path(spec.run))
+    model, task, circuit = reopened(found, spec.run)
+    ablation = found.manifest.get("ablation", "corrupted")
+    verdict = validate(
+        model,
+        circuit,
+        task,
+        ablation=ablation,
+        quick=spec.quick,
+        seed=spec.seed,
+        max_memory=spec.max_memory,
+        progress=tell,
+    )
+    useless = verdict.minimality.useless(USELESS)
+    smaller = without(circuit, useless) if spec.shrink else circuit
+    again = PromptSpec(**found.manifest["prompts_from"])
+    manifest = {
+        **again.manifest("validate", model, task, spec.command()),
+        "ablation": ablation,
+        "run": {"folder": spec.run, "key": found.manifest["key"], "command": found.manifest["command"]},
+        "sign": "A circuit holds where no criterion failed; unclear means that the data do not tell.",
+        "holds": verdict.holds,
+        "edges": len(circuit),
+        "edges_after_shrinking": len(smaller),
+        "left_out": list(useless) if spec.shrink else [],
+        "results": verdict.to_dict(),
+        "seconds": round(time.perf_counter() - start, 2),
+    }
+    return Run(manifest, {"circuit": smaller.mask})
+
+
+def reopened(run: Run, folder: str) -> tuple[Model, Task, Circuit]:
+    """Model, prompts and circuit of a finished run. Raises `RunError` where they are no longer what they were."""
+    manifest = run.manifest
+    if "circuit" not in run.tensors or "prompts_from" not in manifest:
+        raise RunError(
+            f"{folder} is a {manifest.get('kind')} run and holds no circuit. Give a run of `circuitome find`."
+        )
+    origin = manifest["prompts_from"]
+    if origin["data"] is not None and not Path(origin["data"]).is_file():
+        raise RunError(f"The prompts of {folder} came from {origin['data']}, which is not there any more.")
+    model = load(origin["model"])
+    if origin["data"] is not None:
+        task = from_file(model, origin["data"], aligned=manifest.get("ablation") not in ("zero", "mean"))
+    else:
+        task = TASKS[origin["task"]](model, n=origin["n"], seed=origin["seed"])
+    if task.data_hash() != manifest["task"]["data_hash"]:
+        raise RunError(
+            f"The prompts of {folder} have changed since ({origin['data'] or origin['task']}). Run it again: "
+            f"{manifest['command']}"
+        )
+    if weights_hash(model) != manifest["model"]["weights_hash"]:
+        raise RunError(
+            f"The weights of {origin['model']} are not those of {folder}. Run it again: {manifest['command']}"
+        )
+    shape = manifest["model"]
+    graph = Graph(shape["layers"], shape["heads"], shape["kv_heads"], parallel=shape["parallel"])
+    if graph != model.graph:
+        raise InputError(f"The circuit of {folder} belongs to another model: {graph}; {model.name} has {model.graph}.")
+    return model, task, Circuit(graph, run.tensors["circuit"].bool())
