@@ -1,26 +1,31 @@
 import os
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
-from circuitome.models import Model, load
-from circuitome.tasks import Task, make_pair
+if TYPE_CHECKING:
+    from circuitome.models import Model
+    from circuitome.tasks import Task
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)  # workers with several threads each wait for one another
+    os.environ["OMP_NUM_THREADS"] = "1"  # workers with several threads each wait for one another
 
 NAMES = ("Laura", "Peter", "John", "Dan", "Anna", "Kate")
 
 
 @pytest.fixture(scope="session")
-def smollm2() -> Model:
+def smollm2() -> "Model":
+    from circuitome.models import load  # here, as the process that only hands out tests need not wait for it
+
     return load("smollm2-135m")
 
 
 @pytest.fixture(scope="session")
-def small_ioi(smollm2: Model) -> Task:
+def small_ioi(smollm2: "Model") -> "Task":
     """Six pairs of two lengths."""
+    from circuitome.tasks import Task, make_pair
+
     pairs = []
     for i in range(6):
         a, b, c = (NAMES[(i + k) % 6] for k in range(3))
@@ -32,6 +37,8 @@ def small_ioi(smollm2: Model) -> Task:
 
 @pytest.fixture(autouse=True)
 def _no_global_seed_needed():
+    import torch
+
     before = torch.get_rng_state()
     yield
     torch.set_rng_state(before)

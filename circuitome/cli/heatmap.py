@@ -1,68 +1,72 @@
 """Maps of effects and comparisons of methods in the terminal."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from circuitome.report import formats, heatmap
-from circuitome.report.compare_page import sizes_of
+from circuitome.report.compare_page import points_of, shared_sizes, sizes_of
 
-SHADES = " ·░▒▓█"
-"""From nothing to the largest effect; readable without colour."""
-COLOURS = {True: "dark_orange3", False: "dodger_blue2"}
-"""Above zero, below zero."""
+SHADES = (
+    (0.6, "bold white on rgb(176,70,5)", "bold white on rgb(27,108,176)"),
+    (0.3, "black on rgb(238,176,130)", "black on rgb(150,192,230)"),
+    (0.0, "dark_orange3", "dodger_blue2"),
+)
+"""Share of the largest effect from which on a cell above zero, and one below, looks so."""
 SHOWN = 12
 """Strongest cells."""
 ROWS = 60
 """Rows of a map at most; of longer ones those with the largest effects."""
+MAPS = 2
+"""Maps at most; after a trace back only the one it starts from."""
+MARGIN = 14
+"""Room for the rows' labels."""
 
 
 def effects(payload: Mapping[str, Any], console: Console) -> None:
-    """Every map, the strongest cells, and the tree of a trace back."""
-    console.print(f"\n[bold]{payload['title']}[/]")
-    if payload.get("tree"):
-        _print(console, f"Trace back from the logits, edges kept: {payload['circuit_edges']}", _tree(payload))
-    else:
-        for one in payload["maps"]:
-            _print(console, *_map(one, console.width))
-    _print(console, f"Strongest effects ({payload['unit']})", _strongest(payload))
+    """The first maps, the strongest cells with intervals, and the tree of a trace back."""
+    console.print(Text(f"\n{payload['title']}", style="bold"))
+    maps, tree = payload["maps"], payload.get("tree")
+    shown = maps[: 1 if tree else MAPS]
+    for one in shown:
+        _print(console, *_map(one, console.width))
+    if len(maps) > len(shown):
+        console.print(Text(f"{len(maps) - len(shown)} more maps are in the report."))
+    unit = payload.get("unit") or next((one.get("unit", "") for one in maps), "")
+    _print(console, f"Strongest effects ({unit})", _strongest(payload))
+    if tree:
+        _print(console, f"Trace back from the logits, edges kept: {payload.get('circuit_edges')}", _tree(tree))
+        nothing = sum(not _kept(one) for one in tree)
+        if nothing:
+            console.print(Text(f"into {nothing} more receivers nothing was kept"))
 
 
 def compare(payload: Mapping[str, Any], console: Console) -> None:
-    """Faithfulness by size, one row a method, and what each took."""
-    console.print(f"\n[bold]{payload['title']}[/]")
-    held = payload.get("held_out")
+    """Faithfulness by size, one row a method, as many sizes beside each other as fit; then what each took."""
+    console.print(Text(f"\n{payload['title']}", style="bold"))
+    held, exact, chance = payload.get("held_out"), payload.get("exact_edges"), payload.get("random") or []
+    rows = [*payload["methods"], *([{"name": "random circuits", "points": chance}] if chance else [])]
     title = "Faithfulness by edges" + (f", in brackets on {held['n']} held-out prompts" if held else "")
-    drawn = _table()
-    sizes = sizes_of(payload)
-    drawn.add_column("method", no_wrap=True)
-    for size in sizes:
-        drawn.add_column(f"{size:,}", justify="right")
-    for name, justify in (("seconds", "right"), ("spearman", "right")):
-        drawn.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for one in payload["methods"]:
-        points = {int(point["edges"]): point for point in one["points"]}
-        values = [_value(points.get(size)) for size in sizes]
-        drawn.add_row(one["name"], *values, formats.fixed(one["seconds"], 0), formats.fixed(one.get("spearman"), 2))
-    chance = {int(point["edges"]): point for point in payload["random"]}
-    drawn.add_row("random circuits", *(_value(chance.get(size)) for size in sizes), "", "")
-    _print(console, title, drawn)
-    if payload.get("exact_edges"):
-        console.print(f"spearman: of score sizes with those of {payload['exact_edges']} exactly patched edges")
+    sizes = shared_sizes(payload)
+    name = max((len(str(one["name"])) for one in rows), default=0)
+    values = [_value(point, "\n").plain for one in rows for point in points_of(one).values()]
+    wide = max((len(line) for value in values for line in value.split("\n")), default=0)
+    fit = max(1, (console.width - name - 2) // (wide + 2))
+    for start in range(0, len(sizes), fit):
+        _print(console, title if not start else "continued", _faithfulness(rows, sizes[start : start + fit]))
+    _print(console, "What each took", _methods(payload["methods"], set(sizes_of(payload)) - set(sizes)))
+    if exact:
+        console.print(Text(f"spearman: of score sizes with those of {exact} exactly patched edges"))
 
 
-def _value(point: Mapping[str, Any] | None) -> str:
-    if point is None:
-        return ""
-    held = formats.finite(point.get("held_out"))
-    return formats.rounded(point["value"], 3) + ("" if held is None else f" ({formats.rounded(held, 2)})")
-
-
-def _table() -> Table:
-    return Table(box=None, header_style="bold", padding=(0, 1))
+def _table(*columns: tuple[str, Literal["left", "right"]], gap: int = 1) -> Table:
+    drawn = Table(box=None, header_style="bold", padding=(0, gap, 0, 0), pad_edge=False)
+    for name, justify in columns:
+        drawn.add_column(Text(name), justify=justify)
+    return drawn
 
 
 def _print(console: Console, title: str, drawn: Table) -> None:
@@ -72,58 +76,111 @@ def _print(console: Console, title: str, drawn: Table) -> None:
 
 
 def _map(one: Mapping[str, Any], width: int) -> tuple[str, Table]:
-    """Title and map, one sign a cell, as many columns as fit."""
-    rows, columns = one["rows"], one["columns"]
-    room = max(1, (width - 14) // 4)
-    step = max(1, -(-len(columns) // room))
+    """Title and map: sign and tenths of the largest effect in each cell, as many columns as fit."""
+    names = [str(name) for name in one["columns"]]
+    cell = max(3, *(len(name) for name in names)) if names else 3
+    rows = _strong(one, 0, ROWS)
+    columns = _strong(one, 1, max(1, (width - MARGIN) // (cell + 1)))
     largest = heatmap.largest_effect(one)
-    title = f"{heatmap.title_of(one)}: blue below zero, orange above; █ is {formats.fixed(largest, 3)} {one['unit']}"
-    title += f"; every {step}th column" if step > 1 else ""
-    chosen = _rows(one)
-    title += f"; the strongest {len(chosen)} of {len(rows)} rows" if len(chosen) < len(rows) else ""
-    drawn = _table()
-    drawn.add_column("", justify="right")
-    for name in columns[::step]:
-        drawn.add_column(str(name), justify="center", min_width=2)
-    for row in reversed(chosen):
-        drawn.add_row(str(rows[row]), *(_cell(one["mean"][row][i], largest) for i in range(0, len(columns), step)))
-    return title, drawn
+    drawn = _table(("", "right"), *((names[column], "left") for column in columns))
+    for row in reversed(rows):
+        label = Text(str(one["rows"][row]), overflow="ellipsis", no_wrap=True)
+        drawn.add_row(label, *(_cell(one, row, column, largest) for column in columns))
+    drawn.columns[0].max_width = MARGIN - 2
+    return _caption(one, rows, columns), drawn
 
 
-def _rows(one: Mapping[str, Any]) -> Sequence[int]:
-    count = len(one["rows"])
-    if count <= ROWS:
-        return range(count)
-    sizes = [max((abs(v) for x in row if (v := formats.finite(x)) is not None), default=0.0) for row in one["mean"]]
-    return sorted(sorted(range(count), key=lambda row: -sizes[row])[:ROWS])
+def _caption(one: Mapping[str, Any], rows: Sequence[int], columns: Sequence[int]) -> str:
+    largest = heatmap.largest_effect(one)
+    if not largest:
+        return f"{heatmap.title_of(one)}: " + ("all effects are 0" if rows else "no effects")
+    share = heatmap.share(one, largest, 0)
+    words = f"{heatmap.title_of(one)}: digits 1 to 9 are tenths of {formats.fixed(largest, 3)} {one.get('unit', '')}"
+    words += f", {share} of the gap" if share else ""
+    words += "; blue below zero, orange above; *: the interval leaves out zero"
+    for axis, shown, place in (("rows", rows, 0), ("columns", columns, 1)):
+        known = {cell[place] for cell in heatmap.values(one)}
+        words += f"; the strongest {len(shown)} of {len(known)} {axis}" if len(shown) < len(known) else ""
+    return words
 
 
-def _cell(value: Any, largest: float) -> Text:
-    known = formats.finite(value)
-    if known is None or not largest:
-        return Text(" ")
-    level = round((abs(known) / largest) ** 0.7 * (len(SHADES) - 1))
-    return Text(SHADES[level] * 2, style=COLOURS[known > 0])
+def _strong(one: Mapping[str, Any], axis: int, most: int) -> list[int]:
+    """Rows (axis 0) or columns (axis 1) with any effect, in order; of too many those with the largest effects."""
+    sizes: dict[int, float] = {}
+    for *place, value in heatmap.values(one):
+        index = int(place[axis])
+        sizes[index] = max(sizes.get(index, 0.0), abs(value))
+    return sorted(sorted(sizes, key=lambda index: -sizes[index])[:most])
+
+
+def _cell(one: Mapping[str, Any], row: int, column: int, largest: float) -> Text:
+    value = formats.finite(one["mean"][row][column])
+    if value is None:
+        return Text("")
+    share = abs(value) / largest if largest else 0.0
+    tenths = min(9, int(10 * share))
+    sure = "*" if heatmap.certain(one, row, column) else " "
+    if not tenths:
+        return Text(f" \N{MIDDLE DOT}{sure}", style="dim")
+    style = next(above if value > 0 else below for least, above, below in SHADES if share >= least)
+    return Text(f"{'+' if value > 0 else '-'}{tenths}{sure}", style=style)
 
 
 def _strongest(payload: Mapping[str, Any]) -> Table:
     several = len(payload["maps"]) > 1
-    drawn = _table()
-    for name in (("map",) if several else ()) + ("part", "effect", "95 % interval"):
-        drawn.add_column(name, justify="right" if name == "effect" else "left")
-    for cell in sorted(payload["top"], key=lambda one: -abs(formats.finite(one["mean"]) or 0.0))[:SHOWN]:
-        ends = formats.interval(cell["low"], cell["high"], 3) or "no interval"
+    drawn = _table(*((("map", "left"),) if several else ()), ("part", "left"), ("effect", "right"), gap=2)
+    drawn.add_column("95 % interval")
+    known = [cell for cell in payload.get("top") or [] if formats.finite(cell.get("mean")) is not None]
+    for cell in sorted(known, key=lambda one: -abs(one["mean"]))[:SHOWN]:
+        ends = formats.interval(cell.get("low"), cell.get("high"), 3) or "no interval"
         values = [Text(str(cell["label"])), Text(formats.fixed(cell["mean"], 3)), Text(ends)]
-        drawn.add_row(*([Text(str(cell["map"]))] if several else []), *values)
+        drawn.add_row(*([Text(str(cell.get("map", "")))] if several else []), *values)
     return drawn
 
 
-def _tree(payload: Mapping[str, Any]) -> Table:
-    drawn = _table()
-    for name in ("depth", "into", "kept senders"):
-        drawn.add_column(name, overflow="fold")
-    for receiver in payload["tree"]:
-        kept = [s for s in receiver["senders"] if s["kept"]]
-        words = ", ".join(f"{s['label']} {formats.fixed(s['mean'], 3)}" for s in kept) or "-"
-        drawn.add_row(str(receiver["depth"]), receiver["receiver"], words)
+def _tree(tree: Sequence[Mapping[str, Any]]) -> Table:
+    """Receivers into which something was kept, further in the deeper they are."""
+    drawn = _table(("into", "left"), ("kept senders", "left"), gap=2)
+    for one in tree:
+        kept = _kept(one)
+        if kept:
+            words = ", ".join(f"{sender['label']} {formats.fixed(sender['mean'], 3)}" for sender in kept)
+            drawn.add_row(Text("  " * int(one["depth"]) + str(one["receiver"])), Text(words))
+    return drawn
+
+
+def _kept(receiver: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [sender for sender in receiver["senders"] if sender.get("kept")]
+
+
+def _faithfulness(rows: Sequence[Mapping[str, Any]], sizes: Sequence[int]) -> Table:
+    drawn = _table(("method", "left"), *((f"{size:,}", "right") for size in sizes), gap=2)
+    for one in rows:
+        points = points_of(one)
+        drawn.add_row(Text(str(one["name"]), no_wrap=True), *(_value(points.get(size), "\n") for size in sizes))
+    return drawn
+
+
+def _value(point: Mapping[str, Any] | None, between: str) -> Text:
+    """Faithfulness, the held-out one in brackets, and the interval."""
+    if point is None:
+        return Text("")
+    value, held = formats.finite(point.get("value")), formats.finite(point.get("held_out"))
+    words = Text(formats.MISSING if value is None else formats.rounded(value, 3))
+    words.append("" if held is None else f" ({formats.rounded(held, 2)})")
+    ends = [formats.finite(point.get(end)) for end in ("low", "high")]
+    low, high = ("" if end is None else formats.rounded(end, 2) for end in ends)
+    return words.append(f"{between}[{low}, {high}]", style="dim") if low and high else words
+
+
+def _methods(methods: Sequence[Mapping[str, Any]], others: set[int]) -> Table:
+    """Seconds, agreement with exact scores, and circuits of sizes that no other method has."""
+    drawn = _table(("method", "left"), ("seconds", "right"), ("spearman", "right"), gap=2)
+    if others:
+        drawn.add_column("circuits of other sizes")
+    for one in methods:
+        own = [(size, point) for size, point in sorted(points_of(one).items()) if size in others]
+        lines = Text("\n").join(Text(f"{size:,}: ").append_text(_value(point, " ")) for size, point in own)
+        numbers = [Text(formats.fixed(one.get("seconds"), 1)), Text(formats.fixed(one.get("spearman"), 2))]
+        drawn.add_row(Text(str(one["name"])), *numbers, *([lines] if others else []))
     return drawn

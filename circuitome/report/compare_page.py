@@ -1,7 +1,8 @@
 """The page of a comparison of methods: faithfulness over circuit size in one figure and one table."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from circuitome.report import curve, formats, shell
 from circuitome.report.curve import Axes, Sample
@@ -11,20 +12,26 @@ DASHES = (None, "7 3", "2 3", "9 3 2 3", "12 4", "4 2", "1 4", "6 2 2 2 2 2")
 """Dashes tell methods apart without colour; after the last they start again."""
 COLOURS = ("--helps", "--hurts", "--m1", "--m2", "--m3", "--m4", "--m5", "--m6")
 """Variables of the style sheet."""
-MARKS = ("circle", "square", "diamond", "triangle")
+MARKS = ("circle", "square", "diamond", "triangle", "cross")
+"""Shapes of points; their number and that of the dashes have no common factor, so pairs repeat late."""
+KEYS = 3
+"""Entries in a row of the legend."""
+AGREEMENT = (("pearson", "Pearson"), ("pearson_abs", "Pearson of sizes"), ("spearman", "Spearman of sizes"))
+"""Correlations with exact scores, where they were measured."""
 
 
 def render_compare(payload: Mapping[str, Any]) -> str:
     """The page, from plain JSON data: the same data gives the same text.
 
-    `payload` holds `title`, `command`, `unit`, `methods` (`name`, `description`, `seconds`, `points` of `edges`,
-    `value`, `low`, `high`, `held_out`; `pearson`, `pearson_abs`, `spearman`), `random` (`edges`, `value`, `low`,
-    `high`), `held_out` and `exact_edges`.
+    `payload` holds `title`, `command`, `unit`, `manifest`, `methods` (`name`, `description`, `seconds`, `points` of
+    `edges`, `value`, `low`, `high`, `held_out`; where measured `pearson`, `pearson_abs`, `spearman`; `note`), and,
+    where there are any, `random` (`edges`, `value`, `low`, `high`), `held_out` (`name`, `n`), `exact_edges` and a
+    `goal` (`edges`, `value`).
     """
     figure = tag("figure", None, tag("div", {"class": "scroll"}, compare_svg(payload)))
     note = (
         "Normalised faithfulness of each method's circuits: 0 is the ablated run, 1 the whole model. Bars are 95 % "
-        "intervals over prompts; the grey band is the range of random circuits."
+        "intervals over prompts; the grey band is the range of random circuits. Marks of one size stand side by side."
     )
     parts: list[shell.Section] = [
         ("front", "Faithfulness by size", join(tag("p", {"class": "note"}, note), figure)),
@@ -34,36 +41,42 @@ def render_compare(payload: Mapping[str, Any]) -> str:
     return shell.page(payload, parts)
 
 
+class _Look(NamedTuple):
+    """What tells a method's line apart."""
+
+    colour: str
+    dash: str | None
+    mark: str
+    shift: float
+    """How far its points stand beside their size, so that intervals do not hide each other."""
+
+
+def _look(index: int, count: int) -> _Look:
+    shift = (index - (count - 1) / 2) * min(5.0, 28.0 / count)
+    colour = f"var({COLOURS[index % len(COLOURS)]})"
+    return _Look(colour, DASHES[index % len(DASHES)], MARKS[index % len(MARKS)], shift)
+
+
 def compare_svg(payload: Mapping[str, Any]) -> Markup:
     """The figure: one line a method, told apart by colour, dash and mark, with a legend below."""
     methods = [(str(one["name"]), _samples(one["points"])) for one in payload["methods"]]
-    methods = [(name, points) for name, points in methods if points]
-    chance = _samples(payload.get("random") or [])
-    every = [point for _, points in methods for point in points] + chance
+    looks = [_look(i, len(methods)) for i in range(len(methods))]
+    drawn = [(name, points, look) for (name, points), look in zip(methods, looks, strict=True) if points]
+    chance, goal = _samples(payload.get("random") or []), _samples([payload["goal"]] if payload.get("goal") else [])
+    every = [point for _, points, _ in drawn for point in points] + chance + goal
     if not every:
-        return tag("svg", {"xmlns": "http://www.w3.org/2000/svg", "width": 10, "height": 10})
-    axes = curve._axes(every)
-    rows = -(-len(methods) // 3)
-    height = curve.HEIGHT + 20.0 * rows + 10
-    return tag(
-        "svg",
-        {
-            "xmlns": "http://www.w3.org/2000/svg",
-            "class": "fig",
-            "id": "curve-svg",
-            "viewBox": f"0 0 {number(curve.WIDTH)} {number(height)}",
-            "width": curve.WIDTH,
-            "height": height,
-            "role": "img",
-            "aria-label": "Normalised faithfulness over the number of edges, one line for each method",
-            "font-family": "ui-sans-serif, system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif",
-            "font-size": 11.5,
-        },
-        tag("rect", {"class": "backdrop", "width": curve.WIDTH, "height": height, "fill": "var(--panel)"}),
-        curve._grid(axes),
-        _band(axes, chance),
-        *(_line(axes, name, points, i) for i, (name, points) in enumerate(methods)),
-        *(_key(name, i) for i, (name, _) in enumerate(methods)),
+        return curve.frame(curve.words_at("No circuit was measured.", 20, 40, "start"))
+    axes = curve.axes_over(every)
+    signs = [*(_key(name, look) for name, _, look in drawn), *([_RANDOM_KEY] if chance else []), *map(_goal_key, goal)]
+    return curve.frame(
+        curve.guides(axes, "ablated run"),
+        curve.words_at(str(payload.get("unit", "")), curve.LEFT - 40, 10, "start"),
+        curve.series(axes, chance, curve.RANDOM),
+        *(_line(axes, name, points, look) for name, points, look in drawn),
+        *(tag("circle", _RING | {"cx": axes.x(point.size), "cy": axes.y(point.value)}) for point in goal),
+        *(_placed(sign, i) for i, sign in enumerate(signs)),
+        label="Normalised faithfulness over the number of edges, one line for each method",
+        more=20.0 * -(-len(signs) // KEYS) + 10,
     )
 
 
@@ -76,62 +89,64 @@ def _samples(rows: Sequence[Mapping[str, Any]]) -> list[Sample]:
     return sorted(kept)
 
 
-def _band(axes: Axes, points: Sequence[Sample]) -> Markup:
-    """The range of random circuits."""
-    if not points:
-        return Markup("")
-    known = [p for p in points if p.low is not None and p.high is not None]
-    upper = [f"{number(axes.x(p.size))} {number(axes.y(p.high or 0.0) - 2)}" for p in known]
-    lower = [f"{number(axes.x(p.size))} {number(axes.y(p.low or 0.0) + 2)}" for p in known][::-1]
-    path = "M" + "L".join(upper + lower) + "Z" if known else ""
-    title = tag("title", None, "range of random circuits of the same size")
-    return tag("path", {"d": path, "fill": "var(--chance)", "opacity": 0.35}, title)
-
-
-def _paint(index: int) -> tuple[str, str | None, str]:
-    colour = f"var({COLOURS[index % len(COLOURS)]})"
-    return colour, DASHES[index % len(DASHES)], MARKS[index % len(MARKS)]
-
-
-def _line(axes: Axes, name: str, points: Sequence[Sample], index: int) -> Markup:
-    colour, dash, mark = _paint(index)
-    track = "M" + "L".join(f"{number(axes.x(p.size))} {number(axes.y(p.value))}" for p in points)
-    parts = [tag("path", {"d": track, "fill": "none", "stroke": colour, "stroke-width": 1.8, "stroke-dasharray": dash})]
-    for point in points:
-        x, y = axes.x(point.size), axes.y(point.value)
+def _line(axes: Axes, name: str, points: Sequence[Sample], look: _Look) -> Markup:
+    places = [(axes.x(point.size) + look.shift, axes.y(point.value)) for point in points]
+    track = "M" + "L".join(f"{number(x)} {number(y)}" for x, y in places)
+    paint: Attributes = {"fill": "none", "stroke": look.colour, "stroke-width": 1.8, "stroke-dasharray": look.dash}
+    parts = [tag("path", {"d": track} | paint)]
+    for point, (x, y) in zip(points, places, strict=True):
         if point.low is not None and point.high is not None:
-            ends: Attributes = {"x1": x, "x2": x, "y1": axes.y(point.low), "y2": axes.y(point.high)}
-            parts.append(tag("line", ends | {"stroke": colour, "opacity": 0.6}))
+            parts.append(curve.line((x, axes.y(point.low)), (x, axes.y(point.high)), look.colour))
         interval = formats.interval(point.low, point.high, 3)
         words = f"{name}, {point.size:,} edges: {formats.plain(point.value)} {interval}".strip()
-        parts.append(_mark(mark, x, y, colour, words))
+        parts.append(_mark(look, x, y, words))
     return tag("g", None, *parts)
 
 
-def _mark(kind: str, x: float, y: float, colour: str, words: str) -> Markup:
-    paint: Attributes = {"class": "point", "fill": "var(--panel)", "stroke": colour, "stroke-width": 1.8}
+def _mark(look: _Look, x: float, y: float, words: str) -> Markup:
+    paint: Attributes = {"class": "point", "fill": "var(--panel)", "stroke": look.colour, "stroke-width": 1.8}
     title = [tag("title", None, words)] if words else []
-    if kind == "circle":
+    if look.mark == "circle":
         return tag("circle", {"cx": x, "cy": y, "r": 3.8} | paint, *title)
-    corners = {
-        "square": [(-3.4, -3.4), (3.4, -3.4), (3.4, 3.4), (-3.4, 3.4)],
-        "diamond": [(0, -4.8), (4.8, 0), (0, 4.8), (-4.8, 0)],
-        "triangle": [(0, -4.6), (4.4, 3.6), (-4.4, 3.6)],
-    }[kind]
-    track = "M" + "L".join(f"{number(x + a)} {number(y + b)}" for a, b in corners) + "Z"
-    return tag("path", {"d": track} | paint, *title)
+    shape = {
+        "square": "m-3.4 -3.4h6.8v6.8h-6.8z",
+        "diamond": "m0 -4.8l4.8 4.8l-4.8 4.8l-4.8 -4.8z",
+        "triangle": "m0 -4.6l4.4 8.2h-8.8z",
+        "cross": "m-3.8 -3.8l7.6 7.6m0 -7.6l-7.6 7.6",
+    }[look.mark]
+    return tag("path", {"d": f"M{number(x)} {number(y)}{shape}"} | paint, *title)
 
 
-def _key(name: str, index: int) -> Markup:
-    """One entry of the legend."""
-    colour, dash, mark = _paint(index)
-    x, y = curve.LEFT + 225.0 * (index % 3), curve.HEIGHT + 12.0 + 20.0 * (index // 3)
-    ends: Attributes = {"x1": x, "x2": x + 34, "y1": y, "y2": y}
-    return join(
-        tag("line", ends | {"stroke": colour, "stroke-width": 1.8, "stroke-dasharray": dash}),
-        _mark(mark, x + 17, y, colour, ""),
-        tag("text", {"x": x + 42, "y": y + 4, "fill": "var(--ink)"}, name),
-    )
+def _key(name: str, look: _Look) -> Markup:
+    """A method's entry in the legend."""
+    ends: Attributes = {"x1": 0.0, "x2": 34.0, "y1": 0.0, "y2": 0.0}
+    line = tag("line", ends | {"stroke": look.colour, "stroke-width": 1.8, "stroke-dasharray": look.dash})
+    return join(line, _mark(look, 17, 0, ""), _entry(name))
+
+
+def _goal_key(point: Sample) -> Markup:
+    words = f"goal: {formats.rounded(point.value, 2)} at {point.size:,} edges"
+    return join(tag("circle", _RING | {"cx": 17.0, "cy": 0.0}), _entry(words))
+
+
+def _entry(words: str) -> Markup:
+    short = words if len(words) <= 26 else words[:25] + "\N{HORIZONTAL ELLIPSIS}"
+    return tag("text", {"x": 42.0, "y": 4.0, "fill": "var(--ink)"}, short)
+
+
+def _placed(sign: Markup, index: int) -> Markup:
+    """An entry of the legend in its place."""
+    x, y = curve.LEFT + 225.0 * (index % KEYS), curve.HEIGHT + 12.0 + 20.0 * (index // KEYS)
+    return tag("g", {"transform": f"translate({number(x)} {number(y)})"}, sign)
+
+
+_RING: Attributes = {"r": 7.0, "fill": "none", "stroke": "var(--ink)", "stroke-width": 1.4}
+"""Around the size and faithfulness aimed at."""
+_RANDOM_KEY = join(
+    tag("rect", {"y": -6.0, "width": 34.0, "height": 12.0, "fill": curve.RANDOM.colour, "opacity": 0.25}),
+    curve.line((0, 0), (34, 0), curve.RANDOM.colour, curve.RANDOM.dash),
+    _entry(curve.RANDOM.name),
+)
 
 
 def sizes_of(payload: Mapping[str, Any]) -> list[int]:
@@ -139,47 +154,74 @@ def sizes_of(payload: Mapping[str, Any]) -> list[int]:
     return sorted({int(point["edges"]) for one in payload["methods"] for point in one["points"]})
 
 
+def shared_sizes(payload: Mapping[str, Any]) -> list[int]:
+    """Sizes that several methods have circuits of; those of a lone method are all its own."""
+    counts = Counter(int(point["edges"]) for one in payload["methods"] for point in one["points"])
+    several = sorted(size for size, count in counts.items() if count > 1)
+    return several or sizes_of(payload)
+
+
+def points_of(one: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
+    """A method's circuits by size."""
+    return {int(point["edges"]): point for point in one["points"]}
+
+
 def _table(payload: Mapping[str, Any]) -> Markup:
-    """Rows are sizes, columns methods; the held-out value stands below."""
-    names = [str(one["name"]) for one in payload["methods"]]
-    cells = {(str(one["name"]), int(p["edges"])): p for one in payload["methods"] for p in one["points"]}
-    chance = {int(p["edges"]): p for p in payload.get("random") or []}
+    """Rows are methods, columns sizes; the held-out value stands below. Sizes that one method alone has come last."""
+    sizes = shared_sizes(payload)
+    held, exact = payload.get("held_out"), payload.get("exact_edges")
+    agreements = [
+        (key, name)
+        for key, name in AGREEMENT
+        if exact or any(formats.finite(one.get(key)) is not None for one in payload["methods"])
+    ]
+    chance = {"name": "random circuits", "points": payload.get("random") or []}
+    others = any(set(points_of(one)) - set(sizes) for one in payload["methods"])
     rows: list[list[str]] = []
-    for size in sizes_of(payload):
-        values = [_value(cells.get((name, size))) for name in names]
-        rows.append([f"{size:,}", *values, _value(chance.get(size))])
-    held = payload.get("held_out")
+    for one in [*payload["methods"], *([chance] if chance["points"] else [])]:
+        points = points_of(one)
+        own = [_other(size, point) for size, point in points.items() if size not in sizes and one is not chance]
+        took = formats.fixed(one.get("seconds"), 1) if one is not chance else ""
+        agree = [formats.fixed(one.get(key), 3) if one is not chance else "" for key, _ in agreements]
+        cells = [_value(points.get(size)) for size in sizes]
+        rows.append([tag("b", None, str(one["name"])), *cells, *([join(*own)] if others else []), took, *agree])
+    heads = ["method", *(f"{size:,} edges" for size in sizes), *(["other sizes"] if others else []), "seconds"]
+    heads += [name for _, name in agreements]
     note = "Value with its interval"
     note += f"; below, the value on {held['n']} held-out prompts of {held['name']}." if held else "; nothing held out."
-    table = shell.table(["edges", *names, "random circuits"], rows, range(len(names) + 2))
-    return join(tag("p", {"class": "note"}, note), table)
+    note += f" Correlations are with the exact scores of {exact} edges, half of them the strongest by EAP-IG."
+    note = note if exact else note.partition(" Correlations")[0]
+    return join(tag("p", {"class": "note"}, note), shell.table(heads, rows, range(1, len(heads))))
+
+
+def _other(size: int, point: Mapping[str, Any]) -> Markup:
+    """A circuit whose size no other method has."""
+    return tag("div", {"class": "own"}, tag("span", {"class": "note"}, f"{size:,} edges"), _value(point))
 
 
 def _value(point: Mapping[str, Any] | None) -> Markup:
     if point is None:
         return Markup("")
-    first = formats.rounded(formats.finite(point.get("value")) or 0.0, 3)
-    ends = formats.interval(point.get("low"), point.get("high"), 2)
-    held = formats.finite(point.get("held_out"))
-    parts = [tag("b", None, first), tag("br"), tag("span", {"class": "note"}, ends)]
-    if held is not None:
-        parts += [tag("br"), tag("span", {"class": "note"}, f"held out {formats.rounded(held, 3)}")]
-    return join(*parts)
+    value, held = formats.finite(point.get("value")), formats.finite(point.get("held_out"))
+    first = formats.MISSING if value is None else formats.rounded(value, 3)
+    lines = [_ends(point), "" if held is None else f"held out {formats.rounded(held, 3)}"]
+    return join(tag("b", None, first), *(tag("span", {"class": "below"}, line) for line in lines if line))
+
+
+def _ends(point: Mapping[str, Any]) -> str:
+    """The interval with two decimals."""
+    low, high = formats.finite(point.get("low")), formats.finite(point.get("high"))
+    return "" if low is None or high is None else f"[{formats.rounded(low, 2)}, {formats.rounded(high, 2)}]"
 
 
 def _methods(payload: Mapping[str, Any]) -> Markup:
-    """What each method is, what it took, and how far its scores agree with exact ones."""
-    rows = [
-        [
-            str(one["name"]),
-            str(one.get("description") or ""),
-            formats.fixed(one.get("seconds"), 1),
-            *(formats.fixed(one.get(key), 3) for key in ("pearson", "pearson_abs", "spearman")),
-        ]
+    """What each method is."""
+    lines = [
+        part
         for one in payload["methods"]
+        for part in (
+            tag("dt", None, str(one["name"])),
+            tag("dd", None, " ".join(str(one[key]) for key in ("description", "note") if one.get(key))),
+        )
     ]
-    heads = ["method", "what it does", "seconds", "Pearson", "Pearson of sizes", "Spearman of sizes"]
-    edges = payload.get("exact_edges")
-    note = f"Correlations are with the exact scores of {edges} edges, half of them the strongest by EAP-IG."
-    lead = tag("p", {"class": "note"}, note) if edges else Markup("")
-    return join(lead, shell.table(heads, rows, range(2, 6)))
+    return tag("dl", {"class": "methods"}, *lines)

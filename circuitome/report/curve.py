@@ -87,6 +87,7 @@ class Style(NamedTuple):
 
 
 _CIRCUIT = Style("circuit", "var(--helps)", None)
+_LABEL = "Normalised faithfulness over the number of edges, the circuit beside random circuits"
 RANDOM = Style("random circuits", "var(--chance)", "5 4")
 
 
@@ -101,36 +102,39 @@ def axes_over(points: Sequence[Sample]) -> Axes:
     return Axes((first / 1.15, last * 1.15), (low, high))
 
 
-def frame(*children: str) -> Markup:
+def frame(*children: str, label: str = _LABEL, more: float = 0.0) -> Markup:
+    """The figure around its children, `more` higher than the axes need."""
     return tag(
         "svg",
         {
             "xmlns": "http://www.w3.org/2000/svg",
             "class": "fig",
             "id": "curve-svg",
-            "viewBox": f"0 0 {number(WIDTH)} {number(HEIGHT)}",
+            "viewBox": f"0 0 {number(WIDTH)} {number(HEIGHT + more)}",
             "width": WIDTH,
-            "height": HEIGHT,
+            "height": HEIGHT + more,
             "role": "img",
-            "aria-label": "Normalised faithfulness over the number of edges, the circuit beside random circuits",
+            "aria-label": label,
             "font-family": "ui-sans-serif, system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif",
             "font-size": 11.5,
         },
-        tag("rect", {"class": "backdrop", "width": WIDTH, "height": HEIGHT, "fill": "var(--panel)"}),
+        tag("rect", {"class": "backdrop", "width": WIDTH, "height": HEIGHT + more, "fill": "var(--panel)"}),
         *children,
     )
 
 
 def line(start: tuple[float, float], end: tuple[float, float], colour: str, dash: str | None = None) -> Markup:
+    """A straight line."""
     ends: Attributes = {"x1": start[0], "y1": start[1], "x2": end[0], "y2": end[1]}
     return tag("line", ends | {"stroke": colour, "stroke-dasharray": dash})
 
 
 def words_at(words: str, x: float, y: float, anchor: str = "middle", colour: str = "var(--muted)") -> Markup:
+    """A few words at a place."""
     return tag("text", {"x": x, "y": y, "text-anchor": anchor, "fill": colour}, words)
 
 
-def guides(axes: Axes) -> Markup:
+def guides(axes: Axes, zero: str = "corrupted run") -> Markup:
     """Ticks of both axes; 0 and 1 are drawn through as references."""
     right, foot = WIDTH - RIGHT, HEIGHT - BOTTOM
     shares, sizes = _share_ticks(axes.shares), _size_ticks(axes.sizes)
@@ -138,7 +142,7 @@ def guides(axes: Axes) -> Markup:
     references = [line((LEFT, axes.y(y)), (right, axes.y(y)), "var(--muted)", "2 3") for y in (0.0, 1.0)]
     notes = [
         words_at("1 = clean run", right + 8, axes.y(1) + 4, "start"),
-        words_at("0 = corrupted run", right + 8, axes.y(0) + 4, "start"),
+        words_at(f"0 = {zero}", right + 8, axes.y(0) + 4, "start"),
     ]
     left = [words_at(formats.rounded(y, 2), LEFT - 8, axes.y(y) + 4, "end") for y in shares]
     below = [words_at(f"{x:,}", axes.x(x), foot + 18) for x in sizes]
@@ -171,6 +175,7 @@ def _own_size(axes: Axes, size: float | None) -> Markup:
 
 
 def series(axes: Axes, points: Sequence[Sample], style: Style) -> Markup:
+    """A curve: a band of intervals, the line, and its points."""
     if not points:
         return Markup("")
     track = "M" + "L".join(f"{number(axes.x(p.size))} {number(axes.y(p.value))}" for p in points)

@@ -57,7 +57,7 @@ def headline(payload: Mapping[str, Any]) -> Markup:
     numbers = payload["headline"]
     cards = [_card(title, note, numbers[name]) for name, title, note in _CARDS if numbers.get(name)]
     counts = f"of {formats.count(numbers.get('all_edges'))}; they touch {formats.count(numbers.get('nodes'))} nodes"
-    cards.append(_tile("Edges", formats.count(numbers.get("edges")), "", "", counts))
+    cards.append(tile("Edges", formats.count(numbers.get("edges")), "", "", counts))
     return join(
         tag("p", {"class": "lede"}, sentence(numbers)),
         tag("div", {"class": "cards"}, *cards),
@@ -68,10 +68,11 @@ def headline(payload: Mapping[str, Any]) -> Markup:
 def _card(title: str, note: str, value: Mapping[str, Any]) -> Markup:
     unit = str(value.get("unit") or "")
     short = "" if title in ("Faithfulness", "Random circuits") else unit
-    return _tile(title, formats.plain(value.get("value")), formats.bounds(value), short, note)
+    return tile(title, formats.plain(value.get("value")), formats.bounds(value), short, note)
 
 
-def _tile(title: str, value: str, ends: str, unit: str, note: str) -> Markup:
+def tile(title: str, value: str, ends: str, unit: str, note: str) -> Markup:
+    """A card: a value with its interval and unit under a title, and a note."""
     figure = tag("p", {"class": "value"}, value, tag("small", None, f" {unit}") if unit else "")
     range_ = tag("p", {"class": "range"}, ends or "\N{NO-BREAK SPACE}")
     return tag("div", {"class": "card"}, tag("h3", None, title), figure, range_, tag("p", {"class": "note"}, note))
@@ -166,6 +167,7 @@ def _pair(pair: Mapping[str, Any], unit: str) -> Markup:
     metrics = [
         tag("span", None, f"{name} ", tag("b", None, formats.plain(pair.get(f"{name}_metric"))))
         for name in ("clean", "circuit", "corrupted")
+        if f"{name}_metric" in pair
     ]
     foot = tag("p", {"class": "facts"}, *metrics, tag("span", None, unit))
     return tag("article", {"class": "pair"}, tag("dl", None, *lines), foot)

@@ -13,7 +13,10 @@ TASK = random_task(3, lengths=(5, 6))
 
 
 @pytest.mark.parametrize("ablation", ["corrupted", "zero"])
-@pytest.mark.parametrize("name", ["gemma2", "neox-parallel", "gpt2"])
+@pytest.mark.parametrize(
+    "name",
+    ["gemma2", pytest.param("neox-parallel", marks=pytest.mark.slow), pytest.param("gpt2", marks=pytest.mark.slow)],
+)
 def test_an_exact_score_is_the_circuit_without_one_edge(name, ablation):
     model = tiny(name)
     rows = range(len(TASK))

@@ -173,4 +173,4 @@ def test_a_thousand_edges_of_smollm2_are_faithful_here_and_elsewhere(smollm2):
     here = faithfulness(smollm2, circuit, task).value
     elsewhere = faithfulness(smollm2, circuit, ioi(smollm2, n=64, seed=7)).value
     assert 0.85 <= here <= 1.15
-    assert elsewhere >= here - 0.05
+    assert abs(1 - elsewhere) <= abs(1 - min(here, 1.0)) + 0.05  # a share above 1 is no better than 1

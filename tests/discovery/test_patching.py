@@ -9,7 +9,7 @@ from circuitome.discovery.patching import patch
 from circuitome.errors import InputError, UnknownNameError
 
 TASK = random_task(3, lengths=(5, 6))
-NAMES = ["gpt2", "gemma2", "neox-parallel", "olmo2"]
+NAMES = ["gemma2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "neox-parallel", "olmo2"))]
 
 
 def hooked_logits(model, ids, module, change):

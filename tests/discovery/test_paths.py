@@ -13,7 +13,6 @@ from circuitome.graph import Circuit
 from circuitome.interventions import run_circuit
 
 TASK = random_task(3, lengths=(5, 6))
-FAMILIES = ["gpt2", "neox-parallel", "olmo2", "llama"]
 
 
 def four_passes(model, row, sender, receiver, positions):
@@ -50,7 +49,10 @@ def four_passes(model, row, sender, receiver, positions):
     return TASK.score(logits, [row])[0]
 
 
-@pytest.mark.parametrize("name", ["gpt2", "neox-parallel", "llama"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("gpt2", marks=pytest.mark.slow), pytest.param("neox-parallel", marks=pytest.mark.slow), "llama"],
+)
 @pytest.mark.parametrize("edge", [("a0.h1", "a2.h2.q"), ("a0.h3", "a1.kv1.k"), ("a1.h0", "a2.kv0.v")])
 def test_path_patching_is_the_published_four_passes(name, edge):
     model = tiny(name)
@@ -64,7 +66,14 @@ def test_path_patching_is_the_published_four_passes(name, edge):
             torch.testing.assert_close(found.samples[row, layer + 1, head], expected, atol=2e-5, rtol=2e-5)
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, "gemma2", "opt"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama",
+        "gemma2",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "neox-parallel", "olmo2", "opt")),
+    ],
+)
 def test_with_mlps_frozen_one_path_is_one_edge(name):
     model = tiny(name)
     full = Circuit.full(model.graph)

@@ -33,6 +33,7 @@ def test_the_truth_is_the_published_one(case):
     assert cm.known.true_circuit(model, cm.known.task(model.name, 60), ablation) == published
 
 
+@pytest.mark.slow
 def test_acdc_finds_it(case):
     model, ablation, published = case
     task = cm.known.task(model.name, 12)
@@ -59,7 +60,7 @@ HAND_SET = {
 @pytest.mark.parametrize(
     ("name", "n"),
     [
-        ("known-induction", 4),
+        pytest.param("known-induction", 4, marks=pytest.mark.slow),
         pytest.param("known-induction", 24, marks=pytest.mark.slow),
         pytest.param("known-ioi", 24, marks=pytest.mark.slow),
     ],

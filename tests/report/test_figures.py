@@ -14,7 +14,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.mark.parametrize("changes", [{}, {"curve": None}, {"edges": []}])
-@pytest.mark.parametrize("name", ["small", "large"])
+@pytest.mark.parametrize("name", ["small", pytest.param("large", marks=pytest.mark.slow)])
 def test_figures_are_well_formed_and_stand_alone(
     name: str, changes: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
@@ -24,6 +24,7 @@ def test_figures_are_well_formed_and_stand_alone(
         assert "var(" not in figure and "nan" not in figure.lower()
 
 
+@pytest.mark.slow
 def test_static_drawing_holds_the_strongest_edges(large: dict[str, Any]) -> None:
     drawn = ElementTree.fromstring(circuit_svg(large)).find(f"{SVG}g[@class='edges']")
     assert drawn is not None and len(drawn) == circuit.STRONGEST

@@ -56,7 +56,7 @@ def hostile(small: dict[str, Any]) -> dict[str, Any]:
     return payload
 
 
-@pytest.mark.parametrize("payload", ["small", "large"])
+@pytest.mark.parametrize("payload", ["small", pytest.param("large", marks=pytest.mark.slow)])
 def test_page_asks_for_nothing_outside(payload: str, request: pytest.FixtureRequest) -> None:
     page = render(request.getfixturevalue(payload))
     addresses = set(re.findall(r"(?:https?:)?//[\w.-]+\.\w+[^\s\"'<]*", page))
@@ -156,6 +156,7 @@ def test_same_payload_same_page_and_payload_untouched(small: dict[str, Any]) -> 
     assert small == before
 
 
+@pytest.mark.slow
 def test_large_page_stays_below_three_megabytes(large: dict[str, Any]) -> None:
     assert len(large["edges"]) == 10_000
     assert len(render(large).encode()) < 3_000_000

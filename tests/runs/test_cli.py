@@ -5,14 +5,15 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from circuitome.cli.main import main
-from circuitome.errors import RunError
-from circuitome.runs import METHODS, load_run
 from families import tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-WORDS = "a b c d e f g h i j k l m n o p".split()
+from circuitome.cli.main import main
+from circuitome.errors import RunError
+from circuitome.runs import METHODS, load_run
+
+WORDS = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p"]
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +40,7 @@ def data(tmp_path_factory, folder):
         with torch.no_grad():
             a, b = (model.hf(torch.tensor([model.encode(text)])).logits[0, -1, 3:19] for text in (clean, corrupted))
         order = (a - b).argsort()
-        rows.append(
-            {"clean": clean, "corrupted": corrupted, "answer": WORDS[order[-1]], "wrong": WORDS[order[0]]}
-        )
+        rows.append({"clean": clean, "corrupted": corrupted, "answer": WORDS[order[-1]], "wrong": WORDS[order[0]]})
     path = tmp_path_factory.mktemp("data") / "letters.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows))
     return path
@@ -88,6 +87,7 @@ def test_find_writes_a_run_and_show_shows_it(capsys, tmp_path, folder, data, met
     assert run(capsys, "show", out)[1] == printed
 
 
+@pytest.mark.slow
 def test_acdc_takes_the_threshold_whose_circuit_is_nearest_in_size(capsys, tmp_path, folder, data):
     out = tmp_path / "run"
     options = ("--method", "acdc", "--threshold", 0.002, "--threshold", 0.05, "--order", "normal", "--absolute")
@@ -95,14 +95,19 @@ def test_acdc_takes_the_threshold_whose_circuit_is_nearest_in_size(capsys, tmp_p
     found = load_run(out)
     method, size = found.manifest["method"], found.manifest["edges"]
     assert method["threshold"] == min(method["sweep"], key=lambda one: abs(one["edges"] - 20))["threshold"]
-    assert size == int(found.tensors["circuit"].sum()) == next(
-        one["edges"] for one in method["sweep"] if one["threshold"] == method["threshold"]
+    assert (
+        size
+        == int(found.tensors["circuit"].sum())
+        == next(one["edges"] for one in method["sweep"] if one["threshold"] == method["threshold"])
     )
     assert {one["edges"] for one in method["sweep"]} <= set(found.manifest["results"]["curve"]["sizes"])
     assert "--threshold 0.002 --threshold 0.05" in found.manifest["command"]
 
 
-@pytest.mark.parametrize("method", [pytest.param("acdc", marks=pytest.mark.slow), "exact", "edge-pruning"])
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param("acdc", marks=pytest.mark.slow), "exact", pytest.param("edge-pruning", marks=pytest.mark.slow)],
+)
 def test_a_stopped_run_goes_on_with_the_same_result(capsys, tmp_path, folder, data, method, monkeypatch):
     whole, out = tmp_path / "whole", tmp_path / "run"
     options = ("--method", method, *(("--steps", 25) if method == "edge-pruning" else ()))
@@ -173,6 +178,7 @@ def test_effects_are_mapped_written_and_shown_again(capsys, tmp_path, folder, da
     assert "effect" in (out / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_compare_puts_methods_side_by_side_and_resumes(capsys, tmp_path, folder, data):
     out = tmp_path / "run"
     options = ("--methods", "eap,eap-ig,acdc,random", "--edges", 20, "--exact-edges", 30, "--held-out", data)
@@ -274,6 +280,7 @@ def test_bad_input_says_what_to_do_and_writes_nothing(capsys, tmp_path, folder, 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_validate_tests_the_circuit_of_a_run(capsys, tmp_path, folder, data):
     out = tmp_path / "run"
     own = tmp_path / "pairs.jsonl"
@@ -333,7 +340,9 @@ def test_unknown_tasks_commands_and_options(capsys, tmp_path):
 def test_unsupported_architecture_lists_the_supported_ones(capsys, tmp_path, data):
     import transformers as tf
 
-    tf.BloomForCausalLM(tf.BloomConfig(vocab_size=61, hidden_size=24, n_layer=1, n_head=2)).save_pretrained(tmp_path / "m")
+    tf.BloomForCausalLM(tf.BloomConfig(vocab_size=61, hidden_size=24, n_layer=1, n_head=2)).save_pretrained(
+        tmp_path / "m"
+    )
     code, _, error = run(capsys, *find(tmp_path / "m", data, tmp_path / "run"))
     assert code == 1
     assert "no supported architecture 'bloom'" in error

@@ -77,6 +77,7 @@ def test_every_pair(name: str, tokens: Any) -> None:
         assert pair.template
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_templates_align(name: str, tokens: Any) -> None:
     shapes: dict[str, set[Any]] = {}
@@ -85,6 +86,7 @@ def test_templates_align(name: str, tokens: Any) -> None:
     assert all(len(shape) == 1 for shape in shapes.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_same_seed_same_pairs(name: str, smollm2: Any) -> None:
     task = TASKS[name](smollm2, n=12, seed=1)
@@ -104,6 +106,7 @@ def test_no_global_randomness(name: str, words: Any, monkeypatch: pytest.MonkeyP
     assert len(TASKS[name](words, n=4)) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_default_is_64_pairs_and_300_are_there(name: str, smollm2: Any) -> None:
     assert len(TASKS[name](smollm2)) == 64

@@ -31,6 +31,7 @@ def test_the_truth_passes_everything(verdict):
     assert verdict.variants["difference"].value == pytest.approx(0, abs=0.02)
 
 
+@pytest.mark.slow
 def test_the_truth_without_one_edge_is_not_faithful_or_not_complete(known):
     model, task, truth = known
     for edge in truth:
