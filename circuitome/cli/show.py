@@ -70,7 +70,7 @@ def plan(spec: Any, cost: Any, as_json: bool) -> None:
 
 def run(found: Any, folder: Path, as_json: bool) -> None:
     """A finished run of any kind: what it found, how to repeat it, and where its report is."""
-    from circuitome.report import compare_payload, effects_payload, strongest_edges, verdict_payload
+    from circuitome.report import strongest_edges
     from circuitome.runs import to_json
 
     manifest, kind = found.manifest, found.manifest["kind"]
@@ -79,23 +79,30 @@ def run(found: Any, folder: Path, as_json: bool) -> None:
         print(to_json({**manifest, "folder": str(folder), **circuit}))
         return
     console = Console(highlight=False)
-    if kind == "find":
-        _find(found, console)
-    elif kind == "compare":
-        heatmap.compare(compare_payload(found), console)
-    elif kind == "validate":
-        _verdict(verdict_payload(found), console)
-    else:
-        heatmap.effects(effects_payload(found), console)
+    SHOWN[kind](found, console)
     console.print(f"\n{manifest['sign']}")
     console.print(f"Again:  {manifest['command']}", soft_wrap=True)
     console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
 
 
-def _verdict(payload: dict[str, Any], console: Console) -> None:
+def _effects(found: Any, console: Console) -> None:
+    from circuitome.report import effects_payload
+
+    heatmap.effects(effects_payload(found), console)
+
+
+def _compare(found: Any, console: Console) -> None:
+    from circuitome.report import compare_payload
+
+    heatmap.compare(compare_payload(found), console)
+
+
+def _verdict(found: Any, console: Console) -> None:
     """The verdict card."""
+    from circuitome.report import verdict_payload
     from circuitome.report.verdict_page import SIGNS, sentence, value_of
 
+    payload = verdict_payload(found)
     console.print(f"\n[bold]{payload['title']}[/]")
     console.print(sentence(payload))
     drawn = Table(box=None, header_style="bold")
@@ -220,3 +227,13 @@ def _curve(curve: dict[str, Any]) -> Table:
     for size, own, random in zip(curve["sizes"], curve["circuit"], curve["random"], strict=True):
         drawn.add_row(f"{size:,}", _estimate(own), _estimate(random))
     return drawn
+
+
+SHOWN: dict[str, Callable[[Any, Console], None]] = {
+    "find": _find,
+    "patch": _effects,
+    "path": _effects,
+    "compare": _compare,
+    "validate": _verdict,
+}
+"""By kind of run: what draws it in the terminal."""

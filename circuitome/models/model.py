@@ -1,6 +1,6 @@
 """A Hugging Face causal language model with its residual stream in view. The model itself is never changed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
-from circuitome.errors import InputError
+from circuitome.errors import InputError, UnsupportedModelError
 from circuitome.graph import Graph
 from circuitome.models.block import Block, Heads
 from circuitome.models.families import Family, family_of
@@ -264,6 +264,36 @@ class Model:
             stack.enter_context(self._ending_at_final_norm())
             self._call(inputs)
         return calls
+
+    @contextmanager
+    def watching_attention(self, look: Callable[[int, Float[Tensor, "batch head query key"]], None]) -> Iterator[None]:
+        """Inside, every forward pass shows the attention probabilities of each block: `look(layer, pattern)`.
+
+        Rows sum to 1 over keys; keys of a prefix in a cache come first. The model computes them in the open for that
+        (eager attention), block after block, so that one block's pattern is held at a time unless `look` keeps it.
+        Raises `UnsupportedModelError` for a model that gives no attention probabilities.
+        """
+
+        def shown(layer: int) -> Callable[..., None]:
+            def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+                pattern = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+                if pattern is None:
+                    raise UnsupportedModelError(
+                        f"{self.name} ({self.hf.config.model_type}) gives no attention probabilities at a{layer}, even "
+                        "with eager attention. Methods that read attention patterns cannot be used on it."
+                    )
+                look(layer, pattern)
+
+            return hook
+
+        before = self.hf.config._attn_implementation
+        with ExitStack() as stack:
+            if isinstance(before, str) and before != "eager":
+                self.hf.set_attn_implementation("eager")
+                stack.callback(self.hf.set_attn_implementation, before)
+            for layer, block in enumerate(self.blocks):
+                stack.callback(block.attention.register_forward_hook(shown(layer)).remove)
+            yield
 
     @contextmanager
     def starting_from(self, resid: Float[Tensor, "batch pos d_model"]) -> Iterator[None]:

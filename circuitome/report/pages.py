@@ -1,5 +1,8 @@
 """The page of a run of any kind."""
 
+from collections.abc import Callable
+from typing import Any
+
 from circuitome.report.compare_page import render_compare
 from circuitome.report.effects_page import render_effects
 from circuitome.report.html import render
@@ -7,12 +10,18 @@ from circuitome.report.payload import compare_payload, effects_payload, payload,
 from circuitome.report.verdict_page import render_verdict
 from circuitome.runs import Run
 
+Payload = dict[str, Any]
+PAGES: dict[str, tuple[Callable[[Run], Payload], Callable[[Payload], str]]] = {
+    "find": (payload, render),
+    "patch": (effects_payload, render_effects),
+    "path": (effects_payload, render_effects),
+    "compare": (compare_payload, render_compare),
+    "validate": (verdict_payload, render_verdict),
+}
+"""By kind of run: what takes the page's data from it, and what makes the page of that."""
+
 
 def page(run: Run) -> str:
     """One self-contained HTML page."""
-    kind = run.manifest["kind"]
-    if kind == "find":
-        return render(payload(run))
-    if kind == "validate":
-        return render_verdict(verdict_payload(run))
-    return render_compare(compare_payload(run)) if kind == "compare" else render_effects(effects_payload(run))
+    take, draw = PAGES[run.manifest["kind"]]
+    return draw(take(run))

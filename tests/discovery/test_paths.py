@@ -115,7 +115,7 @@ def test_a_sender_that_comes_later_does_nothing_and_positions_restrict():
     late = path_patch(model, TASK, "a1.h0.q", senders=["a2.h0", "m1"])
     assert float(late.samples.nan_to_num().abs().max()) == 0.0
     nowhere = path_patch(model, TASK, "a2.h0.v", senders=["a0.h0"], sender_positions=-1, receiver_positions=-2)
-    assert float(nowhere.samples.nan_to_num().abs().max()) == 0.0
+    assert float(nowhere.samples.nan_to_num().abs().max()) < 1e-5  # what is left is rounding
 
 
 def test_trace_back_ends_as_a_circuit_whose_edges_lead_to_the_logits():

@@ -1,0 +1,1 @@
+"""What single attention heads do: attention patterns, copying, retrieval, sinks, roles."""

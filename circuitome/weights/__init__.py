@@ -1,0 +1,1 @@
+"""What weights alone say: QK and OV circuits, composition, direct logit attribution, convolutions."""
