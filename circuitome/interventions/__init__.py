@@ -17,6 +17,7 @@ from circuitome.interventions.edges import run_circuit as run_circuit
 from circuitome.interventions.knockout import KnockOut as KnockOut
 from circuitome.interventions.live import LiveCircuit as LiveCircuit
 from circuitome.interventions.live import copies_within as copies_within
+from circuitome.interventions.parts import Parts as Parts
 from circuitome.interventions.readout import Readout as Readout
 from circuitome.interventions.values import ABLATIONS as ABLATIONS
 from circuitome.interventions.values import Ablation as Ablation

@@ -7,6 +7,7 @@ from circuitome.validation.areas import SHARES as SHARES
 from circuitome.validation.areas import Areas as Areas
 from circuitome.validation.areas import areas as areas
 from circuitome.validation.areas import benchmark_sizes as benchmark_sizes
+from circuitome.validation.criteria import Criterion as Criterion
 from circuitome.validation.evaluate import Evaluator as Evaluator
 from circuitome.validation.faithfulness import Curve as Curve
 from circuitome.validation.faithfulness import Faithfulness as Faithfulness
@@ -27,6 +28,6 @@ from circuitome.validation.subsets import Completeness as Completeness
 from circuitome.validation.subsets import Minimality as Minimality
 from circuitome.validation.subsets import completeness as completeness
 from circuitome.validation.subsets import minimality as minimality
-from circuitome.validation.verdict import Criterion as Criterion
+from circuitome.validation.subsets import shrink as shrink
 from circuitome.validation.verdict import Verdict as Verdict
 from circuitome.validation.verdict import validate as validate
