@@ -14,6 +14,10 @@ from circuitome.interventions.edges import baseline as baseline
 from circuitome.interventions.edges import check_graph as check_graph
 from circuitome.interventions.edges import circuit_logits as circuit_logits
 from circuitome.interventions.edges import run_circuit as run_circuit
+from circuitome.interventions.hold import Held as Held
+from circuitome.interventions.hold import holding as holding
+from circuitome.interventions.hold import knock_out_rows as knock_out_rows
+from circuitome.interventions.hold import knocked_out as knocked_out
 from circuitome.interventions.knockout import KnockOut as KnockOut
 from circuitome.interventions.live import LiveCircuit as LiveCircuit
 from circuitome.interventions.live import copies_within as copies_within

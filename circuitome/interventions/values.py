@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitome.errors import InputError, unknown_name
@@ -69,6 +69,10 @@ class WriterValues:
         """Some prompts of the batch."""
         return self._like([t[where] for t in self.tensors()])
 
+    def at(self, rows: Int[Tensor, " batch"], positions: Int[Tensor, " batch"]) -> "WriterValues":
+        """One position a prompt; the axis stays, of length 1."""
+        return self._like([t[rows, positions][:, None] for t in self.tensors()])
+
 
 def scaled_heads(
     model: Model,
@@ -79,7 +83,12 @@ def scaled_heads(
     """Z of every head over the post-norm's divisor, so that a head's share of the stream is linear in it; float32."""
     heads = z.float().unflatten(-1, (model.heads.q, model.heads.width))
     post = model.blocks[layer].attention_post
-    return heads if post is None or attention_out is None else heads / post.sigma(attention_out)[..., None]
+    if post is None or attention_out is None:
+        return heads
+    scaled = heads / post.sigma(attention_out)[..., None]
+    for which, value in model.held.get(layer, ()):
+        scaled[..., which, :] = value
+    return scaled
 
 
 def writer_vectors(

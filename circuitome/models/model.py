@@ -138,6 +138,8 @@ class Model:
         self.final_norm = Norm.of(attrgetter(self.family.final_norm)(hf), self.family.gain_offset)
         self.heads = heads
         self.graph = Graph(len(self.blocks), heads.q, heads.kv, parallel=self.family.parallel(config))
+        self.held: dict[int, list[tuple[list[int], Tensor]]] = {}
+        """By block with a post-norm: heads whose scaled outputs are held at a value, inside `interventions.holding`."""
 
     def __repr__(self) -> str:
         return f"Model({self.name}, {self.hf.config.model_type}, {self.graph.n_edges} edges, {self.dtype})"
