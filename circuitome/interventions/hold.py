@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitome.errors import InputError, unknown_name
-from circuitome.interventions.values import AblationValues, WriterValues
+from circuitome.interventions.values import EVERYWHERE, AblationValues, WriterValues
 from circuitome.models import Model
 from circuitome.tasks import Task
 
@@ -152,7 +152,7 @@ def _instead(value: Tensor) -> Any:
 def _constants(model: Model, task: Task, ablation: str) -> WriterValues:
     """Mean or zero outputs of all writers, with batch and position axes of length 1."""
     if ablation == "mean":
-        return AblationValues.of(model, task, "mean").means[0]
+        return AblationValues.of(model, task, "mean").means[EVERYWHERE]
     heads = torch.zeros(1, 1, model.heads.q, model.heads.width, device=model.device)
     out = torch.zeros(1, 1, model.d_model, device=model.device)
     return WriterValues(out, [heads] * len(model.blocks), [out] * len(model.blocks))

@@ -166,15 +166,22 @@ class Model:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, special tokens as the tokenizer adds them by default."""
-        return list(self._need_tokenizer()(text).input_ids)
+        return self._ids(text)
 
     def encode_answer(self, text: str) -> list[int]:
         """Token ids of a continuation, without special tokens."""
-        return list(self._need_tokenizer()(text, add_special_tokens=False).input_ids)
+        return self._ids(text, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids."""
         return str(self._need_tokenizer().decode(list(ids)))
+
+    def _ids(self, text: str, **options: bool) -> list[int]:
+        tokenizer = self._need_tokenizer()
+        try:
+            return list(tokenizer(text, **options).input_ids)
+        except Exception as error:  # of no narrower type: a word that a tokenizer without an unknown token lacks
+            raise InputError(f"The tokenizer of {self.name} cannot spell {text!r}: {error}.") from None
 
     def _need_tokenizer(self) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:

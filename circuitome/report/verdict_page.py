@@ -18,7 +18,7 @@ def render_verdict(payload: Mapping[str, Any]) -> str:
 
     `payload` holds `title`, `command`, `unit`, `edges`, `holds`, `manifest` and, as `Verdict.to_dict` gives them,
     `criteria`, `variants`, `ablations`, `templates`, `spread`, `nulls`, `completeness`, `minimality`, `edges`, `areas`,
-    `curve` and `known`.
+    `curve`, `robustness` and `known`.
     """
     parts: list[shell.Section] = [
         ("verdict", "The verdict", join(tag("p", {"class": "lede"}, sentence(payload)), _card(payload["criteria"]))),
@@ -30,6 +30,8 @@ def render_verdict(payload: Mapping[str, Any]) -> str:
         parts.append(("edges", "Single edges", _edges(payload["edges"])))
     if payload["areas"]:
         parts.append(("sizes", "Faithfulness by size", _sizes(payload)))
+    if payload["robustness"]:
+        parts.append(("robustness", "Backups, other prompts, tasks and methods", _robustness(payload["robustness"])))
     if payload["known"]:
         rows = [[name, formats.fixed(value, 3)] for name, value in payload["known"].items()]
         parts.append(("known", "Against the true circuit", shell.table(["measure", "value"], rows, (1,))))
@@ -127,6 +129,79 @@ def _edges(found: Mapping[str, Any]) -> Markup:
         for name, change in ranked[:SHOWN]
     ]
     return join(tag("p", {"class": "note"}, note), shell.table(["edge", "change of the metric", ""], rows, (1,)))
+
+
+def _robustness(found: Mapping[str, Any]) -> Markup:
+    """Tables of every section of `robustness`, or why there is none."""
+    drawn = {
+        "backups": ("Heads knocked out, and who took over", _backups),
+        "across": ("On other prompts and tasks", _across),
+        "stability": ("On resampled prompts", _stability),
+        "methods": ("Overlap of methods (Jaccard of edges)", _methods),
+    }
+    parts = []
+    for name, (title, draw) in drawn.items():
+        section = found.get(name, {"note": "not measured"})
+        content = tag("p", {"class": "note"}, section["note"]) if "note" in section else draw(section)
+        parts += [tag("h3", None, title), content]
+    return join(*parts)
+
+
+def _backups(found: Mapping[str, Any]) -> Markup:
+    note = (
+        f"Knocked out ({found['ablation']}): {', '.join(found['knocked'])}. Metric {formats.estimate(found['intact'])} "
+        f"before, {formats.estimate(found['left'])} after; without any reaction it would have lost "
+        f"{formats.estimate(found['direct'])}, the others gave {formats.estimate(found['repaired'])} back. "
+        f"Backups: {', '.join(found['backups']) or 'none'}."
+    )
+    rows = [
+        [
+            one["name"],
+            formats.estimate(one["before"]),
+            formats.estimate(one["after"]),
+            formats.estimate(one["growth"]),
+            "backup" if one["name"] in found["backups"] else "",
+        ]
+        for one in found["reactions"][:10]
+    ]
+    risen = ", ".join(one["name"] for one in found["research"]["rises"][:8])
+    heads = ["part", "direct effect before", "after", "growth", ""]
+    return join(
+        tag("p", {"class": "note"}, note),
+        shell.table(heads, rows, (1, 2, 3)),
+        tag("p", {"class": "note"}, f"Searched again without them, these gained most: {risen}."),
+    )
+
+
+def _across(found: Mapping[str, Any]) -> Markup:
+    note = "Faithfulness of the circuit of each row on the prompts of each column; the first row is this circuit."
+    rows = [
+        [name, *(formats.fixed(one["value"], 2) for one in row)]
+        for name, row in zip(found["names"], found["faithfulness"], strict=True)
+    ]
+    edges = [formats.fixed(value, 2) for value in found["overlap"]["edges"][0]]
+    rows.append(["edges shared with the first search", *edges])
+    names = list(found["names"])
+    return join(tag("p", {"class": "note"}, note), shell.table(["circuit of", *names], rows, range(1, len(names) + 1)))
+
+
+def _stability(found: Mapping[str, Any]) -> Markup:
+    kinds = {"edges": "edges", "nodes": "nodes", "ranks": "rank correlation", "edges_halves": "edges, disjoint halves"}
+    rows = [
+        [words, formats.fixed(found[name]["mean"], 3), formats.interval(found[name]["low"], found[name]["high"], 3)]
+        for name, words in kinds.items()
+    ]
+    chance = formats.fixed(found["chance_edges"], 3)
+    note = f"Jaccard with the circuit of all prompts; random circuits share {chance} of their edges."
+    return join(tag("p", {"class": "note"}, note), shell.table(["of", "mean", "95 % of draws"], rows, (1,)))
+
+
+def _methods(found: Mapping[str, Any]) -> Markup:
+    rows = [
+        [name, *(formats.fixed(value, 2) for value in row)]
+        for name, row in zip(found["names"], found["edges"], strict=True)
+    ]
+    return shell.table(["", *found["names"]], rows, range(1, len(found["names"]) + 1))
 
 
 def _completeness(payload: Mapping[str, Any]) -> Markup:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitome.discovery import eap_ig
-from circuitome.errors import InputError, TaskError
+from circuitome.errors import InputError
 from circuitome.graph import Circuit, EdgeScores
 from circuitome.interventions import Ablation, check_graph
 from circuitome.models import Model
@@ -98,7 +98,7 @@ def variants_of(
         if name != task.name:
             try:
                 drawn_task = other(model, n=count, seed=seed)
-            except TaskError:
+            except InputError:  # words that this tokenizer lacks
                 continue
             if does(model, drawn_task):
                 found[name] = drawn_task

@@ -1,7 +1,7 @@
 """Is the circuit real? Every criterion in one call: value, interval, null, and whether it holds against a threshold."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from circuitome.validation.chance import EdgeTest, edge_test, necessity
 from circuitome.validation.criteria import FAIL, Criterion
 from circuitome.validation.evaluate import Evaluator
 from circuitome.validation.nulls import NULLS
+from circuitome.validation.robustness import robust_criteria, robustness
 from circuitome.validation.roc import edge_auroc, node_auroc, precision_recall
 from circuitome.validation.subsets import Completeness, Minimality, completeness, minimality
 from circuitome.validation.variants import (
@@ -58,7 +59,7 @@ class Effort:
     necessity: int
     """Random sets of edges that are cut from the model; 0 for no such test."""
     others: bool
-    """Whether other ablations, the nodes alone and the areas under the curve are measured."""
+    """Whether other ablations, the nodes alone, readers, areas under the curve and robustness are measured."""
 
 
 FULL = Effort(50, 20, 30, 5, 1, 100, 50, True)
@@ -93,6 +94,8 @@ class Verdict:
     """CPR and CMD of the scores that the circuit comes from, where they were given."""
     curve: tuple[tuple[float, float, float], ...] = ()
     """By size: share of the edges, faithfulness of the signed top, of the top by size."""
+    robustness: dict[str, Any] = field(default_factory=dict)
+    """Backups, stability, shuffled labels, other prompts and tasks, other methods; see `robustness`."""
     known: dict[str, float] | None = None
     """Where the true circuit was given: precision, recall, AUROC of the scores over edges and nodes."""
 
@@ -132,6 +135,7 @@ class Verdict:
             "damage": None if self.damage is None else {"circuit": self.damage[0], "others": self.damage[1]},
             "areas": None if self.areas is None else asdict(self.areas),
             "curve": [list(point) for point in self.curve],
+            "robustness": self.robustness,
             "known": self.known,
         }
 
@@ -214,6 +218,20 @@ def validate(
         *criteria.tested(tests, notes),
         *rows,
     ]
+    robust: dict[str, Any] = {}
+    if effort.others:
+        robust = robustness(
+            model,
+            circuit,
+            task,
+            scores,
+            ablation=ablation,
+            seed=seed,
+            max_memory=max_memory,
+            memory=memory,
+            progress=progress,
+        )
+        lines += robust_criteria(robust)
     area, curve = (None, ()) if scores is None or quick else _areas(evaluator, scores, empty, step("size and share"))
     if effort.others:
         nodes = evaluator.circuits([node_circuit(circuit)])[0]
@@ -232,6 +250,7 @@ def validate(
         damage=damage,
         areas=area,
         curve=curve,
+        robustness=robust,
         known=None if truth is None else _against(truth, circuit, scores),
     )
 

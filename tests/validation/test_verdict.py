@@ -32,7 +32,7 @@ def verdict(known):
 @pytest.mark.slow
 def test_the_truth_passes_everything(verdict):
     failed = [one for one in verdict.criteria if one.verdict != "pass"]
-    assert not failed
+    assert not failed and len(verdict.criteria) >= 11
     assert verdict.holds and verdict["faithfulness"].value == pytest.approx(1, abs=1e-3)
     assert set(verdict.templates) == {"ABBA", "BABA"}
     assert verdict.variants["difference"].value == pytest.approx(0, abs=0.02)
@@ -41,6 +41,8 @@ def test_the_truth_passes_everything(verdict):
     assert verdict.variants["KL, empty circuit"].value > 0.1
     assert verdict.known is not None and verdict.known["precision"] == verdict.known["recall"] == 1
     assert {one.name for one in verdict.ablations} == {"zero", "mean", "mean-position"}
+    assert set(verdict.robustness) == {"backups", "stability", "shuffled", "across", "methods"}
+    assert verdict["stability"].value > 0.9 and verdict["beats shuffled labels"].verdict == "pass"
     assert len(verdict.to_dict()["curve"]) == len(verdict.curve) and verdict.curve[-1][1] == pytest.approx(1, abs=1e-4)
 
 
