@@ -8,6 +8,11 @@ from circuitome.weights.circuits import token_qk as token_qk
 from circuitome.weights.composition import Composition as Composition
 from circuitome.weights.composition import chance as chance
 from circuitome.weights.composition import composition as composition
+from circuitome.weights.conv import ConvNet as ConvNet
+from circuitome.weights.conv import Expanded as Expanded
+from circuitome.weights.conv import net_of_weights as net_of_weights
+from circuitome.weights.convnet import conv_net as conv_net
+from circuitome.weights.convnet import load_conv_net as load_conv_net
 from circuitome.weights.copying import copying_scores as copying_scores
 from circuitome.weights.copying import ov_eigenvalues as ov_eigenvalues
 from circuitome.weights.factored import Factored as Factored
