@@ -329,10 +329,12 @@ def _scale(effects: Mapping[str, Any], layout: _Layout) -> Markup:
 
 def _signs(effects: Mapping[str, Any], layout: _Layout) -> Markup:
     box: Attributes = {"y": 60.0, "width": 16.0, "height": 10.0, "fill": "none"}
-    parts = [
-        tag("rect", box | {"x": layout.left, "stroke": "var(--ink)", "stroke-width": 0.9}),
-        tag("text", {"x": layout.left + 22, "y": 69.0}, "interval leaves out 0"),
-    ]
+    parts = []
+    if any(formats.finite(end) is not None for row in effects["low"] for end in row):
+        parts += [
+            tag("rect", box | {"x": layout.left, "stroke": "var(--ink)", "stroke-width": 0.9}),
+            tag("text", {"x": layout.left + 22, "y": 69.0}, "interval leaves out 0"),
+        ]
     if sum(1 for _ in values(effects)) < len(layout.rows) * len(layout.columns):
         start = layout.left + 152
         parts += [
