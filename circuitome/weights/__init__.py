@@ -1,1 +1,4 @@
-"""What weights alone say: QK and OV circuits, composition, direct logit attribution, convolutions."""
+"""What weights alone say: circuits of heads, and how heads compose."""
+
+from circuitome.weights.copying import copying_scores as copying_scores
+from circuitome.weights.copying import ov_eigenvalues as ov_eigenvalues

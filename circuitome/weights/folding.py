@@ -1,0 +1,65 @@
+"""Weights of heads and tokens with the norms around them folded in, as products of them mean something."""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitome.models import Model, Norm
+
+CHUNK = 8192
+"""Tokens whose vectors are made at a time."""
+
+
+def behind(norm: Norm | None, weight: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+    """Weights that read the stream through `norm`, as weights on the stream itself; float32.
+
+    The norm's gain is multiplied in, and the mean over coordinates taken out where the norm takes out that of the
+    stream. What stays is the norm's bias, which no product of weights sees, and its scale, which depends on the input.
+    """
+    return weight.float() if norm is None else norm.centre(weight.float() * norm.gain)
+
+
+def query_weights(model: Model, layer: int) -> Float[Tensor, "head d_head d_model"]:
+    """W_Q of every head, its norm folded in."""
+    return _readers(model, layer, range(model.heads.q))
+
+
+def key_weights(model: Model, layer: int) -> Float[Tensor, "head d_head d_model"]:
+    """W_K of every query head, repeated where heads share it, its norm folded in."""
+    return _readers(model, layer, [model.heads.q + model.graph.kv_head(head) for head in range(model.heads.q)])
+
+
+def value_weights(model: Model, layer: int) -> Float[Tensor, "head d_head d_model"]:
+    """W_V of every query head, repeated where heads share it, its norm folded in."""
+    first = model.heads.q + model.heads.kv
+    return _readers(model, layer, [first + model.graph.kv_head(head) for head in range(model.heads.q)])
+
+
+def _readers(model: Model, layer: int, readers: "range | list[int]") -> Tensor:
+    block = model.blocks[layer]
+    return behind(block.attention_norm, block.reader_weights(list(readers)))
+
+
+def token_embeddings(model: Model, ids: Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
+    """What tokens put into the stream without their positions: W_E with the model's own scale, float32."""
+    with torch.no_grad():
+        return model.hf.get_input_embeddings()(ids.to(model.device)).float()
+
+
+def token_chunks(model: Model) -> Iterator[Int[Tensor, " token"]]:
+    """Ids of the whole vocabulary, some at a time."""
+    ids = torch.arange(vocabulary(model), device=model.device)
+    yield from ids.split(CHUNK)
+
+
+def vocabulary(model: Model) -> int:
+    """Number of tokens that can be read, rows of W_E."""
+    return int(model.hf.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr, index]
+
+
+def unembedding_rows(model: Model) -> Float[Tensor, "vocab d_model"]:
+    """W_U as the model has it, one row a token; no norm folded in."""
+    weight: Tensor = model.unembedding.weight.detach()  # type: ignore[operator, assignment, union-attr]
+    return weight
