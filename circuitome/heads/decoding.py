@@ -16,7 +16,7 @@ from circuitome.errors import InputError, unknown_name
 from circuitome.heads.needles import Case
 from circuitome.heads.streaming import learned_positions
 from circuitome.models import FrozenLayer, Inputs, Model
-from circuitome.models.attention import Asked, attending, plain_attention
+from circuitome.models.attention import Asked, attending, check_replaceable, plain_attention
 
 Mode = Literal["zero", "even"]
 """How a head is masked: its output is 0, or it attends evenly to all that it may see (what published code does)."""
@@ -26,6 +26,9 @@ States = list[tuple[Tensor, Tensor]]
 """Keys and values [batch, kv head, pos, d_head] of every layer."""
 Look = Callable[[int, Tensor], None]
 """Called with a layer and its attention probabilities [batch, head, query, key]."""
+
+Stop = Callable[[Sequence[int], int], bool]
+"""Called with what was said so far and the next token: whether the answer ends before it."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,9 @@ def read_prompts(model: Model, cases: Sequence[Case], *, attention: Changed | No
     """All prompts, in batches of equal length. The text that they share is read once.
 
     `attention` changes how they are read, `more` is how many tokens shall follow. Raises `InputError` where the model
-    has no positions for so many.
+    has no positions for so many, `UnsupportedModelError` where its attention cannot be looked at.
     """
+    check_replaceable(model)
     limit, longest = learned_positions(model), max(len(case.ids) for case in cases)
     if limit is not None and longest + more > limit:
         raise InputError(
@@ -104,7 +108,7 @@ def read_prompts(model: Model, cases: Sequence[Case], *, attention: Changed | No
 
 
 def greedy(
-    model: Model, batch: Read, steps: int, *, attention: Changed | None = None, stopped: Callable[[int], bool]
+    model: Model, batch: Read, steps: int, *, attention: Changed | None = None, stopped: Stop
 ) -> list[list[int]]:
     """The likeliest token after each prompt, then after that, and so on; up to `steps`, or to where `stopped` says so.
 
@@ -122,7 +126,7 @@ def greedy(
             tokens = model.logits(Inputs(tokens, mask, at, at.new_zeros(len(at)), cache)).argmax(-1, keepdim=True)
             for row in sorted(open_rows):
                 token = int(tokens[row])
-                if stopped(token):
+                if stopped(answers[row], token):
                     open_rows.discard(row)
                 else:
                     answers[row].append(token)
@@ -151,12 +155,19 @@ def answer_log_probs(model: Model, batch: Read, *, attention: Changed | None = N
     return (found * real).sum(1) / real.sum(1)
 
 
-def at_line_end(model: Model) -> Callable[[int], bool]:
-    """Whether a token ends an answer: it holds a line break, or ends a text."""
+def at_line_end(model: Model) -> Stop:
+    """Whether a token ends an answer: it ends a text, or breaks the line after something was said.
+
+    Published code also stops at a line break in front of the answer; many models begin with one.
+    """
     stops: Any = getattr(model.hf.generation_config, "eos_token_id", None)
     ends = {stops} if isinstance(stops, int) else set(stops or ())
     ends.add(getattr(model.tokenizer, "eos_token_id", None))
-    return lambda token: token in ends or "\n" in model.decode([token])
+
+    def stop(said: Sequence[int], token: int) -> bool:
+        return token in ends or ("\n" in model.decode([token]) and bool(model.decode(said).strip()))
+
+    return stop
 
 
 class _Growing(DynamicLayer):
