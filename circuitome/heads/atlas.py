@@ -124,7 +124,7 @@ def measured(
     model: Model, repeated: Repeated, max_memory: int | None = None
 ) -> dict[str, Float[Tensor, "_ layer head"]]:
     """Samples of every score by name: a row a sequence, a row a token put through the heads, or a single row."""
-    parts = [_pass(model, replace(repeated, inputs=one)) for one in chunks(model, repeated.inputs, max_memory)]
+    parts = [one_pass(model, replace(repeated, inputs=one)) for one in chunks(model, repeated.inputs, max_memory)]
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     if not copies(model):
         return {name: whole[name] for name in PATTERNS}
@@ -137,7 +137,7 @@ def measured(
     }
 
 
-def _pass(model: Model, repeated: Repeated) -> dict[str, Tensor]:
+def one_pass(model: Model, repeated: Repeated) -> dict[str, Tensor]:
     """Scores on each sequence by name, and the stream where tokens stand for the first time, in one forward pass."""
     patterns: list[dict[str, Tensor]] = []
     copying = Copying(model, repeated) if copies(model) else None
