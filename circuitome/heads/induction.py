@@ -73,7 +73,7 @@ class Induction:
 
     @property
     def in_context(self) -> Estimate | None:
-        """In-context-learning score on text: loss late in a piece minus loss early in it; negative where context helps."""
+        """In-context-learning score on text: loss late in a piece minus loss early; negative where context helps."""
         return None if self.whole.text is None else mean(context_score(self.whole.text), UNIT)
 
     def effect(self, part: str = "without") -> Estimate:

@@ -76,5 +76,5 @@ def test_outputs_that_are_no_tokens_leave_copying_out():
 
 
 def test_a_period_that_a_model_is_too_small_for():
-    with pytest.raises(InputError, match="are 7 positions; tracr-hist has 6. Use a period of at most 2"):
+    with pytest.raises(InputError, match=r"are 7 positions; tracr-hist has 6\. Use a period of at most 2"):
         atlas(load("tracr-hist"))
