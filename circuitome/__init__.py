@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from circuitome import errors as errors
+    from circuitome import heads as heads
     from circuitome import known as known
     from circuitome import tasks as tasks
     from circuitome import weights as weights
@@ -87,7 +88,7 @@ _HOME = {
     "direct_logit_attribution": "weights",
     "logit_lens": "weights",
 }
-_MODULES = ("errors", "known", "tasks", "weights")
+_MODULES = ("errors", "heads", "known", "tasks", "weights")
 
 __all__ = [*_HOME, *_MODULES]
 

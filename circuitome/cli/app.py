@@ -69,10 +69,41 @@ class Prompts:
         }
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Options:
+    """Which model, without prompts of a task, and where the run goes.
+
+    Parameters
+    ----------
+    model
+        A name that `circuitome models` lists, a hub name, a folder or a .gguf file.
+    seed
+        Seed of everything that is drawn.
+    out
+        Folder of the run; runs/NAME by default.
+    max_memory
+        What a batch may take beside the weights, e.g. 500MB or 2GB.
+    as_json
+        Print JSON in place of tables.
+
+    """
+
+    model: str = "smollm2-135m"
+    seed: int = 0
+    out: Path | None = None
+    max_memory: str | None = None
+    as_json: Json = False
+
+    def spec(self) -> dict[str, Any]:
+        """The same as fields of a `ModelSpec`."""
+        return {"model": self.model, "seed": self.seed, "max_memory": number_of_bytes(self.max_memory)}
+
+
 DEFAULTS = Prompts()
 
 
-def folder_of(prompts: Prompts, name: str) -> Path:
+def folder_of(prompts: Prompts | Options, name: str) -> Path:
     """Where a run goes. A folder that cannot take it is refused before the work, not after."""
     from circuitome.runs import check_free
 

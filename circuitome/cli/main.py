@@ -5,7 +5,14 @@ import sys
 
 from cyclopts import CycloptsError
 
-from circuitome.cli import conv, finding, listing, validity, weights  # noqa: F401  # each adds its commands to the app
+from circuitome.cli import (  # noqa: F401  # each adds its commands to the app
+    conv,
+    finding,
+    listing,
+    single_heads,
+    validity,
+    weights,
+)
 from circuitome.cli.app import app
 from circuitome.errors import CircuitomeError
 

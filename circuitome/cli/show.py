@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from circuitome.cli import heatmap
+from circuitome.cli import heads_view, heatmap
 
 STRONGEST = 12
 """Edges that the terminal shows."""
@@ -235,5 +235,7 @@ SHOWN: dict[str, Callable[[Any, Console], None]] = {
     "path": _effects,
     "compare": _compare,
     "validate": _verdict,
+    "heads": heads_view.atlas,
+    "induction": heads_view.induction,
 }
 """By kind of run: what draws it in the terminal."""

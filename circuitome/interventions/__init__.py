@@ -14,6 +14,8 @@ from circuitome.interventions.edges import baseline as baseline
 from circuitome.interventions.edges import check_graph as check_graph
 from circuitome.interventions.edges import circuit_logits as circuit_logits
 from circuitome.interventions.edges import run_circuit as run_circuit
+from circuitome.interventions.frozen import frozen_patterns as frozen_patterns
+from circuitome.interventions.frozen import recorded_patterns as recorded_patterns
 from circuitome.interventions.hold import Held as Held
 from circuitome.interventions.hold import holding as holding
 from circuitome.interventions.hold import knock_out_rows as knock_out_rows

@@ -208,6 +208,10 @@ class Model:
         with self._only_at(inputs.read):
             return self._call(inputs).logits[:, 0]  # type: ignore[no-any-return]
 
+    def every_logits(self, inputs: Inputs) -> Float[Tensor, "batch pos vocab"]:
+        """Logits after every token of `inputs`, from the plain model."""
+        return self._call(inputs).logits  # type: ignore[no-any-return]
+
     def record(self, inputs: Inputs, *, logits: bool = True, start: int = 0, whole: bool = True) -> Tape:
         """One forward pass and what it showed. Without `logits` the pass ends before the final norm.
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from circuitome.report.compare_page import render_compare
 from circuitome.report.effects_page import render_effects
+from circuitome.report.heads_page import heads_payload, induction_payload, render_heads, render_induction
 from circuitome.report.html import render
 from circuitome.report.payload import compare_payload, effects_payload, payload, verdict_payload
 from circuitome.report.verdict_page import render_verdict
@@ -17,6 +18,8 @@ PAGES: dict[str, tuple[Callable[[Run], Payload], Callable[[Payload], str]]] = {
     "path": (effects_payload, render_effects),
     "compare": (compare_payload, render_compare),
     "validate": (verdict_payload, render_verdict),
+    "heads": (heads_payload, render_heads),
+    "induction": (induction_payload, render_induction),
 }
 """By kind of run: what takes the page's data from it, and what makes the page of that."""
 

@@ -1,24 +1,14 @@
 """What every run on prompts has in common: model, prompts, and the part of the manifest that says which."""
 
-import hashlib
-import json
-import platform
-import resource
-import shlex
-import sys
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
-import circuitome
 from circuitome import known
 from circuitome.errors import InputError, unknown_name
-from circuitome.models import DEFAULT_MODEL, Model, load, weights_hash
+from circuitome.models import Model, load
 from circuitome.models.known import KNOWN
+from circuitome.runs.spec import ModelSpec
 from circuitome.tasks import TASKS, Task, from_file
 
 PROMPTS = 20
@@ -26,36 +16,21 @@ PROMPTS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptSpec:
+class PromptSpec(ModelSpec):
     """Which model on which prompts."""
 
     task: str = "ioi"
     """A name in `TASKS`; the name of the task when `data` is given."""
-    model: str = DEFAULT_MODEL
-    """Name, folder or file of the model."""
     n: int = 64
     """Number of prompt pairs."""
-    seed: int = 0
-    """Seed of the prompts, and of everything else that is drawn."""
     data: str | None = None
     """A JSONL or CSV file of prompt pairs, in place of a generator."""
-    max_memory: int | None = None
-    """Bytes that a batch may take beside the weights."""
-
-    @property
-    def words(self) -> list[str]:
-        """The command line that repeats this run."""
-        raise NotImplementedError
 
     def prompt_words(self) -> list[str]:
         """Its options for model and prompts."""
         words = ["--model", self.model, "--n", str(self.n), "--seed", str(self.seed)]
         words += ["--data", self.data] if self.data else []
         return words + (["--max-memory", str(self.max_memory)] if self.max_memory else [])
-
-    def command(self) -> str:
-        """The command line as one text, quoted for a shell."""
-        return shlex.join(self.words)
 
     def check(self) -> None:
         """Raises for prompts that cannot be, before anything is loaded."""
@@ -84,29 +59,15 @@ class PromptSpec:
 
     def folder_name(self, kind: str) -> str:
         """A readable folder name for the run."""
-        digest = hashlib.sha256(self.command().encode()).hexdigest()[:6]
-        return f"{self.task}-{Path(self.model).stem}-{kind}-{digest}"
+        return f"{self.task}-{super().folder_name(kind)}"
 
     def manifest(self, kind: str, model: Model, task: Task, command: str | None = None) -> dict[str, Any]:
         """What was run on what, as plain JSON; `key` identifies command, prompts and weights together.
 
         `command` is given where it is not that of this spec.
         """
-        model_hash, data_hash = weights_hash(model), task.data_hash()
-        command = self.command() if command is None else command
-        text = json.dumps([command, data_hash, model_hash])
         return {
-            "kind": kind,
-            "key": hashlib.sha256(text.encode()).hexdigest()[:16],
-            "circuitome": circuitome.__version__,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": command,
-            "versions": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-            },
-            "model": _describe_model(model, self.model, model_hash),
+            **self.model_manifest(kind, model, data=task.data_hash(), command=command),
             "task": {
                 "name": task.name,
                 "n": len(task),
@@ -114,11 +75,9 @@ class PromptSpec:
                 "source": task.source or self.data,
                 "metric": task.metric,
                 "unit": task.unit,
-                "data_hash": data_hash,
+                "data_hash": task.data_hash(),
             },
             "prompts_from": {name: getattr(self, name) for name in ("task", "model", "n", "seed", "data")},
-            "seed": self.seed,
-            "peak_memory_bytes": peak_memory(),
             "prompts": [
                 {
                     "clean": pair.clean_text,
@@ -129,28 +88,3 @@ class PromptSpec:
                 for pair in task.pairs[:PROMPTS]
             ],
         }
-
-
-def _describe_model(model: Model, asked: str, model_hash: str) -> dict[str, Any]:
-    graph = model.graph
-    return {
-        "name": asked,
-        "architecture": model.hf.config.model_type,
-        "layers": graph.n_layers,
-        "heads": graph.n_heads,
-        "kv_heads": graph.n_kv_heads,
-        "d_model": model.d_model,
-        "parallel": graph.parallel,
-        "parameters": sum(p.numel() for p in model.hf.parameters()),
-        "weights_hash": model_hash,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
-        "attention": model.hf.config._attn_implementation,
-        "tokens_added_by_tokenizer": model.decode(model.encode("")) or "none",
-    }
-
-
-def peak_memory() -> int:
-    """Largest resident size of this process so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
