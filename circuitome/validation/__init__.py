@@ -1,6 +1,9 @@
 """Is the circuit real: faithfulness beside random circuits, agreement of scores, comparison with a known circuit."""
 
+from circuitome.validation.across import Across as Across
 from circuitome.validation.across import across as across
+from circuitome.validation.across import by_template as by_template
+from circuitome.validation.across import does as does
 from circuitome.validation.across import variants_of as variants_of
 from circuitome.validation.agreement import Agreement as Agreement
 from circuitome.validation.agreement import agreement as agreement
@@ -9,7 +12,11 @@ from circuitome.validation.areas import SHARES as SHARES
 from circuitome.validation.areas import Areas as Areas
 from circuitome.validation.areas import areas as areas
 from circuitome.validation.areas import benchmark_sizes as benchmark_sizes
+from circuitome.validation.backups import Backups as Backups
+from circuitome.validation.backups import Reaction as Reaction
 from circuitome.validation.backups import backups as backups
+from circuitome.validation.contributions import Direct as Direct
+from circuitome.validation.contributions import direct_contributions as direct_contributions
 from circuitome.validation.criteria import Criterion as Criterion
 from circuitome.validation.evaluate import Evaluator as Evaluator
 from circuitome.validation.faithfulness import Curve as Curve
@@ -20,6 +27,8 @@ from circuitome.validation.faithfulness import faithfulness_curve as faithfulnes
 from circuitome.validation.faithfulness import random_circuit as random_circuit
 from circuitome.validation.hypothesis import TestResult as TestResult
 from circuitome.validation.nulls import NULLS as NULLS
+from circuitome.validation.research import Research as Research
+from circuitome.validation.research import Rise as Rise
 from circuitome.validation.research import research as research
 from circuitome.validation.robustness import robustness as robustness
 from circuitome.validation.roc import auroc as auroc
@@ -29,8 +38,14 @@ from circuitome.validation.roc import pessimistic_area as pessimistic_area
 from circuitome.validation.roc import precision_recall as precision_recall
 from circuitome.validation.roc import roc_points as roc_points
 from circuitome.validation.roc import score_points as score_points
+from circuitome.validation.shuffled import ShuffledLabels as ShuffledLabels
 from circuitome.validation.shuffled import shuffled_labels as shuffled_labels
 from circuitome.validation.shuffled import shuffled_null as shuffled_null
+from circuitome.validation.shuffled import shuffled_scores as shuffled_scores
+from circuitome.validation.stability import AgreementMatrix as AgreementMatrix
+from circuitome.validation.stability import Overlap as Overlap
+from circuitome.validation.stability import Spread as Spread
+from circuitome.validation.stability import Stability as Stability
 from circuitome.validation.stability import bootstrap_stability as bootstrap_stability
 from circuitome.validation.stability import compare_scores as compare_scores
 from circuitome.validation.stability import method_agreement as method_agreement

@@ -34,6 +34,9 @@ class ShuffledLabels:
     """The scores at hand."""
     largest: Spread
     """Largest |score| of any edge under shuffled labels."""
+    steadiest: Spread
+    """Largest |mean| / root mean square over prompts of any edge under shuffled labels: 1 is the same on every prompt.
+    Edges that vary much do not hide the others here."""
     strength: Spread
     """Sum of |score| over the `size` strongest edges under shuffled labels."""
     own_strength: float
@@ -48,24 +51,30 @@ class ShuffledLabels:
         return (1 + int((draws >= self.own_strength).sum())) / (1 + len(draws))
 
     def significant(self, alpha: float = ALPHA) -> Circuit:
-        """Edges whose |score| exceeds what the largest of all is under shuffled labels, in all but `alpha` of draws."""
-        draws = self.largest.draws.sort(descending=True).values
+        """Edges steadier over prompts than the steadiest of all is under shuffled labels, in all but `alpha` of draws.
+
+        So the chance of one false edge among them is at most `alpha`. Empty where the draws are too few to tell.
+        """
+        draws = self.steadiest.draws.sort(descending=True).values
         allowed = int(alpha * (1 + len(draws))) - 1  # draws that may reach the threshold, the one at hand counted
         if allowed < 0:
             return Circuit.empty(self.scores.graph)
-        above = self.scores.values.abs() > draws[allowed]
-        return Circuit(self.scores.graph, above & self.scores.graph.mask)
+        samples, above = samples_of(self.scores), torch.zeros_like(self.scores.graph.mask)
+        above[self.scores.graph.mask] = (samples.mean(0) / _size(samples)).abs() > draws[allowed]
+        return Circuit(self.scores.graph, above)
 
     def to_dict(self) -> dict[str, Any]:
         """Spreads, p and the number of significant edges, as plain JSON values."""
         return {
             "size": self.size,
             "largest": self.largest.to_dict(),
+            "steadiest": self.steadiest.to_dict(),
             "strength": self.strength.to_dict(),
             "own_strength": self.own_strength,
             "overlap": self.overlap.to_dict(),
             "p_value": self.p_value,
             "significant_edges": len(self.significant()),
+            "significant_in_circuit": len(self.significant() & self.scores.top(self.size)),
         }
 
 
@@ -119,11 +128,13 @@ def shuffled_null(scores: EdgeScores, size: int, *, draws: int = 200, seed: int 
         raise InputError(f"A null distribution needs at least one draw, got {draws}.")
     own = scores.top(size)
     check_size(own)
-    edges, largest, strength, overlap = own.mask[scores.graph.mask][None], [], [], []
+    edges, size_of = own.mask[scores.graph.mask][None], _size(samples)
+    largest, steadiest, strength, overlap = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
     for part in _signs(len(samples), draws, seed).split(50):
         means = part / len(samples) @ samples
         sizes = means.abs().topk(size, 1).values
         largest.append(sizes[:, 0])
+        steadiest.append((means / size_of).abs().amax(1))
         strength.append(sizes.sum(1))
         overlap.append(jaccard(torch.stack([strongest(mean, size) for mean in means]), edges)[:, 0])
     own_strength = float(scores.values.abs()[own.mask].sum())
@@ -131,10 +142,16 @@ def shuffled_null(scores: EdgeScores, size: int, *, draws: int = 200, seed: int 
         size,
         scores,
         Spread(torch.cat(largest)),
+        Spread(torch.cat(steadiest)),
         Spread(torch.cat(strength)),
         own_strength,
         Spread(torch.cat(overlap)),
     )
+
+
+def _size(samples: Float[Tensor, "prompts edges"]) -> Float[Tensor, " edges"]:
+    """Root mean square over prompts, which no change of signs changes."""
+    return samples.square().mean(0).sqrt().clamp(min=1e-30)
 
 
 def _signs(prompts: int, draws: int, seed: int) -> Float[Tensor, "draws prompts"]:
