@@ -23,6 +23,8 @@ Progress = Callable[[str, int, int], None]
 
 OTHER_TASKS = 2
 """Other tasks that the circuit is tried on."""
+TOTALS = 4
+"""Parts that react most, of which total contributions are measured too."""
 STABLE = 0.5
 """Jaccard of the circuit's edges with those of resampled prompts from which on it counts as stable."""
 DROP = 0.1
@@ -61,7 +63,7 @@ def robustness(
         return found["eap-ig"]
 
     def knocked() -> dict[str, Any]:
-        taken = backups(model, task, ablation=ablation, seed=seed, max_memory=max_memory)
+        taken = backups(model, task, ablation=ablation, top=TOTALS, seed=seed, max_memory=max_memory)
         kind = ablation if ablation in ("mean", "zero") else "mean"
         again = research(model, task, taken.knocked, edges=size, ablation=kind, before=reference(), seed=seed)
         return {**_short(taken.to_dict(), "reactions"), "research": _short(again.to_dict(), "gained", "lost")}
