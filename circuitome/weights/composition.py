@@ -145,7 +145,7 @@ def _gram(matrix: Factored) -> Float[Tensor, "head entries"]:
     return gram[:, row, column] * twice / total.clamp(min=torch.finfo(gram.dtype).tiny)[:, None]
 
 
-def chance(model: Model, kind: str, *, draws: int = 200, seed: int = 0) -> Float[Tensor, " draws"]:
+def chance(model: Model, kind: str, *, draws: int = 100, seed: int = 0) -> Float[Tensor, " draws"]:
     """Scores of random pairs of an earlier and a later head after a random rotation of what the earlier one writes.
 
     Singular values stay, directions are lost: the spread shows which scores the `baseline` alone would let pass.
