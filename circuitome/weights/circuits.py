@@ -36,7 +36,7 @@ def qk_circuit(model: Model, head: str, *, offset: int = 0) -> Factored:
     Source: Elhage et al. 2021.
     """
     layer, index = head_of(model.graph, head)
-    query, key = query_weights(model, layer)[index], key_weights(model, layer)[index]
+    query, key = query_weights(model, layer, [index])[0], key_weights(model, layer, [index])[0]
     turn_q, turn_k = rotations(model, layer, offset)
     query = _gain(model, layer, index, "q_norm")[:, None] * query
     key = _gain(model, layer, model.graph.kv_head(index), "k_norm")[:, None] * key
@@ -50,7 +50,7 @@ def ov_circuit(model: Model, head: str) -> Factored:
     Raises `UnknownNameError` for a head that does not exist. Source: Elhage et al. 2021.
     """
     layer, index = head_of(model.graph, head)
-    return Factored(value_weights(model, layer)[index].T, model.blocks[layer].head_weights([index])[0])
+    return Factored(value_weights(model, layer, [index])[0].T, model.blocks[layer].head_weights([index])[0])
 
 
 def token_qk(model: Model, head: str, *, offset: int = 0) -> Factored:
@@ -79,7 +79,7 @@ def token_ov(model: Model, head: str) -> Factored:
     norm (and of a post-norm), which depends on the input. Raises `UnknownNameError` for a head that does not exist.
     """
     layer, index = head_of(model.graph, head)
-    norm, weight = model.blocks[layer].attention_norm, value_weights(model, layer)[index]
+    norm, weight = model.blocks[layer].attention_norm, value_weights(model, layer, [index])[0]
     values = []
     for ids in token_chunks(model):
         x = token_embeddings(model, ids)

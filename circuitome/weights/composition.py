@@ -1,5 +1,6 @@
 """Composition of heads by their weights: how much of what an earlier head writes a later one reads."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
@@ -124,14 +125,14 @@ def composition(model: Model) -> Composition:
     return Composition(graph, scores["q"], scores["k"], scores["v"], model.d_model)
 
 
-def circuit(model: Model, layer: int, kind: str) -> Factored:
-    """The matrices B of a layer's heads [head, d_model, d_model] that `kind` reads through; "v" is W_OV, also A.
+def circuit(model: Model, layer: int, kind: str, heads: Sequence[int] | None = None) -> Factored:
+    """The matrices B [head, d_model, d_model] of a layer's heads that `kind` reads through; "v" is W_OV, also A.
 
     On row vectors: W_QK = W_Q W_K^T for q, its transpose for k, W_OV = W_V W_O for v.
     """
     if kind == "v":
-        return Factored(value_weights(model, layer).mT, model.blocks[layer].head_weights())
-    qk = Factored(query_weights(model, layer).mT, key_weights(model, layer))
+        return Factored(value_weights(model, layer, heads).mT, model.blocks[layer].head_weights(heads))
+    qk = Factored(query_weights(model, layer, heads).mT, key_weights(model, layer, heads))
     return qk if kind == "q" else qk.mT
 
 
@@ -144,7 +145,7 @@ def _gram(matrix: Factored) -> Float[Tensor, "head entries"]:
     return gram[:, row, column] * twice / total.clamp(min=torch.finfo(gram.dtype).tiny)[:, None]
 
 
-def chance(model: Model, kind: str, *, draws: int = 200, seed: int = 0) -> Float[Tensor, " draws"]:
+def chance(model: Model, kind: str, *, draws: int = 100, seed: int = 0) -> Float[Tensor, " draws"]:
     """Scores of random pairs of an earlier and a later head after a random rotation of what the earlier one writes.
 
     Singular values stay, directions are lost: the spread shows which scores the `baseline` alone would let pass.
@@ -161,7 +162,7 @@ def chance(model: Model, kind: str, *, draws: int = 200, seed: int = 0) -> Float
         earlier, later = sorted(torch.randperm(graph.n_layers, generator=generator)[:2].tolist())
         head, other = torch.randint(graph.n_heads, (2,), generator=generator).tolist()
         frame = _random_frame(model.d_model, min(model.d_model, model.heads.width), generator).to(model.device)
-        scores.append(_turned(circuit(model, earlier, "v")[head], circuit(model, later, kind)[other], frame))
+        scores.append(_turned(circuit(model, earlier, "v", [head])[0], circuit(model, later, kind, [other])[0], frame))
     return torch.stack(scores)
 
 

@@ -1,6 +1,6 @@
 """Weights of heads and tokens with the norms around them folded in, as products of them mean something."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -29,23 +29,27 @@ def normed(norm: Norm | None, x: Float[Tensor, "... d_model"]) -> Float[Tensor, 
     return out if norm.bias is None else out + norm.bias
 
 
-def query_weights(model: Model, layer: int) -> Float[Tensor, "head d_head d_model"]:
-    """W_Q of every head, its norm folded in."""
-    return _readers(model, layer, range(model.heads.q))
+def query_weights(model: Model, layer: int, heads: Sequence[int] | None = None) -> Float[Tensor, "head d_head d_model"]:
+    """W_Q of every head (or of some), its norm folded in."""
+    return _readers(model, layer, range(model.heads.q) if heads is None else heads)
 
 
-def key_weights(model: Model, layer: int) -> Float[Tensor, "head d_head d_model"]:
-    """W_K of every query head, repeated where heads share it, its norm folded in."""
-    return _readers(model, layer, [model.heads.q + model.graph.kv_head(head) for head in range(model.heads.q)])
+def key_weights(model: Model, layer: int, heads: Sequence[int] | None = None) -> Float[Tensor, "head d_head d_model"]:
+    """W_K of every query head (or of some), repeated where heads share it, its norm folded in."""
+    return _shared(model, layer, heads, model.heads.q)
 
 
-def value_weights(model: Model, layer: int) -> Float[Tensor, "head d_head d_model"]:
-    """W_V of every query head, repeated where heads share it, its norm folded in."""
-    first = model.heads.q + model.heads.kv
-    return _readers(model, layer, [first + model.graph.kv_head(head) for head in range(model.heads.q)])
+def value_weights(model: Model, layer: int, heads: Sequence[int] | None = None) -> Float[Tensor, "head d_head d_model"]:
+    """W_V of every query head (or of some), repeated where heads share it, its norm folded in."""
+    return _shared(model, layer, heads, model.heads.q + model.heads.kv)
 
 
-def _readers(model: Model, layer: int, readers: "range | list[int]") -> Tensor:
+def _shared(model: Model, layer: int, heads: Sequence[int] | None, first: int) -> Tensor:
+    heads = range(model.heads.q) if heads is None else heads
+    return _readers(model, layer, [first + model.graph.kv_head(head) for head in heads])
+
+
+def _readers(model: Model, layer: int, readers: Sequence[int]) -> Tensor:
     block = model.blocks[layer]
     return behind(block.attention_norm, block.reader_weights(list(readers)))
 

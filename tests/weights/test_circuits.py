@@ -10,6 +10,9 @@ from circuitome.weights import Factored, ov_pairs, qk_circuit, qk_pairs, rotatio
 
 ROTARY = [name for name in CONFIGS if name not in ("gpt2", "opt")]
 
+QUICK = ("gpt2", "neox-parallel", "gemma2", "olmo2")
+"""Families with what is special: fused, interleaved and parallel, sandwich norms and caps, norms on q and k."""
+
 
 def patterns(model, resid):
     """Attention probabilities of block 0 [head, query, key] when it reads `resid` [pos, d_model]."""
@@ -21,7 +24,9 @@ def patterns(model, resid):
     return seen[0][0]
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
+)
 def test_scores_are_those_of_the_models_first_attention(small, name):
     """A query sees itself and the token before; the log of the ratio of its two probabilities is a score difference."""
     model, first, second = small(name), 17, 40

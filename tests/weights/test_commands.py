@@ -39,6 +39,7 @@ def test_weights_of_a_head(capsys, tmp_path):
     assert len(pairs) == 3 and all(pair["from"] == pair["to"] for pair in pairs)
 
 
+@pytest.mark.slow
 def test_weights_of_chosen_tokens_as_json(capsys):
     code, printed, _ = run(capsys, "weights", "a1.h0", "--model", "known-induction", "--tokens", "c", "--json")
     found = json.loads(printed)
@@ -46,6 +47,7 @@ def test_weights_of_chosen_tokens_as_json(capsys):
     assert found["pairs"]["qk"]["rows"] == 1
 
 
+@pytest.mark.slow
 def test_a_model_whose_outputs_are_numbers_has_no_copying_score(capsys):
     code, printed, _ = run(capsys, "weights", "a0.h0", "--model", "tracr-frac-prevs")
     assert code == 0 and "No copying score: tracr-frac-prevs gives 1 outputs" in printed

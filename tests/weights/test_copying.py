@@ -9,6 +9,9 @@ from circuitome.errors import InputError
 from circuitome.models import Model, load
 from circuitome.weights import copying_scores, ov_eigenvalues
 
+QUICK = ("gpt2", "neox-parallel", "gemma2", "olmo2")
+"""Families with what is special: fused, interleaved and parallel, sandwich norms and caps, norms on q and k."""
+
 
 def token_matrix(model, layer, head):
     """W_E W_OV W_U [vocab, vocab], by running the model's own projections on what the norm makes of a direction."""
@@ -33,7 +36,9 @@ def token_matrix(model, layer, head):
         return (normed(model.final_norm, out) @ model.unembedding.weight.T).double()
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
+)
 def test_eigenvalues_are_those_of_the_token_matrix(small, name):
     model = small(name)
     scores = copying_scores(model)

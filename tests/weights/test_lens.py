@@ -8,8 +8,13 @@ from circuitome.weights import logit_lens
 
 IDS = (5, 9, 33, 2, 47, 9)
 
+QUICK = ("gpt2", "neox-parallel", "gemma2", "olmo2")
+"""Families with what is special: fused, interleaved and parallel, sandwich norms and caps, norms on q and k."""
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
+)
 def test_the_last_stage_is_the_model(small, name):
     model = small(name)
     lens = logit_lens(model, IDS, target=7, k=61)

@@ -11,6 +11,9 @@ from circuitome.errors import MemoryBudgetError, UnknownNameError
 from circuitome.models import load
 from circuitome.weights import direct_logit_attribution
 
+QUICK = ("gpt2", "neox-parallel", "gemma2", "olmo2")
+"""Families with what is special: fused, interleaved and parallel, sandwich norms and caps, norms on q and k."""
+
 
 def uncapped(model, task):
     """Logit differences of the plain model, a soft cap undone."""
@@ -23,7 +26,9 @@ def uncapped(model, task):
     return task.score(torch.cat(rows), range(len(task)))
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
+)
 def test_parts_sum_to_the_models_logit_difference(small, name):
     model, task = small(name), random_task(4)
     found = direct_logit_attribution(model, task)
