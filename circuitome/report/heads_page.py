@@ -1,6 +1,6 @@
 """Pages about single heads: the atlas, and induction with what goes without its heads."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from circuitome.report import formats, heatmap, sections, shell
@@ -126,7 +126,7 @@ def _head(one: Mapping[str, Any]) -> str:
 def render_heads(payload: Mapping[str, Any]) -> str:
     """The page of the atlas, from plain JSON data: the same data gives the same text."""
     note = (
-        f"A head is counted where the lower end of the interval of its largest share of attention is at least {CALLED}. "
+        f"A head is counted where its largest share of attention is at least {CALLED}, at the interval's lower end. "
         "Chance: even attention over all a head may see, or 0. Noise: the largest value of any head when each weight "
         "matrix is noise of the same size."
     )
@@ -218,8 +218,7 @@ def losses_svg(lines: Mapping[str, Sequence[float]]) -> Markup:
     drawn = [
         tag(
             "path",
-            {"d": "M" + "L".join(place(i, one) for i, one in enumerate(line)), "fill": "none", "stroke": LINES[name]}
-            | {"stroke-width": 1.6},
+            {"d": _path(line, place), "fill": "none", "stroke": LINES[name]} | {"stroke-width": 1.6},
             tag("title", None, NAMES[name]),
         )
         for name, line in lines.items()
@@ -251,6 +250,12 @@ def losses_svg(lines: Mapping[str, Sequence[float]]) -> Markup:
         tag("g", {"fill": "var(--muted)"}, *ticks),
         *drawn,
     )
+
+
+def _path(line: Sequence[float | None], place: Callable[[int, float], str]) -> str:
+    """A line through the values that are there."""
+    known = [(i, value) for i, one in enumerate(line) if (value := formats.finite(one)) is not None]
+    return "".join(f"{'ML'[i > 0]}{place(*point)}" for i, point in enumerate(known))
 
 
 def _maps(maps: Sequence[Mapping[str, Any]]) -> Markup:
