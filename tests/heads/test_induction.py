@@ -69,6 +69,15 @@ def test_the_context_score_is_late_minus_early():
     assert context_score(losses).tolist() == [-2, 0]
 
 
+def test_pieces_of_text_have_a_length_of_their_own():
+    """On a model that reads text; the package's own is cut behind what the tokenizer puts in front."""
+    found = induction(load("known-induction"), n=2, k=1, draws=1, text=" ".join("abcdefghijklmnop" * 4))
+    assert found.whole.text.shape == (2, 32) and found.whole.repeated.shape == (2, 32)
+    shorter = induction(load("known-induction"), n=2, period=8, k=1, draws=1, text=" ".join("abcdefghijklmnop" * 4))
+    assert shorter.whole.text.shape == (2, 32) and shorter.whole.repeated.shape == (2, 16)
+    assert shorter.in_context.value < -1 and shorter.context_effect("difference").value > 1
+
+
 def test_it_is_plain_data():
     found = induction(tiny("gemma2"), n=2, period=5, k=2, draws=2)
     again = json.loads(json.dumps(found.to_dict()))

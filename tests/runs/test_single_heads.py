@@ -93,7 +93,7 @@ def test_commands_repeat_every_option():
     assert heads.folder_name("heads").startswith("m-heads-")
 
 
-def test_a_head_is_called_what_most_of_its_attention_does():
+def test_a_head_is_called_what_it_does_most_beside_resting():
     def score(mean, low):
         return {"mean": [mean], "low": [low]}
 
@@ -104,7 +104,8 @@ def test_a_head_is_called_what_most_of_its_attention_does():
             "induction": score([0.1, 0.1, 0.3], [0.0, 0.0, None]),
         }
     )
-    assert found == [["s", "", "I"]]
+    assert found == [["P", "", "I"]]
+    assert kinds({"sink4": score([0.5, 0.2], [0.31, 0.1]), "self": score([0.4, 0.1], [0.2, 0.0])}) == [["s", ""]]
 
 
 def test_lines_of_losses_start_at_the_left_and_reach_the_largest():
