@@ -35,7 +35,7 @@ class Losses:
     """Heads whose output is zero, every pattern as in the whole model; none for the whole model."""
     repeated: Float[Tensor, "n pos"]
     """On repeated tokens, nats: column t is the loss of token t + 1 given those before."""
-    text: Float[Tensor, "pieces pos"] | None
+    text: Float[Tensor, "pieces text_pos"] | None
     """The same on pieces of text; None where there is none."""
 
 

@@ -1,6 +1,6 @@
 """Pages about single heads: the atlas, and induction with what goes without its heads."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from circuitome.report import formats, heatmap, sections, shell
@@ -16,7 +16,7 @@ KINDS = {
     "duplicate": ("D", "look at earlier copies of a token"),
     "induction": ("I", "look behind earlier copies of a token (induction)"),
     "self": ("=", "look at the token itself"),
-    "sink4": ("s", "rest on the first four positions"),
+    "sink4": ("s", "only rest on the first four positions"),
 }
 """Scores by which a head is called something: its sign, and what such heads do."""
 CALLED = 0.3
@@ -69,7 +69,7 @@ def score_map(score: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def kinds(scores: Mapping[str, Any]) -> list[list[str]]:
-    """The sign of each head [layer][head]: what most of its attention does, "" where no rule reaches the threshold."""
+    """The sign of each head [layer][head]: what it does most beside resting; "" where nothing reaches the threshold."""
     known = {name: scores[name] for name in KINDS if name in scores}
     first = next(iter(scores.values()))["mean"]
     return [[_kind(known, layer, head) for head in range(len(first[layer]))] for layer in range(len(first))]
@@ -81,7 +81,8 @@ def _kind(scores: Mapping[str, Any], layer: int, head: int) -> str:
         for name, score in scores.items()
         if (_lower(score, layer, head) or 0.0) >= CALLED
     ]
-    return KINDS[max(found)[1]][0] if found else ""
+    elsewhere = [one for one in found if one[1] != "sink4"]  # a head rests there whenever its rule finds nothing
+    return KINDS[max(elsewhere or found)[1]][0] if found else ""
 
 
 def _lower(score: Mapping[str, Any], layer: int, head: int) -> float | None:
@@ -126,7 +127,7 @@ def _head(one: Mapping[str, Any]) -> str:
 def render_heads(payload: Mapping[str, Any]) -> str:
     """The page of the atlas, from plain JSON data: the same data gives the same text."""
     note = (
-        f"A head is counted where the lower end of the interval of its largest share of attention is at least {CALLED}. "
+        f"A head is counted where a share of attention is at least {CALLED} at the lower end of its interval. "
         "Chance: even attention over all a head may see, or 0. Noise: the largest value of any head when each weight "
         "matrix is noise of the same size."
     )
@@ -218,8 +219,7 @@ def losses_svg(lines: Mapping[str, Sequence[float]]) -> Markup:
     drawn = [
         tag(
             "path",
-            {"d": "M" + "L".join(place(i, one) for i, one in enumerate(line)), "fill": "none", "stroke": LINES[name]}
-            | {"stroke-width": 1.6},
+            {"d": _path(line, place), "fill": "none", "stroke": LINES[name]} | {"stroke-width": 1.6},
             tag("title", None, NAMES[name]),
         )
         for name, line in lines.items()
@@ -251,6 +251,12 @@ def losses_svg(lines: Mapping[str, Sequence[float]]) -> Markup:
         tag("g", {"fill": "var(--muted)"}, *ticks),
         *drawn,
     )
+
+
+def _path(line: Sequence[float | None], place: Callable[[int, float], str]) -> str:
+    """A line through the values that are there."""
+    known = [(i, value) for i, one in enumerate(line) if (value := formats.finite(one)) is not None]
+    return "".join(f"{'ML'[i > 0]}{place(*point)}" for i, point in enumerate(known))
 
 
 def _maps(maps: Sequence[Mapping[str, Any]]) -> Markup:
