@@ -99,7 +99,7 @@ def test_frequencies_that_change_with_length_stay_those_of_the_cache():
     model = Model(tf.AutoModelForCausalLM.from_config(config).eval(), None, "dynamic")
     ids = tokens(24)
     close(stream_losses(model, ids, sinks=2, window=14), stepwise_losses(model, ids, 2, 14))
-    with pytest.raises(InputError, match="dynamic.*from 16 positions on.*at most 14"):
+    with pytest.raises(InputError, match=r"dynamic.*from 16 positions on.*at most 14"):
         stream_losses(model, ids, sinks=2, window=15)
 
 
@@ -125,7 +125,7 @@ def test_dense_needs_positions_and_two_tokens():
 
 
 def test_a_model_with_an_attention_of_its_own_cannot_be_streamed():
-    with pytest.raises(UnsupportedModelError, match="known-induction.*outside of transformers' attention interface"):
+    with pytest.raises(UnsupportedModelError, match=r"known-induction.*outside of transformers' attention interface"):
         stream_losses(load("known-induction"), torch.tensor([1, 2, 3]), sinks=1, window=1)
 
 
