@@ -88,7 +88,7 @@ def retrieval(found: Any, console: Console) -> None:
 
 
 def _table(title: str, *columns: str) -> Table:
-    drawn = Table(title=title, title_justify="left", box=None, header_style="bold")
+    drawn = Table(title=title, title_justify="left", box=None, header_style="bold", min_width=len(title) + 2)
     for index, name in enumerate(columns):
         drawn.add_column(name, justify="right" if index else "left")
     return drawn

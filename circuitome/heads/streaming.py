@@ -54,7 +54,8 @@ def stream_losses(
     """
     check_stream(model, ids, sinks, window)
     chunk = max(1, min(chunk, _most_at_once(model, sinks, window), len(ids) - 1))
-    tables = _tables(model, max(sinks + window, window - 1 + chunk))
+    rotated = learned_positions(model) is None
+    tables = _tables(model, max(sinks + window, window - 1 + chunk) if rotated else 1)
     cache = Cache([_Kept(sinks, window) for _ in model.blocks])
     losses = []
     with torch.no_grad(), _unrotated(model):

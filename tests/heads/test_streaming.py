@@ -76,6 +76,12 @@ def test_later_tokens_of_learned_positions_take_the_last_index():
     close(stream_losses(model, ids, sinks=2, window=4), before)
 
 
+def test_learned_positions_do_not_end_a_stream():
+    model, ids = tiny("gpt2"), tokens(90)
+    whole = stream_losses(model, ids, sinks=4, window=60)
+    close(whole, stream_losses(model, ids, sinks=4, window=60, chunk=11))
+
+
 def test_models_are_left_as_they_were():
     model, ids = tiny("llama"), tokens(12)
     attention, expected = model.hf.config._attn_implementation, bare(model, ids)
