@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--write", action="store_true", help="write the result under benchmarks/results")
     options = parser.parse_args()
+    one_thread()
     model = cm.load("smollm2-135m")
     task = cm.tasks.from_file(model, HERE / "ioi32.jsonl")
     result = {"date": date.today().isoformat(), "machine": machine(), **speed(model, task, options.repeats)}
@@ -61,15 +62,20 @@ def speed(model: cm.Model, task: cm.Task, repeats: int) -> dict[str, object]:
 
 
 def medians(jobs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each job over `repeats` rounds in which each runs once, after one round to warm up."""
+    """Median processor seconds of each job over `repeats` rounds in which each runs once, after one to warm up."""
     taken: dict[str, list[float]] = {name: [] for name in jobs}
     for counted in range(repeats + 1):
         for name, job in jobs.items():
-            start = time.perf_counter()
+            start = time.process_time()
             job()
             if counted:
-                taken[name].append(time.perf_counter() - start)
+                taken[name].append(time.process_time() - start)
     return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def one_thread() -> None:
+    """From here on one thread: its processor seconds do not count what other programs take, nor threads that wait."""
+    torch.set_num_threads(1)
 
 
 def bare_forward(model: cm.Model, ids: torch.Tensor) -> torch.Tensor:

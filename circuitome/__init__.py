@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from circuitome import errors as errors
+    from circuitome import heads as heads
     from circuitome import known as known
     from circuitome import tasks as tasks
+    from circuitome import weights as weights
     from circuitome.discovery import acdc as acdc
     from circuitome.discovery import atp as atp
     from circuitome.discovery import eap as eap
@@ -51,6 +53,10 @@ if TYPE_CHECKING:
     from circuitome.validation import faithfulness as faithfulness
     from circuitome.validation import faithfulness_curve as faithfulness_curve
     from circuitome.validation import validate as validate
+    from circuitome.weights import composition as composition
+    from circuitome.weights import copying_scores as copying_scores
+    from circuitome.weights import direct_logit_attribution as direct_logit_attribution
+    from circuitome.weights import logit_lens as logit_lens
 
 __version__ = "0.1.0"
 
@@ -89,8 +95,12 @@ _HOME = {
     "faithfulness_curve": "validation",
     "Verdict": "validation",
     "validate": "validation",
+    "composition": "weights",
+    "copying_scores": "weights",
+    "direct_logit_attribution": "weights",
+    "logit_lens": "weights",
 }
-_MODULES = ("errors", "known", "tasks")
+_MODULES = ("errors", "heads", "known", "tasks", "weights")
 
 __all__ = [*_HOME, *_MODULES]
 

@@ -5,7 +5,15 @@ import sys
 
 from cyclopts import CycloptsError
 
-from circuitome.cli import finding, listing, streaming, validity  # noqa: F401  # each adds its commands to the app
+from circuitome.cli import (  # noqa: F401  # each adds its commands to the app
+    conv,
+    finding,
+    listing,
+    single_heads,
+    streaming,
+    validity,
+    weights,
+)
 from circuitome.cli.app import app
 from circuitome.errors import CircuitomeError
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from circuitome.cli.app import Flag, Json, Prompts, app, finish, folder_of, number_of_bytes
+from circuitome.cli.app import Flag, Json, Prompts, app, finish, folder_of, kept, number_of_bytes
 
 
 @app.command
@@ -11,6 +11,7 @@ def validate(
     *,
     quick: Flag = False,
     shrink: Flag = False,
+    resume: Flag = False,
     seed: int = 0,
     out: Path | None = None,
     max_memory: str | None = None,
@@ -25,7 +26,9 @@ def validate(
     quick
         Fewer subsets: about a tenth of the work, some verdicts stay unclear.
     shrink
-        Keep in the new run the circuit without the nodes it can do without.
+        Keep in the new run the circuit without the nodes and inputs that it can do without together.
+    resume
+        Go on with a validation that was stopped.
     seed
         Seed of subsets and random circuits.
     out
@@ -37,11 +40,12 @@ def validate(
 
     """
     from circuitome.cli import show
-    from circuitome.runs import ValidateSpec, run_validate
+    from circuitome.runs import ValidateSpec, open_partial, run_validate
 
     spec = ValidateSpec(run=str(run), quick=quick, shrink=shrink, seed=seed, max_memory=number_of_bytes(max_memory))
     name = f"{run.name}-validate" + ("-quick" if quick else "")
     folder = folder_of(Prompts(out=out or run.resolve().parent / name), name)
-    with show.progress() as progress:
-        found = run_validate(spec, progress)
+    partial = open_partial(folder, spec.command(), resume=resume)
+    with show.progress() as progress, kept(partial, resume):
+        found = run_validate(spec, progress, partial)
     finish(found, folder, as_json)

@@ -1,5 +1,11 @@
 """What single attention heads do: attention patterns, copying, retrieval, sinks, roles."""
 
+from circuitome.heads.atlas import Atlas as Atlas
+from circuitome.heads.atlas import atlas as atlas
+from circuitome.heads.copying import Copying as Copying
+from circuitome.heads.copying import token_copying as token_copying
+from circuitome.heads.induction import Induction as Induction
+from circuitome.heads.induction import induction as induction
 from circuitome.heads.masking import MaskCheck as MaskCheck
 from circuitome.heads.masking import mask_heads as mask_heads
 from circuitome.heads.masking import mask_read as mask_read
@@ -20,3 +26,4 @@ from circuitome.heads.sinks import SinkMass as SinkMass
 from circuitome.heads.sinks import sink_mass as sink_mass
 from circuitome.heads.streaming import dense_losses as dense_losses
 from circuitome.heads.streaming import stream_losses as stream_losses
+from circuitome.heads.watching import watching_heads as watching_heads

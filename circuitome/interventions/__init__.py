@@ -14,9 +14,16 @@ from circuitome.interventions.edges import baseline as baseline
 from circuitome.interventions.edges import check_graph as check_graph
 from circuitome.interventions.edges import circuit_logits as circuit_logits
 from circuitome.interventions.edges import run_circuit as run_circuit
+from circuitome.interventions.frozen import frozen_patterns as frozen_patterns
+from circuitome.interventions.frozen import recorded_patterns as recorded_patterns
+from circuitome.interventions.hold import Held as Held
+from circuitome.interventions.hold import holding as holding
+from circuitome.interventions.hold import knock_out_rows as knock_out_rows
+from circuitome.interventions.hold import knocked_out as knocked_out
 from circuitome.interventions.knockout import KnockOut as KnockOut
 from circuitome.interventions.live import LiveCircuit as LiveCircuit
 from circuitome.interventions.live import copies_within as copies_within
+from circuitome.interventions.parts import Parts as Parts
 from circuitome.interventions.readout import Readout as Readout
 from circuitome.interventions.values import ABLATIONS as ABLATIONS
 from circuitome.interventions.values import Ablation as Ablation

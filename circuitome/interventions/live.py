@@ -5,7 +5,7 @@ through the kept edges behind the reader alone, for many states at a time: the c
 found so far, not of the model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -97,13 +97,19 @@ class LiveCircuit(CircuitRun):
 
     def input_of(self, column: int) -> Float[Tensor, "rows d_model"]:
         """What a reader sees now, at the positions where it matters."""
+        return self.at(column, self.seen(self.stream_at(column), [column])[0])
+
+    def base_of(self, column: int) -> Float[Tensor, "rows d_model"]:
+        """What a reader sees where every writer is ablated, at the positions where it matters."""
+        return self.at(column, self.stream_at(column).flatten(0, 1))
+
+    def stream_at(self, column: int) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream with every writer ablated, where a reader reads it."""
         base, graph = self.base, self.graph
         layer = graph.reader_layer[column]
         if column == len(graph.readers) - 1:
-            stream = base.final
-        else:
-            stream = (base.mlp_in if column == graph.mlp_column(layer) else base.attention_in)[layer]
-        return self.at(column, self.seen(stream, [column])[0])
+            return base.final
+        return (base.mlp_in if column == graph.mlp_column(layer) else base.attention_in)[layer]
 
     def at(self, column: int, full: Tensor) -> Tensor:
         """Rows [..., rows, d_model] of all positions, or of the one read where a reader matters only there."""
@@ -185,8 +191,21 @@ class LiveCircuit(CircuitRun):
 
     def _heads_shift(self, layer: int, inputs: dict[int, Tensor], copies: int, commit: bool) -> dict[int, Tensor]:
         """How far the heads of a block move from their present outputs."""
-        graph, (batch, pos) = self.graph, self.shape[:2]
-        first = graph.attention_columns(layer).start
+        values, change = self.moved_heads(layer, inputs, copies)
+        shifts = self.written(layer, inputs, change - self.changes[layer])
+        if commit:
+            for row, new in self.written(layer, inputs, change).items():
+                self._store(row, new[0])
+            self.values[layer], self.changes[layer] = values[0], change[0]
+        return shifts
+
+    def moved_heads(self, layer: int, inputs: dict[int, Tensor], copies: int) -> tuple[Tensor, Tensor]:
+        """Q, k and v of a block some of whose readers see `inputs`, and how its heads differ from their ablated selves.
+
+        Both begin [copies, batch, pos]; what follows is reader or head, and d_head.
+        """
+        batch, pos = self.shape[:2]
+        first = self.graph.attention_columns(layer).start
         values = self.values[layer].expand(copies, -1, -1, -1, -1).clone()
         for column, x in inputs.items():
             online = self.project(layer, [column - first], x.flatten(0, 1)[None])[0].unflatten(0, (copies, -1))
@@ -195,37 +214,40 @@ class LiveCircuit(CircuitRun):
             else:
                 values.flatten(1, 2)[:, self.last, column - first] = online
         z = self.heads(layer, values.flatten(0, 1), self.calls_for(copies)[layer]).unflatten(0, (copies, batch))
-        change = z - self.base.ablated.heads[layer]
-        rows = sorted({row for column in inputs for row in self.owners(column)})
-        weights = self.model.blocks[layer].head_weights([row - graph.head_rows(layer).start for row in rows])
-        shifts = {}
-        for row, weight in zip(rows, weights, strict=True):
-            head = row - graph.head_rows(layer).start
-            shift = (change - self.changes[layer])[..., head, :].flatten(1, 2)
-            shifts[row] = (shift if self.wide[row] else shift[:, self.last]) @ weight
-            if commit:
-                self._store(row, change[0, :, :, head].flatten(0, 1), weight)
-        if commit:
-            self.values[layer], self.changes[layer] = values[0], change[0]
-        return shifts
+        return values, z - self.base.ablated.heads[layer]
 
-    def _store(self, row: int, z: Tensor, weight: Tensor) -> None:
+    def written(
+        self, layer: int, columns: Iterable[int], z: Float[Tensor, "copies batch pos head d_head"]
+    ) -> dict[int, Float[Tensor, "copies rows d_model"]]:
+        """What the heads that depend on `columns` write for `z`, by row, at the positions where they matter."""
+        start = self.graph.head_rows(layer).start
+        rows = sorted({row for column in columns for row in self.owners(column)})
+        weights = self.model.blocks[layer].head_weights([row - start for row in rows])
+        found = {}
+        for row, weight in zip(rows, weights, strict=True):
+            one = z[..., row - start, :].flatten(1, 2)
+            found[row] = (one if self.wide[row] else one[:, self.last]) @ weight
+        return found
+
+    def _store(self, row: int, new: Float[Tensor, "rows d_model"]) -> None:
         if self.wide[row]:
-            self.delta[self.slot[row]] = z @ weight
+            self.delta[self.slot[row]] = new
         else:
-            self.delta[self.slot[row]][self.last] = z[self.last] @ weight
+            self.delta[self.slot[row]][self.last] = new
 
     def _mlp_shift(self, layer: int, column: int, x: Tensor, commit: bool) -> dict[int, Tensor]:
         """How far the MLP of a block moves from its present output."""
         row = self.graph.mlp_row(layer)
-        ablated = self.at(column, self.base.ablated.mlps[layer].flatten(0, 1))
-        new = self.model.blocks[layer].run_mlp(x.to(self.model.dtype)).float() - ablated
+        new = self.moved_mlp(layer, column, x)
         shift = new - self.difference(row, column)
-        if commit and self.wide[row]:
-            self.delta[self.slot[row]] = new[0]
-        elif commit:
-            self.delta[self.slot[row]][self.last] = new[0]
+        if commit:
+            self._store(row, new[0])
         return {row: shift}
+
+    def moved_mlp(self, layer: int, column: int, x: Float[Tensor, "copies rows d_model"]) -> Tensor:
+        """How the MLP of a block that sees `x` differs from its ablated self, where it matters."""
+        ablated = self.at(column, self.base.ablated.mlps[layer].flatten(0, 1))
+        return self.model.blocks[layer].run_mlp(x.to(self.model.dtype)).float() - ablated
 
     def calls_for(self, copies: int) -> list[Call]:
         """How each block calls its attention on several copies of the prompts."""

@@ -4,19 +4,23 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitome.errors import InputError, unknown_name
 from circuitome.interventions.batches import Batch, batches
 from circuitome.models import Model, Tape
-from circuitome.tasks import Task
+from circuitome.tasks import Pair, Task
 
 Ablation = Literal["corrupted", "zero", "mean", "mean-position"]
 """What an edge outside the circuit carries: the corrupted prompt's value, 0, the mean value over the task's corrupted
-prompts and positions, or that mean position by position over prompts of equal length."""
+prompts and positions, or that mean position by position over prompts of one template and length."""
 
 ABLATIONS: tuple[str, ...] = get_args(Ablation)
+
+
+EVERYWHERE = ("", 0)
+"""Key of the mean over all prompts and positions."""
 
 
 def check_ablation(name: str) -> None:
@@ -65,6 +69,10 @@ class WriterValues:
         """Some prompts of the batch."""
         return self._like([t[where] for t in self.tensors()])
 
+    def at(self, rows: Int[Tensor, " batch"], positions: Int[Tensor, " batch"]) -> "WriterValues":
+        """One position a prompt; the axis stays, of length 1."""
+        return self._like([t[rows, positions][:, None] for t in self.tensors()])
+
 
 def scaled_heads(
     model: Model,
@@ -75,7 +83,12 @@ def scaled_heads(
     """Z of every head over the post-norm's divisor, so that a head's share of the stream is linear in it; float32."""
     heads = z.float().unflatten(-1, (model.heads.q, model.heads.width))
     post = model.blocks[layer].attention_post
-    return heads if post is None or attention_out is None else heads / post.sigma(attention_out)[..., None]
+    if post is None or attention_out is None:
+        return heads
+    scaled = heads / post.sigma(attention_out)[..., None]
+    for which, value in model.held.get(layer, ()):
+        scaled[..., which, :] = value
+    return scaled
 
 
 def writer_vectors(
@@ -100,18 +113,19 @@ class AblationValues:
 
     kind: str
     """The ablation."""
-    means: dict[int, WriterValues] = field(default_factory=dict)
-    """By prompt length (key 0: over all prompts and positions): mean values, with a batch axis of 1."""
+    means: dict[tuple[str, int], WriterValues] = field(default_factory=dict)
+    """By template and prompt length (`EVERYWHERE`: over all prompts and positions): means, with a batch axis of 1."""
 
     @classmethod
     def of(cls, model: Model, task: Task, kind: str) -> "AblationValues":
         """Runs the corrupted prompts once where means are needed.
 
-        Raises `InputError` for mean-position when a prompt length occurs only once: its mean would be that prompt.
+        Raises `InputError` for mean-position when a prompt is the only one of its template and length: its mean would
+        be that prompt.
         """
         check_ablation(kind)
         if kind == "mean":
-            return cls(kind, {0: _mean_over_positions(model, task)})
+            return cls(kind, {EVERYWHERE: _mean_over_positions(model, task)})
         if kind == "mean-position":
             return cls(kind, _mean_by_position(model, task))
         return cls(kind)
@@ -126,13 +140,13 @@ class AblationValues:
         if self.kind == "zero":
             return clean.zeros()
         if self.kind == "mean":
-            pairs = zip(self.means[0].tensors(), clean.tensors(), strict=True)
+            pairs = zip(self.means[EVERYWHERE].tensors(), clean.tensors(), strict=True)
             return clean._like([mean.expand_as(value) for mean, value in pairs])
         filled = clean.zeros()
         for i, row in enumerate(batch.rows):
-            length = len(task.pairs[row].clean)
-            for target, mean in zip(filled.tensors(), self.means[length].tensors(), strict=True):
-                target[i, :length] = mean[0]
+            group = _group(task.pairs[row])
+            for target, mean in zip(filled.tensors(), self.means[group].tensors(), strict=True):
+                target[i, : group[1]] = mean[0]
         return filled
 
 
@@ -151,21 +165,28 @@ def _mean_over_positions(model: Model, task: Task) -> WriterValues:
     return values._like([tensor / count for tensor in total])
 
 
-def _mean_by_position(model: Model, task: Task) -> dict[int, WriterValues]:
-    lengths = [len(pair.clean) for pair in task.pairs]
-    for length in sorted(set(lengths)):
-        if lengths.count(length) == 1:
+def _group(pair: Pair) -> tuple[str, int]:
+    """Prompts whose positions mean the same."""
+    return pair.template, len(pair.clean)
+
+
+def _mean_by_position(model: Model, task: Task) -> dict[tuple[str, int], WriterValues]:
+    groups = [_group(pair) for pair in task.pairs]
+    for row, group in enumerate(groups):
+        if groups.count(group) == 1:
+            template = f" of template {group[0]}" if group[0] else ""
             raise InputError(
-                f"mean-position needs at least two prompts of each length; only prompt {lengths.index(length)} has "
-                f"{length} tokens. Use --ablation mean, or prompts of equal length."
+                f"mean-position needs at least two prompts of each template and length; only prompt {row}{template} "
+                f"has {group[1]} tokens. Use --ablation mean, more prompts (--n), or prompts of equal length."
             )
-    sums: dict[int, WriterValues] = {}
+    sums: dict[tuple[str, int], WriterValues] = {}
     for batch in batches(model, task, shared_prefix=False):
         values = corrupted_values(model, batch)
         for i, row in enumerate(batch.rows):
-            one = values._like([t[i : i + 1, : lengths[row]] / lengths.count(lengths[row]) for t in values.tensors()])
-            before = sums.get(lengths[row])
-            sums[lengths[row]] = one if before is None else one.minus(before.zeros().minus(before))
+            group = groups[row]
+            one = values._like([t[i : i + 1, : group[1]] / groups.count(group) for t in values.tensors()])
+            before = sums.get(group)
+            sums[group] = one if before is None else one.minus(before.zeros().minus(before))
     return sums
 
 

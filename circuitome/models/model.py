@@ -138,6 +138,8 @@ class Model:
         self.final_norm = Norm.of(attrgetter(self.family.final_norm)(hf), self.family.gain_offset)
         self.heads = heads
         self.graph = Graph(len(self.blocks), heads.q, heads.kv, parallel=self.family.parallel(config))
+        self.held: dict[int, list[tuple[list[int], Tensor]]] = {}
+        """By block with a post-norm: heads whose scaled outputs are held at a value, inside `interventions.holding`."""
 
     def __repr__(self) -> str:
         return f"Model({self.name}, {self.hf.config.model_type}, {self.graph.n_edges} edges, {self.dtype})"
@@ -164,15 +166,22 @@ class Model:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, special tokens as the tokenizer adds them by default."""
-        return list(self._need_tokenizer()(text).input_ids)
+        return self._ids(text)
 
     def encode_answer(self, text: str) -> list[int]:
         """Token ids of a continuation, without special tokens."""
-        return list(self._need_tokenizer()(text, add_special_tokens=False).input_ids)
+        return self._ids(text, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids."""
         return str(self._need_tokenizer().decode(list(ids)))
+
+    def _ids(self, text: str, **options: bool) -> list[int]:
+        tokenizer = self._need_tokenizer()
+        try:
+            return list(tokenizer(text, **options).input_ids)
+        except Exception as error:  # of no narrower type: a word that a tokenizer without an unknown token lacks
+            raise InputError(f"The tokenizer of {self.name} cannot spell {text!r}: {error}.") from None
 
     def _need_tokenizer(self) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from circuitome.report.compare_page import render_compare
 from circuitome.report.effects_page import render_effects
+from circuitome.report.heads_page import heads_payload, induction_payload, render_heads, render_induction
 from circuitome.report.html import render
 from circuitome.report.payload import compare_payload, effects_payload, payload, verdict_payload
 from circuitome.report.retrieval_page import render_retrieval, retrieval_payload
@@ -21,6 +22,8 @@ PAGES: dict[str, tuple[Callable[[Run], Payload], Callable[[Payload], str]]] = {
     "validate": (verdict_payload, render_verdict),
     "retrieval": (retrieval_payload, render_retrieval),
     "stream": (stream_payload, render_stream),
+    "heads": (heads_payload, render_heads),
+    "induction": (induction_payload, render_induction),
 }
 """By kind of run: what takes the page's data from it, and what makes the page of that."""
 

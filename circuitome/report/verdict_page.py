@@ -17,7 +17,8 @@ def render_verdict(payload: Mapping[str, Any]) -> str:
     """The page, from plain JSON data: the same data gives the same text.
 
     `payload` holds `title`, `command`, `unit`, `edges`, `holds`, `manifest` and, as `Verdict.to_dict` gives them,
-    `criteria`, `variants`, `templates`, `spread`, `nulls`, `completeness` and `minimality`.
+    `criteria`, `variants`, `ablations`, `templates`, `spread`, `nulls`, `completeness`, `minimality`, `edges`, `areas`,
+    `curve`, `robustness` and `known`.
     """
     parts: list[shell.Section] = [
         ("verdict", "The verdict", join(tag("p", {"class": "lede"}, sentence(payload)), _card(payload["criteria"]))),
@@ -25,6 +26,15 @@ def render_verdict(payload: Mapping[str, Any]) -> str:
         ("completeness", "Completeness", _completeness(payload)),
         ("minimality", "Minimality", _minimality(payload["minimality"])),
     ]
+    if payload["edges"]:
+        parts.append(("edges", "Single edges", _edges(payload["edges"])))
+    if payload["areas"]:
+        parts.append(("sizes", "Faithfulness by size", _sizes(payload)))
+    if payload["robustness"]:
+        parts.append(("robustness", "Backups, other prompts, tasks and methods", _robustness(payload["robustness"])))
+    if payload["known"]:
+        rows = [[name, formats.fixed(value, 3)] for name, value in payload["known"].items()]
+        parts.append(("known", "Against the true circuit", shell.table(["measure", "value"], rows, (1,))))
     return shell.page(payload, parts)
 
 
@@ -70,11 +80,128 @@ def _faithfulness(payload: Mapping[str, Any]) -> Markup:
     ]
     parts.append(tag("h3", None, "Circuits made by chance"))
     parts.append(shell.table(["kind", "circuits", "mean faithfulness", "largest"], nulls, (1, 2, 3)))
-    by = {**payload["templates"], **payload["spread"]}
-    if by:
-        rows = [[name, formats.fixed(value, 3)] for name, value in by.items()]
-        parts += [tag("h3", None, "By template and over prompts"), shell.table(["part", "faithfulness"], rows, (1,))]
+    if payload["templates"]:
+        rows = [[name, formats.estimate(one)] for name, one in payload["templates"].items()]
+        parts += [tag("h3", None, "By template"), shell.table(["template", "faithfulness"], rows, (1,))]
+    if payload["spread"]:
+        rows = [[name, formats.fixed(value, 3)] for name, value in payload["spread"].items()]
+        parts += [tag("h3", None, "Over prompts"), shell.table(["prompt", "faithfulness"], rows, (1,))]
+    if payload["ablations"]:
+        rows = [
+            [one["name"], one["note"] if one["edges"] is None else formats.estimate(one["edges"])]
+            for one in payload["ablations"]
+        ]
+        parts += [tag("h3", None, "Under other ablations"), shell.table(["ablation", "faithfulness"], rows, (1,))]
     return join(*parts)
+
+
+def _sizes(payload: Mapping[str, Any]) -> Markup:
+    """CPR and CMD, and the curve they are areas of."""
+    found = payload["areas"]
+    note = (
+        "Areas of faithfulness f over the share p of edges. CPR is the integral of f (circuits by signed score), CMD "
+        "that of |1 - f| (by size of the score); on the linear axis half the weight lies above p = .5."
+    )
+    rows = [
+        ["linear axis", formats.fixed(found["cpr"], 3), formats.fixed(found["cmd"], 3)],
+        ["logarithmic axis", formats.fixed(found["cpr_log"], 3), formats.fixed(found["cmd_log"], 3)],
+    ]
+    curve = [[f"{p:g}", formats.fixed(signed, 3), formats.fixed(size, 3)] for p, signed, size in payload["curve"]]
+    heads = ["share of the edges", "f, by signed score", "f, by size"]
+    return join(
+        tag("p", {"class": "note"}, note),
+        shell.table(["axis", "CPR", "CMD"], rows, (1, 2)),
+        shell.table(heads, curve, (0, 1, 2)),
+    )
+
+
+def _edges(found: Mapping[str, Any]) -> Markup:
+    """The edges that were tested one by one, least needed first."""
+    useless = sorted(found["useless"])
+    note = (
+        f"{len(found['changes'])} edges of the circuit, left out one by one, against {len(useless)} edges of random "
+        f"paths that were added (median change {formats.plain(useless[len(useless) // 2])}). "
+        f"{len(found['unneeded'])} of them are no better than that."
+    )
+    ranked = sorted(found["changes"].items(), key=lambda item: item[1])
+    rows = [
+        [name, formats.plain(change), "no better than a useless edge" if name in found["unneeded"] else ""]
+        for name, change in ranked[:SHOWN]
+    ]
+    return join(tag("p", {"class": "note"}, note), shell.table(["edge", "change of the metric", ""], rows, (1,)))
+
+
+def _robustness(found: Mapping[str, Any]) -> Markup:
+    """Tables of every section of `robustness`, or why there is none."""
+    drawn = {
+        "backups": ("Heads knocked out, and who took over", _backups),
+        "across": ("On other prompts and tasks", _across),
+        "stability": ("On resampled prompts", _stability),
+        "methods": ("Overlap of methods (Jaccard of edges)", _methods),
+    }
+    parts = []
+    for name, (title, draw) in drawn.items():
+        section = found.get(name, {"note": "not measured"})
+        content = tag("p", {"class": "note"}, section["note"]) if "note" in section else draw(section)
+        parts += [tag("h3", None, title), content]
+    return join(*parts)
+
+
+def _backups(found: Mapping[str, Any]) -> Markup:
+    note = (
+        f"Knocked out ({found['ablation']}): {', '.join(found['knocked'])}. Metric {formats.estimate(found['intact'])} "
+        f"before, {formats.estimate(found['left'])} after; without any reaction it would have lost "
+        f"{formats.estimate(found['direct'])}, the others gave {formats.estimate(found['repaired'])} back. "
+        f"Backups: {', '.join(found['backups']) or 'none'}."
+    )
+    rows = [
+        [
+            one["name"],
+            formats.estimate(one["before"]),
+            formats.estimate(one["after"]),
+            formats.estimate(one["growth"]),
+            "backup" if one["name"] in found["backups"] else "",
+        ]
+        for one in found["reactions"][:10]
+    ]
+    risen = ", ".join(one["name"] for one in found["research"]["rises"][:8])
+    heads = ["part", "direct effect before", "after", "growth", ""]
+    return join(
+        tag("p", {"class": "note"}, note),
+        shell.table(heads, rows, (1, 2, 3)),
+        tag("p", {"class": "note"}, f"Searched again without them, these gained most: {risen}."),
+    )
+
+
+def _across(found: Mapping[str, Any]) -> Markup:
+    note = "Faithfulness of the circuit of each row on the prompts of each column; the first row is this circuit."
+    rows = [
+        [name, *(formats.fixed(one["value"], 2) for one in row)]
+        for name, row in zip(found["names"], found["faithfulness"], strict=True)
+    ]
+    edges = [formats.fixed(value, 2) for value in found["overlap"]["edges"][0]]
+    rows.append(["edges shared with the first search", *edges])
+    names = list(found["names"])
+    return join(tag("p", {"class": "note"}, note), shell.table(["circuit of", *names], rows, range(1, len(names) + 1)))
+
+
+def _stability(found: Mapping[str, Any]) -> Markup:
+    kinds = {"edges": "edges", "nodes": "nodes", "ranks": "rank correlation", "edges_halves": "edges, disjoint halves"}
+    rows = [
+        [words, formats.fixed(found[name]["mean"], 3), formats.interval(found[name]["low"], found[name]["high"], 3)]
+        for name, words in kinds.items()
+    ]
+    chance = formats.fixed(found["chance_edges"], 3)
+    note = f"Jaccard with the circuit of all prompts; random circuits share {chance} of their edges."
+    return join(tag("p", {"class": "note"}, note), shell.table(["of", "mean", "95 % of draws"], rows, (1,)))
+
+
+def _methods(found: Mapping[str, Any]) -> Markup:
+    rows = [
+        [name, *(formats.fixed(value, 2) for value in row)]
+        for name, row in zip(found["names"], found["edges"], strict=True)
+    ]
+    return shell.table(["", *found["names"]], rows, range(1, len(found["names"]) + 1))
 
 
 def _completeness(payload: Mapping[str, Any]) -> Markup:
@@ -178,6 +305,9 @@ def _mark(kind: str, x: float, y: float, words: str) -> Markup:
 def _minimality(scores: Mapping[str, float]) -> Markup:
     ranked = sorted(scores.items(), key=lambda item: formats.finite(item[1]) or 0.0)
     rows = [[name, formats.fixed(value, 4)] for name, value in ranked[:SHOWN]]
-    note = f"What the circuit loses without each node, least first; {min(SHOWN, len(ranked))} of {len(ranked)} nodes."
-    heads = ["node", "change as a share of the gap"]
+    note = (
+        "What the circuit loses without each node, or without all edges into a reader, least first; "
+        f"{min(SHOWN, len(ranked))} of {len(ranked)} parts."
+    )
+    heads = ["part", "change as a share of the gap"]
     return join(tag("p", {"class": "note"}, note), shell.table(heads, rows, (1,)))

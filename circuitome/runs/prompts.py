@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from circuitome import known
 from circuitome.errors import InputError, unknown_name
 from circuitome.models import Model, load
+from circuitome.models.known import KNOWN
 from circuitome.runs.spec import ModelSpec
 from circuitome.tasks import TASKS, Task, from_file
 
@@ -32,8 +34,10 @@ class PromptSpec(ModelSpec):
 
     def check(self) -> None:
         """Raises for prompts that cannot be, before anything is loaded."""
-        if self.data is None and self.task not in TASKS:
+        if self.data is None and self.task not in (*TASKS, *KNOWN):
             raise unknown_name("task", self.task, TASKS, "Or give a file of prompt pairs with --data.")
+        if self.data is None and self.task in KNOWN and self.model != self.task:
+            raise InputError(f"The prompts of {self.task} are made for that model; add --model {self.task}.")
         if self.n < 1:
             raise InputError(f"--n is the number of prompt pairs and must be at least 1, got {self.n}.")
         if self.data is not None and not Path(self.data).is_file():
@@ -43,9 +47,15 @@ class PromptSpec(ModelSpec):
         """Load the model and draw or read the prompts. Raises what `check`, `load` and the tasks raise."""
         self.check()
         model = load(self.model)
+        return model, self.draw(model, aligned=aligned)
+
+    def draw(self, model: Model, *, aligned: bool = True) -> Task:
+        """The prompts for `model`: read from the file, or drawn. Raises what tasks raise."""
         if self.data:
-            return model, from_file(model, self.data, aligned=aligned)
-        return model, TASKS[self.task](model, n=self.n, seed=self.seed)
+            return from_file(model, self.data, aligned=aligned)
+        if self.task in KNOWN:
+            return known.task(self.task, self.n, self.seed)
+        return TASKS[self.task](model, n=self.n, seed=self.seed)
 
     def folder_name(self, kind: str) -> str:
         """A readable folder name for the run."""

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from circuitome.errors import InputError, RunError
-from circuitome.graph import Circuit, Graph
+from circuitome.graph import Circuit, EdgeScores, Graph
+from circuitome.known import true_circuit
 from circuitome.models import Model, load, weights_hash
+from circuitome.models.known import KNOWN
 from circuitome.runs.prompts import PromptSpec
 from circuitome.runs.store import Run, load_run
-from circuitome.tasks import TASKS, Task, from_file
-from circuitome.validation import validate
-from circuitome.validation.subsets import without
-from circuitome.validation.verdict import USELESS
+from circuitome.tasks import Task, ioi
+from circuitome.validation import Evaluator, shrink, validate
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -29,7 +29,7 @@ class ValidateSpec:
     quick: bool = False
     """Fewer subsets: about a tenth of the work, some verdicts stay unclear."""
     shrink: bool = False
-    """Whether to leave out the nodes that the circuit can do without."""
+    """Whether to leave out what the circuit can do without."""
     seed: int = 0
     """Seed of subsets and random circuits."""
     max_memory: int | None = None
@@ -43,8 +43,8 @@ class ValidateSpec:
         return shlex.join(words + (["--max-memory", str(self.max_memory)] if self.max_memory else []))
 
 
-def run_validate(spec: ValidateSpec, progress: Progress | None = None) -> Run:
-    """The verdict on a run's circuit.
+def run_validate(spec: ValidateSpec, progress: Progress | None = None, partial: Path | None = None) -> Run:
+    """The verdict on a run's circuit. In `partial` measurements are kept, so that a stopped run goes on.
 
     Raises `RunError` if its data file or model changed since, or it has no circuit.
     """
@@ -58,13 +58,20 @@ def run_validate(spec: ValidateSpec, progress: Progress | None = None) -> Run:
         circuit,
         task,
         ablation=ablation,
+        scores=_scores(found, circuit),
+        others=_other_corruptions(found, model),
+        truth=true_circuit(model, task, ablation) if _knows(model, ablation) else None,
         quick=spec.quick,
         seed=spec.seed,
         max_memory=spec.max_memory,
+        memory=partial,
         progress=tell,
     )
-    useless = verdict.minimality.useless(USELESS)
-    smaller = without(circuit, useless) if spec.shrink else circuit
+    smaller, left_out = circuit, tuple[str, ...]()
+    if spec.shrink:
+        path = None if partial is None else partial / "measured.safetensors"
+        evaluator = Evaluator(model, task, ablation, spec.max_memory, memory=path)
+        smaller, left_out = shrink(evaluator, circuit, verdict.minimality)
     again = PromptSpec(**found.manifest["prompts_from"])
     manifest = {
         **again.manifest("validate", model, task, spec.command()),
@@ -74,11 +81,31 @@ def run_validate(spec: ValidateSpec, progress: Progress | None = None) -> Run:
         "holds": verdict.holds,
         "edges": len(circuit),
         "edges_after_shrinking": len(smaller),
-        "left_out": list(useless) if spec.shrink else [],
+        "left_out": list(left_out),
         "results": verdict.to_dict(),
         "seconds": round(time.perf_counter() - start, 2),
     }
     return Run(manifest, {"circuit": smaller.mask})
+
+
+def _scores(run: Run, circuit: Circuit) -> EdgeScores | None:
+    """The scores of a `find` run."""
+    if "scores" not in run.tensors:
+        return None
+    method = run.manifest["method"]
+    return EdgeScores(circuit.graph, run.tensors["scores"], method.get("unit", ""), method.get("description", ""))
+
+
+def _other_corruptions(run: Run, model: Model) -> dict[str, Task]:
+    """The same clean prompts with the ABC distribution, for a run on IOI's generator."""
+    origin = run.manifest["prompts_from"]
+    if origin["data"] is not None or origin["task"] != "ioi":
+        return {}
+    return {"ABC": ioi(model, n=origin["n"], seed=origin["seed"], corruption="abc")}
+
+
+def _knows(model: Model, ablation: str) -> bool:
+    return model.name in KNOWN and ablation in ("corrupted", "zero")
 
 
 def reopened(run: Run, folder: str) -> tuple[Model, Task, Circuit]:
@@ -92,10 +119,7 @@ def reopened(run: Run, folder: str) -> tuple[Model, Task, Circuit]:
     if origin["data"] is not None and not Path(origin["data"]).is_file():
         raise RunError(f"The prompts of {folder} came from {origin['data']}, which is not there any more.")
     model = load(origin["model"])
-    if origin["data"] is not None:
-        task = from_file(model, origin["data"], aligned=manifest.get("ablation") not in ("zero", "mean"))
-    else:
-        task = TASKS[origin["task"]](model, n=origin["n"], seed=origin["seed"])
+    task = PromptSpec(**origin).draw(model, aligned=manifest.get("ablation") not in ("zero", "mean"))
     if task.data_hash() != manifest["task"]["data_hash"]:
         raise RunError(
             f"The prompts of {folder} have changed since ({origin['data'] or origin['task']}). Run it again: "

@@ -1,5 +1,7 @@
 """Is the circuit real: faithfulness beside random circuits, agreement of scores, comparison with a known circuit."""
 
+from circuitome.validation.across import across as across
+from circuitome.validation.across import variants_of as variants_of
 from circuitome.validation.agreement import Agreement as Agreement
 from circuitome.validation.agreement import agreement as agreement
 from circuitome.validation.agreement import spread_edges as spread_edges
@@ -7,6 +9,8 @@ from circuitome.validation.areas import SHARES as SHARES
 from circuitome.validation.areas import Areas as Areas
 from circuitome.validation.areas import areas as areas
 from circuitome.validation.areas import benchmark_sizes as benchmark_sizes
+from circuitome.validation.backups import backups as backups
+from circuitome.validation.criteria import Criterion as Criterion
 from circuitome.validation.evaluate import Evaluator as Evaluator
 from circuitome.validation.faithfulness import Curve as Curve
 from circuitome.validation.faithfulness import Faithfulness as Faithfulness
@@ -16,6 +20,8 @@ from circuitome.validation.faithfulness import faithfulness_curve as faithfulnes
 from circuitome.validation.faithfulness import random_circuit as random_circuit
 from circuitome.validation.hypothesis import TestResult as TestResult
 from circuitome.validation.nulls import NULLS as NULLS
+from circuitome.validation.research import research as research
+from circuitome.validation.robustness import robustness as robustness
 from circuitome.validation.roc import auroc as auroc
 from circuitome.validation.roc import edge_auroc as edge_auroc
 from circuitome.validation.roc import node_auroc as node_auroc
@@ -23,10 +29,15 @@ from circuitome.validation.roc import pessimistic_area as pessimistic_area
 from circuitome.validation.roc import precision_recall as precision_recall
 from circuitome.validation.roc import roc_points as roc_points
 from circuitome.validation.roc import score_points as score_points
+from circuitome.validation.shuffled import shuffled_labels as shuffled_labels
+from circuitome.validation.shuffled import shuffled_null as shuffled_null
+from circuitome.validation.stability import bootstrap_stability as bootstrap_stability
+from circuitome.validation.stability import compare_scores as compare_scores
+from circuitome.validation.stability import method_agreement as method_agreement
 from circuitome.validation.subsets import Completeness as Completeness
 from circuitome.validation.subsets import Minimality as Minimality
 from circuitome.validation.subsets import completeness as completeness
 from circuitome.validation.subsets import minimality as minimality
-from circuitome.validation.verdict import Criterion as Criterion
+from circuitome.validation.subsets import shrink as shrink
 from circuitome.validation.verdict import Verdict as Verdict
 from circuitome.validation.verdict import validate as validate

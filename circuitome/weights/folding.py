@@ -21,6 +21,14 @@ def behind(norm: Norm | None, weight: Float[Tensor, "... d_model"]) -> Float[Ten
     return weight.float() if norm is None else norm.centre(weight.float() * norm.gain)
 
 
+def normed(norm: Norm | None, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+    """What a norm makes of residuals x, float32; x itself without a norm."""
+    if norm is None:
+        return x.float()
+    out = norm.gain * norm.centre(x) / norm.sigma(x)
+    return out if norm.bias is None else out + norm.bias
+
+
 def query_weights(model: Model, layer: int) -> Float[Tensor, "head d_head d_model"]:
     """W_Q of every head, its norm folded in."""
     return _readers(model, layer, range(model.heads.q))

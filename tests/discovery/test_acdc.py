@@ -4,6 +4,7 @@ import pytest
 import torch
 from families import random_task, tiny
 
+import circuitome as cm
 from circuitome.discovery.acdc import ORDERS, Step, acdc
 from circuitome.errors import InputError, UnknownNameError
 from circuitome.graph import Circuit
@@ -70,6 +71,16 @@ def test_acdc_is_the_published_algorithm(model, order, threshold):
 @pytest.mark.parametrize("options", [{"loss": "kl"}, {"absolute": True}, {"ablation": "zero"}, {"loss": "l2"}], ids=str)
 def test_so_it_is_with_other_losses_tests_and_ablations(model, options):
     same(acdc(model, TASK, threshold=0.02, **options), one_edge_at_a_time(model, TASK, 0.02, **options))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["reverse", "normal"])
+@pytest.mark.parametrize(("name", "ablation"), [("known-ioi", "corrupted"), ("tracr-frac-prevs", "zero")])
+def test_so_it_is_on_models_whose_circuit_is_known(name, ablation, order):
+    model, task = cm.load(name), cm.known.task(name, 6)
+    for threshold in (0.002, 0.2):
+        options = {"order": order, "ablation": ablation, "loss": "l2"}
+        same(acdc(model, task, threshold=threshold, **options), one_edge_at_a_time(model, task, threshold, **options))
 
 
 @pytest.mark.parametrize("threshold", [pytest.param(0.05, marks=pytest.mark.slow), 0.2])

@@ -110,7 +110,7 @@ def test_retrieval(capsys, folder, files, tmp_path):
 def test_streams_that_cannot_be(capsys, folder, files, tmp_path, words, message):
     given = {"--window": 12, "--sinks": 2, "--text": files / "text.txt", **dict([words])}
     flat = [part for pair in given.items() for part in pair]
-    code, out, err = run(capsys, "stream", "--model", folder, "--out", tmp_path / "run", *flat)
+    code, _, err = run(capsys, "stream", "--model", folder, "--out", tmp_path / "run", *flat)
     assert code == 1 and re.search(message, err), err
     assert not (tmp_path / "run").exists()
 
@@ -135,7 +135,7 @@ def test_searches_that_cannot_be(capsys, folder, files, tmp_path, words, message
     data = {"--text": files / "text.txt", "--needles": files / "needles.jsonl", "--model": folder, "--lengths": "30"}
     given = {**data, "--steps": 2, name: files / "empty.txt" if value == "EMPTY" else value}
     flat = [part for pair in given.items() for part in pair]
-    code, out, err = run(capsys, "retrieval", "--out", tmp_path / "run", *flat)
+    code, _, err = run(capsys, "retrieval", "--out", tmp_path / "run", *flat)
     assert code == 1 and re.search(message, err), err
     assert not (tmp_path / "run").exists()
 
@@ -144,9 +144,9 @@ def test_a_dense_cache_needs_positions(capsys, files, tmp_path):
     model = spoken("gpt2")
     model.hf.save_pretrained(tmp_path / "model")
     model.tokenizer.save_pretrained(tmp_path / "model")
-    code, out, err = stream(capsys, tmp_path / "model", files, "--out", tmp_path / "run")
+    code, _, err = stream(capsys, tmp_path / "model", files, "--out", tmp_path / "run")
     assert code == 1 and "learned positions for 64 tokens" in err and "--tokens 65" in err
-    code, out, err = stream(capsys, tmp_path / "model", files, "--out", tmp_path / "run", "--tokens", 65)
+    code, _, err = stream(capsys, tmp_path / "model", files, "--out", tmp_path / "run", "--tokens", 65)
     assert code == 0, err
 
 

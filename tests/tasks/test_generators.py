@@ -141,6 +141,17 @@ def test_ioi(tokens: Any, corruption: str) -> None:
             assert new_s2 == io if corruption == "s2-io" else len({io, s1, new_s2}) == 3
 
 
+def test_ioi_in_other_words(tokens: Any) -> None:
+    task = tasks.ioi(tokens, n=16, paraphrased=True)
+    usual = {pair.template for pair in tasks.ioi(tokens, n=12).pairs}
+    assert _balanced([pair.template for pair in task.pairs])
+    assert len({pair.template for pair in task.pairs}) == 8 and not usual & {pair.template for pair in task.pairs}
+    for pair in task.pairs:
+        io, s1, s2 = (_word(tokens, pair, role) for role in ("IO", "S1", "S2"))
+        assert s1 == s2 != io and _changed(pair) == {pair.roles["S2"]}
+        assert (pair.roles["IO"] < pair.roles["S1"]) == ("ABBA" in pair.template)
+
+
 def test_ioi_unknown_corruption(words: Any) -> None:
     with pytest.raises(UnknownNameError, match=r"no corruption 's2random'. Did you mean 's2-random'.*abc"):
         tasks.ioi(words, corruption="s2random")

@@ -2,12 +2,18 @@
 
 import pytest
 import torch
+from families import random_task, tiny
 
 import circuitome as cm
-from circuitome.errors import InputError
+from circuitome.discovery import eap
+from circuitome.errors import InputError, RunError, UnknownNameError
 from circuitome.graph import Circuit, Graph
-from circuitome.validation import Evaluator, completeness, minimality, validate
-from circuitome.validation.subsets import without
+from circuitome.validation import Evaluator, completeness, minimality, shrink, validate
+from circuitome.validation.chance import edge_test, necessity, random_path
+from circuitome.validation.subsets import is_reader, without
+from circuitome.validation.variants import node_circuit
+
+USELESS = ("embed->a1.h1.q", "a0.h0->a1.kv1.v", "a1.h1->logits", "m1->logits")
 
 
 @pytest.fixture(scope="module")
@@ -20,15 +26,24 @@ def known():
 @pytest.fixture(scope="module")
 def verdict(known):
     model, task, truth = known
-    return validate(model, truth, task)
+    return validate(model, truth, task, scores=eap(model, task), truth=truth)
 
 
+@pytest.mark.slow
 def test_the_truth_passes_everything(verdict):
     failed = [one for one in verdict.criteria if one.verdict != "pass"]
-    assert not failed
+    assert not failed and len(verdict.criteria) >= 11
     assert verdict.holds and verdict["faithfulness"].value == pytest.approx(1, abs=1e-3)
     assert set(verdict.templates) == {"ABBA", "BABA"}
     assert verdict.variants["difference"].value == pytest.approx(0, abs=0.02)
+    assert verdict.variants["KL, circuit"].value == pytest.approx(0, abs=1e-3)
+    assert verdict.variants["argmax agreement, circuit"].value == 1
+    assert verdict.variants["KL, empty circuit"].value > 0.1
+    assert verdict.known is not None and verdict.known["precision"] == verdict.known["recall"] == 1
+    assert {one.name for one in verdict.ablations} == {"zero", "mean", "mean-position"}
+    assert set(verdict.robustness) == {"backups", "stability", "shuffled", "across", "methods"}
+    assert verdict["stability"].value > 0.9 and verdict["beats shuffled labels"].verdict == "pass"
+    assert len(verdict.to_dict()["curve"]) == len(verdict.curve) and verdict.curve[-1][1] == pytest.approx(1, abs=1e-4)
 
 
 @pytest.mark.slow
@@ -43,13 +58,42 @@ def test_the_truth_without_one_edge_is_not_faithful_or_not_complete(known):
         assert abs(float(share) - 1) > 0.05 or float(found.scores.max()) > 0.05, edge
 
 
-def test_a_useless_node_is_not_minimal(known):
+def test_a_useless_node_is_not_minimal_and_shrinking_removes_it(known):
     model, task, truth = known
-    padded = truth | Circuit.of(truth.graph, ["embed->a1.h1.q", "a0.h0->a1.kv1.v", "a1.h1->logits", "m1->logits"])
-    found = minimality(Evaluator(model, task), padded)
-    assert set(found.useless()) == {"a1.h1", "m1"}
+    padded = truth | Circuit.of(truth.graph, USELESS)
+    evaluator = Evaluator(model, task)
+    found = minimality(evaluator, padded)
+    assert {name for name in found.useless() if not is_reader(name)} == {"a1.h1", "m1"}
+    assert {"a1.h1.q", "a1.kv1.v"} <= set(found.useless())
     assert without(padded, found.useless()) == truth.without_dangling()
+    smaller, gone = shrink(evaluator, padded, found)
+    assert smaller == truth.without_dangling() and set(gone) >= {"a1.h1", "m1"}
     assert validate(model, padded, task, quick=True)["minimality"].verdict == "fail"
+
+
+def test_a_useless_edge_is_no_better_than_chance(known):
+    model, task, truth = known
+    found = edge_test(Evaluator(model, task), truth | Circuit.of(truth.graph, USELESS))
+    assert set(found.unneeded) == set(USELESS) and found.summary.rejected()
+    assert not edge_test(Evaluator(model, task), truth).summary.rejected()
+
+
+def test_each_part_changes_what_leaving_it_out_changes():
+    model, task = tiny("llama"), random_task(3, lengths=(5, 6))
+    draw = torch.Generator().manual_seed(0)
+    circuit = Circuit(model.graph, model.graph.mask & (torch.rand(model.graph.mask.shape, generator=draw) < 0.6))
+    found = minimality(Evaluator(model, task), circuit, sets=0)
+    slow = Evaluator(model, task)
+    whole = slow.circuits([circuit])[0].mean()
+    for name in ("a0.h1", "m1", "a2.h0.q", "a1.kv1.v", "m2.in", "logits"):
+        mask = circuit.mask.clone()
+        if is_reader(name):
+            mask[:, model.graph.column(name)] = False
+        else:
+            mask[model.graph.row(name)] = False
+        change = slow.circuits([Circuit(model.graph, mask)])[0].mean() - whole
+        got = found.changes[0, found.names.index(name)].mean()
+        torch.testing.assert_close(got, change, atol=2e-5, rtol=2e-5)
 
 
 def test_identities(known):
@@ -59,9 +103,57 @@ def test_identities(known):
     none = torch.zeros(1, len(model.graph.writers), dtype=torch.bool)
     torch.testing.assert_close(evaluator.knocked_out(none)[0], evaluator.clean, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(evaluator.circuits([full])[0], evaluator.clean, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(evaluator.clean_logits(), evaluator.logits(full), atol=1e-5, rtol=1e-5)
     found = completeness(evaluator, full, draws=4, greedy=2)
     torch.testing.assert_close(found.scores, torch.zeros_like(found.scores), atol=1e-4, rtol=0)
     assert found.kinds.count("random") == 4 and found.kinds.count("greedy") == 2
+    named = completeness(evaluator, full, draws=0, greedy=0, groups={"movers": ["a1.h0"]})
+    assert named.sets == (("a1.h0",),) and named.kinds == ("movers",)
+    with pytest.raises(UnknownNameError, match=r"a9\.h9"):
+        completeness(evaluator, full, draws=0, greedy=0, groups={"movers": ["a9.h9"]})
+
+
+def test_random_paths_lead_from_an_embedding_to_the_logits():
+    graph = tiny("llama").graph
+    draw = torch.Generator().manual_seed(0)
+    paths = [random_path(graph, draw) for _ in range(20)]
+    assert all(path.without_dangling() == path and 1 <= len(path) <= 8 for path in paths)
+    assert len(set(paths)) > 10
+
+
+def test_the_nodes_alone_hold_all_edges_between_them(known):
+    _, _, truth = known
+    nodes = node_circuit(truth)
+    assert truth <= nodes and set(nodes.nodes) <= set(truth.nodes)
+
+
+def test_cutting_the_truth_out_hurts_most(known):
+    model, task, truth = known
+    test, damage, others = necessity(Evaluator(model, task), truth)
+    assert test.rejected() and damage > max(others)
+    all_of_it, _, none = necessity(Evaluator(model, task), Circuit.full(model.graph))
+    assert not all_of_it.rejected() and none == []
+
+
+def test_a_stopped_validation_goes_on_with_the_same_result(known, tmp_path):
+    model, task, truth = known
+    whole = validate(model, truth, task, quick=True)
+
+    def kill(what, done, total):
+        if what == "minimality":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        validate(model, truth, task, quick=True, memory=tmp_path, progress=kill)
+    evaluator = Evaluator(model, task, memory=tmp_path / "measured.safetensors")
+    evaluator.circuits([truth])
+    evaluator.save()
+    again = Evaluator(model, task, memory=tmp_path / "measured.safetensors")
+    again.bases = None  # nothing may be run
+    torch.testing.assert_close(again.circuits([truth]), evaluator.circuits([truth]))
+    assert validate(model, truth, task, quick=True, memory=tmp_path).to_dict() == whole.to_dict()
+    with pytest.raises(RunError, match="another validation run"):
+        Evaluator(model, cm.known.task("known-ioi", 20), memory=tmp_path / "measured.safetensors")
 
 
 def test_few_prompts_leave_verdicts_unclear(known):

@@ -1,0 +1,172 @@
+"""Direct logit attribution: what every writer adds to the answer's logit by itself, no later part in between."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from circuitome.errors import MemoryBudgetError, NumericsError, unknown_name
+from circuitome.models import Inputs, Model, Norm, Tape
+from circuitome.results import Estimate, mean
+from circuitome.tasks import Task
+from circuitome.weights.folding import behind, unembedding_rows
+
+MEMORY = 500_000_000
+"""Bytes that a batch may take beside the weights by default."""
+
+Progress = Callable[[int, int], None]
+"""Called with prompts done and all prompts."""
+
+
+@dataclass(frozen=True)
+class LogitAttribution:
+    """What every writer adds directly to the logit difference of each prompt; parts and biases sum to it exactly."""
+
+    parts: tuple[str, ...]
+    """The writers of the graph, then "biases": of attention outputs, of the final norm and of the unembedding."""
+    samples: Float[Tensor, "prompts parts"]
+    """Contributions in logits, float32."""
+    logit_diff: Float[Tensor, " prompts"]
+    """Mean logit of right answers minus mean logit of wrong ones from the model's final residual, before a soft cap."""
+    scale: Float[Tensor, " prompts"]
+    """What the final norm divided by at the position read; frozen in all contributions."""
+    unit: str = "logits"
+    """Unit of `samples`."""
+
+    def __getitem__(self, part: str) -> Estimate:
+        """Mean contribution of a part over prompts with its interval. Raises `UnknownNameError`."""
+        if part not in self.parts:
+            raise unknown_name("part", part, self.parts)
+        return mean(self.samples[:, self.parts.index(part)], self.unit)
+
+    def top(self, n: int = 10) -> list[tuple[str, Estimate]]:
+        """The parts with the largest mean |contribution|, each with its interval."""
+        order = self.samples.mean(0).abs().argsort(descending=True)[:n].tolist()
+        return [(self.parts[i], self[self.parts[i]]) for i in order]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Mean contributions and logit difference with intervals, as plain JSON values."""
+        return {
+            "unit": self.unit,
+            "logit_diff": mean(self.logit_diff, self.unit).to_dict(),
+            "parts": {part: self[part].to_dict() for part in self.parts},
+        }
+
+
+def direct_logit_attribution(
+    model: Model, task: Task, *, max_memory: int | None = None, progress: Progress | None = None
+) -> LogitAttribution:
+    """What each writer adds directly to right minus wrong answers after the clean prompts, later layers left alone.
+
+    c(w) = <centre(x_w), gain * (mean U[right] - mean U[wrong])> / sigma, with sigma the scale of the final norm for
+    the whole residual, frozen. Where a model caps its logits (Gemma 2) the logits before the cap are attributed.
+    A positive contribution speaks for the right answers. A prompt without wrong answers: the right answers' logit.
+    `max_memory`: bytes that a batch may take beside the weights.
+
+    Raises `MemoryBudgetError` where not even one prompt fits, `NumericsError` where residuals are not finite.
+    Source: Elhage et al. 2021; in this form TransformerLens, ActivationCache.logit_attrs.
+    """
+    graph = model.graph
+    samples = torch.empty(len(task), len(graph.writers) + 1)
+    totals, scales = torch.empty(len(task)), torch.empty(len(task))
+    done = 0
+    for rows, inputs in _batches(model, task, max_memory):
+        with torch.no_grad():
+            found = _contributions(model, model.record(inputs, logits=False), inputs, *_directions(model, task, rows))
+        for target, values in zip((samples, totals, scales), found, strict=True):
+            target[rows] = values.cpu()
+        done += len(rows)
+        if progress is not None:
+            progress(done, len(task))
+    if not bool(torch.isfinite(samples).all()):
+        raise NumericsError(f"{model.name}: contributions to the logits of task {task.name!r} are not finite.")
+    return LogitAttribution((*graph.writers, "biases"), samples, totals, scales)
+
+
+def padded(model: Model, prompts: Sequence[Sequence[int]], read: Sequence[int]) -> Inputs:
+    """Prompts as one batch, padded on the right; logits are read after token `read` of each."""
+    longest = max(map(len, prompts))
+    ids, mask = torch.zeros(2, len(prompts), longest, dtype=torch.long)
+    for i, prompt in enumerate(prompts):
+        ids[i, : len(prompt)] = torch.tensor(prompt)
+        mask[i, : len(prompt)] = 1
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    device = model.device
+    return Inputs(ids.to(device), mask.to(device), positions.to(device), torch.tensor(read, device=device))
+
+
+def frozen_scale(norm: Norm, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... 1"]:
+    """What the norm divides x by; 1 for models that have an identity in its place."""
+    return torch.ones_like(x[..., :1]).float() if isinstance(norm.module, nn.Identity) else norm.sigma(x)
+
+
+def _batches(model: Model, task: Task, max_memory: int | None) -> Iterator[tuple[list[int], Inputs]]:
+    """Rows of the task, alike in length, and their clean prompts."""
+    budget = MEMORY if max_memory is None else max_memory
+    fit = budget // model.bytes_per_token(gradients=False)
+    prompts = [pair.clean for pair in task.pairs]
+    longest = max(map(len, prompts))
+    if fit < longest:
+        need = longest * model.bytes_per_token(gradients=False)
+        raise MemoryBudgetError(
+            f"One prompt of {longest} tokens needs about {need / 1e6:,.0f} MB beside the weights, the budget is "
+            f"{budget / 1e6:,.0f} MB. Raise max_memory, or shorten the prompts."
+        )
+    groups: list[list[int]] = []
+    for row in sorted(range(len(task)), key=lambda row: len(prompts[row])):
+        if groups and (len(groups[-1]) + 1) * len(prompts[row]) <= fit:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    for rows in groups:
+        yield rows, padded(model, [prompts[row] for row in rows], [task.pairs[row].reads for row in rows])
+
+
+def _directions(
+    model: Model, task: Task, rows: Sequence[int]
+) -> tuple[Float[Tensor, "batch d_model"], Float[Tensor, " batch"]]:
+    """Mean unembedding of right answers minus that of wrong ones for each prompt, and the same of its biases."""
+    weight, bias = unembedding_rows(model), getattr(model.unembedding, "bias", None)
+    directions, offsets = [], []
+    for row in rows:
+        sides = [list(ids) for ids in (task.pairs[row].answers, task.pairs[row].wrongs)]
+        means = [weight[ids].float().mean(0) if ids else weight.new_zeros(model.d_model).float() for ids in sides]
+        directions.append(means[0] - means[1])
+        constants = [bias[ids].float().mean() if ids and bias is not None else weight.new_zeros(()) for ids in sides]
+        offsets.append((constants[0] - constants[1]).float())
+    return torch.stack(directions), torch.stack(offsets)
+
+
+def _contributions(
+    model: Model, tape: Tape, inputs: Inputs, direction: Float[Tensor, "batch d_model"], offset: Float[Tensor, " batch"]
+) -> tuple[Float[Tensor, "batch parts"], Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    """Contributions of a batch, the logit difference that they sum to, and the final norm's scale."""
+    final, norm = _at(tape.final, inputs), model.final_norm
+    scale = frozen_scale(norm, final)
+    seen = behind(norm, direction) / scale
+    parts, biases = [_dot(_at(tape.attention_in[0], inputs), seen)[:, None]], offset.clone()
+    for layer, block in enumerate(model.blocks):
+        z = _at(tape.z[layer], inputs).unflatten(-1, (model.heads.q, model.heads.width))
+        if block.attention_post is not None:
+            z = z / block.attention_post.sigma(_at(tape.attention_out[layer], inputs))[..., None]
+        parts.append(torch.einsum("bhe,hed,bd->bh", z, block.head_weights(), seen))
+        parts.append(_dot(_at(tape.mlp_out[layer], inputs), seen)[:, None])
+        if (bias := block.output_bias()) is not None:
+            biases = biases + seen @ bias
+    if norm.bias is not None:
+        biases = biases + direction @ norm.bias
+    total = _dot(norm.module(final.to(model.dtype)).float(), direction) + offset
+    return torch.cat([*parts, biases[:, None]], 1), total, scale[:, 0]
+
+
+def _at(values: Tensor | None, inputs: Inputs) -> Float[Tensor, "batch _"]:
+    """The vector at the position that is read, float32."""
+    assert values is not None
+    return values[torch.arange(len(values), device=values.device), inputs.read].float()
+
+
+def _dot(a: Float[Tensor, "batch d"], b: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
+    return (a * b).sum(-1)

@@ -1,0 +1,192 @@
+"""Contributions against circuit runs, and a backup head that was planted by hand."""
+
+from itertools import product
+
+import pytest
+import torch
+from families import CONFIGS, random_task, tiny
+
+import circuitome as cm
+from circuitome.errors import InputError, UnknownNameError
+from circuitome.graph import Circuit
+from circuitome.interventions import run_circuit
+from circuitome.models import Model, check_model
+from circuitome.models.known import KnownConfig, KnownForCausalLM
+from circuitome.validation.backups import backups, grew
+from circuitome.validation.contributions import direct_contributions, knocked_contributions
+from circuitome.validation.evaluate import Evaluator
+from circuitome.validation.research import research, strengths
+
+TASK = random_task(3, lengths=(5, 6))
+QUICK = (("gemma2", "mean"), ("llama", "corrupted"))
+MOVER = "a2.h0"
+
+
+def four_layers(backup: bool) -> Model:
+    """The IOI toy with a block more; with `backup`, its a3.h0 moves the name where nobody has moved it yet.
+
+    Its query is that of the name mover, minus the slice that name movers write to. So it looks at nothing while the
+    mover is on, and does the mover's work when it is off.
+    """
+    small = cm.load("known-ioi")
+    names = [*KnownConfig.__annotations__]
+    settings = {name: getattr(small.hf.config, name) for name in names}
+    hf = KnownForCausalLM(KnownConfig(**{**settings, "num_hidden_layers": 4}))
+    for parameter in hf.parameters():
+        parameter.detach().zero_()
+    hf.load_state_dict(small.hf.state_dict(), strict=False)
+    if backup:
+        before, after = hf.layers[2].self_attn, hf.layers[3].self_attn
+        width = before.width
+        for module in ("q_proj", "k_proj", "v_proj"):
+            source, target = getattr(before, module), getattr(after, module)
+            target.weight.detach()[:width] = source.weight[:width]
+            target.bias.detach()[:width] = source.bias[:width]
+        after.out_proj.weight.detach()[:, :width] = before.out_proj.weight[:, :width]
+        moved = before.out_proj.weight[:, :width].detach().T  # row by row, where each name is written
+        sharp = before.q_proj.weight.abs().max() / 2
+        after.q_proj.weight.detach()[:8] -= sharp * (moved[:8] != 0)
+    model = Model(hf.eval(), small.tokenizer, "four-layers")
+    check_model(model)
+    return model
+
+
+@pytest.fixture(scope="module")
+def task():
+    return cm.known.task("known-ioi", 16)
+
+
+@pytest.fixture(scope="module")
+def planted():
+    return four_layers(backup=True)
+
+
+def metric_of(model, circuit, ablation):
+    return TASK.score(run_circuit(model, TASK, circuit, ablation=ablation), range(len(TASK)))
+
+
+@pytest.mark.parametrize(
+    ("name", "ablation"),
+    [
+        one if one in QUICK else pytest.param(*one, marks=pytest.mark.slow)
+        for one in product(CONFIGS, ("corrupted", "mean"))
+    ],
+)
+def test_direct_contributions_are_single_edges_into_the_logits(name, ablation):
+    model = tiny(name)
+    graph, full = model.graph, Circuit.full(model.graph)
+    out = [graph.row(one) for one in ("a0.h1", "a1.h3")]
+    evaluator = Evaluator(model, TASK, ablation)
+    before, knocked = direct_contributions(evaluator), knocked_contributions(evaluator, out)
+
+    frozen, gone = full.mask.clone(), full.mask.clone()
+    frozen[out, -1] = False
+    gone[out] = False
+    for found, mask in ((before, full.mask), (knocked.frozen, frozen), (knocked.after, gone)):
+        whole = metric_of(model, Circuit(graph, mask), ablation)
+        torch.testing.assert_close(found.metric, whole, atol=5e-5, rtol=1e-4)
+        for row in (graph.row("m1"), graph.row("a2.h2")):
+            cut = mask.clone()
+            cut[row, -1] = False
+            alone = whole - metric_of(model, Circuit(graph, cut), ablation)
+            torch.testing.assert_close(found.samples[:, row], alone, atol=5e-5, rtol=1e-4)
+    assert knocked.after.samples[:, out].abs().max() == 0
+
+
+@pytest.mark.parametrize("ablation", ["corrupted", "mean", "zero"])
+def test_a_planted_backup_is_found(planted, task, ablation):
+    found = backups(planted, task, ablation=ablation)
+    assert found.knocked == (MOVER,)
+    assert [one.name for one in found.found] == ["a3.h0"]
+    own = found["a3.h0"]
+    assert own.before.value == pytest.approx(0, abs=0.05) and own.after.value > 5
+    assert own.p_value < 0.001
+    # Alone it is nothing, beside the mover it is all that is left.
+    assert own.total_before.value == pytest.approx(0, abs=0.05)
+    assert own.total_after.value == pytest.approx(own.after.value, rel=0.01)
+    assert found.repaired.value == pytest.approx(own.after.value - own.before.value, rel=0.01)
+    assert found.lost.value == pytest.approx(found.intact.value - found.left.value, abs=1e-4)
+    assert found.direct.value == pytest.approx(found.lost.value + found.repaired.value, abs=1e-4)
+
+
+@pytest.mark.parametrize("extra", [False, True])
+def test_a_model_without_backups_has_none(task, extra):
+    model = four_layers(backup=False) if extra else cm.load("known-ioi")
+    found = backups(model, task)
+    assert found.knocked == (MOVER,) and not found.found and not found.relieved
+    assert found.repaired.value == pytest.approx(0, abs=1e-4)
+
+
+def test_what_the_final_norm_does_is_no_backup():
+    """In random models with norms contributions grow when others go, by the norm alone where nothing reacts."""
+    model, task = tiny("llama"), random_task(12)
+    last = ["a2.h1", "a2.h3"]
+    evaluator = Evaluator(model, task)
+    knocked = knocked_contributions(evaluator, [model.graph.row(one) for one in last])
+    before = direct_contributions(evaluator)
+    earlier = slice(0, model.graph.head_rows(2).start)
+    change = (knocked.after.samples - knocked.frozen.samples)[:, earlier]
+    by_norm = (knocked.after.samples - before.samples)[:, earlier]
+    # Only m2 can react; all others differ from before, but not from the frozen run, except through m2's output.
+    assert by_norm.abs().max() > 1e-3
+    assert change.abs().mean() < by_norm.abs().mean()
+
+
+def test_searching_again_finds_the_planted_backup(planted, task):
+    found = research(planted, task, [MOVER], edges=8, ablation="zero")
+    assert [one.name for one in found.risen if one.joined] == ["a3.h0"]
+    own = next(one for one in found.rises if one.name == "a3.h0")
+    assert own.before.value == pytest.approx(0, abs=1e-6) and own.after.value == pytest.approx(10, abs=0.1)
+    old, new = found.circuits
+    assert "a2.h0->logits" in old and "a2.h0->logits" not in new and "a3.h0->logits" in new
+    assert found.after.values[planted.graph.row(MOVER)].abs().max() == 0
+    told = found.to_dict()
+    assert told["kept"] + len(told["gained"]) == 8 and told["gained"][0]["edge"] == "a3.h0->logits"
+    again = research(planted, task, [MOVER], edges=8, ablation="zero", before=found.before)
+    assert torch.equal(again.after.values, found.after.values)
+
+
+def test_strengths_are_what_corrupting_the_node_does_to_first_order():
+    model = tiny("llama")
+    scores = cm.eap(model, TASK)
+    found = strengths(scores)
+    sums = -scores.values.sum(1)
+    torch.testing.assert_close(found.mean(0), sums, atol=1e-5, rtol=1e-4)
+
+
+def test_the_test_of_growth():
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randn(2000, 12, generator=generator)
+    rate = sum(grew(row) < 0.05 for row in draws) / len(draws)
+    assert 0.03 < rate < 0.07
+    assert grew(torch.ones(9)) == 0.0 and grew(-torch.ones(9)) == 1.0 and grew(torch.zeros(9)) == 1.0
+
+
+def test_results_as_data(planted, task):
+    found = backups(planted, task, [MOVER, MOVER], top=1)
+    told = found.to_dict()
+    assert told["backups"] == ["a3.h0"] and told["knocked"] == [MOVER]
+    assert [one["total_after"] is None for one in told["reactions"]] == [False] + [True] * (len(told["reactions"]) - 1)
+    assert found.table(2)[0][0] == "a3.h0" and found.table(2)[0][-1] == "backup"
+
+
+def test_bad_input(planted, task):
+    with pytest.raises(UnknownNameError, match=r"no writer 'a2.h9'. Did you mean"):
+        backups(planted, task, ["a2.h9"])
+    with pytest.raises(InputError, match=r"leaves nothing that could take over"):
+        backups(planted, task, [name for name in planted.graph.writers if name != "embed"])
+    with pytest.raises(InputError, match=r"m3 leaves nothing.*before the last block"):
+        backups(planted, task, ["m3"])
+    with pytest.raises(InputError, match=r"at least 8; known-ioi has 4"):
+        backups(planted, cm.known.task("known-ioi", 4))
+    with pytest.raises(InputError, match=r"at least 8; known-ioi has 4"):
+        research(planted, cm.known.task("known-ioi", 4), [MOVER], edges=4)
+    with pytest.raises(InputError, match=r"hold no per-prompt samples"):
+        research(planted, task, [MOVER], edges=4, before=cm.magnitude(planted, task))
+    with pytest.raises(InputError, match=r"cannot be held"):
+        research(planted, task, [MOVER], edges=4, ablation="corrupted")
+    with pytest.raises(InputError, match=r"a0.h0 cannot react to a knock-out of a2.h0"):
+        backups(planted, task, [MOVER], top=0)["a0.h0"]
+    swapped = cm.Task("swapped", tuple(cm.tasks.Pair(p.corrupted, p.clean, p.answers, p.wrongs) for p in task.pairs))
+    with pytest.raises(InputError, match=r"does not do the task swapped"):
+        backups(planted, swapped)
