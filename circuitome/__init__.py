@@ -35,6 +35,12 @@ if TYPE_CHECKING:
     from circuitome.graph import EdgeScores as EdgeScores
     from circuitome.graph import Graph as Graph
     from circuitome.graph import NodeScores as NodeScores
+    from circuitome.heads import RetrievalScores as RetrievalScores
+    from circuitome.heads import dense_losses as dense_losses
+    from circuitome.heads import mask_heads as mask_heads
+    from circuitome.heads import retrieval_scores as retrieval_scores
+    from circuitome.heads import sink_mass as sink_mass
+    from circuitome.heads import stream_losses as stream_losses
     from circuitome.interventions import run_circuit as run_circuit
     from circuitome.models import Model as Model
     from circuitome.models import load as load
@@ -71,6 +77,12 @@ _HOME = {
     "EdgeScores": "graph",
     "Graph": "graph",
     "NodeScores": "graph",
+    "RetrievalScores": "heads",
+    "dense_losses": "heads",
+    "mask_heads": "heads",
+    "retrieval_scores": "heads",
+    "sink_mass": "heads",
+    "stream_losses": "heads",
     "run_circuit": "interventions",
     "Model": "models",
     "load": "models",

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from circuitome.cli import heads_view, heatmap
+from circuitome.cli import heads_view, heatmap, streaming_view
 
 STRONGEST = 12
 """Edges that the terminal shows."""
@@ -235,6 +235,8 @@ SHOWN: dict[str, Callable[[Any, Console], None]] = {
     "path": _effects,
     "compare": _compare,
     "validate": _verdict,
+    "retrieval": streaming_view.retrieval,
+    "stream": streaming_view.stream,
     "heads": heads_view.atlas,
     "induction": heads_view.induction,
 }

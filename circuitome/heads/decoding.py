@@ -1,4 +1,4 @@
-"""Prompts read once, their keys and values kept; answers decoded or scored from there, with attention seen or changed."""
+"""Prompts read once, their keys kept; answers decoded or scored from there, with attention seen or changed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -192,14 +192,15 @@ class _Growing(DynamicLayer):
 def _read(model: Model, suffixes: Sequence[Sequence[int]], before: States) -> States:
     """Keys and values of equally long suffixes behind one text whose states are `before`, that text included."""
     ids = torch.tensor([list(suffix) for suffix in suffixes], device=model.device)
-    cache, start = Cache([DynamicLayer() for _ in model.blocks]), before[0][0].shape[-2] if before else 0
-    for layer, (keys, values) in zip(cache.layers, before, strict=False):
+    layers: list[Any] = [DynamicLayer() for _ in model.blocks]
+    start = before[0][0].shape[-2] if before else 0
+    for layer, (keys, values) in zip(layers, before, strict=False):
         layer.lazy_initialization(keys, values)
         layer.keys, layer.values = (x.expand(len(ids), -1, -1, -1) for x in (keys, values))
     at = torch.arange(start, start + ids.shape[1], device=ids.device).expand_as(ids)
     mask = ids.new_ones(len(ids), start + ids.shape[1])
-    model.logits(Inputs(ids, mask, at, ids.new_zeros(len(ids)), cache))
-    return [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[misc]
+    model.logits(Inputs(ids, mask, at, ids.new_zeros(len(ids)), Cache(layers)))
+    return [(layer.keys, layer.values) for layer in layers]
 
 
 def _agree(ids: Sequence[int], text: Sequence[int]) -> int:

@@ -18,8 +18,8 @@ from circuitome.models import Model
 HERE = Path(__file__).parent
 LENGTHS = (128, 256, 512)
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-ASK = "\n\nQuestion: {question}\nAnswer:"
-"""What follows the text."""
+ASK = "\n\nQ: {question}\nA:"
+"""What follows the text: plain, for models of any training; the published prompt has an instruction and "Answer:"."""
 ENDS = re.compile(r"[.!?][\"'\N{RIGHT DOUBLE QUOTATION MARK}\N{RIGHT SINGLE QUOTATION MARK})]*\s*$")
 """How the token at the end of a sentence ends."""
 
@@ -84,7 +84,8 @@ def read_needles(path: Path) -> tuple[Needle, ...]:
             found.append(Needle(*(str(row[name]) for name in ("needle", "question", "answer"))))
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise DataFileError(
-                f'{path}:{number} is not a needle. A line reads {{"needle": "...", "question": "...", "answer": "..."}}.'
+                f"{path}:{number} is not a needle. A line reads "
+                '{"needle": "...", "question": "...", "answer": "..."}.'
             ) from error
     if not found:
         raise DataFileError(f"{path} holds no needles. Write one JSON object with needle, question and answer a line.")
@@ -102,7 +103,7 @@ def needle_cases(
     """Every needle at every depth of every length.
 
     A prompt is the tokenizer's own first tokens, the text cut so that the prompt has exactly `length` tokens, the
-    question and "Answer:". The needle stands after the last sentence end before its depth; at depth 1 after the text.
+    question and "A:". The needle stands after the last sentence end before its depth; at depth 1 after the text.
     No chat template. Raises `InputError` for lengths, depths, texts and needles that cannot be.
     """
     needles = own_needles() if needles is None else needles
@@ -145,8 +146,8 @@ def _case(
         before = bisect_right(ends, at)
         at = ends[before - 1] if before else 0
     start = len(first) + at
-    ids = (*first, *tokens[:at], *hidden, *tokens[at:room], *question)
-    return Case(ids, (start, start + len(hidden)), depth, index, needle.answer, tuple(answer))
+    prompt = (*first, *tokens[:at], *hidden, *tokens[at:room], *question)
+    return Case(prompt, (start, start + len(hidden)), depth, index, needle.answer, tuple(answer))
 
 
 def recall(found: str, expected: str) -> float:

@@ -25,6 +25,8 @@ SUCCESS = 0.5
 """A run succeeds if more than this share of the answer's words was found."""
 RETRIEVAL = 0.1
 """Score from which on a head is called a retrieval head."""
+STRONG = 0.5
+"""Score above which it is called strong."""
 
 Progress = Callable[[int, int], None]
 """Called with prompts done and prompts in all."""
@@ -41,7 +43,7 @@ class RetrievalScores:
     recall: Float[Tensor, " runs"]
     """ROUGE-1 recall of each answer."""
     samples: Float[Tensor, "runs layer head"]
-    """The paper's score: different tokens of the needle that the head copied, over different tokens of the needle; 0 to 1."""
+    """The paper's score: different tokens of the needle that the head copied, as a share of all different ones."""
     hits: Float[Tensor, "runs layer head"]
     """The published code's score: steps at which the head copied, over tokens of the needle; can exceed 1."""
 

@@ -98,8 +98,8 @@ def pieces(model: Model, tokens: Sequence[int], length: int, most: int) -> Int[T
     step = length - len(begin)
     if step < 1 or len(tokens) < step:
         raise InputError(
-            f"The text has {len(tokens):,} tokens; one piece of {length} needs {max(step, 1):,}. Give a longer text, or "
-            "shorter pieces."
+            f"The text has {len(tokens):,} tokens; one piece of {length} needs {max(step, 1):,}. "
+            "Give a longer text, or shorter pieces."
         )
     count = min(most, len(tokens) // step)
     return torch.tensor([[*begin, *tokens[i * step : (i + 1) * step]] for i in range(count)])

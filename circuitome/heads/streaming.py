@@ -2,8 +2,8 @@
 
 Keys are cached before their rotation; a token's position is its index in the cache, so that distances shrink when
 something is evicted (Xiao et al. 2023, arXiv:2309.17453, section 3.2; mit-han-lab/streaming-llm:
-streaming_llm/pos_shift/modify_llama.py). The definition goes token by token. Here chunks of tokens run at once, exactly:
-what a token caches never depends on later evictions, a query's index distance to a key of its window is the true one,
+streaming_llm/pos_shift/modify_llama.py). The definition goes token by token. Here chunks run at once, exactly: what a
+token caches never depends on later evictions, a query's index distance to a key of its window is the true one,
 and to sink j it is min(t, sinks + window - 1) - j. So one pass with two rotations of each query, and a mask, gives the
 same scores.
 """
@@ -50,11 +50,12 @@ def stream_losses(
     rotary keys are rotated anew, and with learned positions a new token takes that of its index, the last one from
     then on. `chunk` tokens run at once; the result does not depend on it but for rounding. float32.
 
-    Raises `InputError` for sizes that cannot be, `UnsupportedModelError` for a model whose attention cannot be replaced.
+    Raises `InputError` for sizes that cannot be, `UnsupportedModelError` where attention cannot be replaced.
     """
     check_stream(model, ids, sinks, window)
     chunk = max(1, min(chunk, _most_at_once(model, sinks, window), len(ids) - 1))
-    tables = _tables(model, max(sinks + window, window - 1 + chunk))
+    rotated = learned_positions(model) is None
+    tables = _tables(model, max(sinks + window, window - 1 + chunk) if rotated else 1)
     cache = Cache([_Kept(sinks, window) for _ in model.blocks])
     losses = []
     with torch.no_grad(), _unrotated(model):
@@ -87,8 +88,8 @@ def dense_losses(
         raise InputError(f"A loss needs at least 2 tokens, got {len(ids)}.")
     if limit is not None and len(ids) - 1 > limit:
         raise InputError(
-            f"{model.name} has learned positions for {limit} tokens; the dense cache would have to hold {len(ids) - 1}. "
-            f"Give at most {limit + 1} tokens."
+            f"{model.name} has learned positions for {limit} tokens; the dense cache would hold "
+            f"{len(ids) - 1}. Give at most {limit + 1} tokens."
         )
     cache = Cache([DynamicLayer() for _ in model.blocks])
     losses = []

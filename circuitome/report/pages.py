@@ -8,6 +8,8 @@ from circuitome.report.effects_page import render_effects
 from circuitome.report.heads_page import heads_payload, induction_payload, render_heads, render_induction
 from circuitome.report.html import render
 from circuitome.report.payload import compare_payload, effects_payload, payload, verdict_payload
+from circuitome.report.retrieval_page import render_retrieval, retrieval_payload
+from circuitome.report.stream_page import render_stream, stream_payload
 from circuitome.report.verdict_page import render_verdict
 from circuitome.runs import Run
 
@@ -18,6 +20,8 @@ PAGES: dict[str, tuple[Callable[[Run], Payload], Callable[[Payload], str]]] = {
     "path": (effects_payload, render_effects),
     "compare": (compare_payload, render_compare),
     "validate": (verdict_payload, render_verdict),
+    "retrieval": (retrieval_payload, render_retrieval),
+    "stream": (stream_payload, render_stream),
     "heads": (heads_payload, render_heads),
     "induction": (induction_payload, render_induction),
 }

@@ -18,6 +18,8 @@ from circuitome.runs.heads import run_induction as run_induction
 from circuitome.runs.known import KnownSpec as KnownSpec
 from circuitome.runs.known import run_known as run_known
 from circuitome.runs.methods import METHODS as METHODS
+from circuitome.runs.retrieval import RetrievalSpec as RetrievalSpec
+from circuitome.runs.retrieval import run_retrieval as run_retrieval
 from circuitome.runs.store import Run as Run
 from circuitome.runs.store import check_free as check_free
 from circuitome.runs.store import load_run as load_run
@@ -25,5 +27,7 @@ from circuitome.runs.store import open_partial as open_partial
 from circuitome.runs.store import partial_of as partial_of
 from circuitome.runs.store import save_run as save_run
 from circuitome.runs.store import to_json as to_json
+from circuitome.runs.stream import StreamSpec as StreamSpec
+from circuitome.runs.stream import run_stream as run_stream
 from circuitome.runs.validate import ValidateSpec as ValidateSpec
 from circuitome.runs.validate import run_validate as run_validate

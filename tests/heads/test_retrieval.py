@@ -16,37 +16,7 @@ from circuitome.heads.retrieval import RetrievalScores, copy_scores, retrieval_s
 from circuitome.models import Model, load
 from circuitome.models.attention import attending, plain_attention
 
-WORDS = [
-    "a",
-    "b",
-    "c",
-    "d",
-    "e",
-    "f",
-    "g",
-    "h",
-    "i",
-    "j",
-    "k",
-    "l",
-    "m",
-    "n",
-    "o",
-    "p",
-    "q",
-    "r",
-    "s",
-    "t",
-    "u",
-    "v",
-    "w",
-    "x",
-    ".",
-    "?",
-    ":",
-    "Question",
-    "Answer",
-]
+WORDS = [*"abcdefghijklmnopqrstuvwx.?:QA"]
 TEXT = " ".join(f"{a} {b} {c} ." for a in "abcd" for b in "efgh" for c in "ijkl")
 NEEDLES = (Needle("u v w x .", "u v", "w x"), Needle("s t r .", "s t", "r"))
 SIZES = {"lengths": (30, 40), "depths": (0.0, 0.5, 1.0), "text": TEXT, "needles": NEEDLES}
@@ -125,7 +95,7 @@ def test_needles_are_where_the_prompts_say(bos):
         start, end = case.span
         assert len(case.ids) in (30, 40)
         assert model.decode(case.needle_ids) == needle.text
-        assert model.decode(case.ids[end:]).endswith(f"Question : {needle.question} Answer :")
+        assert model.decode(case.ids[end:]).endswith(f"Q : {needle.question} A :")
         assert start == bos or case.depth == 1 or model.decode(case.ids[:start]).endswith(".")
         rest = case.ids[bos:start] + case.ids[end:]
         assert list(rest[: len(rest) - 6]) == model.encode_answer(TEXT)[: len(rest) - 6]
@@ -161,7 +131,7 @@ def test_searches_that_cannot_be(change, message):
 
 
 def test_models_that_cannot_be_searched():
-    with pytest.raises(InputError, match="learned positions for 64 .* at most 40"):
+    with pytest.raises(InputError, match=r"learned positions for 64 .* at most 40"):
         retrieval_scores(spoken("gpt2"), **{**SIZES, "lengths": (50,)})
     known = load("known-induction")
     known.tokenizer = spoken().tokenizer

@@ -76,6 +76,12 @@ def test_later_tokens_of_learned_positions_take_the_last_index():
     close(stream_losses(model, ids, sinks=2, window=4), before)
 
 
+def test_learned_positions_do_not_end_a_stream():
+    model, ids = tiny("gpt2"), tokens(90)
+    whole = stream_losses(model, ids, sinks=4, window=60)
+    close(whole, stream_losses(model, ids, sinks=4, window=60, chunk=11))
+
+
 def test_models_are_left_as_they_were():
     model, ids = tiny("llama"), tokens(12)
     attention, expected = model.hf.config._attn_implementation, bare(model, ids)
@@ -99,7 +105,7 @@ def test_frequencies_that_change_with_length_stay_those_of_the_cache():
     model = Model(tf.AutoModelForCausalLM.from_config(config).eval(), None, "dynamic")
     ids = tokens(24)
     close(stream_losses(model, ids, sinks=2, window=14), stepwise_losses(model, ids, 2, 14))
-    with pytest.raises(InputError, match="dynamic.*from 16 positions on.*at most 14"):
+    with pytest.raises(InputError, match=r"dynamic.*from 16 positions on.*at most 14"):
         stream_losses(model, ids, sinks=2, window=15)
 
 
@@ -125,7 +131,7 @@ def test_dense_needs_positions_and_two_tokens():
 
 
 def test_a_model_with_an_attention_of_its_own_cannot_be_streamed():
-    with pytest.raises(UnsupportedModelError, match="known-induction.*outside of transformers' attention interface"):
+    with pytest.raises(UnsupportedModelError, match=r"known-induction.*outside of transformers' attention interface"):
         stream_losses(load("known-induction"), torch.tensor([1, 2, 3]), sinks=1, window=1)
 
 
