@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from circuitome import errors as errors
+    from circuitome import heads as heads
     from circuitome import known as known
     from circuitome import tasks as tasks
     from circuitome.discovery import acdc as acdc
@@ -78,7 +79,7 @@ _HOME = {
     "Verdict": "validation",
     "validate": "validation",
 }
-_MODULES = ("errors", "known", "tasks")
+_MODULES = ("errors", "heads", "known", "tasks")
 
 __all__ = [*_HOME, *_MODULES]
 

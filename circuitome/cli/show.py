@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from circuitome.cli import heatmap
+from circuitome.cli.explain_view import explanation
 
 STRONGEST = 12
 """Edges that the terminal shows."""
@@ -235,5 +236,6 @@ SHOWN: dict[str, Callable[[Any, Console], None]] = {
     "path": _effects,
     "compare": _compare,
     "validate": _verdict,
+    "explain": explanation,
 }
 """By kind of run: what draws it in the terminal."""

@@ -102,7 +102,7 @@ def _whole_focus(evidence: Evidence, movers: Movers) -> float:
 
 
 def _before_end(evidence: Evidence, targets: Float[Tensor, "*any target"]) -> Float[Tensor, "*any target"]:
-    """Attention from the end as a share of what goes to earlier tokens: their keys are fixed, so queries alone change it."""
+    """Attention from the end as a share of that to earlier tokens: their keys stay, so queries alone can change it."""
     end = evidence.target(END)
     return targets / (1 - targets[..., end : end + 1]).clamp(min=1e-6)
 

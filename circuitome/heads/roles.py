@@ -8,7 +8,7 @@ only where no other has half of what it needs.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 LEAST = 0.4
@@ -51,6 +51,22 @@ ROLES: dict[str, str] = {
 """By role: what it is in a phrase."""
 RESTING = (FIRST, SELF)
 """Roles that most heads have at most tokens: given only where no other is likely."""
+
+
+IOI_TITLES = {
+    NAME_MOVER: "name mover",
+    NEGATIVE: "negative name mover",
+    BACKUP: "backup name mover",
+    INHIBITION: "S-inhibition",
+    SUPPRESSOR: "S suppressor",
+    WRONG_MOVER: "S mover",
+}
+"""What roles are called in indirect object identification (Wang et al. 2022); the last two are ours."""
+
+
+def title(role: str, names: Collection[str]) -> str:
+    """A role as a task whose tokens have the roles `names` calls it."""
+    return IOI_TITLES.get(role, role) if {"IO", "S1", "S2"} <= set(names) else role
 
 
 @dataclass(frozen=True)
