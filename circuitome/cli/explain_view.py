@@ -1,12 +1,13 @@
 """What `explain` prints: the account, and a table of the heads by role."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+SHOWN = ("head", "role", "score", "looks", "copies", "direct", "at end", "everywhere")
+"""Columns that fit into a terminal."""
 UNNAMED = 8
 """Unclear and resting heads in the table."""
 
@@ -17,19 +18,19 @@ def explanation(found: Any, console: Console) -> None:
 
     payload = explain_payload(found)
     console.print(f"\n[bold]{payload['title']}[/]")
-    console.print(Text(payload["account"]), soft_wrap=False)
-    rows, left_out = shown(payload["heads"], UNNAMED)
+    console.print(Text(payload["account"]))
+    names = [name for name, _, _ in COLUMNS]
     drawn = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     for name, numeric, _ in COLUMNS:
-        drawn.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        if name in SHOWN:
+            drawn.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    rows, left_out = shown(payload["heads"], UNNAMED)
     for head in rows:
-        drawn.add_row(
-            *(Text(cell, style=_style(head) if i == 1 else "") for i, cell in enumerate(cells(head, payload)))
-        )
+        row = dict(zip(names, cells(head, payload), strict=True))
+        unclear = head["role"] == "unclear"
+        if unclear and head["best_score"] >= 0.05:
+            row["role"] = f"unclear ({head['best']}?)"
+        drawn.add_row(*(Text(row[name], style="bold" if name == "role" and not unclear else "") for name in SHOWN))
     console.print(drawn)
     if left_out:
-        console.print(Text(f"and {left_out} more that rest or are unclear; the report has them all"))
-
-
-def _style(head: Mapping[str, Any]) -> str:
-    return "yellow" if head["role"] == "unclear" else "bold"
+        console.print(f"and {left_out} more that rest or are unclear; the report has them all")

@@ -72,7 +72,7 @@ def _share(value: float) -> str:
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:.0f} %"
+    return f"{round(100 * value) + 0:d} %"
 
 
 def _by_relation(field: str, what: str) -> Callable[[Explanation, str], str]:
@@ -124,10 +124,10 @@ def _inhibits(explanation: Explanation, role: str) -> str:
     places = sorted({explanation.looks_at[explanation.place(name)] for name in names})
     looks = _spread([facts.to_role for facts in _facts(explanation, role)], _share)
     focus = _spread([facts.focus.value for facts in _facts(explanation, role)], _percent)
+    who = "each takes" if len(names) > 1 else "it takes"
     return (
-        f"attention from the end to {' and '.join(places)} is {looks} above chance; taken out at the end, "
-        f"{'each takes' if len(names) > 1 else 'it takes'} from the movers, through their queries, {focus} of the focus "
-        "on their target that the corrupted prompt takes"
+        f"attention from the end to {' and '.join(places)} is {looks} above chance; taken out at the end, {who} from "
+        f"the movers, through their queries, {focus} of the focus on their target that the corrupted prompt takes"
     )
 
 

@@ -14,11 +14,11 @@ COLUMNS = (
     ("role", False, "its role, or unclear"),
     ("score", True, "score of the role, 0 to 1; for an unclear head that of the nearest"),
     ("next", False, "the runner-up and its score; for an unclear head the nearest role"),
-    ("looks at", False, "the token that it looks at most from the end, and the attention it gives it"),
+    ("looks", False, "from which token it looks most at which, and with how much of its attention"),
     ("copies", True, "how often what it writes raises that token most (negative: lowers it most)"),
     ("direct", True, "direct effect on the metric through the logits alone, as a share of the gap"),
-    ("out at end", True, "what the metric loses when it is taken out at the token that is read"),
-    ("out everywhere", True, "the same at all positions, on a few prompts"),
+    ("at end", True, "what the metric loses when it is taken out at the token that is read"),
+    ("everywhere", True, "the same at all positions, on a few prompts"),
     ("feeds", False, "inputs of other heads that the circuit's edges lead to"),
 )
 """Name of each column, whether it holds numbers, and what it says."""
@@ -28,6 +28,7 @@ MAPPED = 30
 LISTED = 3
 """Heads that are named as fed by one."""
 TESTS = ("previous", "duplicate", "induction")
+RELATIONS = ("previous token", "duplicate token", "induction")
 
 
 def explain_payload(run: Run) -> dict[str, Any]:
@@ -112,10 +113,16 @@ def cells(head: Mapping[str, Any], payload: Mapping[str, Any]) -> list[str]:
 
 
 def looks(head: Mapping[str, Any], payload: Mapping[str, Any]) -> str:
-    """What a head looks at most from the end, with the mean attention."""
-    names = payload["token_roles"]
-    value = formats.finite(payload["attention"][head["head"]][-1][names.index(head["looks_at"])])
-    return head["looks_at"] + ("" if value is None else f" {formats.rounded(value, 2)}")
+    """From the token of which role a head looks most at which: from the end, unless it acts by a relation of tokens."""
+    names, attention = payload["token_roles"], payload["attention"][head["head"]]
+    spots = [(len(names) - 1, names.index(head["looks_at"]))]
+    if head["role"] in RELATIONS:
+        spots = [(i, j) for i in range(len(names)) for j in range(1, len(names)) if i != j]
+    known = [(value, spot) for spot in spots if (value := formats.finite(attention[spot[0]][spot[1]])) is not None]
+    if not known:
+        return ""
+    value, (i, j) = max(known)
+    return f"{names[i]} \N{RIGHTWARDS ARROW} {names[j]} {formats.rounded(value, 2)}"
 
 
 def _signed(facts: Mapping[str, Any]) -> str:

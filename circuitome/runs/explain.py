@@ -18,8 +18,8 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
 SIGN = (
-    "An effect is the metric of the clean run minus that of the run without the head: positive where it helps. Tests of "
-    "attention and copying are 0 by chance and 1 at most. Intervals are 99 %, since many heads are asked at once."
+    "An effect is the metric of the clean run minus that of the run without the head: positive where it helps. Tests "
+    "of attention and copying are 0 by chance and 1 at most. Intervals are 99 %, since many heads are asked at once."
 )
 
 
