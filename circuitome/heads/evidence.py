@@ -18,6 +18,9 @@ from circuitome.heads.writes import copied
 from circuitome.interventions import group_rows
 from circuitome.models import Tape
 
+CLEARLY = 0.05
+"""Attention by which answers lead the role that is looked at most, to be named in its place."""
+
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
@@ -122,6 +125,14 @@ def own_targets(evidence: Evidence) -> Tensor:
     looks = evidence.targets.nanmean(0)[:, : len(names)].clone()
     looks[:, [name in (FIRST, END) for name in names]] -= 2.0
     return looks.argmax(-1)
+
+
+def focus_targets(evidence: Evidence) -> Tensor:
+    """By head, what it is about: `own_targets`, or right or wrong answers where these have clearly more attention."""
+    looks, own = evidence.targets.nanmean(0), own_targets(evidence)
+    value, place = looks[:, -2:].max(-1)
+    more = value > looks.gather(1, own[:, None])[:, 0] + CLEARLY
+    return torch.where(more, looks.shape[1] - 2 + place, own)
 
 
 def _batch(subject: Subject, rows: tuple[int, ...]) -> tuple[Part, dict[str, Tensor]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from circuitome.errors import unknown_name
 from circuitome.graph import Circuit
-from circuitome.heads.evidence import Evidence, own_targets
+from circuitome.heads.evidence import Evidence, focus_targets
 from circuitome.heads.facts import effects
 from circuitome.heads.knocks import Knocks
 from circuitome.heads.looks import END, FIRST
@@ -83,8 +83,8 @@ class Explanation:
     @cached_property
     def looks_at(self) -> tuple[str, ...]:
         """By head: the role that it looks at most from the end, if more than evenly; else "first" or "end"."""
-        even, own = self.evidence.even_targets.nanmean(0), own_targets(self.evidence)
-        names = self.evidence.places.names
+        even, own = self.evidence.even_targets.nanmean(0), focus_targets(self.evidence)
+        names = self.evidence.places.targets
         resting = [self.evidence.target(name) for name in (FIRST, END)]
         found = []
         for mean, target in zip(self.evidence.targets.nanmean(0), own.tolist(), strict=True):
@@ -129,7 +129,7 @@ class Explanation:
         """Whose attention from the end to what they look at changes most without a head: name, target, change."""
         shift = self.knocks.shifts[place]
         order = shift.abs().argsort(descending=True)[:MOVED].tolist()
-        names, own = self.evidence.places.names, own_targets(self.evidence).tolist()
+        names, own = self.evidence.places.targets, focus_targets(self.evidence).tolist()
         return [(self.heads[i], names[own[i]], float(shift[i])) for i in order if abs(float(shift[i])) >= 0.005]
 
     def to_dict(self) -> dict[str, Any]:
@@ -152,6 +152,7 @@ class Explanation:
             "runner_up": self.title(one.runner_up),
             "runner_up_score": one.runner_up_score,
             "looks_at": self.looks_at[place],
+            "looks": float(self.evidence.targets[:, place, self.evidence.target(self.looks_at[place])].nanmean()),
             "effects": {name: asdict(values[place]) for name, values in self._effects.items()},
             "facts": _plain(asdict(self.facts[place])),
             "writes": dict(

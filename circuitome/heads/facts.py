@@ -47,12 +47,13 @@ def facts(evidence: Evidence, generic: PatternScores | None = None, knocks: Knoc
     scale, unknown = evidence.scale, [Effect()] * len(evidence.heads)
     direct = effects(evidence.direct / scale)
     without, focus = unknown, unknown
+    right_without = copies_without = torch.full((len(unknown),), math.nan)
     if knocks is not None:
+        right_without = _above(knocks.right_without[..., None], evidence.even_targets[:, [right]])[:, 0]
+        copies_without = _above_rate(evidence, knocks.raised_without)
         without, focus = effects((knocks.direct_without - evidence.direct) / scale), effects(knocks.focus)
-    copies, suppresses = (
-        (values.nanmean(0) - evidence.copy_chance) / (1 - evidence.copy_chance)
-        for values in (evidence.copied, evidence.suppressed)
-    )
+    copies, suppresses = (_above_rate(evidence, values) for values in (evidence.copied, evidence.suppressed))
+    others = _no_answers(evidence)
     places = evidence.places
     answers, behind = (sum(flags) / len(flags) for flags in ([*map(bool, places.right)], places.behind))
     return [
@@ -65,6 +66,7 @@ def facts(evidence: Evidence, generic: PatternScores | None = None, knocks: Knoc
             to_right=float(targets[i, right]),
             to_wrong=float(targets[i, wrong]),
             to_role=float(targets[i, own[i]]),
+            to_other=max((float(targets[i, j]) for j in others), default=math.nan),
             to_end=float(targets[i, end]),
             to_first=float(targets[i, first]),
             copies=float(copies[i]),
@@ -72,6 +74,8 @@ def facts(evidence: Evidence, generic: PatternScores | None = None, knocks: Knoc
             direct=direct[i],
             without=without[i],
             focus=focus[i],
+            to_right_without=float(right_without[i]),
+            copies_without=float(copies_without[i]),
         )
         for i in range(len(evidence.heads))
     ]
@@ -83,6 +87,25 @@ def _above(
     """Mean attention on a scale where even attention is 0 and all of it 1; NaN where no prompt has it."""
     chance = even.nanmean(0)
     return (values.nanmean(0) - chance) / torch.where(chance < 1, 1 - chance, torch.nan)
+
+
+def _above_rate(evidence: Evidence, flags: Float[Tensor, "prompts head"]) -> Float[Tensor, " head"]:
+    """How often something that happens by chance at the rate of copying did, on a scale where chance is 0."""
+    return (flags.nanmean(0) - evidence.copy_chance) / (1 - evidence.copy_chance)
+
+
+def _no_answers(evidence: Evidence) -> list[int]:
+    """Targets that are roles of tokens, other than the first and the end, that seldom are right or wrong answers."""
+    places = evidence.places
+    found = []
+    for index, name in enumerate(places.names):
+        at = places.at[:, index].tolist()
+        hits = [
+            spot in right or spot in wrong for spot, right, wrong in zip(at, places.right, places.wrong, strict=True)
+        ]
+        if name not in (FIRST, END) and sum(hits) < len(hits) / 2:
+            found.append(index)
+    return found
 
 
 def _relations(evidence: Evidence, generic: PatternScores | None, index: int) -> list[Relation]:

@@ -7,14 +7,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitome.heads.evidence import Evidence, own_targets
-from circuitome.heads.looks import END
+from circuitome.heads.evidence import Evidence, focus_targets
+from circuitome.heads.looks import ANSWER, END
 from circuitome.heads.reading import HeadRun, Look
 from circuitome.heads.subject import Part, Subject
+from circuitome.heads.writes import copied
 from circuitome.interventions import WriterValues, batches, dense_copies
 
 KNOCKED = 16
 """Prompts on which heads are taken out at all positions, each at the cost of a part of a pass."""
+GROWS = 0.02
+"""Share of the scale by which the direct effect of a backup grows at least."""
 LEAST_FOCUS = 0.1
 """Share of the movers' attention that counts as what a corrupted prompt takes, where it takes less."""
 
@@ -36,6 +39,11 @@ class Knocks:
     token that is read; a share of what the corrupted prompt takes, weighted by direct effects. NaN without movers."""
     direct_without: Float[Tensor, "prompts head"]
     """The head's direct effect in a run with the name movers taken out; NaN without name movers."""
+    right_without: Float[Tensor, "prompts head"]
+    """Attention from the end to right answers in that run."""
+    raised_without: Float[Tensor, "prompts head"]
+    """1 where what the head writes at the end in that run raises a right answer most, else 0; NaN for heads whose
+    direct effect does not grow by `GROWS` of the scale."""
     shifts: Float[Tensor, "head other"]
     """Change of each other head's attention from the end to its own target (what it looks at most) when a head is taken
     out at the token that is read; mean over prompts, 0 for earlier heads."""
@@ -50,9 +58,9 @@ def knock(
     positions, on a few prompts, what stands behind the shared prefix does.
     """
     n, count = len(subject.task), len(subject.heads)
-    at_end, focus, without = (torch.full((n, count), torch.nan) for _ in range(3))
+    at_end, focus, without, right = (torch.full((n, count), torch.nan) for _ in range(4))
     shifts = torch.zeros(count, count)
-    whole, own = _whole_focus(evidence, movers), own_targets(evidence)
+    whole, own = _whole_focus(evidence, movers), focus_targets(evidence)
     with torch.no_grad():
         for part in parts:
             rows, run = torch.tensor(part.rows), subject.at_end(part)
@@ -70,10 +78,36 @@ def knock(
                 shifts[mine] -= lost[:, :, torch.arange(count), own].sum(1) / n
                 subject.tell("taking heads out at the end", mine[-1] + 1, count)
             if name_movers:
-                silenced = run.all_without(_by_layer(subject, name_movers))
+                seen = torch.zeros_like(evidence.targets[rows])[None]
+                silenced = run.all_without(_by_layer(subject, name_movers), _noting(subject, seen, masks))
                 without[rows] = subject.direct(part.rows, silenced).cpu()
+                right[rows] = seen[0, :, :, evidence.target(ANSWER)]
     without[:, list(name_movers)] = torch.nan
-    return Knocks(at_end, _everywhere(subject), focus, without, shifts)
+    grown = (without - evidence.direct).mean(0) >= GROWS * evidence.scale
+    raised = _raised_without(subject, parts, name_movers, grown.nonzero().flatten().tolist())
+    return Knocks(at_end, _everywhere(subject), focus, without, right, raised, shifts)
+
+
+def _raised_without(
+    subject: Subject, parts: Sequence[Part], name_movers: Sequence[int], chosen: Sequence[int]
+) -> Float[Tensor, "prompts head"]:
+    """Whether what some heads write without the movers raises a right answer that stands in the prompt."""
+    found = torch.full((len(subject.task), len(subject.heads)), torch.nan)
+    with torch.no_grad():
+        for part in parts if chosen else ():
+            run = subject.at_end(part).all_without(_by_layer(subject, name_movers))
+            spots = [subject.places.right[row] for row in part.rows]
+            known = torch.tensor([row for row, spot in zip(part.rows, spots, strict=True) if spot])
+            index = torch.tensor([i for i, spot in enumerate(spots) if spot], dtype=torch.long)
+            tokens = torch.tensor(
+                [subject.task.pairs[row].clean[subject.places.right[row][0]] for row in known.tolist()]
+            )
+            for i in chosen if len(index) else ():
+                layer, head = subject.heads[i]
+                weight = subject.model.blocks[layer].head_weights([head])[0]
+                out = run.clean.heads[layer][index, 0, head] @ weight
+                found[known, i] = copied(subject.unembedding, out[:, None], tokens[:, None])[0][:, 0]
+    return found
 
 
 def _portions(subject: Subject, run: HeadRun) -> Iterator[tuple[int, list[int], list[int]]]:

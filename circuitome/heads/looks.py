@@ -52,7 +52,7 @@ def places(task: Task) -> Places:
     """
     roles = [_roles(pair) for pair in task.pairs]
     first_seen = {name: where for where_of in reversed(roles) for name, where in where_of.items()}
-    names = tuple(sorted(first_seen, key=lambda name: (name == END, name != FIRST, first_seen[name])))
+    names = tuple(sorted(first_seen, key=lambda name: (name == END, name != FIRST, first_seen[name], name)))
     at = torch.tensor([[where_of.get(name, -1) for name in names] for where_of in roles])
     right = tuple(_occurrences(pair, pair.answers) for pair in task.pairs)
     wrong = tuple(_occurrences(pair, pair.wrongs) for pair in task.pairs)
@@ -89,7 +89,7 @@ def relations(ids: Int[Tensor, " pos"]) -> Float[Tensor, "relation query key"]:
     return torch.stack([before, same, behind.tril(-1), first, itself]).float()
 
 
-def broken(clean: Int[Tensor, " pos"], corrupted: Int[Tensor, " pos"]) -> Float[Tensor, "relation query key"]:
+def broken(clean: Int[Tensor, " pos"], corrupted: Int[Tensor, " others"]) -> Float[Tensor, "relation query key"]:
     """Those relations of the clean prompt that do not hold in the corrupted one; none where lengths differ."""
     ours = relations(clean)
     return ours * (1 - relations(corrupted)) if len(clean) == len(corrupted) else torch.zeros_like(ours)

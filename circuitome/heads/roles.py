@@ -127,6 +127,8 @@ class Facts:
     """Attention from the end to wrong answers."""
     to_role: float = math.nan
     """Attention from the end to that token with a role, other than the first and the end, to which it is largest."""
+    to_other: float = math.nan
+    """The same among roles whose tokens are neither right nor wrong answers."""
     to_end: float = math.nan
     """Attention of the end to itself."""
     to_first: float = math.nan
@@ -139,6 +141,10 @@ class Facts:
     """Direct effect on the metric."""
     without: Effect = Effect()
     """Direct effect where the movers are taken out, minus the direct effect."""
+    to_right_without: float = math.nan
+    """Attention from the end to right answers where the movers are taken out."""
+    copies_without: float = math.nan
+    """How often all that it writes there raises the right answer most; NaN unless its direct effect grows enough."""
     focus: Effect = Effect()
     """Share of the movers' focus that goes when the head is taken out at the end."""
 
@@ -196,7 +202,7 @@ def _negative(facts: Facts) -> float:
 
 def _backup(facts: Facts) -> float:
     more, small = facts.without, facts.direct.value <= facts.without.value
-    return score([facts.to_right, facts.copies], _there(facts), more.helps, small)
+    return score([facts.to_right_without, facts.copies_without], _there(facts), more.helps, small)
 
 
 def _suppressor(facts: Facts) -> float:
@@ -224,10 +230,9 @@ def _negative_writer(facts: Facts) -> float:
 
 
 def _looks_elsewhere(facts: Facts) -> float:
-    """Attention from the end to a token of a role, 0 where it is less than that to an answer that could be copied."""
-    looks = max(facts.to_role, facts.to_end)
-    answers = max(facts.to_right, facts.to_wrong)
-    return 0.0 if _there(facts) and not looks > answers else looks
+    """Attention from the end to itself or to the token of a role, other than an answer that could be copied."""
+    looks = facts.to_other if _there(facts) else facts.to_role
+    return max((one for one in (looks, facts.to_end) if not math.isnan(one)), default=0.0)
 
 
 def _by_position(relation: Relation) -> float:

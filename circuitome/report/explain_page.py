@@ -115,14 +115,21 @@ def cells(head: Mapping[str, Any], payload: Mapping[str, Any]) -> list[str]:
 def looks(head: Mapping[str, Any], payload: Mapping[str, Any]) -> str:
     """From the token of which role a head looks most at which: from the end, unless it acts by a relation of tokens."""
     names, attention = payload["token_roles"], payload["attention"][head["head"]]
-    spots = [(len(names) - 1, names.index(head["looks_at"]))]
-    if head["role"] in RELATIONS:
-        spots = [(i, j) for i in range(len(names)) for j in range(1, len(names)) if i != j]
-    known = [(value, spot) for spot in spots if (value := formats.finite(attention[spot[0]][spot[1]])) is not None]
-    if not known:
-        return ""
-    value, (i, j) = max(known)
-    return f"{names[i]} \N{RIGHTWARDS ARROW} {names[j]} {formats.rounded(value, 2)}"
+    if head["role"] not in RELATIONS:
+        return _arrow(names[-1], head["looks_at"], formats.finite(head["looks"]))
+    known = [
+        (value, names[i], names[j])
+        for i, row in enumerate(attention)
+        for j, cell in enumerate(row)
+        if i != j > 0 and (value := formats.finite(cell)) is not None
+    ]
+    value, start, end = max(known, default=(None, names[-1], names[0]))
+    return _arrow(start, end, value)
+
+
+def _arrow(start: str, end: str, value: float | None) -> str:
+    share = "" if value is None else f" {formats.rounded(value, 2)}"
+    return f"{start} \N{RIGHTWARDS ARROW} {end}{share}"
 
 
 def _signed(facts: Mapping[str, Any]) -> str:

@@ -100,6 +100,8 @@ def tensors(named: Explanation) -> dict[str, torch.Tensor]:
         "direct_without_movers": knocks.direct_without,
         "taken_out_at_end": knocks.at_end,
         "taken_out_everywhere": knocks.everywhere,
+        "attention_to_answers_without_movers": knocks.right_without,
+        "raised_without_movers": knocks.raised_without,
         "focus": knocks.focus,
         "shifts": knocks.shifts,
     }
