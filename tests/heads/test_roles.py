@@ -8,6 +8,7 @@ import torch
 from families import CONFIGS, tiny
 
 import circuitome as cm
+from circuitome.errors import InputError
 from circuitome.graph import Circuit
 from circuitome.heads import Facts, account, explain, verdict
 from circuitome.heads.account import edges_between
@@ -238,3 +239,33 @@ def test_ioi_in_smollm2(smollm2):
         final = KnockOut(smollm2, base).final(torch.cat([torch.zeros_like(sets[:1]), sets]))
         clean, movers, *drawn = (task.score(smollm2.unembed(one), batch.rows).mean() for one in final)
     assert clean - movers > max(clean - one for one in drawn)
+
+
+PUBLISHED = {
+    "mover": ("a9.h9", "a9.h6", "a10.h0"),
+    "negative mover": ("a10.h7", "a11.h10"),
+    "backup mover": ("a9.h0", "a9.h7", "a10.h1", "a10.h2", "a10.h6", "a10.h10", "a11.h2", "a11.h9"),
+    "inhibition": ("a7.h3", "a7.h9", "a8.h6", "a8.h10"),
+    "induction": ("a5.h5", "a5.h8", "a5.h9", "a6.h9"),
+    "duplicate token": ("a0.h1", "a0.h10", "a3.h0"),
+    "previous token": ("a2.h2", "a4.h11"),
+}
+"""The 26 heads of GPT-2 small (Wang et al. 2022, arXiv:2211.00593, figure 2)."""
+
+
+@pytest.mark.slow
+def test_the_published_heads_of_gpt2():
+    try:
+        model = cm.load("gpt2")
+    except InputError:
+        pytest.skip("the weights of gpt2 are not here")
+    names = [name for heads in PUBLISHED.values() for name in heads]
+    assert len(names) == 26
+    circuit = Circuit.of(model.graph, [f"{name}->logits" for name in names])
+    found = explain(model, circuit, cm.tasks.ioi(model, n=64, seed=0))
+    for role in ("mover", "negative mover"):
+        assert all(found[name].role == role for name in PUBLISHED[role])
+    named = [(role, found[name].role) for role, heads in PUBLISHED.items() for name in heads]
+    given = [(role, own) for role, own in named if own != "unclear"]
+    moving = {"mover", "backup mover"}  # with another ablation a backup may be active already
+    assert sum(role == own or {role, own} <= moving for role, own in given) >= 0.8 * len(given) >= 0.5 * len(named)
