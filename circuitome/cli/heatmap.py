@@ -32,13 +32,13 @@ def effects(payload: Mapping[str, Any], console: Console) -> None:
     maps, tree = payload["maps"], payload.get("tree")
     shown = maps[: 1 if tree else MAPS]
     for one in shown:
-        _print(console, *_map(one, console.width))
+        print_table(console, *map_table(one, console.width))
     if len(maps) > len(shown):
         console.print(Text(f"{len(maps) - len(shown)} more maps are in the report."))
     unit = payload.get("unit") or next((one.get("unit", "") for one in maps), "")
-    _print(console, f"Strongest effects ({unit})", _strongest(payload))
+    print_table(console, f"Strongest effects ({unit})", _strongest(payload))
     if tree:
-        _print(console, f"Trace back from the logits, edges kept: {payload.get('circuit_edges')}", _tree(tree))
+        print_table(console, f"Trace back from the logits, edges kept: {payload.get('circuit_edges')}", _tree(tree))
         nothing = sum(not _kept(one) for one in tree)
         if nothing:
             console.print(Text(f"into {nothing} more receivers nothing was kept"))
@@ -56,33 +56,34 @@ def compare(payload: Mapping[str, Any], console: Console) -> None:
     wide = max((len(line) for value in values for line in value.split("\n")), default=0)
     fit = max(1, (console.width - name - 2) // (wide + 2))
     for start in range(0, len(sizes), fit):
-        _print(console, title if not start else "continued", _faithfulness(rows, sizes[start : start + fit]))
-    _print(console, "What each took", _methods(payload["methods"], set(sizes_of(payload)) - set(sizes)))
+        print_table(console, title if not start else "continued", _faithfulness(rows, sizes[start : start + fit]))
+    print_table(console, "What each took", _methods(payload["methods"], set(sizes_of(payload)) - set(sizes)))
     if exact:
         console.print(Text(f"spearman: of score sizes with those of {exact} exactly patched edges"))
 
 
-def _table(*columns: tuple[str, Literal["left", "right"]], gap: int = 1) -> Table:
+def plain_table(*columns: tuple[str, Literal["left", "right"]], gap: int = 1) -> Table:
+    """A table without lines."""
     drawn = Table(box=None, header_style="bold", padding=(0, gap, 0, 0), pad_edge=False)
     for name, justify in columns:
         drawn.add_column(Text(name), justify=justify)
     return drawn
 
 
-def _print(console: Console, title: str, drawn: Table) -> None:
+def print_table(console: Console, title: str, drawn: Table) -> None:
     """A table below its title, which may be wider."""
     console.print(Text(f"\n{title}", style="italic"))
     console.print(drawn)
 
 
-def _map(one: Mapping[str, Any], width: int) -> tuple[str, Table]:
+def map_table(one: Mapping[str, Any], width: int) -> tuple[str, Table]:
     """Title and map: sign and tenths of the largest effect in each cell, as many columns as fit."""
     names = [str(name) for name in one["columns"]]
     cell = max(3, *(len(name) for name in names)) if names else 3
     rows = _strong(one, 0, ROWS)
     columns = _strong(one, 1, max(1, (width - MARGIN) // (cell + 1)))
     largest = heatmap.largest_effect(one)
-    drawn = _table(("", "right"), *((names[column], "left") for column in columns))
+    drawn = plain_table(("", "right"), *((names[column], "left") for column in columns))
     for row in reversed(rows):
         label = Text(str(one["rows"][row]), overflow="ellipsis", no_wrap=True)
         drawn.add_row(label, *(_cell(one, row, column, largest) for column in columns))
@@ -97,7 +98,7 @@ def _caption(one: Mapping[str, Any], rows: Sequence[int], columns: Sequence[int]
     share = heatmap.share(one, largest, 0)
     words = f"{heatmap.title_of(one)}: digits 1 to 9 are tenths of {formats.fixed(largest, 3)} {one.get('unit', '')}"
     words += f", {share} of the gap" if share else ""
-    words += "; blue below zero, orange above; *: the interval leaves out zero"
+    words += f"; blue below zero, orange above; *: the {heatmap.certainty(one, 'zero')}"
     for axis, shown, place in (("rows", rows, 0), ("columns", columns, 1)):
         known = {cell[place] for cell in heatmap.values(one)}
         words += f"; the strongest {len(shown)} of {len(known)} {axis}" if len(shown) < len(known) else ""
@@ -128,7 +129,7 @@ def _cell(one: Mapping[str, Any], row: int, column: int, largest: float) -> Text
 
 def _strongest(payload: Mapping[str, Any]) -> Table:
     several = len(payload["maps"]) > 1
-    drawn = _table(*((("map", "left"),) if several else ()), ("part", "left"), ("effect", "right"), gap=2)
+    drawn = plain_table(*((("map", "left"),) if several else ()), ("part", "left"), ("effect", "right"), gap=2)
     drawn.add_column("95 % interval")
     known = [cell for cell in payload.get("top") or [] if formats.finite(cell.get("mean")) is not None]
     for cell in sorted(known, key=lambda one: -abs(one["mean"]))[:SHOWN]:
@@ -140,7 +141,7 @@ def _strongest(payload: Mapping[str, Any]) -> Table:
 
 def _tree(tree: Sequence[Mapping[str, Any]]) -> Table:
     """Receivers into which something was kept, further in the deeper they are."""
-    drawn = _table(("into", "left"), ("kept senders", "left"), gap=2)
+    drawn = plain_table(("into", "left"), ("kept senders", "left"), gap=2)
     for one in tree:
         kept = _kept(one)
         if kept:
@@ -154,7 +155,7 @@ def _kept(receiver: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _faithfulness(rows: Sequence[Mapping[str, Any]], sizes: Sequence[int]) -> Table:
-    drawn = _table(("method", "left"), *((f"{size:,}", "right") for size in sizes), gap=2)
+    drawn = plain_table(("method", "left"), *((f"{size:,}", "right") for size in sizes), gap=2)
     for one in rows:
         points = points_of(one)
         drawn.add_row(Text(str(one["name"]), no_wrap=True), *(_value(points.get(size), "\n") for size in sizes))
@@ -175,7 +176,7 @@ def _value(point: Mapping[str, Any] | None, between: str) -> Text:
 
 def _methods(methods: Sequence[Mapping[str, Any]], others: set[int]) -> Table:
     """Seconds, agreement with exact scores, and circuits of sizes that no other method has."""
-    drawn = _table(("method", "left"), ("seconds", "right"), ("spearman", "right"), gap=2)
+    drawn = plain_table(("method", "left"), ("seconds", "right"), ("spearman", "right"), gap=2)
     if others:
         drawn.add_column("circuits of other sizes")
     for one in methods:

@@ -5,7 +5,13 @@ import sys
 
 from cyclopts import CycloptsError
 
-from circuitome.cli import explaining, finding, listing, validity  # noqa: F401  # each adds its commands to the app
+from circuitome.cli import (  # noqa: F401  # each adds its commands to the app
+    explaining,
+    finding,
+    listing,
+    single_heads,
+    validity,
+)
 from circuitome.cli.app import app
 from circuitome.errors import CircuitomeError
 

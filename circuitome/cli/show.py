@@ -11,8 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from circuitome.cli import heatmap
-from circuitome.cli.explain_view import explanation
+from circuitome.cli import explain_view, heads_view, heatmap
 
 STRONGEST = 12
 """Edges that the terminal shows."""
@@ -236,6 +235,8 @@ SHOWN: dict[str, Callable[[Any, Console], None]] = {
     "path": _effects,
     "compare": _compare,
     "validate": _verdict,
-    "explain": explanation,
+    "explain": explain_view.explanation,
+    "heads": heads_view.atlas,
+    "induction": heads_view.induction,
 }
 """By kind of run: what draws it in the terminal."""

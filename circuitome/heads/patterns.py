@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -64,7 +63,7 @@ def pattern_scores(
     in the second and later repeats. Positions count from what the tokenizer puts in front, so that the first position
     is BOS where there is one and the first random token else; nothing in front is a query of the repeats.
     `chance` is the score of even attention over all keys before and at the query (sliding windows are not counted).
-    `random` are seeds of models of the same shape with random weights, one more pass each, for `HeadScore.random`.
+    `random` are seeds of `random_model`, one more pass each, for `HeadScore.random`.
     A pattern is held for one layer at a time; sums in float32.
     Raises `UnsupportedModelError` for a model that shows no attention probabilities.
     Source: Olsson et al. 2022, arXiv:2209.11895 (prefix matching); Wang et al. 2022, arXiv:2211.00593 (previous and
@@ -79,7 +78,7 @@ def pattern_scores(
         found = _samples(random_model(model, seed), repeated, max_memory)
         others.append({name: values.mean(0) for name, values in found.items()})
         tell(done, passes)
-    chance = {name: float(values) for name, values in measure(even(repeated.length, model.causal), repeated).items()}
+    chance = chance_levels(repeated, model.causal)
     return PatternScores(
         named(
             [
@@ -121,6 +120,11 @@ def linear_weights(repeated: Repeated) -> tuple[Float[Tensor, "score query key"]
     return torch.stack(weights), torch.tensor([other, *late, *[other] * 4], dtype=torch.float32)
 
 
+def chance_levels(repeated: Repeated, causal: bool) -> dict[str, float]:
+    """The scores of even attention over all keys that a query may see, by name."""
+    return {name: float(value) for name, value in measure(even(repeated.length, causal), repeated).items()}
+
+
 def even(size: int, causal: bool) -> Float[Tensor, "1 1 query key"]:
     """The pattern that spreads each query's attention evenly over the keys that it may see."""
     visible = torch.ones(size, size)
@@ -129,11 +133,17 @@ def even(size: int, causal: bool) -> Float[Tensor, "1 1 query key"]:
 
 
 def random_model(model: Model, seed: int) -> Model:
-    """A model of the same class and configuration, its weights as that class draws them before training."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        hf: Any = type(model.hf)(deepcopy(model.hf.config))  # type: ignore[call-arg]
-    return Model(hf.to(device=model.device, dtype=model.dtype).eval(), model.tokenizer, f"random {model.name}")
+    """The same model with noise for weights: each weight matrix is drawn anew, normal, with its own mean and spread.
+
+    Gains and biases stay. Attention is then as sharp as matrices of this size make it, but looks nowhere on purpose.
+    """
+    hf = deepcopy(model.hf)
+    generator = torch.Generator(model.device).manual_seed(seed)
+    with torch.no_grad():
+        for weight in hf.parameters():
+            if weight.ndim > 1:
+                weight.normal_(float(weight.float().mean()), float(weight.float().std()), generator=generator)
+    return Model(hf.eval(), model.tokenizer, f"random {model.name}")
 
 
 def _samples(model: Model, repeated: Repeated, max_memory: int | None) -> dict[str, Float[Tensor, "n layer head"]]:

@@ -120,6 +120,12 @@ def ordinary_ids(model: Model) -> list[int]:
     return words[int(_COMMON * len(words)) : int(_RARE * len(words))]
 
 
+def reads_text(model: Model) -> bool:
+    """Whether the model's tokenizer knows words, so that ordinary text can be given to it."""
+    tokenizer = model.tokenizer
+    return tokenizer is not None and any(_is_word(token) for token in tokenizer.get_vocab())
+
+
 def _is_word(token: str | None) -> bool:
     return token is not None and _WORD.fullmatch(token) is not None
 

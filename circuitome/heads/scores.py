@@ -27,7 +27,7 @@ class HeadScore:
     chance: float | None = None
     """What a head with even attention over all it may see gets; None where that says nothing."""
     random: Float[Tensor, "seed layer head"] | None = None
-    """What the heads of models of the same shape with random weights get; None where nobody asked."""
+    """What the heads get when the model's weights are noise of the same size; None where nobody asked."""
 
     @cached_property
     def mean(self) -> Float[Tensor, "layer head"]:

@@ -15,6 +15,8 @@ from circuitome.interventions.edges import baseline as baseline
 from circuitome.interventions.edges import check_graph as check_graph
 from circuitome.interventions.edges import circuit_logits as circuit_logits
 from circuitome.interventions.edges import run_circuit as run_circuit
+from circuitome.interventions.frozen import frozen_patterns as frozen_patterns
+from circuitome.interventions.frozen import recorded_patterns as recorded_patterns
 from circuitome.interventions.knockout import KnockOut as KnockOut
 from circuitome.interventions.live import LiveCircuit as LiveCircuit
 from circuitome.interventions.live import copies_within as copies_within

@@ -99,6 +99,20 @@ def by_group(x: Tensor, kv: int, other: Tensor) -> Tensor:
     return (grouped.flatten(2, 3) @ other).unflatten(2, grouped.shape[2:4]).flatten(1, 2)
 
 
+def plain_attention(
+    asked: Asked,
+    query: Float[Tensor, "batch head query d_head"],
+    key: Float[Tensor, "batch kv key d_head"],
+    value: Float[Tensor, "batch kv key d_head"],
+) -> tuple[Float[Tensor, "batch head query d_head"], Float[Tensor, "batch head query key"]]:
+    """The model's attention in the open: z and the probabilities; softmax in float32."""
+    scores = asked.capped(by_group(query, key.shape[1], key.transpose(-1, -2)))
+    if asked.mask is not None:
+        scores = scores + asked.mask
+    pattern = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
+    return mix(pattern, value), pattern
+
+
 def _dispatch(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:

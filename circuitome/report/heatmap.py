@@ -89,9 +89,16 @@ def label(effects: Mapping[str, Any], row: int, column: int) -> str:
 
 
 def certain(effects: Mapping[str, Any], row: int, column: int) -> bool:
-    """Whether a cell's interval leaves out zero."""
+    """Whether a cell's interval leaves out zero or, where the map has a `chance` level above it, lies above that."""
     low, high = (formats.finite(effects[end][row][column]) for end in ("low", "high"))
-    return low is not None and high is not None and (low > 0 or high < 0)
+    chance = formats.finite(effects.get("chance"))
+    return low is not None and high is not None and (low > (chance or 0.0) or (high < 0 and not chance))
+
+
+def certainty(effects: Mapping[str, Any], zero: str = "0") -> str:
+    """What is true of the interval of a certain cell, in words."""
+    chance = formats.finite(effects.get("chance"))
+    return f"interval lies above chance ({formats.rounded(chance, 3)})" if chance else f"interval leaves out {zero}"
 
 
 def gap(effects: Mapping[str, Any]) -> float | None:
@@ -331,10 +338,10 @@ def _signs(effects: Mapping[str, Any], layout: _Layout) -> Markup:
     box: Attributes = {"y": 60.0, "width": 16.0, "height": 10.0, "fill": "none"}
     parts = [
         tag("rect", box | {"x": layout.left, "stroke": "var(--ink)", "stroke-width": 0.9}),
-        tag("text", {"x": layout.left + 22, "y": 69.0}, "interval leaves out 0"),
+        tag("text", {"x": layout.left + 22, "y": 69.0}, certainty(effects)),
     ]
     if sum(1 for _ in values(effects)) < len(layout.rows) * len(layout.columns):
-        start = layout.left + 152
+        start = layout.left + 152 + (80 if formats.finite(effects.get("chance")) else 0)
         parts += [
             tag("path", {"d": f"M{number(start)} 70l16 -10", "stroke": "var(--faint)", "fill": "none"}),
             tag("text", {"x": start + 22, "y": 69.0}, "no such part"),

@@ -6,6 +6,7 @@ from typing import Any
 from circuitome.report.compare_page import render_compare
 from circuitome.report.effects_page import render_effects
 from circuitome.report.explain_page import explain_payload, render_explain
+from circuitome.report.heads_page import heads_payload, induction_payload, render_heads, render_induction
 from circuitome.report.html import render
 from circuitome.report.payload import compare_payload, effects_payload, payload, verdict_payload
 from circuitome.report.verdict_page import render_verdict
@@ -19,6 +20,8 @@ PAGES: dict[str, tuple[Callable[[Run], Payload], Callable[[Payload], str]]] = {
     "compare": (compare_payload, render_compare),
     "validate": (verdict_payload, render_verdict),
     "explain": (explain_payload, render_explain),
+    "heads": (heads_payload, render_heads),
+    "induction": (induction_payload, render_induction),
 }
 """By kind of run: what takes the page's data from it, and what makes the page of that."""
 

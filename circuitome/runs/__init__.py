@@ -13,6 +13,10 @@ from circuitome.runs.find import FindSpec as FindSpec
 from circuitome.runs.find import Plan as Plan
 from circuitome.runs.find import find as find
 from circuitome.runs.find import plan as plan
+from circuitome.runs.heads import HeadsSpec as HeadsSpec
+from circuitome.runs.heads import InductionSpec as InductionSpec
+from circuitome.runs.heads import run_heads as run_heads
+from circuitome.runs.heads import run_induction as run_induction
 from circuitome.runs.known import KnownSpec as KnownSpec
 from circuitome.runs.known import run_known as run_known
 from circuitome.runs.methods import METHODS as METHODS
