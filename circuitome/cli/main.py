@@ -7,6 +7,7 @@ from cyclopts import CycloptsError
 
 from circuitome.cli import (  # noqa: F401  # each adds its commands to the app
     conv,
+    explaining,
     finding,
     listing,
     single_heads,

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from circuitome.cli import heads_view, heatmap, streaming_view
+from circuitome.cli import explain_view, heads_view, heatmap, streaming_view
 
 STRONGEST = 12
 """Edges that the terminal shows."""
@@ -237,6 +237,7 @@ SHOWN: dict[str, Callable[[Any, Console], None]] = {
     "validate": _verdict,
     "retrieval": streaming_view.retrieval,
     "stream": streaming_view.stream,
+    "explain": explain_view.explanation,
     "heads": heads_view.atlas,
     "induction": heads_view.induction,
 }

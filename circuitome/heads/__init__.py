@@ -1,9 +1,12 @@
 """What single attention heads do: attention patterns, copying, retrieval, sinks, roles."""
 
+from circuitome.heads.account import account as account
 from circuitome.heads.atlas import Atlas as Atlas
 from circuitome.heads.atlas import atlas as atlas
 from circuitome.heads.copying import Copying as Copying
 from circuitome.heads.copying import token_copying as token_copying
+from circuitome.heads.explain import explain as explain
+from circuitome.heads.explanation import Explanation as Explanation
 from circuitome.heads.induction import Induction as Induction
 from circuitome.heads.induction import induction as induction
 from circuitome.heads.masking import MaskCheck as MaskCheck
@@ -21,6 +24,10 @@ from circuitome.heads.repeated import Repeated as Repeated
 from circuitome.heads.repeated import repeated_tokens as repeated_tokens
 from circuitome.heads.retrieval import RetrievalScores as RetrievalScores
 from circuitome.heads.retrieval import retrieval_scores as retrieval_scores
+from circuitome.heads.roles import ROLES as ROLES
+from circuitome.heads.roles import Facts as Facts
+from circuitome.heads.roles import Verdict as Verdict
+from circuitome.heads.roles import verdict as verdict
 from circuitome.heads.scores import HeadScore as HeadScore
 from circuitome.heads.sinks import SinkMass as SinkMass
 from circuitome.heads.sinks import sink_mass as sink_mass

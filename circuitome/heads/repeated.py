@@ -101,7 +101,7 @@ def tokens_in_front(model: Model) -> list[int]:
     """What the tokenizer puts in front of every text by default; nothing where there is no tokenizer."""
     if model.tokenizer is None:
         return []
-    text = "a"
+    text = model.decode(ordinary_ids(model)[:1]).strip() or "a"
     whole, bare = model.encode(text), model.encode_answer(text)
     return next((whole[:i] for i in range(len(whole)) if whole[i : i + len(bare)] == bare), [])
 

@@ -6,6 +6,7 @@ from circuitome.interventions.batches import check_aligned as check_aligned
 from circuitome.interventions.batches import first_difference as first_difference
 from circuitome.interventions.batches import group_rows as group_rows
 from circuitome.interventions.batches import make_batch as make_batch
+from circuitome.interventions.batches import read_tokens as read_tokens
 from circuitome.interventions.batches import tokens_within as tokens_within
 from circuitome.interventions.dense import Continuation as Continuation
 from circuitome.interventions.dense import dense_copies as dense_copies

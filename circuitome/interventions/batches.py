@@ -130,6 +130,21 @@ def batches(
         yield make_batch(model, task, rows, shared_prefix=shared_prefix, corrupted=corrupted)
 
 
+def read_tokens(model: Model, task: Task, rows: Sequence[int]) -> Inputs:
+    """Of each clean prompt only the token after which the logits are read; all tokens before it stand in a cache.
+
+    For what can change nothing at other positions, one token then costs what a whole prompt would. Causal models only.
+    """
+    pairs = [task.pairs[row] for row in rows]
+    prefixes = [pair.clean[: pair.reads] for pair in pairs]
+    inputs = _inputs(model, prefixes, [pair.clean[pair.reads : pair.reads + 1] for pair in pairs])
+    if not any(prefixes):
+        return inputs
+    with torch.no_grad():
+        before = model.prefix_cache(_inputs(model, [()] * len(prefixes), prefixes, left=True))
+    return replace(inputs, cache=Cache([FrozenLayer(keys, values) for keys, values in before]))
+
+
 def check_aligned(task: Task, rows: Sequence[int] | None = None) -> None:
     """Raises `TaskError` if a pair, of all or of `rows`, has prompts of different lengths."""
     for row in range(len(task)) if rows is None else rows:

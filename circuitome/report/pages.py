@@ -5,6 +5,7 @@ from typing import Any
 
 from circuitome.report.compare_page import render_compare
 from circuitome.report.effects_page import render_effects
+from circuitome.report.explain_page import explain_payload, render_explain
 from circuitome.report.heads_page import heads_payload, induction_payload, render_heads, render_induction
 from circuitome.report.html import render
 from circuitome.report.payload import compare_payload, effects_payload, payload, verdict_payload
@@ -22,6 +23,7 @@ PAGES: dict[str, tuple[Callable[[Run], Payload], Callable[[Payload], str]]] = {
     "validate": (verdict_payload, render_verdict),
     "retrieval": (retrieval_payload, render_retrieval),
     "stream": (stream_payload, render_stream),
+    "explain": (explain_payload, render_explain),
     "heads": (heads_payload, render_heads),
     "induction": (induction_payload, render_induction),
 }

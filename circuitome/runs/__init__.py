@@ -7,6 +7,8 @@ from circuitome.runs.effects import PatchSpec as PatchSpec
 from circuitome.runs.effects import PathSpec as PathSpec
 from circuitome.runs.effects import run_patch as run_patch
 from circuitome.runs.effects import run_path as run_path
+from circuitome.runs.explain import ExplainSpec as ExplainSpec
+from circuitome.runs.explain import run_explain as run_explain
 from circuitome.runs.find import FindSpec as FindSpec
 from circuitome.runs.find import Plan as Plan
 from circuitome.runs.find import find as find
