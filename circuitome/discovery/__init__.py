@@ -16,3 +16,8 @@ from circuitome.discovery.masks import subnetwork_probing as subnetwork_probing
 from circuitome.discovery.patching import patch as patch
 from circuitome.discovery.paths import path_patch as path_patch
 from circuitome.discovery.paths import trace_back as trace_back
+from circuitome.discovery.route_graph import RouteEdge as RouteEdge
+from circuitome.discovery.route_graph import RouteGraph as RouteGraph
+from circuitome.discovery.route_importance import RouteImportance as RouteImportance
+from circuitome.discovery.route_importance import route_importance as route_importance
+from circuitome.discovery.routes import routes as routes

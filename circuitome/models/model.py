@@ -275,25 +275,26 @@ class Model:
         """
 
         def shown(layer: int) -> Callable[..., None]:
-            def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-                pattern = output[1] if isinstance(output, tuple) and len(output) > 1 else None
-                if pattern is None:
-                    raise UnsupportedModelError(
-                        f"{self.name} ({self.hf.config.model_type}) gives no attention probabilities at a{layer}, even "
-                        "with eager attention. Methods that read attention patterns cannot be used on it."
-                    )
-                look(layer, pattern)
+            return lambda module, args, output: look(layer, self._probabilities(layer, output))
 
-            return hook
-
-        before = self.hf.config._attn_implementation
         with ExitStack() as stack:
-            if isinstance(before, str) and before != "eager":
-                self.hf.set_attn_implementation("eager")
-                stack.callback(self.hf.set_attn_implementation, before)
+            stack.enter_context(self.eager_attention())
             for layer, block in enumerate(self.blocks):
                 stack.callback(block.attention.register_forward_hook(shown(layer)).remove)
             yield
+
+    @contextmanager
+    def eager_attention(self) -> Iterator[None]:
+        """Inside, the model computes its attention probabilities in the open."""
+        before = self.hf.config._attn_implementation
+        switch = isinstance(before, str) and before != "eager"
+        if switch:
+            self.hf.set_attn_implementation("eager")
+        try:
+            yield
+        finally:
+            if switch:
+                self.hf.set_attn_implementation(before)
 
     @contextmanager
     def starting_from(self, resid: Float[Tensor, "batch pos d_model"]) -> Iterator[None]:
@@ -334,6 +335,20 @@ class Model:
         self, layer: int, values: Float[Tensor, "batch pos reader d_head"], call: Call
     ) -> Float[Tensor, "batch pos head d_head"]:
         """The z of every head for given q, k and v: the model's own attention, called as the block would."""
+        return self._attend(layer, values, call)[0]
+
+    def attention_pattern(
+        self, layer: int, values: Float[Tensor, "batch pos reader d_head"], call: Call
+    ) -> Float[Tensor, "batch head query key"]:
+        """The attention probabilities of one block for given q, k and v; `call` was noted under `eager_attention`.
+
+        Rows sum to 1 over keys. Raises `UnsupportedModelError` for a model that gives no attention probabilities.
+        """
+        with self.eager_attention():
+            return self._probabilities(layer, self._attend(layer, values, call)[1])
+
+    def _attend(self, layer: int, values: Tensor, call: Call) -> tuple[Tensor, Any]:
+        """The z of every head, and what the attention module gave."""
         block = self.blocks[layer]
         parts = block.merge(values)
         found: list[Tensor] = []
@@ -348,8 +363,18 @@ class Model:
             for module, part in zip(block.projections, parts, strict=True):
                 stack.enter_context(_replaced(module, lambda _, part=part: part))
             stack.enter_context(_replaced(block.output, keep))
-            block.attention(hidden, *args, **kwargs)
-        return found[0].unflatten(-1, (self.heads.q, self.heads.width))
+            output = block.attention(hidden, *args, **kwargs)
+        return found[0].unflatten(-1, (self.heads.q, self.heads.width)), output
+
+    def _probabilities(self, layer: int, output: Any) -> Float[Tensor, "batch head query key"]:
+        """The pattern in what an attention module gave."""
+        pattern = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+        if pattern is None:
+            raise UnsupportedModelError(
+                f"{self.name} ({self.hf.config.model_type}) gives no attention probabilities at a{layer}, even "
+                "with eager attention. Methods that read attention patterns cannot be used on it."
+            )
+        return pattern
 
     def unembed(
         self, resid: Float[Tensor, "batch d_model"], tokens: Sequence[int] | None = None
