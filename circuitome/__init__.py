@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from circuitome.discovery import path_patch as path_patch
     from circuitome.discovery import random_scores as random_scores
     from circuitome.discovery import route_importance as route_importance
+    from circuitome.discovery import route_scores as route_scores
     from circuitome.discovery import routes as routes
     from circuitome.discovery import subnetwork_probing as subnetwork_probing
     from circuitome.discovery import trace_back as trace_back
@@ -63,6 +64,7 @@ _HOME = {
     "path_patch": "discovery",
     "random_scores": "discovery",
     "route_importance": "discovery",
+    "route_scores": "discovery",
     "routes": "discovery",
     "RouteGraph": "discovery",
     "subnetwork_probing": "discovery",

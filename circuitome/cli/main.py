@@ -5,7 +5,7 @@ import sys
 
 from cyclopts import CycloptsError
 
-from circuitome.cli import finding, listing, validity  # noqa: F401  # each adds its commands to the app
+from circuitome.cli import finding, listing, routes, validity  # noqa: F401  # each adds its commands to the app
 from circuitome.cli.app import app
 from circuitome.errors import CircuitomeError
 

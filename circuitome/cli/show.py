@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from circuitome.cli import heatmap
+from circuitome.cli import heatmap, routes_view
 
 STRONGEST = 12
 """Edges that the terminal shows."""
@@ -95,6 +95,9 @@ def _compare(found: Any, console: Console) -> None:
     from circuitome.report import compare_payload
 
     heatmap.compare(compare_payload(found), console)
+    for one in found.manifest["results"]["methods"]:
+        if one.get("note"):
+            console.print(f"[bold]{one['name']}[/]: {one['note']}")
 
 
 def _verdict(found: Any, console: Console) -> None:
@@ -235,5 +238,7 @@ SHOWN: dict[str, Callable[[Any, Console], None]] = {
     "path": _effects,
     "compare": _compare,
     "validate": _verdict,
+    "trace": routes_view.trace,
+    "routes": routes_view.importance,
 }
 """By kind of run: what draws it in the terminal."""

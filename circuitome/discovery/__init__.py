@@ -20,4 +20,11 @@ from circuitome.discovery.route_graph import RouteEdge as RouteEdge
 from circuitome.discovery.route_graph import RouteGraph as RouteGraph
 from circuitome.discovery.route_importance import RouteImportance as RouteImportance
 from circuitome.discovery.route_importance import route_importance as route_importance
+from circuitome.discovery.route_importance import token_labels as token_labels
+from circuitome.discovery.route_parts import RoutePart as RoutePart
+from circuitome.discovery.route_parts import route_neurons as route_neurons
+from circuitome.discovery.route_parts import route_parts as route_parts
+from circuitome.discovery.route_scores import route_scores as route_scores
+from circuitome.discovery.routes import RouteSettings as RouteSettings
 from circuitome.discovery.routes import routes as routes
+from circuitome.discovery.routes import trace as trace

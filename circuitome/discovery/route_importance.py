@@ -31,7 +31,7 @@ ALL = "all"
 
 @dataclass(frozen=True, eq=False)
 class RouteImportance:
-    """Importances of heads and MLPs by group; at a token, all parts of one sum, residual and biases included, give 1."""
+    """Importances of heads and MLPs by group; with residual and biases, the parts of one sum at one token give 1."""
 
     n_layers: int
     """Number of blocks."""

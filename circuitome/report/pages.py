@@ -7,6 +7,7 @@ from circuitome.report.compare_page import render_compare
 from circuitome.report.effects_page import render_effects
 from circuitome.report.html import render
 from circuitome.report.payload import compare_payload, effects_payload, payload, verdict_payload
+from circuitome.report.routes_page import render_routes, render_trace, routes_payload, trace_payload
 from circuitome.report.verdict_page import render_verdict
 from circuitome.runs import Run
 
@@ -17,6 +18,8 @@ PAGES: dict[str, tuple[Callable[[Run], Payload], Callable[[Payload], str]]] = {
     "path": (effects_payload, render_effects),
     "compare": (compare_payload, render_compare),
     "validate": (verdict_payload, render_verdict),
+    "trace": (trace_payload, render_trace),
+    "routes": (routes_payload, render_routes),
 }
 """By kind of run: what takes the page's data from it, and what makes the page of that."""
 

@@ -14,6 +14,10 @@ from circuitome.runs.find import plan as plan
 from circuitome.runs.known import KnownSpec as KnownSpec
 from circuitome.runs.known import run_known as run_known
 from circuitome.runs.methods import METHODS as METHODS
+from circuitome.runs.routes import RoutesSpec as RoutesSpec
+from circuitome.runs.routes import TraceSpec as TraceSpec
+from circuitome.runs.routes import run_routes as run_routes
+from circuitome.runs.routes import run_trace as run_trace
 from circuitome.runs.store import Run as Run
 from circuitome.runs.store import check_free as check_free
 from circuitome.runs.store import load_run as load_run
