@@ -45,7 +45,7 @@ def proximity(
     """Proximity of parts to their totals, shapes broadcast; float32 or wider."""
     parts, total = parts.to(_wide(parts)), total.to(_wide(total))
     if norm == "l1":
-        return (total.abs() - (total - parts).abs()).sum(-1).clamp(min=0)
+        return (total - parts).abs_().sub_(total.abs()).sum(-1).neg_().clamp_(min=0)
     rest = (total - parts).norm(dim=-1)
     whole = total.norm(dim=-1)
     # |y| - |y - z| without the difference of two nearly equal numbers

@@ -5,7 +5,7 @@ of an MLP what it adds; no target and no threshold. A group's mean is over its t
 Source: Ferrando and Voita 2024, arXiv:2403.00824, section 4 (importances over data sets).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -140,7 +140,9 @@ def route_importance(
     done = 0
     for rows in group_rows(model, task, shared_prefix=False, max_memory=max_memory):
         seen = RoutePass.of(model, make_batch(model, task, rows, shared_prefix=False, corrupted=False).clean)
-        for row, values in zip(rows, _by_token(seen, [len(encoded[row]) for row in rows], norm), strict=True):
+        with model.eager_attention():
+            by_token = _by_token(seen, [len(encoded[row]) for row in rows], norm)
+        for row, values in zip(rows, by_token, strict=True):
             member = torch.zeros(len(groups), len(values))
             member[[index[label] for label in named[row]], range(len(values))] = 1
             sums, counts = member @ values, member.sum(1)
@@ -160,7 +162,7 @@ def route_importance(
 
 
 @torch.no_grad()
-def _by_token(seen: RoutePass, lengths: Sequence[int], norm: str) -> Iterator[Float[Tensor, "pos part"]]:
+def _by_token(seen: RoutePass, lengths: Sequence[int], norm: str) -> list[Float[Tensor, "pos part"]]:
     """Importances of heads and MLPs at every token, text by text."""
     model = seen.model
     found = [torch.zeros(length, len(model.blocks), model.heads.q + 1) for length in lengths]
@@ -184,8 +186,7 @@ def _by_token(seen: RoutePass, lengths: Sequence[int], norm: str) -> Iterator[Fl
                 heads, *_ = importances(near, before, bias)
                 mlps, *_ = importances(last[0], last[1], near_mid[row, :n])
             found[row][:, layer, :-1], found[row][:, layer, -1] = heads.cpu(), mlps.cpu()
-    for one in found:
-        yield one.flatten(1)
+    return [one.flatten(1) for one in found]
 
 
 def _named(encoded: Sequence[Sequence[int]], labels: Labels | None) -> list[list[str]]:

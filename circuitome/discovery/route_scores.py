@@ -50,7 +50,9 @@ def route_scores(
     samples = torch.empty(len(task), graph.n_edges)
     done = 0
     for batch in batches(model, task, shared_prefix=False, corrupted=False, max_memory=max_memory):
-        scores = _Flow(RoutePass.of(model, batch.clean), norm).run()
+        seen = RoutePass.of(model, batch.clean)
+        with model.eager_attention():
+            scores = _Flow(seen, norm).run()
         samples[list(batch.rows)] = scores.cpu()[:, graph.mask]
         done += len(batch.rows)
         if progress:

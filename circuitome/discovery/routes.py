@@ -140,7 +140,8 @@ def trace(
         if tokens is not None:
             for goal, end in zip(goals, ends, strict=True):
                 goal.direction, goal.logit_diff = _direction(model, end, tokens)
-        walk_back(seen, goals, settings)
+        with model.eager_attention():
+            walk_back(seen, goals, settings)
         for goal, own in zip(goals, logits, strict=True):
             row = rows[goal.prompt]
             found[row].append(_graph(model, prompts[row], goal, settings, own))
