@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from circuitome import known as known
     from circuitome import tasks as tasks
     from circuitome import weights as weights
+    from circuitome.discovery import RouteGraph as RouteGraph
     from circuitome.discovery import acdc as acdc
     from circuitome.discovery import atp as atp
     from circuitome.discovery import eap as eap
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from circuitome.discovery import patch as patch
     from circuitome.discovery import path_patch as path_patch
     from circuitome.discovery import random_scores as random_scores
+    from circuitome.discovery import route_importance as route_importance
+    from circuitome.discovery import route_scores as route_scores
+    from circuitome.discovery import routes as routes
     from circuitome.discovery import subnetwork_probing as subnetwork_probing
     from circuitome.discovery import trace_back as trace_back
     from circuitome.graph import Circuit as Circuit
@@ -71,6 +75,10 @@ _HOME = {
     "patch": "discovery",
     "path_patch": "discovery",
     "random_scores": "discovery",
+    "route_importance": "discovery",
+    "route_scores": "discovery",
+    "routes": "discovery",
+    "RouteGraph": "discovery",
     "subnetwork_probing": "discovery",
     "trace_back": "discovery",
     "Circuit": "graph",

@@ -10,6 +10,7 @@ from circuitome.cli import (  # noqa: F401  # each adds its commands to the app
     explaining,
     finding,
     listing,
+    routes,
     single_heads,
     streaming,
     validity,

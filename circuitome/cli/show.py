@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from circuitome.cli import explain_view, heads_view, heatmap, streaming_view
+from circuitome.cli import explain_view, heads_view, heatmap, routes_view, streaming_view
 
 STRONGEST = 12
 """Edges that the terminal shows."""
@@ -95,6 +95,9 @@ def _compare(found: Any, console: Console) -> None:
     from circuitome.report import compare_payload
 
     heatmap.compare(compare_payload(found), console)
+    for one in found.manifest["results"]["methods"]:
+        if one.get("note"):
+            console.print(f"[bold]{one['name']}[/]: {one['note']}")
 
 
 def _verdict(found: Any, console: Console) -> None:
@@ -240,5 +243,7 @@ SHOWN: dict[str, Callable[[Any, Console], None]] = {
     "explain": explain_view.explanation,
     "heads": heads_view.atlas,
     "induction": heads_view.induction,
+    "trace": routes_view.trace,
+    "routes": routes_view.importance,
 }
 """By kind of run: what draws it in the terminal."""

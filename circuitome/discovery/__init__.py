@@ -16,3 +16,15 @@ from circuitome.discovery.masks import subnetwork_probing as subnetwork_probing
 from circuitome.discovery.patching import patch as patch
 from circuitome.discovery.paths import path_patch as path_patch
 from circuitome.discovery.paths import trace_back as trace_back
+from circuitome.discovery.route_graph import RouteEdge as RouteEdge
+from circuitome.discovery.route_graph import RouteGraph as RouteGraph
+from circuitome.discovery.route_importance import RouteImportance as RouteImportance
+from circuitome.discovery.route_importance import route_importance as route_importance
+from circuitome.discovery.route_importance import token_labels as token_labels
+from circuitome.discovery.route_parts import RoutePart as RoutePart
+from circuitome.discovery.route_parts import route_neurons as route_neurons
+from circuitome.discovery.route_parts import route_parts as route_parts
+from circuitome.discovery.route_scores import route_scores as route_scores
+from circuitome.discovery.routes import RouteSettings as RouteSettings
+from circuitome.discovery.routes import routes as routes
+from circuitome.discovery.routes import trace as trace

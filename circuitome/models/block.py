@@ -149,6 +149,22 @@ class Block:
         return [norm.module for norm in norms if norm is not None]
 
     @property
+    def mlp_writer(self) -> nn.Module:
+        """The projection of the MLP that writes to the stream; its input are the neurons' activations."""
+        parts = [part for module in self.mlp for part in module.modules()]
+        return [part for part in parts if getattr(getattr(part, "weight", None), "ndim", 0) == 2][-1]
+
+    def neuron_weights(self) -> Float[Tensor, "neuron d_model"]:
+        """Output weights of each neuron, float32, with the gain of a post-norm folded in, as in `head_weights`."""
+        weight = _weight(self.mlp_writer).T.float()
+        return weight * self.mlp_post.gain if self.mlp_post else weight
+
+    def mlp_bias(self) -> Float[Tensor, " d_model"] | None:
+        """Bias of the MLP's last projection, float32: a part of the stream that is no neuron's; None without one."""
+        bias: Any = getattr(self.mlp_writer, "bias", None)
+        return None if bias is None else bias.detach().float()
+
+    @property
     def mlp_ends(self) -> tuple[nn.Module, nn.Module]:
         """First and last module between the residual that the MLP reads and what it adds to the stream."""
         first = self.mlp_norm.module if self.mlp_norm else self.mlp[0]

@@ -298,7 +298,7 @@ class Model:
 
     @contextmanager
     def eager_attention(self) -> Iterator[None]:
-        """Inside, the model computes its attention probabilities in the open."""
+        """Inside, the model computes its attention probabilities in the open. Entering walks over all modules."""
         before = self.hf.config._attn_implementation
         switch = isinstance(before, str) and before != "eager"
         if switch:

@@ -10,3 +10,5 @@ from circuitome.report.payload import graph_of as graph_of
 from circuitome.report.payload import payload as payload
 from circuitome.report.payload import strongest_edges as strongest_edges
 from circuitome.report.payload import verdict_payload as verdict_payload
+from circuitome.report.routes_page import routes_payload as routes_payload
+from circuitome.report.routes_page import trace_payload as trace_payload

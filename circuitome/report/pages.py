@@ -10,6 +10,7 @@ from circuitome.report.heads_page import heads_payload, induction_payload, rende
 from circuitome.report.html import render
 from circuitome.report.payload import compare_payload, effects_payload, payload, verdict_payload
 from circuitome.report.retrieval_page import render_retrieval, retrieval_payload
+from circuitome.report.routes_page import render_routes, render_trace, routes_payload, trace_payload
 from circuitome.report.stream_page import render_stream, stream_payload
 from circuitome.report.verdict_page import render_verdict
 from circuitome.runs import Run
@@ -26,6 +27,8 @@ PAGES: dict[str, tuple[Callable[[Run], Payload], Callable[[Payload], str]]] = {
     "explain": (explain_payload, render_explain),
     "heads": (heads_payload, render_heads),
     "induction": (induction_payload, render_induction),
+    "trace": (trace_payload, render_trace),
+    "routes": (routes_payload, render_routes),
 }
 """By kind of run: what takes the page's data from it, and what makes the page of that."""
 

@@ -1,12 +1,14 @@
-"""A page without a script: header, sections, the look of all reports."""
+"""A page that reads without a script: header, sections, the look of all reports."""
 
+import hashlib
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from string import Template
 from typing import Any
 
 from circuitome.report import sections
 from circuitome.report.html import asset
-from circuitome.report.markup import Markup, join, tag, text
+from circuitome.report.markup import Markup, join, json_script, tag, text
 
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
@@ -14,8 +16,8 @@ PAGE = Template("""<!DOCTYPE html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; \
-form-action 'none'">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; ${policy}\
+base-uri 'none'; form-action 'none'">
 <title>$title</title>
 <style>
 $css</style>
@@ -29,7 +31,7 @@ $subject
 <main>
 $body
 </main>
-</body>
+$scripts</body>
 </html>
 """)
 
@@ -37,8 +39,11 @@ Section = tuple[str, str, Markup]
 """Anchor, title and content."""
 
 
-def page(payload: Mapping[str, Any], parts: Sequence[Section]) -> str:
-    """The page of `parts`, with what was done at its end. Nothing in it can run or load anything."""
+def page(payload: Mapping[str, Any], parts: Sequence[Section], script: str = "", data: Any = None) -> str:
+    """The page of `parts`, with what was done at its end. Nothing in it can load anything.
+
+    Nothing can run but the page's own `script`, by its hash in the content policy; it finds `data` as JSON in #data.
+    """
     done: Section = (
         "method",
         "What was done",
@@ -56,7 +61,16 @@ def page(payload: Mapping[str, Any], parts: Sequence[Section]) -> str:
         subject=sections.subject(payload),
         links=Markup(" ".join(links)),
         body=join(*(_section(*part) for part in every)),
+        policy=f"script-src 'sha256-{b64encode(hashlib.sha256(script.encode()).digest()).decode()}'; "
+        if script
+        else "",
+        scripts=_scripts(script, data) if script else "",
     )
+
+
+def _scripts(script: str, data: Any) -> str:
+    inline = f'<script type="application/json" id="data">{json_script(data)}</script>\n'
+    return f'{inline}<script type="module">{script}</script>\n'
 
 
 def _section(anchor: str, title: str, content: Markup) -> Markup:

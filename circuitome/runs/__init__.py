@@ -22,6 +22,10 @@ from circuitome.runs.known import run_known as run_known
 from circuitome.runs.methods import METHODS as METHODS
 from circuitome.runs.retrieval import RetrievalSpec as RetrievalSpec
 from circuitome.runs.retrieval import run_retrieval as run_retrieval
+from circuitome.runs.routes import RoutesSpec as RoutesSpec
+from circuitome.runs.routes import TraceSpec as TraceSpec
+from circuitome.runs.routes import run_routes as run_routes
+from circuitome.runs.routes import run_trace as run_trace
 from circuitome.runs.store import Run as Run
 from circuitome.runs.store import check_free as check_free
 from circuitome.runs.store import load_run as load_run

@@ -24,7 +24,10 @@ from circuitome.validation import agreement, default_sizes, faithfulness_curve, 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
-COMPARED = ("eap", "eap-ig", "clean-corrupted", "atp", "edge-pruning", "subnetwork-probing", "acdc", "magnitude")
+COMPARED = (
+    *("eap", "eap-ig", "clean-corrupted", "atp", "routes"),
+    *("edge-pruning", "subnetwork-probing", "acdc", "magnitude"),
+)
 """What is compared by default; random circuits stand beside it."""
 SETTINGS: dict[str, dict[str, Any]] = {"acdc": {"grouped": True}}
 """Settings of methods in a comparison."""
@@ -98,7 +101,7 @@ def run_compare(spec: CompareSpec, progress: Progress | None = None, partial: Pa
                 {"edges": size, **one, "held_out": None if there is None else there[i]["value"]}
                 for i, (size, one) in enumerate(zip(circuits, here or [], strict=True))
             ],
-            "note": None,
+            "note": METHODS[name].note,
         }
         if reference is not None:
             near = agreement(found.scores, reference[0], reference[1])

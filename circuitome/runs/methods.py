@@ -15,6 +15,7 @@ from circuitome.discovery import (
     loss_gap,
     magnitude,
     random_scores,
+    route_scores,
     subnetwork_probing,
 )
 from circuitome.errors import InputError
@@ -93,6 +94,8 @@ class Method:
     """Whether it keeps what is done so far, so that a stopped run can go on."""
     score: str = "the change of the metric when the edge is corrupted, mean over prompts: negative means the edge helps"
     """What a score is."""
+    note: str | None = None
+    """What sets it apart in a comparison with the others."""
 
     def refuse(self, name: str, settings: Mapping[str, Any]) -> None:
         """Raises `InputError` for a setting that this method, called `name`, does not take."""
@@ -200,6 +203,11 @@ def _magnitude(job: Job) -> Found:
     return Found(scores, scores.top(job.edges))
 
 
+def _routes(job: Job) -> Found:
+    scores = route_scores(job.model, job.task, max_memory=job.max_memory, progress=job.progress)
+    return Found(scores, scores.top(job.edges))
+
+
 METHODS: dict[str, Method] = {
     "eap": Method(_scored(eap), "edge attribution patching: one gradient, on the clean run"),
     "eap-ig": Method(
@@ -263,6 +271,16 @@ METHODS: dict[str, Method] = {
         "attribution patching of nodes, queries and keys by their attention pattern (QK fix of AtP*)",
         work=lambda settings, graph: (6.0, 2.0),
         score="the smaller change of the metric when either end of the edge is corrupted: negative means it helps",
+    ),
+    "routes": Method(
+        _routes,
+        "information flow routes of the clean prompts: one forward pass, no corrupted prompt",
+        work=lambda settings, graph: (3.0, 0.0),
+        score="the share of the route to the prediction that the edge carries, mean over prompts: never negative",
+        note=(
+            "Sees the clean prompts alone: also generic parts that every prediction needs, which no corrupted prompt "
+            "changes; not which edges tell the right answer from the wrong one, which is what patching methods see."
+        ),
     ),
     "random": Method(_random, "edges drawn at random: what any method must beat", score="a random number"),
     "magnitude": Method(

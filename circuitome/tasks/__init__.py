@@ -17,6 +17,7 @@ from circuitome.tasks.subject_verb import subject_verb as subject_verb
 from circuitome.tasks.task import Pair as Pair
 from circuitome.tasks.task import Task as Task
 from circuitome.tasks.task import Tokens as Tokens
+from circuitome.tasks.task import continuation as continuation
 from circuitome.tasks.task import make_pair as make_pair
 
 TASKS: dict[str, Callable[..., Task]] = {

@@ -1,0 +1,213 @@
+"""`trace` and `routes` end to end on a small saved model: what is printed, written, drawn, and every bad input."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+import torch
+from families import tiny
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from circuitome.cli.main import main
+from circuitome.discovery import routes
+from circuitome.models import load
+from circuitome.report import page
+from circuitome.report.html import asset
+from circuitome.report.routes_page import on_route
+from circuitome.runs import TraceSpec, load_run, run_trace
+
+WORDS = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random Llama with a word-level tokenizer."""
+    path = tmp_path_factory.mktemp("model")
+    tiny("llama").hf.save_pretrained(path)
+    vocabulary = {word: i + 3 for i, word in enumerate(WORDS)} | {f"w{i}": i for i in range(19, 61)}
+    raw = Tokenizer(models.WordLevel(vocabulary | {"?": 0}, unk_token="?"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="?").save_pretrained(path)
+    return path
+
+
+def run(capsys, *arguments):
+    """Exit code, what was printed, and what went to the error stream."""
+    code = 0
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        code = stop.code
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+@pytest.fixture(scope="module")
+def traced(folder, tmp_path_factory):
+    """A run, kept down to a lower threshold than it is shown at."""
+    return run_trace(TraceSpec(prompt="a b c a b", model=str(folder), threshold=0.1))
+
+
+def test_trace_prints_and_writes_the_route(capsys, folder, tmp_path):
+    code, out, err = run(capsys, "trace", "a b c a", "--model", folder, "--threshold", 0.1, "--out", tmp_path / "t")
+    assert (code, err) == (0, "")
+    route = routes(load(folder), "a b c a", threshold=0.1)
+    assert f"{len(route.edges)} edges at threshold 0.1" in out
+    assert "Strongest of" in out and "Neurons of" in out and "x3" in out
+    saved = load_run(tmp_path / "t").manifest
+    (kept,) = saved["results"]["routes"]
+    assert kept["threshold"] == 0.02 and kept["shown_threshold"] == 0.1
+    ends = {(edge["source"], edge["target"]) for edge in (kept["edges"][i] for i in on_route(kept, 0.1))}
+    assert ends == {(edge.source, edge.target) for edge in route.edges}
+    code, again, _ = run(capsys, "show", tmp_path / "t")
+    assert code == 0 and again == out
+    code, out, _ = run(capsys, "show", tmp_path / "t", "--json")
+    assert json.loads(out)["results"]["routes"][0]["target"] == "x3@3"
+
+
+@pytest.mark.slow
+def test_trace_of_generated_tokens(capsys, folder, tmp_path):
+    arguments = ("trace", "a b", "--model", folder, "--generate", 3, "--json", "--out", tmp_path / "g")
+    code, out, _ = run(capsys, *arguments)
+    assert code == 0
+    found = json.loads(out)["results"]["routes"]
+    model, ids = load(folder), [3, 4]
+    assert [route["target"] for route in found] == ["x3@1", "x3@2", "x3@3"]
+    for route in found:
+        with torch.no_grad():
+            token = int(model.hf(torch.tensor([ids])).logits[0, -1].argmax())
+        assert route["generated"] == model.decode([token]) == route["predictions"][0][0]
+        assert len(route["tokens"]) == len(ids)
+        ids.append(token)
+
+
+def test_trace_takes_a_contrast_and_neurons(capsys, folder, tmp_path):
+    model = load(folder)
+    with torch.no_grad():
+        order = model.hf(torch.tensor([model.encode("a b c")])).logits[0, -1, 3:19].argsort()
+    best, worst = WORDS[order[-1]], WORDS[order[0]]
+    arguments = ("trace", "a b c", "--model", folder, "--contrast", best, worst, "--neurons", "m1@2,m0@0", "--json")
+    code, out, _ = run(capsys, *arguments, "--out", tmp_path / "c")
+    route = json.loads(out)["results"]["routes"][0]
+    assert code == 0 and route["logit_diff"] > 0 and route["contrast"] == [best, worst]
+    assert set(route["neurons"]) == {"m1@2", "m0@0"}
+    assert route["neurons"]["m1@2"][0]["name"].startswith("m1.n")
+
+
+def test_renormalised_trace_has_no_slider(folder):
+    found = run_trace(TraceSpec(prompt="a b c", model=str(folder), renormalize=True))
+    assert 'type="range"' not in page(found)
+    assert found.manifest["results"]["routes"][0]["threshold"] == 0.04
+
+
+def test_page_runs_nothing_but_its_script_and_texts_cannot_break_out(traced):
+    route = traced.manifest["results"]["routes"][0]
+    hostile = "</script><script>alert(1)</script><img src=x>"
+    route = {**route, "tokens": [hostile, *route["tokens"][1:]], "predictions": [[hostile, 0.5]]}
+    manifest = {**traced.manifest, "prompt": hostile, "results": {"routes": [route]}}
+    text = page(type(traced)(manifest, traced.tensors))
+    assert text.count("<script") == 2 and "<img" not in text and "script-src 'sha256-" in text
+    assert not re.search(r"(?:src|href)=\"(?!#)", text)
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
+    assert data["routes"][0]["edges"] == json.loads(json.dumps(route["edges"]))
+
+
+def test_page_without_script_shows_the_route_at_its_threshold(traced):
+    text, route = page(traced), traced.manifest["results"]["routes"][0]
+    lines = re.findall(r"<line [^>]*data-edge=\"(\d+)\"([^>]*)>", text)
+    assert len(lines) == len(route["edges"])
+    assert {int(i) for i, rest in lines if "hidden" not in rest} == set(on_route(route, 0.1)) != set(range(len(lines)))
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_script_keeps_the_same_edges_as_python(traced):
+    route = traced.manifest["results"]["routes"][0]
+    script = asset("routes.js") + (
+        "const [edges, target, all] = JSON.parse(require('fs').readFileSync(0));"
+        "console.log(JSON.stringify(all.map((t) => [...onRoute(edges, target, t)].sort((a, b) => a - b))));"
+    )
+    thresholds = [0.02, 0.05, 0.1, 0.3, 0.9]
+    given = json.dumps([route["edges"], route["target"], thresholds])
+    done = subprocess.run(["node", "-e", script], input=given, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert found == [on_route(route, threshold) for threshold in thresholds]
+    assert len(found[0]) > len(found[2]) > len(found[4])
+
+
+@pytest.fixture
+def texts(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    rows = [("a b c", "x"), ("d e f g", "y"), ("h i", "x"), ("j k l", "y")]
+    path.write_text("\n".join(json.dumps({"text": text, "domain": label}) for text, label in rows))
+    return path
+
+
+def test_routes_over_a_file_by_label(capsys, folder, texts, tmp_path):
+    arguments = ("routes", "--file", texts, "--by", "domain", "--model", folder, "--out", tmp_path / "r")
+    code, out, err = run(capsys, *arguments)
+    assert (code, err) == (0, "")
+    assert "Heads that matter in every group" in out and "x (5)" in out and "y (7)" in out
+    report = (tmp_path / "r" / "report.html").read_text()
+    assert "Heads of this group" in report and "<script" not in report
+    found = load_run(tmp_path / "r")
+    assert [group["tokens"] for group in found.manifest["results"]["groups"]] == [5, 7]
+    code, out, _ = run(
+        capsys, "routes", "--file", texts, "--by", "position", "--model", folder, "--json", "--out", tmp_path / "p"
+    )
+    assert code == 0 and [group["name"] for group in json.loads(out)["results"]["groups"]] == ["first", "1-3"]
+
+
+@pytest.mark.slow
+def test_plain_texts_and_csv(capsys, folder, tmp_path):
+    plain, table = tmp_path / "t.txt", tmp_path / "t.csv"
+    plain.write_text("a b c\n\nd e\n")
+    table.write_text('text,lang\n"a, b",one\nc d,two\n')
+    code, out, _ = run(capsys, "routes", "--file", plain, "--model", folder, "--json", "--out", tmp_path / "1")
+    assert code == 0 and json.loads(out)["texts"] == 2
+    code, out, _ = run(
+        capsys, "routes", "--file", table, "--by", "lang", "--model", folder, "--json", "--out", tmp_path / "2"
+    )
+    assert code == 0 and [g["name"] for g in json.loads(out)["results"]["groups"]] == ["one", "two"]
+
+
+BAD_TRACE = [
+    (("",), r"has no tokens"),
+    (("a b", "--position", "2"), r"Position 2 is outside the prompt, which has 2 tokens: 0 to 1"),
+    (("a b", "--position", "first"), r"--position 'first' is no position"),
+    (("a b", "--threshold", "1.5"), r"must lie between 0 and 1, got 1\.5"),
+    (("a b", "--norm", "l3"), r"no norm 'l3'"),
+    (("a b", "--contrast", "a b c", "d"), r"'a b c' must be one token, got 3: a\|b\|c"),
+    (("a b", "--generate", "-1"), r"must be 0 or more"),
+    (("a b", "--generate", "2", "--position", "0"), r"leave out --position"),
+    (("a b", "--neurons", "m9@0"), r"'m9@0' is no MLP of this route"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_TRACE)
+def test_bad_input_of_trace_leaves_no_run(arguments, message, capsys, folder, tmp_path):
+    code, _, err = run(capsys, "trace", *arguments, "--model", folder, "--out", tmp_path / "bad")
+    assert code == 1 and re.search(message, err), err
+    assert not (tmp_path / "bad").exists()
+
+
+BAD_FILES = [
+    ("t.jsonl", '{"text": "a"}\n{"txt": "b"}', r"line 2: there is no 'text'"),
+    ("t.jsonl", '{"text": "a", "by": 3}', r"line 1: there is no 'by' \(or it is no text\); found 'text', 'by'"),
+    ("t.jsonl", "{", r"line 1: not valid JSON"),
+    ("t.jsonl", "[1]", r"line 1: expected an object"),
+    ("t.jsonl", "", r"the file is empty"),
+    ("t.md", "a", r"ends in \.txt, \.jsonl or \.csv"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), BAD_FILES)
+def test_bad_files_are_told(name, content, message, capsys, folder, tmp_path):
+    (tmp_path / name).write_text(content)
+    by = ("--by", "by") if '"by"' in content else ()
+    code, _, err = run(capsys, "routes", "--file", tmp_path / name, *by, "--model", folder, "--out", tmp_path / "bad")
+    assert code == 1 and re.search(message, err), err
+    code, _, err = run(capsys, "routes", "--file", tmp_path / "none.txt", "--model", folder)
+    assert code == 1 and "cannot be read" in err
