@@ -17,7 +17,7 @@ def render_verdict(payload: Mapping[str, Any]) -> str:
     """The page, from plain JSON data: the same data gives the same text.
 
     `payload` holds `title`, `command`, `unit`, `edges`, `holds`, `manifest` and, as `Verdict.to_dict` gives them,
-    `criteria`, `variants`, `ablations`, `templates`, `spread`, `nulls`, `completeness`, `minimality`, `edges`, `areas`,
+    `criteria`, `variants`, `ablations`, `templates`, `spread`, `nulls`, `completeness`, `minimality`, `single_edges`, `areas`,
     `curve`, `robustness` and `known`.
     """
     parts: list[shell.Section] = [
@@ -26,8 +26,8 @@ def render_verdict(payload: Mapping[str, Any]) -> str:
         ("completeness", "Completeness", _completeness(payload)),
         ("minimality", "Minimality", _minimality(payload["minimality"])),
     ]
-    if payload["edges"]:
-        parts.append(("edges", "Single edges", _edges(payload["edges"])))
+    if payload["single_edges"]:
+        parts.append(("edges", "Single edges", _edges(payload["single_edges"])))
     if payload["areas"]:
         parts.append(("sizes", "Faithfulness by size", _sizes(payload)))
     if payload["robustness"]:

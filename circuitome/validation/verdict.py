@@ -125,7 +125,7 @@ class Verdict:
                 for nodes, kind, own, model, score in sets
             ],
             "minimality": dict(zip(self.minimality.names, self.minimality.scores.tolist(), strict=True)),
-            "edges": None
+            "single_edges": None
             if edges is None
             else {
                 "changes": dict(zip(edges.edges, edges.changes.tolist(), strict=True)),

@@ -60,6 +60,7 @@ def same(found, expected):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["reverse", pytest.param("normal", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("threshold", [pytest.param(0.003, marks=pytest.mark.slow), 0.05])
 def test_acdc_is_the_published_algorithm(model, order, threshold):
@@ -83,6 +84,7 @@ def test_so_it_is_on_models_whose_circuit_is_known(name, ablation, order):
         same(acdc(model, task, threshold=threshold, **options), one_edge_at_a_time(model, task, threshold, **options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", [pytest.param(0.05, marks=pytest.mark.slow), 0.2])
 def test_in_groups_it_takes_fewer_runs_to_the_same_circuit(threshold):
     model, task = tiny("llama"), random_task(3, lengths=(5, 6))
@@ -96,6 +98,7 @@ def test_in_groups_it_takes_fewer_runs_to_the_same_circuit(threshold):
     assert grouped.full_loss + dropped == pytest.approx(grouped.loss, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_same_result(tmp_path):
     model = tiny("llama")
     whole = acdc(model, TASK, threshold=0.02)

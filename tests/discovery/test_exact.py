@@ -12,6 +12,7 @@ from circuitome.interventions import run_circuit
 TASK = random_task(3, lengths=(5, 6))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ablation", ["corrupted", "zero"])
 @pytest.mark.parametrize(
     "name",
@@ -33,6 +34,7 @@ def test_an_exact_score_is_the_circuit_without_one_edge(name, ablation):
     assert float(scores.values[~picked].abs().max()) == 0.0
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(tmp_path):
     model, path = tiny("gpt2"), tmp_path / "exact.safetensors"
 

@@ -63,6 +63,7 @@ def test_whole_masks_are_a_circuit_run(model, ablation, density):
     torch.testing.assert_close(soft_logits(model, mask.float(), ablation), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_values_and_gradients_of_a_part_open_mask_are_those_of_the_written_out_run(model):
     start = torch.rand(model.graph.mask.shape, generator=torch.Generator().manual_seed(2)) * drawn(model, 0.7)
     z = start.clone().requires_grad_(True)
@@ -108,6 +109,7 @@ def test_edge_pruning_gives_as_many_edges_as_asked_for(toy, loss, edges):
     assert scores.top(edges) == scores.top(edges, signed=True)
 
 
+@pytest.mark.slow
 def test_learning_beats_the_scores_it_starts_from(toy):
     task = random_task(8)
     learned = edge_pruning(toy, task, edges=60, steps=80).top(60)
@@ -120,6 +122,7 @@ def test_learning_beats_the_scores_it_starts_from(toy):
     assert far(learned) < 0.8 * far(eap(toy, task).top(60))
 
 
+@pytest.mark.slow
 def test_the_seed_decides(toy):
     first, again, other = (edge_pruning(toy, TASK, edges=30, steps=8, seed=seed).values for seed in (1, 1, 2))
     assert torch.equal(first, again)
@@ -142,6 +145,7 @@ def test_subnetwork_probing_scores_edges_by_their_weaker_node(toy, ablation):
     assert not scores.values[~graph.mask].any()
 
 
+@pytest.mark.slow
 def test_small_memory_means_small_minibatches(toy):
     bits = toy.bytes_per_token(gradients=True) + 4 * toy.d_model * 2 * sum(
         map(len, (toy.graph.writers, toy.graph.readers))

@@ -49,6 +49,7 @@ def four_passes(model, row, sender, receiver, positions):
     return TASK.score(logits, [row])[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [pytest.param("gpt2", marks=pytest.mark.slow), pytest.param("neox-parallel", marks=pytest.mark.slow), "llama"],
@@ -118,6 +119,7 @@ def test_a_sender_that_comes_later_does_nothing_and_positions_restrict():
     assert float(nowhere.samples.nan_to_num().abs().max()) < 1e-5  # what is left is rounding
 
 
+@pytest.mark.slow
 def test_trace_back_ends_as_a_circuit_whose_edges_lead_to_the_logits():
     model = tiny("gpt2")
     trace = trace_back(model, TASK, depth=3, width=2, threshold=0.0)

@@ -82,6 +82,7 @@ def test_any_circuit_equals_the_written_out_run(model, ablation, density):
         torch.testing.assert_close(logits[i : i + 1], expected, atol=2e-5, rtol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ablation", ["corrupted", "zero"])
 def test_eap_is_the_gradient_of_the_edge_mask(model, ablation):
     total = torch.zeros(model.graph.mask.shape)
@@ -114,6 +115,7 @@ def test_scores_do_not_depend_on_prefix_batch_or_padding(model):
         torch.testing.assert_close(scores.values, other.values, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_activation_variant_agrees_with_inputs_on_the_embedding_and_is_eap_where_the_metric_is_linear(model):
     inputs = eap_ig(model, TASK, steps=4)
     outputs = eap_ig(model, TASK, steps=4, variant="activations")

@@ -28,6 +28,7 @@ def case(request):
     return model, ablation, cm.Circuit.of(model.graph, PUBLISHED[request.param].split())
 
 
+@pytest.mark.slow
 def test_the_truth_is_the_published_one(case):
     model, ablation, published = case
     assert cm.known.true_circuit(model, cm.known.task(model.name, 60), ablation) == published
@@ -75,6 +76,7 @@ def test_hand_set_circuits_hold_the_edges_that_were_meant_and_no_other(name, n):
 QUICK = ("tracr-hist", "tracr-sort-unique", "tracr-pair-balance")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ablation", ["zero", "corrupted"])
 @pytest.mark.parametrize(
     "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in cm.known.PROGRAMS]

@@ -180,6 +180,7 @@ def test_same_payload_same_page_and_payload_untouched(trace: dict[str, Any]) -> 
     assert trace == before
 
 
+@pytest.mark.slow
 def test_large_maps_stay_below_one_megabyte(effects: dict[str, Any]) -> None:
     effects["maps"] = [effects_of(270, 14), effects_of(30, 10)]
     assert len(render_effects(effects).encode()) < 1_000_000

@@ -55,6 +55,7 @@ def texts(effects: dict[str, Any]) -> list[str]:
     return [text.text or "" for text in draw(effects).iter(f"{SVG}text")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(3, 5), (30, 10), (270, 14), (32, 33), (2, 1), (2, 64), (3, 120)])
 def test_every_cell_lies_inside_the_figure_and_is_large_enough(shape: tuple[int, int]) -> None:
     effects = effects_of(*shape)
@@ -146,6 +147,7 @@ def test_one_cell_is_a_map(value: float) -> None:
     draw(one | {"rows": [], "columns": [], "mean": [], "low": [], "high": []})
 
 
+@pytest.mark.slow
 def test_heads_by_position_are_grouped_by_layer_and_labelled_above_and_below() -> None:
     effects = effects_of(63, 14)
     effects["rows"] = [f"a{layer}.h{head}" for layer in range(7) for head in range(9)]

@@ -104,6 +104,7 @@ def test_acdc_takes_the_threshold_whose_circuit_is_nearest_in_size(capsys, tmp_p
     assert "--threshold 0.002 --threshold 0.05" in found.manifest["command"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [pytest.param("acdc", marks=pytest.mark.slow), "exact", pytest.param("edge-pruning", marks=pytest.mark.slow)],
@@ -137,6 +138,7 @@ def test_a_stopped_run_goes_on_with_the_same_result(capsys, tmp_path, folder, da
         torch.testing.assert_close(same[name], tensor, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.slow
 def test_pairs_of_unequal_length_need_an_ablation_that_swaps_nothing(capsys, tmp_path, folder):
     data = tmp_path / "uneven.jsonl"
     rows = [{"clean": f"a b {x}", "corrupted": f"a b c {x}", "answer": "e", "wrong": "f"} for x in "ghij"]
@@ -149,6 +151,7 @@ def test_pairs_of_unequal_length_need_an_ablation_that_swaps_nothing(capsys, tmp
     assert code == 1 and "same number of tokens" in error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -193,6 +196,7 @@ def test_compare_puts_methods_side_by_side_and_resumes(capsys, tmp_path, folder,
     assert "eap-ig" in printed and run(capsys, "show", out)[1] == printed
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_bytes_and_replaces_its_own_run(capsys, tmp_path, folder, data):
     out = tmp_path / "run"
     run(capsys, *find(folder, data, out))
@@ -201,6 +205,7 @@ def test_the_same_command_gives_the_same_bytes_and_replaces_its_own_run(capsys, 
     assert (out / "tensors.safetensors").read_bytes() == first
 
 
+@pytest.mark.slow
 def test_another_run_in_the_folder_is_not_overwritten(capsys, tmp_path, folder, data):
     out = tmp_path / "run"
     run(capsys, *find(folder, data, out))

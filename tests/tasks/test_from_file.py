@@ -182,6 +182,7 @@ def test_missing_file_and_folder(words: Any, tmp_path: Path) -> None:
         from_file(words, tmp_path / "folder.csv")
 
 
+@pytest.mark.slow
 def test_real_tokenizer_shows_both_tokenisations(smollm2: Any, tmp_path: Path) -> None:
     row = {"clean": "The capital of France is", "corrupted": "The capital of Liechtenstein is"}
     path = _write(tmp_path, "a.jsonl", json.dumps(row | {"answer": " Paris", "wrong": " Rome"}))

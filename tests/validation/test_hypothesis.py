@@ -38,6 +38,7 @@ def test_equivalence_by_hand():
     assert three.p_value == pytest.approx(0.6**3 + 0.4**3)
 
 
+@pytest.mark.slow
 def test_independence_keeps_its_level_and_finds_dependence():
     scores = torch.randn(REPEATS, 2, 30, generator=generator())
     false = sum(independence(a, b, permutations=99, seed=i).rejected() for i, (a, b) in enumerate(scores))
