@@ -17,8 +17,8 @@ def render_verdict(payload: Mapping[str, Any]) -> str:
     """The page, from plain JSON data: the same data gives the same text.
 
     `payload` holds `title`, `command`, `unit`, `edges`, `holds`, `manifest` and, as `Verdict.to_dict` gives them,
-    `criteria`, `variants`, `ablations`, `templates`, `spread`, `nulls`, `completeness`, `minimality`, `single_edges`, `areas`,
-    `curve`, `robustness` and `known`.
+    `criteria`, `variants`, `ablations`, `templates`, `spread`, `nulls`, `completeness`, `minimality`, `single_edges`,
+    `areas`, `curve`, `robustness` and `known`.
     """
     parts: list[shell.Section] = [
         ("verdict", "The verdict", join(tag("p", {"class": "lede"}, sentence(payload)), _card(payload["criteria"]))),

@@ -118,6 +118,7 @@ def test_a_killed_run_goes_on_with_the_same_result(tmp_path):
         acdc(model, TASK, threshold=0.03, checkpoint=path)
 
 
+@pytest.mark.slow
 def test_scores_rank_the_circuit_first():
     model = tiny("gpt2")
     found = acdc(model, TASK, threshold=0.02)

@@ -62,6 +62,7 @@ def attention_only(model, scores):
     return torch.cat([scores[model.graph.attention_columns(layer)] for layer in range(len(model.blocks))])
 
 
+@pytest.mark.slow
 def test_without_the_fix_it_is_the_derivative(model):
     def derivative(row, layer, clean, corrupted):
         steps = torch.zeros(clean.shape[2], requires_grad=True)
@@ -76,6 +77,7 @@ def test_without_the_fix_it_is_the_derivative(model):
     )
 
 
+@pytest.mark.slow
 def test_writers_sum_their_edges_and_the_logits_hold_the_whole_effect(model):
     scores = atp(model, TASK)
     torch.testing.assert_close(scores.writers, eap(model, TASK).values.sum(1))
@@ -130,6 +132,7 @@ def test_the_fix_is_exact_where_all_behind_the_probabilities_is_linear(name):
     assert not torch.allclose(plain, expected, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_with_zero_ablation_and_small_batches(model):
     whole = atp(model, TASK, ablation="zero")
     small = atp(model, TASK, ablation="zero", max_memory=model.bytes_per_token(gradients=True) * 9)

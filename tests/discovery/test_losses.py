@@ -20,6 +20,7 @@ def model():
     return tiny("llama")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["kl", "l2"])
 def test_scores_that_leave_the_embedding_sum_to_the_whole_distance(model, loss):
     rows = range(len(TASK))

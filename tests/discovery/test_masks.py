@@ -55,6 +55,7 @@ def drawn(model, density):
     return (chance < density) & model.graph.mask
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ablation", ["corrupted", "zero", "mean"])
 @pytest.mark.parametrize("density", [0.0, 0.05, 0.15, 0.6, 1.1])
 def test_whole_masks_are_a_circuit_run(model, ablation, density):
@@ -98,6 +99,7 @@ def toy():
     return tiny("gpt2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", MASK_LOSSES)
 @pytest.mark.parametrize("edges", [1, 37])
 def test_edge_pruning_gives_as_many_edges_as_asked_for(toy, loss, edges):

@@ -25,6 +25,7 @@ def both(pair, direction):
     return (pair.clean, pair.corrupted) if direction == "noise" else (pair.corrupted, pair.clean)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", ["noise", "denoise"])
 @pytest.mark.parametrize("name", NAMES)
 def test_patched_heads_are_the_models_own_pass_with_one_head_overwritten(name, direction):

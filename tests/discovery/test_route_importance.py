@@ -12,6 +12,7 @@ TEXTS = [[5, 17, 3, 44, 17, 9, 28], [8, 9, 10], [44, 3, 5, 5, 6, 11, 2, 9]]
 FAST = ("gemma2", "neox-parallel", "gpt2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGS])
 def test_importance_is_the_mean_over_tokens_of_what_routes_show(name):
     model = tiny(name)

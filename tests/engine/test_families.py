@@ -65,6 +65,7 @@ def mean_outputs(model):
     return [torch.cat([out[row] for out in outputs]).mean(0) for row in range(len(model.graph.writers))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ablation", ["corrupted", "zero", "mean"])
 @pytest.mark.parametrize("density", [0.15, 0.6])
 def test_any_circuit_equals_the_written_out_run(model, ablation, density):
@@ -107,6 +108,7 @@ def test_ig_over_the_embedding_edges_sums_to_the_metric_difference(model):
     torch.testing.assert_close(total, expected, atol=2e-3, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_scores_do_not_depend_on_prefix_batch_or_padding(model):
     scores = eap_ig(model, TASK, steps=3)
     apart = eap_ig(model, TASK, steps=3, shared_prefix=False)

@@ -126,6 +126,7 @@ def rerun(model, pair, layer, change, look=None):
         handle.remove()
 
 
+@pytest.mark.slow
 def test_taking_a_head_out_at_the_end_is_a_change_of_one_position(measured):
     subject, evidence, knocks = measured
     graph, answer = subject.model.graph, evidence.target("answer")
@@ -233,6 +234,7 @@ def sum_of_biases(model):
     return sum((bias for block in model.blocks if (bias := block.output_bias()) is not None), torch.zeros(1))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_explained_says_so():
     model, task = tiny("llama"), task_of(3)
     full = Circuit.full(model.graph)

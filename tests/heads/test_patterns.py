@@ -37,6 +37,7 @@ RULES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("front", [0, 2])
 @pytest.mark.parametrize(("name", "rule"), RULES)
 def test_a_rule_that_holds_everywhere_scores_exactly_one_and_the_others_nothing(name, rule, front):

@@ -113,6 +113,7 @@ def test_own_text_and_needles():
         assert needle.text not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -194,6 +195,7 @@ def test_answers_end_where_they_should():
     assert answers[row] == said[: said.index(said[2])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3"])
 def test_log_probs_are_those_of_the_whole_text(name):
     model = spoken(name)
@@ -232,6 +234,7 @@ def masked_by_hand(model, case, heads, mode, first):
     return float(logits.log_softmax(-1).gather(-1, torch.tensor(case.answer_ids)[:, None]).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "mode", "where"),
     [

@@ -118,6 +118,7 @@ def test_every_hand_set_head_gets_its_role_with_score_one(played):
         assert found[head].role == "unclear" and found[head].score == 0
 
 
+@pytest.mark.slow
 def test_the_shipped_models():
     model, task = cm.load("known-ioi"), cm.known.task("known-ioi", 8)
     truth = Circuit.of(model.graph, ["a0.h0->a1.h0.v", "a1.h0->a2.h0.q", "a2.h0->logits", "a2.h1->logits"])
@@ -139,6 +140,7 @@ def _roles(model, circuit, task):
     return dict(zip(found.heads, found.verdicts, strict=True))
 
 
+@pytest.mark.slow
 def test_a_head_keeps_its_role_wherever_it_stands(played):
     _, task, found = played
     order = [2, 0, 3, 1]

@@ -36,6 +36,7 @@ def test_chunks_are_exactly_token_by_token(name):
             close(stream_losses(model, ids, sinks=sinks, window=window, chunk=chunk), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_window_as_long_as_the_text_is_the_plain_model(name):
     model, ids = tiny(name), tokens(24)

@@ -104,6 +104,7 @@ def plain(model, task, side):
         return torch.stack([model.hf(torch.tensor([getattr(p, side)])).logits[0, p.reads] for p in task.pairs])
 
 
+@pytest.mark.slow
 def test_logits_with_hooks_are_bit_equal(model, task):
     for pair in task.pairs:
         ids = torch.tensor([pair.clean])
@@ -122,6 +123,7 @@ def test_full_and_empty_circuit_are_the_plain_model(model, task):
     torch.testing.assert_close(empty, plain(model, task, "corrupted"), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ablation", ["zero", "corrupted"])
 @pytest.mark.parametrize("density", [0.5, 0.9])
 def test_any_circuit_equals_the_written_out_run(model, task, ablation, density):

@@ -17,6 +17,7 @@ def name(request):
     return request.param
 
 
+@pytest.mark.slow
 def test_every_position_gives_what_the_program_says(name):
     model, program = cm.load(name), PROGRAMS[name]
     ids = {token: i for i, token in enumerate(known_config(name).vocabulary)}
@@ -34,6 +35,7 @@ def test_every_position_gives_what_the_program_says(name):
                     assert float(given[position, 0]) == pytest.approx(output, abs=1e-3), (row, position)
 
 
+@pytest.mark.slow
 def test_the_task_reads_every_output(name):
     model, task = cm.load(name), cm.known.task(name, 20)
     assert task == cm.known.task(name, 20) != cm.known.task(name, 20, seed=1)

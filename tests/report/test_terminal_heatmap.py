@@ -92,6 +92,7 @@ def test_strongest_cells_have_intervals(effects: dict[str, Any]) -> None:
     assert "no interval" in shown(terminal.effects, effects) and "nothing" not in shown(terminal.effects, effects)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [20, 40, 80, 200])
 @pytest.mark.parametrize("shape", [(270, 14), (32, 33), (30, 10), (2, 120)])
 def test_large_maps_keep_their_strongest_rows_and_columns(

@@ -68,6 +68,7 @@ OPTIONS = {"edge-pruning": LEARNING, "subnetwork-probing": LEARNING, "eap-ig": (
 QUICK = ("eap", "eap-ig", "exact", "atp")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in METHODS if name != "acdc"],
@@ -223,6 +224,7 @@ def test_another_run_in_the_folder_is_not_overwritten(capsys, tmp_path, folder, 
     assert [p.name for p in other.iterdir()] == ["notes.txt"]
 
 
+@pytest.mark.slow
 def test_json_and_dry_run(capsys, tmp_path, folder, data):
     out = tmp_path / "run"
     code, printed, _ = run(capsys, *find(folder, data, out, "--dry-run", "--json"))
@@ -315,6 +317,7 @@ def test_validate_tests_the_circuit_of_a_run(capsys, tmp_path, folder, data):
     assert code == 1 and "is not there any more" in error
 
 
+@pytest.mark.slow
 def test_known_models_are_listed_and_methods_measured_on_them(capsys, tmp_path):
     out = tmp_path / "known.json"
     options = ("--models", "tracr-frac-prevs", "--methods", "eap-ig,random", "--ablations", "corrupted", "--out", out)
@@ -357,6 +360,7 @@ def test_unsupported_architecture_lists_the_supported_ones(capsys, tmp_path, dat
     assert "holds no config.json" in run(capsys, *find(empty, data, tmp_path / "run"))[2]
 
 
+@pytest.mark.slow
 def test_damaged_runs_are_refused(capsys, tmp_path, folder, data):
     out = tmp_path / "run"
     run(capsys, *find(folder, data, out))

@@ -38,6 +38,7 @@ def run(capsys, *arguments):
     return code, printed.out, printed.err
 
 
+@pytest.mark.slow
 def test_explain_writes_a_run_that_names_the_heads(capsys, found):
     code, printed, _ = run(capsys, "explain", found / "run")
     assert code == 0 and "a2.h0" in printed and "Duplicate token (a0.h0)" in " ".join(printed.split())

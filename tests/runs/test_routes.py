@@ -51,6 +51,7 @@ def traced(folder, tmp_path_factory):
     return run_trace(TraceSpec(prompt="a b c a b", model=str(folder), threshold=0.1))
 
 
+@pytest.mark.slow
 def test_trace_prints_and_writes_the_route(capsys, folder, tmp_path):
     code, out, err = run(capsys, "trace", "a b c a", "--model", folder, "--threshold", 0.1, "--out", tmp_path / "t")
     assert (code, err) == (0, "")

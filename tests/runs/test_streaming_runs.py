@@ -55,6 +55,7 @@ def retrieval(capsys, folder, files, *more):
     return run(capsys, "retrieval", *data, *words, *more)
 
 
+@pytest.mark.slow
 def test_stream(capsys, folder, files, tmp_path):
     code, out, err = stream(capsys, folder, files, "--out", tmp_path / "run")
     assert code == 0, err
@@ -77,6 +78,7 @@ def test_stream(capsys, folder, files, tmp_path):
     assert code == 0 and json.loads(again)["results"] == results
 
 
+@pytest.mark.slow
 def test_retrieval(capsys, folder, files, tmp_path):
     code, out, err = retrieval(capsys, folder, files, "--out", tmp_path / "run")
     assert code == 0, err
@@ -140,6 +142,7 @@ def test_searches_that_cannot_be(capsys, folder, files, tmp_path, words, message
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_dense_cache_needs_positions(capsys, files, tmp_path):
     model = spoken("gpt2")
     model.hf.save_pretrained(tmp_path / "model")

@@ -56,6 +56,7 @@ def test_catalog(name: str) -> None:
     assert not blank
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_every_pair(name: str, tokens: Any) -> None:
     task = TASKS[name](tokens, n=24, seed=3)
@@ -167,6 +168,7 @@ YEARS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tokenizer", "given", "size"), YEARS)
 def test_greater_than(request: Any, patterns: Any, tokenizer: str, given: int, size: int) -> None:
     tokens = request.getfixturevalue("smollm2") if tokenizer == "smollm2" else patterns(tokenizer)

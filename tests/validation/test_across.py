@@ -33,6 +33,7 @@ def test_templates_become_tasks(tasks):
     assert {name: len(one) for name, one in by_template(numbered).items()} == {"ABBA": 9, "BABA": 8}
 
 
+@pytest.mark.slow
 def test_circuits_of_one_behaviour_do_each_other(toy, tasks):
     found = across(toy, tasks, size=12, method=cm.eap)
     assert torch.equal(found.overlap.matrix("edges").diagonal(), torch.ones(3))
@@ -45,6 +46,7 @@ def test_circuits_of_one_behaviour_do_each_other(toy, tasks):
     assert told["faithfulness"][1][2]["value"] == there.value and told["names"] == list(tasks)
 
 
+@pytest.mark.slow
 def test_what_is_at_hand_is_used(toy, tasks):
     truth = cm.Circuit.full(toy.graph)
     scores = {name: cm.eap(toy, task) for name, task in tasks.items()}
@@ -58,6 +60,7 @@ def test_what_is_at_hand_is_used(toy, tasks):
     assert found.overlap.overlaps[1][2] == compare_scores(scores["ABBA"], scores["BABA"], 9)
 
 
+@pytest.mark.slow
 def test_a_task_that_the_model_does_not_do(toy, tasks):
     wrong = replace(
         tasks["all"], pairs=tuple(replace(p, answers=p.wrongs, wrongs=p.answers) for p in tasks["all"].pairs)

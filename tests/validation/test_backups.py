@@ -65,6 +65,7 @@ def metric_of(model, circuit, ablation):
     return TASK.score(run_circuit(model, TASK, circuit, ablation=ablation), range(len(TASK)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "ablation"),
     [
@@ -93,6 +94,7 @@ def test_direct_contributions_are_single_edges_into_the_logits(name, ablation):
     assert knocked.after.samples[:, out].abs().max() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ablation", ["corrupted", "mean", "zero"])
 def test_a_planted_backup_is_found(planted, task, ablation):
     found = backups(planted, task, ablation=ablation)

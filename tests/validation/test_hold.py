@@ -40,6 +40,7 @@ def without(model, rows):
     return Circuit(model.graph, mask)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ablation", ["zero", "mean"])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_pass_is_that_of_the_knocked_out_model(name, ablation):
@@ -82,6 +83,7 @@ def test_values_of_one_batch_are_held_in_passes_over_it(name):
             torch.testing.assert_close(found[read], final, atol=2e-5, rtol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
 def test_methods_inside_score_the_knocked_out_model(name):
     model = tiny(name)

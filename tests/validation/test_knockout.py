@@ -11,6 +11,7 @@ TASK = random_task(3, lengths=(5, 6))
 QUICK = ("gpt2", "gemma2", "neox-parallel")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ablation", ["corrupted", "zero", "mean"])
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]

@@ -14,6 +14,7 @@ from circuitome.validation.shuffled import shuffled_labels, shuffled_null, shuff
 TASK = random_task(6, lengths=(5, 6))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["logit_diff", "prob_diff"])
 @pytest.mark.parametrize("method", [cm.eap, cm.eap_ig])
 def test_flipped_scores_are_scores_of_shuffled_labels(method, metric):
@@ -60,6 +61,7 @@ def test_the_null_by_hand():
     assert found.to_dict()["significant_edges"] == len(found.significant())
 
 
+@pytest.mark.slow
 def test_the_null_keeps_its_level_and_finds_planted_edges():
     generator = torch.Generator().manual_seed(0)
     false, strong = 0, 0

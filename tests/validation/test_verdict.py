@@ -58,6 +58,7 @@ def test_the_truth_without_one_edge_is_not_faithful_or_not_complete(known):
         assert abs(float(share) - 1) > 0.05 or float(found.scores.max()) > 0.05, edge
 
 
+@pytest.mark.slow
 def test_a_useless_node_is_not_minimal_and_shrinking_removes_it(known):
     model, task, truth = known
     padded = truth | Circuit.of(truth.graph, USELESS)
@@ -71,6 +72,7 @@ def test_a_useless_node_is_not_minimal_and_shrinking_removes_it(known):
     assert validate(model, padded, task, quick=True)["minimality"].verdict == "fail"
 
 
+@pytest.mark.slow
 def test_a_useless_edge_is_no_better_than_chance(known):
     model, task, truth = known
     found = edge_test(Evaluator(model, task), truth | Circuit.of(truth.graph, USELESS))
@@ -127,6 +129,7 @@ def test_the_nodes_alone_hold_all_edges_between_them(known):
     assert truth <= nodes and set(nodes.nodes) <= set(truth.nodes)
 
 
+@pytest.mark.slow
 def test_cutting_the_truth_out_hurts_most(known):
     model, task, truth = known
     test, damage, others = necessity(Evaluator(model, task), truth)
@@ -135,6 +138,7 @@ def test_cutting_the_truth_out_hurts_most(known):
     assert not all_of_it.rejected() and none == []
 
 
+@pytest.mark.slow
 def test_a_stopped_validation_goes_on_with_the_same_result(known, tmp_path):
     model, task, truth = known
     whole = validate(model, truth, task, quick=True)

@@ -70,6 +70,7 @@ def test_folded_circuit_is_the_score_of_centred_directions(small):
     torch.testing.assert_close(x @ qk_circuit(model, "a2.h3").full() @ y, q @ k * block.attention.scaling)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROTARY)
 def test_rotation_keeps_lengths_and_partial_rotary_a_part(small, name):
     model = small(name)
