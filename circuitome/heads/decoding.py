@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-from circuitome.errors import InputError, unknown_name
+from circuitome.errors import InputError, MemoryBudgetError, unknown_name
 from circuitome.heads.needles import Case
 from circuitome.heads.streaming import learned_positions
 from circuitome.models import FrozenLayer, Inputs, Model
@@ -76,13 +76,28 @@ class Read:
     """Keys and values of all tokens but the last."""
 
 
-def read_prompts(model: Model, cases: Sequence[Case], *, attention: Changed | None = None, more: int = 0) -> list[Read]:
+def read_prompts(
+    model: Model,
+    cases: Sequence[Case],
+    *,
+    attention: Changed | None = None,
+    more: int = 0,
+    max_memory: int | None = None,
+) -> list[Read]:
     """All prompts, in batches of equal length. The text that they share is read once.
 
     `attention` changes how they are read, `more` is how many tokens shall follow. Raises `InputError` where the model
-    has no positions for so many, `UnsupportedModelError` where its attention cannot be looked at.
+    has no positions for so many, `UnsupportedModelError` where its attention cannot be looked at, `MemoryBudgetError`
+    where the keys and values of all prompts take more than `max_memory` bytes.
     """
     check_replaceable(model)
+    need = sum(len(case.ids) + more for case in cases) * 2 * model.heads.kv * model.heads.width * model.dtype.itemsize
+    need *= len(model.blocks)
+    if max_memory is not None and need > max_memory:
+        raise MemoryBudgetError(
+            f"Keys and values of {len(cases)} prompts take {need / 1e6:,.0f} MB beside the weights, the budget is "
+            f"{max_memory / 1e6:,.0f} MB. Raise --max-memory, or give shorter --lengths or fewer --depths."
+        )
     limit, longest = learned_positions(model), max(len(case.ids) for case in cases)
     if limit is not None and longest + more > limit:
         raise InputError(

@@ -79,7 +79,7 @@ def run_retrieval(spec: RetrievalSpec, progress: Progress | None = None) -> Run:
     model = load(spec.model)
     cases = needle_cases(model, lengths=spec.lengths, depths=spec.depths, text=text, needles=needles)
     tell("reading", 0, 1)
-    batches = read_prompts(model, cases, more=spec.steps)
+    batches = read_prompts(model, cases, more=spec.steps, max_memory=spec.max_memory)
     tell("reading", 1, 1)
     scores = score_read(model, batches, steps=spec.steps, progress=lambda *at: tell("decoding", *at))
     check = mask_read(

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuitome.errors import InputError
+from circuitome.errors import InputError, MemoryBudgetError
 from circuitome.heads import dense_losses, sink_mass, stream_losses
 from circuitome.heads.sinks import SinkMass, pieces
-from circuitome.heads.streaming import check_sizes, check_stream, learned_positions
+from circuitome.heads.streaming import CHUNK, check_sizes, check_stream, learned_positions
+from circuitome.interventions import tokens_within
 from circuitome.models import Model, load
 from circuitome.results import Estimate, mean
 from circuitome.runs.spec import ModelSpec
@@ -60,6 +61,18 @@ class StreamSpec(ModelSpec):
             )
 
 
+def _at_once(model: Model, max_memory: int | None) -> int:
+    """Tokens that run at once. Raises `MemoryBudgetError` where not even one fits into the budget."""
+    fits = tokens_within(model, max_memory, gradients=False)
+    if fits < 1:
+        need = model.bytes_per_token(gradients=False)
+        raise MemoryBudgetError(
+            f"One token takes about {need / 1e6:,.1f} MB beside the weights, the budget is "
+            f"{(max_memory or 0) / 1e6:,.1f} MB. Raise --max-memory."
+        )
+    return min(CHUNK, fits)
+
+
 def run_stream(spec: StreamSpec, progress: Progress | None = None) -> Run:
     """Losses of the dense cache, of a window, and of sinks and a window that hold as many tokens; sink mass."""
     start, tell = time.perf_counter(), progress or (lambda what, done, total: None)
@@ -69,12 +82,15 @@ def run_stream(spec: StreamSpec, progress: Progress | None = None) -> Run:
     model = load(spec.model)
     ids = _tokens(spec, model, text)
     size = spec.sinks + spec.window
+    chunk = _at_once(model, spec.max_memory)
+
+    def streamed(what: str, sinks: int, window: int) -> Tensor:
+        return stream_losses(model, ids, sinks=sinks, window=window, chunk=chunk, progress=lambda *at: tell(what, *at))
+
     losses = {
-        "dense": dense_losses(model, ids, progress=lambda *at: tell("dense", *at)),
-        "window": stream_losses(model, ids, sinks=0, window=size, progress=lambda *at: tell("window", *at)),
-        "sinks and window": stream_losses(
-            model, ids, sinks=spec.sinks, window=spec.window, progress=lambda *at: tell("sinks and window", *at)
-        ),
+        "dense": dense_losses(model, ids, chunk=chunk, progress=lambda *at: tell("dense", *at)),
+        "window": streamed("window", 0, size),
+        "sinks and window": streamed("sinks and window", spec.sinks, spec.window),
     }
     piece = min(PIECE, len(ids), learned_positions(model) or PIECE)
     masses = sink_mass(

@@ -105,6 +105,7 @@ def test_retrieval(capsys, folder, files, tmp_path):
         (("--window", 300), r"has 256 tokens; 2 sinks and a window of 300 hold the first 302, .* at most 252"),
         (("--sinks", -1), "0 or more, got -1"),
         (("--window", 0), "1 or more, got 0"),
+        (("--max-memory", "1KB"), "One token takes about .* Raise --max-memory"),
         (("--tokens", 15), "--tokens 15 ends before anything is evicted.* at least 16 tokens"),
         (("--text", "no.txt"), "The text no.txt cannot be read"),
     ],
@@ -121,6 +122,7 @@ def test_streams_that_cannot_be(capsys, folder, files, tmp_path, words, message)
     ("words", "message"),
     [
         (("--lengths", "30,x"), "--lengths takes whole numbers with commas between, got '30,x'"),
+        (("--max-memory", "1KB"), "Keys and values of .* prompts take .* MB beside the weights"),
         (("--lengths", "9"), "A prompt of 9 tokens has no room"),
         (("--lengths", "500"), "The text has .* need"),
         (("--mode", "zeros"), "Did you mean 'zero'"),
