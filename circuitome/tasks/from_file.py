@@ -25,7 +25,10 @@ def from_file(model: Tokens, path: str | Path, metric: str = "logit_diff", *, al
 
     Texts are used exactly as written: mind the leading space of an answer. Several answers are a JSON list, or in CSV
     also cells such as " is| was"; [] in `wrong` means none. A column `template` groups prompts whose positions mean the
-    same; other columns are ignored. The task is called like the file; its roles are just "end".
+    same. A column `roles` names tokens of the clean prompt, for methods that look at positions: a JSON object such as
+    {"S1": "John", "S2": ["John", 2], "verb": -4}, where a text stands for its last token, [text, k] for its k-th
+    occurrence, and a number for a position, which may count from the end. Other columns are ignored. The task is called
+    like the file; the role "end" is always there.
     Unless `aligned`, the prompts of a pair may differ in length; then only zero and mean ablation can be used.
     Raises `DataFileError`, with file and line, for what cannot be used, and `UnknownNameError` for the metric.
     """
@@ -117,9 +120,49 @@ def _pair(model: Tokens, where: str, row: Mapping[str, Any], aligned: bool) -> P
     answers, wrongs = (_texts(where, name, row[name]) for name in ("answer", "wrong"))
     template = _text(where, "template", row.get("template") or "")
     try:
-        return make_pair(model, clean, corrupted, answers, wrongs, template=template, where=where, aligned=aligned)
+        roles = _roles(model, where, row.get("roles") or {}, clean)
+        return make_pair(
+            model, clean, corrupted, answers, wrongs, template=template, roles=roles, where=where, aligned=aligned
+        )
     except TaskError as error:
         raise DataFileError(str(error)) from None
+
+
+def _roles(model: Tokens, where: str, value: Any, clean: str) -> dict[str, int]:
+    """Positions of named tokens in the clean prompt."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (json.JSONDecodeError, RecursionError):
+            raise DataFileError(f"{where}: roles must be a JSON object, got {value[:40]!r}.") from None
+    if not isinstance(value, dict):
+        raise DataFileError(f"{where}: roles must be an object from names to tokens, got {_kind(value)}.")
+    ids = model.encode(clean) if value else []
+    return {name: _position(model, f"{where}: role {name!r}", place, clean, ids) for name, place in value.items()}
+
+
+def _position(model: Tokens, where: str, place: Any, clean: str, ids: list[int]) -> int:
+    """The token that a number, a text or the k-th occurrence of a text stands for."""
+    if isinstance(place, int) and not isinstance(place, bool):
+        if not -len(ids) <= place < len(ids):
+            raise DataFileError(f"{where}: position {place} is outside the clean prompt of {len(ids)} tokens.")
+        return place % len(ids)
+    text, count = place if isinstance(place, list) and len(place) == 2 else (place, 1)
+    if not isinstance(text, str) or not text or not isinstance(count, int) or count < 1:
+        raise DataFileError(
+            f"{where}: expected a position, a text or [text, occurrence], got {json.dumps(place)[:60]}."
+        )
+    end = 0
+    for _ in range(count):
+        start = clean.find(text, end)
+        if start < 0:
+            raise DataFileError(f"{where}: {text!r} does not occur {count} times in {clean!r}.")
+        end = start + len(text)
+    whole = model.decode(ids)
+    if not whole.endswith(clean):
+        raise DataFileError(f"{where}: this tokenizer does not give the prompt back as written; give a position.")
+    end += len(whole) - len(clean)  # what the tokenizer puts in front
+    return next(i for i in range(len(ids)) if len(model.decode(ids[: i + 1])) >= end)
 
 
 def _texts(where: str, name: str, value: Any) -> list[str]:

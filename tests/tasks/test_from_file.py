@@ -190,3 +190,34 @@ def test_real_tokenizer_shows_both_tokenisations(smollm2: Any, tmp_path: Path) -
         DataFileError, match=r"line 1.*got 5 and \d+.*\n.*The\| capital\| of\| France\| is\n.*The\| capital"
     ):
         from_file(smollm2, path)
+
+
+TWICE = {"clean": "Ann saw Bob and Bob saw", "corrupted": "Ann saw Bob and Ann saw", "answer": " Ann", "wrong": " Bob"}
+ROLES = {"IO": "Ann", "S1": "Bob", "S2": ["Bob", 2], "verb": -1, "first": 0}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_roles_name_tokens_of_the_clean_prompt(words: Any, tmp_path: Path, suffix: str) -> None:
+    cells = ",".join(TWICE.values()) + ',"' + json.dumps(ROLES).replace('"', '""') + '"\n'
+    text = json.dumps(TWICE | {"roles": ROLES}) if suffix == "jsonl" else f"{HEADER.strip()},roles\n{cells}"
+    (pair,) = from_file(words, _write(tmp_path, f"a.{suffix}", text)).pairs
+    texts = {name: words.decode([pair.clean[at]]).strip() for name, at in pair.roles.items()}
+    assert texts == {"IO": "Ann", "S1": "Bob", "S2": "Bob", "verb": "saw", "first": "Ann", "end": "saw"}
+    assert (pair.roles["S1"], pair.roles["S2"], pair.roles["verb"]) == (2, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("roles", "message"),
+    [
+        ({"S1": "Eve"}, "line 1: role 'S1': 'Eve' does not occur 1 times"),
+        ({"S1": ["Bob", 3]}, "does not occur 3 times"),
+        ({"S1": 9}, "position 9 is outside the clean prompt of 6 tokens"),
+        ({"S1": None}, "expected a position, a text or"),
+        ([1], "roles must be an object"),
+        ("S1", "roles must be a JSON object, got 'S1'"),
+    ],
+)
+def test_roles_that_name_nothing(words: Any, tmp_path: Path, roles: Any, message: str) -> None:
+    path = _write(tmp_path, "a.jsonl", json.dumps(TWICE | {"roles": roles}))
+    with pytest.raises(DataFileError, match=message):
+        from_file(words, path)
