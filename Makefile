@@ -10,7 +10,7 @@ demo: $(STAMP)  ## find the IOI circuit in SmolLM2-135M and print where its repo
 	$(BIN)/circuitome find ioi
 
 test: $(STAMP)  ## all tests, the real model included
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 check: $(STAMP)  ## format, lint, types, layers, fast tests
 	$(BIN)/ruff format --check .

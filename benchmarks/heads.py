@@ -5,7 +5,7 @@ import json
 from datetime import date
 
 import torch
-from speed import HERE, bare_forward, machine, medians
+from speed import HERE, bare_forward, machine, medians, one_thread
 
 import circuitome as cm
 from circuitome.heads import atlas, pattern_scores, repeated_tokens
@@ -18,6 +18,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--write", action="store_true", help="write the result under benchmarks/results")
     options = parser.parse_args()
+    one_thread()
     model = cm.load("smollm2-135m")
     repeated = repeated_tokens(model, n=N, period=PERIOD)
     seconds = medians(

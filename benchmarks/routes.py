@@ -8,7 +8,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from speed import HERE, bare_forward, machine, medians
+from speed import HERE, bare_forward, machine, medians, one_thread
 
 import circuitome as cm
 
@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=CORPUS[0], help="prompts of the corpus")
     parser.add_argument("--write", action="store_true", help="write the result under benchmarks/results")
     options = parser.parse_args()
+    one_thread()
     model = cm.load("smollm2-135m")
     ids = model.encode("\n".join(path.read_text() for path in sorted(Path(cm.__file__).parent.glob("models/*.py"))))
     result: dict[str, object] = {"date": date.today().isoformat(), "machine": machine()}

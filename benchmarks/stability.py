@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import date
 
 import torch
-from speed import HERE, bare_forward, machine, medians
+from speed import HERE, bare_forward, machine, medians, one_thread
 
 import circuitome as cm
 from circuitome.validation import across, backups, bootstrap_stability, research, shuffled_null, variants_of
@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=64, help="prompts")
     parser.add_argument("--write", action="store_true", help="write the result under benchmarks/results")
     options = parser.parse_args()
+    one_thread()
     model = cm.load("smollm2-135m")
     task = cm.tasks.ioi(model, n=options.n, seed=0)
     result: dict[str, object] = {"date": date.today().isoformat(), "machine": machine(), "prompts": options.n}

@@ -9,7 +9,7 @@ import json
 from datetime import date
 
 import torch
-from speed import HERE, machine, medians
+from speed import HERE, machine, medians, one_thread
 
 import circuitome as cm
 from circuitome.heads import own_text
@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--write", action="store_true", help="write the result under benchmarks/results")
     options = parser.parse_args()
+    one_thread()
     model = cm.load("smollm2-135m")
     ids = torch.tensor(model.encode(own_text())[: options.tokens])
     result = {"date": date.today().isoformat(), "machine": machine(), **measure(model, ids, options.repeats)}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import date
 
 import torch
-from speed import HERE, bare_forward, machine, medians
+from speed import HERE, bare_forward, machine, medians, one_thread
 
 import circuitome as cm
 
@@ -18,6 +18,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--write", action="store_true", help="write the result under benchmarks/results")
     options = parser.parse_args()
+    one_thread()
     model = cm.load("smollm2-135m")
     task = cm.tasks.from_file(model, HERE / "ioi32.jsonl")
     ids = torch.tensor([pair.clean for pair in task.pairs])
