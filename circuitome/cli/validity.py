@@ -11,6 +11,7 @@ def validate(
     *,
     quick: Flag = False,
     shrink: Flag = False,
+    roles: Path | None = None,
     resume: Flag = False,
     seed: int = 0,
     out: Path | None = None,
@@ -27,6 +28,8 @@ def validate(
         Fewer subsets: about a tenth of the work, some verdicts stay unclear.
     shrink
         Keep in the new run the circuit without the nodes and inputs that it can do without together.
+    roles
+        Folder of an explain run: the heads of each of its roles are knocked out together.
     resume
         Go on with a validation that was stopped.
     seed
@@ -42,7 +45,14 @@ def validate(
     from circuitome.cli import show
     from circuitome.runs import ValidateSpec, open_partial, run_validate
 
-    spec = ValidateSpec(run=str(run), quick=quick, shrink=shrink, seed=seed, max_memory=number_of_bytes(max_memory))
+    spec = ValidateSpec(
+        run=str(run),
+        roles=str(roles) if roles else None,
+        quick=quick,
+        shrink=shrink,
+        seed=seed,
+        max_memory=number_of_bytes(max_memory),
+    )
     name = f"{run.name}-validate" + ("-quick" if quick else "")
     folder = folder_of(Prompts(out=out or run.resolve().parent / name), name)
     partial = open_partial(folder, spec.command(), resume=resume)

@@ -296,10 +296,10 @@ def _mark(kind: str, x: float, y: float, words: str) -> Markup:
     title = tag("title", None, words)
     if kind == "random":
         return tag("circle", {"cx": x, "cy": y, "r": 3.5} | paint, title)
-    if kind == "group":
-        return tag("rect", {"x": x - 3.4, "y": y - 3.4, "width": 6.8, "height": 6.8} | paint, title)
-    cross = f"M{x - 4:.1f} {y - 4:.1f}L{x + 4:.1f} {y + 4:.1f}M{x - 4:.1f} {y + 4:.1f}L{x + 4:.1f} {y - 4:.1f}"
-    return tag("path", paint | {"d": cross, "stroke": "var(--hurts)"}, title)
+    if kind == "greedy":
+        cross = f"M{x - 4:.1f} {y - 4:.1f}L{x + 4:.1f} {y + 4:.1f}M{x - 4:.1f} {y + 4:.1f}L{x + 4:.1f} {y - 4:.1f}"
+        return tag("path", paint | {"d": cross, "stroke": "var(--hurts)"}, title)
+    return tag("rect", {"x": x - 3.4, "y": y - 3.4, "width": 6.8, "height": 6.8} | paint, title)
 
 
 def _minimality(scores: Mapping[str, float]) -> Markup:

@@ -30,6 +30,8 @@ class ValidateSpec:
     """Fewer subsets: about a tenth of the work, some verdicts stay unclear."""
     shrink: bool = False
     """Whether to leave out what the circuit can do without."""
+    roles: str | None = None
+    """Folder of an `explain` run whose roles are knocked out together for completeness; None: thirds of the layers."""
     seed: int = 0
     """Seed of subsets and random circuits."""
     max_memory: int | None = None
@@ -40,6 +42,7 @@ class ValidateSpec:
         words = ["circuitome", "validate", self.run, "--seed", str(self.seed)]
         words += ["--quick"] if self.quick else []
         words += ["--shrink"] if self.shrink else []
+        words += ["--roles", self.roles] if self.roles else []
         return shlex.join(words + (["--max-memory", str(self.max_memory)] if self.max_memory else []))
 
 
@@ -60,6 +63,7 @@ def run_validate(spec: ValidateSpec, progress: Progress | None = None, partial: 
         ablation=ablation,
         scores=_scores(found, circuit),
         others=_other_corruptions(found, model),
+        groups=None if spec.roles is None else _roles(spec.roles, circuit),
         truth=true_circuit(model, task, ablation) if _knows(model, ablation) else None,
         quick=spec.quick,
         seed=spec.seed,
@@ -94,6 +98,19 @@ def _scores(run: Run, circuit: Circuit) -> EdgeScores | None:
         return None
     method = run.manifest["method"]
     return EdgeScores(circuit.graph, run.tensors["scores"], method.get("unit", ""), method.get("description", ""))
+
+
+def _roles(folder: str, circuit: Circuit) -> dict[str, list[str]]:
+    """The circuit's heads of each role that an `explain` run named. Raises `RunError` for another run."""
+    manifest = load_run(Path(folder)).manifest
+    if manifest["kind"] != "explain":
+        raise RunError(f"{folder} is a {manifest['kind']} run and names no roles. Give a run of `circuitome explain`.")
+    nodes = set(circuit.nodes)
+    groups: dict[str, list[str]] = {}
+    for head in manifest["results"]["heads"]:
+        if head["head"] in nodes and head["role"] != "unclear":
+            groups.setdefault(head["role"], []).append(head["head"])
+    return groups
 
 
 def _other_corruptions(run: Run, model: Model) -> dict[str, Task]:

@@ -5,11 +5,11 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from command import run
 from families import tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from circuitome.cli.main import main
 from circuitome.errors import RunError
 from circuitome.runs import METHODS, load_run
 
@@ -44,17 +44,6 @@ def data(tmp_path_factory, folder):
     path = tmp_path_factory.mktemp("data") / "letters.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows))
     return path
-
-
-def run(capsys, *arguments):
-    """Exit code, what was printed, and what went to the error stream."""
-    code = 0
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        code = stop.code
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
 
 
 def find(folder, data, out, *more):

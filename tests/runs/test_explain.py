@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from command import run
 
 from circuitome.cli.main import main
 from circuitome.report import page
@@ -26,16 +27,6 @@ def found(tmp_path_factory):
     data.write_text("\n".join(map(json.dumps, rows)))
     main(["find", "--model", "known-ioi", "--data", str(data), "--edges", "12", "--out", str(folder / "run")])
     return folder
-
-
-def run(capsys, *arguments):
-    code = 0
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        code = stop.code
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
 
 
 @pytest.mark.slow
@@ -75,3 +66,18 @@ def test_bad_input(capsys, found):
     capsys.readouterr()
     code, _, error = run(capsys, "explain", found / "patch")
     assert code == 1 and "holds no circuit" in error
+
+
+@pytest.mark.slow
+def test_the_roles_of_an_explain_run_are_knocked_out_together(capsys, found):
+    named = found / "run-named"
+    assert run(capsys, "explain", found / "run", "--out", named)[0] == 0
+    code, _, error = run(
+        capsys, "validate", found / "run", "--quick", "--roles", named, "--out", found / "by-role", "--json"
+    )
+    assert code == 0, error
+    kinds = [one["kind"] for one in load_run(found / "by-role").manifest["results"]["completeness"]]
+    assert "duplicate token" in kinds and "heads of the first third" not in kinds
+    assert "--roles" in load_run(found / "by-role").manifest["command"]
+    code, _, error = run(capsys, "validate", found / "run", "--quick", "--roles", found / "run", "--out", found / "no")
+    assert code == 1 and "names no roles" in error

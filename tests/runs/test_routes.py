@@ -7,11 +7,11 @@ import subprocess
 
 import pytest
 import torch
+from command import run
 from families import tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from circuitome.cli.main import main
 from circuitome.discovery import routes
 from circuitome.models import load
 from circuitome.report import page
@@ -32,17 +32,6 @@ def folder(tmp_path_factory):
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="?").save_pretrained(path)
     return path
-
-
-def run(capsys, *arguments):
-    """Exit code, what was printed, and what went to the error stream."""
-    code = 0
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        code = stop.code
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
 
 
 @pytest.fixture(scope="module")

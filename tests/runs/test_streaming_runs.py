@@ -4,9 +4,9 @@ import json
 import re
 
 import pytest
+from command import run
 from heads.test_retrieval import TEXT, spoken
 
-from circuitome.cli.main import main
 from circuitome.report import page
 from circuitome.report.lines import Point, lines_svg
 from circuitome.report.retrieval_page import success_grid
@@ -31,17 +31,6 @@ def files(tmp_path_factory):
     (path / "needles.jsonl").write_text("\n".join(lines))
     (path / "empty.txt").write_text(" \n")
     return path
-
-
-def run(capsys, *arguments):
-    """Exit code, what was printed, and what went to the error stream."""
-    code = 0
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        code = stop.code
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
 
 
 def stream(capsys, folder, files, *more):

@@ -4,20 +4,10 @@ import json
 
 import pytest
 import torch
+from command import run
 from torch import nn
 
-from circuitome.cli.main import main
 from circuitome.report.kernel import kernel_payload
-
-
-def run(capsys, *arguments):
-    code = 0
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        code = stop.code
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
 
 
 @pytest.fixture(scope="module")
