@@ -8,7 +8,7 @@ import circuitome as cm
 from circuitome.discovery.acdc import ORDERS, Step, acdc
 from circuitome.errors import InputError, UnknownNameError
 from circuitome.graph import Circuit
-from circuitome.interventions import run_circuit
+from circuitome.interventions import AblationValues, baseline, batches, circuit_logits, run_circuit
 from circuitome.tasks import loss_of
 
 TASK = random_task(3, lengths=(5, 6))
@@ -16,11 +16,19 @@ TASK = random_task(3, lengths=(5, 6))
 
 def one_edge_at_a_time(model, task, threshold, *, loss="metric", order="reverse", absolute=False, ablation="corrupted"):
     graph = model.graph
-    value, rows = loss_of(task, loss), range(len(task))
+    value = loss_of(task, loss)
     clean = run_circuit(model, task, Circuit.full(graph))
+    replacement = AblationValues.of(model, task, ablation)
+    corrupted = replacement.from_prompts
+    made = batches(model, task, shared_prefix=corrupted, corrupted=corrupted)
+    bases = [baseline(model, task, batch, replacement) for batch in made]
 
     def mean_loss(mask):
-        return float(value(run_circuit(model, task, Circuit(graph, mask), ablation=ablation), clean, rows).mean())
+        total = 0.0
+        for base in bases:
+            some = base.batch.rows
+            total += float(value(circuit_logits(model, base, Circuit(graph, mask)), clean[list(some)], some).sum())
+        return total / len(task)
 
     mask = graph.mask.clone()
     present, steps = mean_loss(mask), []
