@@ -134,6 +134,10 @@ def parts_table(parts: Sequence[Mapping[str, Any]], what: str) -> Markup:
     return shell.table(heads, rows, range(1, 2 + len(acts)))
 
 
+FITS = 1200.0
+"""Width up to which a figure is scaled down to the page; wider ones scroll."""
+
+
 def draw(route: Mapping[str, Any]) -> Markup:
     """Every kept edge and node; what is not on the route at the shown threshold is hidden."""
     shown = set(on_route(route, route["shown_threshold"] if not route["renormalize"] else 0.0))
@@ -178,7 +182,7 @@ def draw(route: Mapping[str, Any]) -> Markup:
         "svg",
         {
             "xmlns": "http://www.w3.org/2000/svg",
-            "class": "fig",
+            "class": "fig fit" if width <= FITS else "fig",
             "viewBox": f"0 0 {width:.0f} {height:.0f}",
             "width": width,
             "height": height,
