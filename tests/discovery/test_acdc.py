@@ -45,19 +45,6 @@ def one_edge_at_a_time(model, task, threshold, *, loss="metric", order="reverse"
     return steps
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param("gpt2", marks=pytest.mark.slow),
-        pytest.param("gemma2", marks=pytest.mark.slow),
-        "llama",
-        pytest.param("neox-parallel", marks=pytest.mark.slow),
-    ],
-)
-def model(request):
-    return tiny(request.param)
-
-
 def same(found, expected):
     assert [(s.row, s.column, s.kept) for s in found.steps] == [(s.row, s.column, s.kept) for s in expected]
     torch.testing.assert_close(
@@ -68,17 +55,22 @@ def same(found, expected):
     )
 
 
+CASES = [(name, threshold, order) for name in ("gpt2", "llama") for threshold in (0.003, 0.05) for order in ORDERS]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("order", ["reverse", pytest.param("normal", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("threshold", [pytest.param(0.003, marks=pytest.mark.slow), 0.05])
-def test_acdc_is_the_published_algorithm(model, order, threshold):
-    assert order in ORDERS
+@pytest.mark.parametrize(
+    ("name", "threshold", "order"), [*CASES, ("gemma2", 0.05, "reverse"), ("neox-parallel", 0.05, "normal")]
+)
+def test_acdc_is_the_published_algorithm(name, threshold, order):
+    model = tiny(name)
     same(acdc(model, TASK, threshold=threshold, order=order), one_edge_at_a_time(model, TASK, threshold, order=order))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{"loss": "kl"}, {"absolute": True}, {"ablation": "zero"}, {"loss": "l2"}], ids=str)
-def test_so_it_is_with_other_losses_tests_and_ablations(model, options):
+def test_so_it_is_with_other_losses_tests_and_ablations(options):
+    model = tiny("llama")
     same(acdc(model, TASK, threshold=0.02, **options), one_edge_at_a_time(model, TASK, 0.02, **options))
 
 
