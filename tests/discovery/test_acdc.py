@@ -56,6 +56,7 @@ def same(found, expected):
 
 
 CASES = [(name, threshold, order) for name in ("gpt2", "llama") for threshold in (0.003, 0.05) for order in ORDERS]
+CASES += [("gemma2", 0.05, "reverse"), ("neox-parallel", 0.05, "normal")]
 
 
 @pytest.mark.slow
