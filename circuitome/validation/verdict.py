@@ -193,30 +193,13 @@ def validate(
     minimal = minimality(
         evaluator, circuit, sets=effort.halves, readers=effort.others, seed=seed, progress=step("minimality")
     )
-    tests, notes, rows = [hypothesis.better_than_random("sufficiency", shares["own"][0], shares["random"])], {}, []
-    edges, damage = None, None
-    if effort.necessity:
-        test, hurt, others_hurt = necessity(
-            evaluator, circuit, draws=effort.necessity, seed=seed, progress=step("necessity")
-        )
-        tests, damage = [*tests, test], (hurt, others_hurt)
-    if len(clean) < FEWEST_PROMPTS:
-        note = f"{len(clean)} prompts; tests over prompts need at least {FEWEST_PROMPTS}"
-        rows = [criteria.missing(name, note) for name in ("equivalence", "independence")]
-    else:
-        rest = evaluator.circuits([~circuit])[0]
-        tests += [hypothesis.equivalence(own, clean), hypothesis.independence(rest, clean, seed=seed)]
-    if effort.edges:
-        edges = edge_test(evaluator, circuit, most=effort.edges, seed=seed, progress=step("single edges"))
-        tests.append(edges.summary)
-        notes["minimal edges"] = f"{len(edges.unneeded)} of {len(edges.edges)} edges are no better than useless ones"
+    tested, edges, damage = _tests(evaluator, circuit, own, shares, effort, seed, step)
     lines = [
         criteria.faithful(variants["normalised"], shares["random"]),
         criteria.complete(complete, seed),
         criteria.minimal(minimal, seed),
         *criteria.beats_chance(shares["own"][0], shares),
-        *criteria.tested(tests, notes),
-        *rows,
+        *tested,
     ]
     robust: dict[str, Any] = {}
     if effort.others:
@@ -283,6 +266,37 @@ def _circuit_and_nulls(
         shares[name] = values[at : at + len(group)]
         at += len(group)
     return metrics[0], empty, shares
+
+
+def _tests(
+    evaluator: Evaluator,
+    circuit: Circuit,
+    own: Tensor,
+    shares: Mapping[str, list[float]],
+    effort: Effort,
+    seed: int,
+    step: Callable[[str], Callable[[int, int], None]],
+) -> tuple[list[Criterion], EdgeTest | None, tuple[float, list[float]] | None]:
+    """The lines of all hypothesis tests, corrected together; what single edges change, and what cutting C out costs."""
+    clean, notes, rows = evaluator.clean, dict[str, str](), list[Criterion]()
+    tests = [hypothesis.better_than_random("sufficiency", shares["own"][0], shares["random"])]
+    edges, damage = None, None
+    if effort.necessity:
+        test, hurt, others = necessity(
+            evaluator, circuit, draws=effort.necessity, seed=seed, progress=step("necessity")
+        )
+        tests, damage = [*tests, test], (hurt, others)
+    if len(clean) < FEWEST_PROMPTS:
+        note = f"{len(clean)} prompts; tests over prompts need at least {FEWEST_PROMPTS}"
+        rows = [criteria.missing(name, note) for name in ("equivalence", "independence")]
+    else:
+        rest = evaluator.circuits([~circuit])[0]
+        tests += [hypothesis.equivalence(own, clean), hypothesis.independence(rest, clean, seed=seed)]
+    if effort.edges:
+        edges = edge_test(evaluator, circuit, most=effort.edges, seed=seed, progress=step("single edges"))
+        tests.append(edges.summary)
+        notes["minimal edges"] = f"{len(edges.unneeded)} of {len(edges.edges)} edges are no better than useless ones"
+    return [*criteria.tested(tests, notes), *rows], edges, damage
 
 
 def _areas(
