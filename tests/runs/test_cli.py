@@ -288,7 +288,7 @@ def test_validate_tests_the_circuit_of_a_run(capsys, tmp_path, folder, data):
     found = load_run(verdict)
     assert {"manifest.json", "tensors.safetensors", "report.html"} == {p.name for p in verdict.iterdir()}
     names = [one["name"] for one in found.manifest["results"]["criteria"]]
-    assert {"faithfulness", "completeness", "minimality", "sufficiency", "necessity", "equivalence"} <= set(names)
+    assert {"faithfulness", "completeness", "minimality", "sufficiency", "independence", "equivalence"} <= set(names)
     assert int(found.tensors["circuit"].sum()) == found.manifest["edges_after_shrinking"] <= 120
     assert run(capsys, "show", verdict)[1] == printed
     assert "completeness" in (verdict / "report.html").read_text()
