@@ -141,10 +141,8 @@ def _read(
         return []
     model, norm = seen.model, seen.model.final_norm
     weight = model.unembedding.weight.detach()  # type: ignore[operator, union-attr]
-    stacked = torch.stack(list(vectors))
-    if not isinstance(norm.module, nn.Identity):
-        end = seen.pre(len(model.blocks))[0, route.position]
-        stacked = norm.centre(stacked) * norm.gain / norm.sigma(end)
+    end = seen.pre(len(model.blocks))[0, route.position]
+    stacked = norm.centre(torch.stack(list(vectors))) * norm.gain / norm.sigma(end)
     logits = (stacked.to(weight.dtype) @ weight.T).float()
     found = []
     for name, share, row in zip(names, importance, logits, strict=True):

@@ -17,7 +17,7 @@ from typing import overload
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from circuitome.discovery.proximity import (
     attention_projection,
@@ -323,8 +323,6 @@ def _direction(
     apart = weight[tokens[0]] - weight[tokens[1]]
     bias = getattr(model.unembedding, "bias", None)
     constant = 0.0 if bias is None else float(bias[tokens[0]] - bias[tokens[1]])
-    if isinstance(norm.module, nn.Identity):
-        return apart, float(apart @ end) + constant
     constant += 0.0 if norm.bias is None else float(apart @ norm.bias)
     direction = norm.centre(apart * norm.gain) / norm.sigma(end)
     return direction, float(direction @ end) + constant

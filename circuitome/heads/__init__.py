@@ -11,7 +11,6 @@ from circuitome.heads.induction import Induction as Induction
 from circuitome.heads.induction import induction as induction
 from circuitome.heads.masking import MaskCheck as MaskCheck
 from circuitome.heads.masking import mask_heads as mask_heads
-from circuitome.heads.masking import mask_read as mask_read
 from circuitome.heads.needles import Case as Case
 from circuitome.heads.needles import Needle as Needle
 from circuitome.heads.needles import needle_cases as needle_cases

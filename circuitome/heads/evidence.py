@@ -185,7 +185,7 @@ def _writes(
     at, ids = subject.places.at[list(rows)], [torch.tensor(pair.clean) for pair in pairs]
     tokens = torch.stack([one[where.clamp(min=0)] for one, where in zip(ids, at, strict=True)])
     spots = _most(patterns, torch.tensor([pair.reads for pair in pairs]))
-    sigma = subject.unembedding.sigma(run.final)
+    sigma = subject.unembedding.norm.sigma(run.final)
     up, down, written = {}, {}, {}
     for layer, heads in subject.layers.items():
         block, kv = model.blocks[layer], [model.graph.kv_head(head) for head in heads]

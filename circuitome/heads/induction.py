@@ -257,8 +257,7 @@ def _pieces(model: Model, text: str | None) -> Inputs | None:
         raise InputError(f"The text has {len(ids)} tokens; in-context learning is measured on pieces of {own}.")
     pieces = ids[: len(ids) // own * own].view(-1, own)
     whole = torch.cat([torch.tensor(front, dtype=torch.long).expand(len(pieces), -1), pieces], 1).to(model.device)
-    positions = torch.arange(whole.shape[1], device=model.device).expand(len(whole), -1)
-    return Inputs(whole, torch.ones_like(whole), positions, torch.full_like(whole[:, 0], whole.shape[1] - 1))
+    return Inputs.whole(whole)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor | None:

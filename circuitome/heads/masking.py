@@ -56,7 +56,7 @@ class MaskCheck:
 
 def mask_heads(
     model: Model,
-    cases: Sequence[Case],
+    cases: Sequence[Case] | Sequence[Read],
     heads: Sequence[Head],
     *,
     avoid: Sequence[Head] = (),
@@ -70,6 +70,7 @@ def mask_heads(
 ) -> MaskCheck:
     """Answers to `cases` with `heads` masked, and with as many random others, never `heads` or `avoid`, masked.
 
+    `cases` may be batches that `read_prompts` has read already, so that nothing is read twice.
     The log-probability of the expected answer says something even where the model cannot answer; `decode` asks for the
     answers themselves too. `where` decode masks from the last token of the prompt on. Published code draws random heads
     without leaving out the retrieval heads, and its "even" heads attend to padding as well. Source: Wu et al. 2024,
@@ -78,27 +79,10 @@ def mask_heads(
     Raises `InputError` for unknown heads, modes and places, or too few other heads to draw from.
     """
     check = _Check.of(model, heads, avoid, mode, where, draws, seed)
-    plain = read_prompts(model, cases, more=steps)
+    plain = [one for one in cases if isinstance(one, Read)]
+    if not plain:
+        plain = read_prompts(model, [one for one in cases if isinstance(one, Case)], more=steps)
     return check.run(model, plain, decode=decode, steps=steps, progress=progress)
-
-
-def mask_read(
-    model: Model,
-    batches: Sequence[Read],
-    heads: Sequence[Head],
-    *,
-    avoid: Sequence[Head] = (),
-    mode: str = "zero",
-    where: str = "decode",
-    draws: int = 5,
-    decode: bool = True,
-    steps: int = STEPS,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> MaskCheck:
-    """The same for prompts that were read already."""
-    check = _Check.of(model, heads, avoid, mode, where, draws, seed)
-    return check.run(model, batches, decode=decode, steps=steps, progress=progress)
 
 
 @dataclass(frozen=True)

@@ -85,9 +85,7 @@ def repeated_tokens(model: Model, *, n: int, period: int, repeats: int = 2, seed
     draws = [torch.randperm(len(ids), generator=generator)[:period].repeat(repeats) for _ in range(n)]
     tokens = torch.tensor(ids)[torch.stack(draws)]
     whole = torch.cat([torch.tensor(front, dtype=torch.long).expand(n, -1), tokens], 1).to(model.device)
-    positions = torch.arange(length, device=model.device).expand(n, -1)
-    inputs = Inputs(whole, torch.ones_like(whole), positions, torch.full_like(whole[:, 0], length - 1))
-    return Repeated(inputs, len(front), period, repeats)
+    return Repeated(Inputs.whole(whole), len(front), period, repeats)
 
 
 def usual_period(model: Model, repeats: int = 2) -> int:

@@ -80,10 +80,8 @@ def sink_mass(
                 mass = pattern[:, :, start:, :k].float().sum(-1).mean(-1)
                 samples[index, rows, layer] = mass.cpu()
 
-        at = torch.arange(length, device=model.device).expand_as(some)
-        inputs = Inputs(some, torch.ones_like(some), at, at.new_full((len(some),), length - 1))
         with torch.no_grad(), model.watching_attention(look):
-            model.logits(inputs)
+            model.logits(Inputs.whole(some))
         if progress:
             progress(min(row + ROWS, texts), texts)
     return SinkMass(tuple(first), start, samples, uniform)

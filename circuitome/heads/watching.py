@@ -66,8 +66,7 @@ def _ends(model: Model, seen: Seen) -> list[tuple[nn.Module, Callable[..., None]
         seen.first = _hidden(args, kwargs)
 
     def final(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = _hidden(args, kwargs)
-        seen.scale = torch.ones_like(x[..., :1]) if isinstance(module, nn.Identity) else model.final_norm.sigma(x)
+        seen.scale = model.final_norm.sigma(_hidden(args, kwargs))
 
     behind = model.blocks[1].layer if len(model.blocks) > 1 else model.final_norm.module
     return [(model.blocks[0].layer, embedded), (behind, first), (model.final_norm.module, final)]

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from circuitome.models import Model
 
@@ -30,10 +30,6 @@ class Unembedding:
     def chance(self) -> float:
         """How often a random vector raises a given token as one of its most."""
         return self.top / len(self.weight)
-
-    def sigma(self, final: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch 1"]:
-        """What the final norm divides by; 1 where there is no norm."""
-        return torch.ones_like(final[:, :1]) if isinstance(self.norm.module, nn.Identity) else self.norm.sigma(final)
 
     def direction(self, x: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
         """What of a vector the unembedding sees, but for the norm's scale."""

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitome.models import Block, Model
+from circuitome.models import Block, Model, replaced
 from circuitome.models.attention import mix
 
 Pattern = Float[Tensor, "batch head query key"]
@@ -29,7 +29,7 @@ def frozen_patterns(
         for layer, block in enumerate(model.blocks):
             factors = None if keep is None else keep[layer].to(model.device)[:, None]
             forward = _attention(model, block, patterns[layer], factors)
-            stack.enter_context(_in_place_of(block.attention, forward))
+            stack.enter_context(replaced(block.attention, forward))
         yield
 
 
@@ -55,16 +55,3 @@ def _attention(model: Model, block: Block, pattern: Pattern, factors: Tensor | N
         return block.output(z.flatten(-2)), None
 
     return forward
-
-
-@contextmanager
-def _in_place_of(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
-    """Inside, `module(...)` gives `forward(...)`; whatever forward the instance had before comes back."""
-    before = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
-        if before is not None:
-            module.forward = before

@@ -13,4 +13,5 @@ from circuitome.models.model import FrozenLayer as FrozenLayer
 from circuitome.models.model import Inputs as Inputs
 from circuitome.models.model import Model as Model
 from circuitome.models.model import Tape as Tape
+from circuitome.models.model import replaced as replaced
 from circuitome.models.norms import Norm as Norm

@@ -23,7 +23,7 @@ def check_model(model: Model) -> None:
     group and no other. Also raises `NumericsError` if the plain logits are not finite.
     """
     ids = torch.arange(5, 11, device=model.device)[None] % model.hf.config.vocab_size
-    inputs = Inputs(ids, torch.ones_like(ids), torch.arange(6, device=model.device)[None], ids.new_tensor([5]))
+    inputs = Inputs.whole(ids)
     with torch.no_grad():
         plain = model.hf(input_ids=ids, attention_mask=inputs.mask, use_cache=False).logits[:, 5]
         if not bool(torch.isfinite(plain).all()):

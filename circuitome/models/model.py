@@ -86,6 +86,12 @@ class Inputs:
     cache: Cache | None = None
     """Frozen keys and values of the prefix."""
 
+    @classmethod
+    def whole(cls, ids: Int[Tensor, "batch pos"]) -> "Inputs":
+        """Prompts of one length, unpadded, read at the last token."""
+        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        return cls(ids, torch.ones_like(ids), positions, torch.full_like(ids[:, 0], ids.shape[1] - 1))
+
     def joined(self, *others: "Inputs") -> "Inputs":
         """This batch and `others` behind it, all of one padded shape."""
         parts = (self, *others)
@@ -271,9 +277,9 @@ class Model:
 
         with torch.no_grad(), ExitStack() as stack:
             for block in self.blocks:
-                stack.enter_context(_replaced(block.attention, note))
+                stack.enter_context(replaced(block.attention, note))
                 for module in (*block.mlp, *block.norms):
-                    stack.enter_context(_replaced(module, lambda x: x))
+                    stack.enter_context(replaced(module, lambda x: x))
             stack.enter_context(self._ending_at_final_norm())
             self._call(inputs)
         return calls
@@ -374,8 +380,8 @@ class Model:
         hidden = values.new_empty(()).expand(*values.shape[:2], self.d_model)
         with ExitStack() as stack:
             for module, part in zip(block.projections, parts, strict=True):
-                stack.enter_context(_replaced(module, lambda _, part=part: part))
-            stack.enter_context(_replaced(block.output, keep))
+                stack.enter_context(replaced(module, lambda _, part=part: part))
+            stack.enter_context(replaced(block.output, keep))
             output = block.attention(hidden, *args, **kwargs)
         return found[0].unflatten(-1, (self.heads.q, self.heads.width)), output
 
@@ -463,7 +469,7 @@ class Model:
                 .view(shape)
             )
 
-        with _replaced(first, pick), _replaced(last, put):
+        with replaced(first, pick), replaced(last, put):
             yield
 
     @contextmanager
@@ -544,7 +550,7 @@ def _record_block(block: Block, tape: Tape, start: int) -> list[Any]:
 
 
 @contextmanager
-def _replaced(module: nn.Module, forward: Any) -> Iterator[None]:
+def replaced(module: nn.Module, forward: Any) -> Iterator[None]:
     """Inside, `module(x)` gives `forward(x)`; whatever forward the instance had before comes back."""
     before = module.__dict__.get("forward")
     module.forward = forward

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Norm:
-    """y = gain * (x - mean) / sigma + bias, with sigma = sqrt(variance + eps); RMSNorm has no mean and no bias."""
+    """y = gain * (x - mean) / sigma + bias, with sigma = sqrt(variance + eps); RMSNorm has no mean and no bias.
+
+    An identity in a norm's place has gain 1, no mean and sigma 1.
+    """
 
     module: nn.Module
     """The model's own module; it does the computing, this view only describes it."""
@@ -37,5 +40,10 @@ class Norm:
         return x - x.mean(-1, keepdim=True) if self.centred else x
 
     def sigma(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... 1"]:
-        """The divisor at x: root of the mean square of the centred coordinates plus eps, float32."""
+        """The divisor at x: root of the mean square of the centred coordinates plus eps, float32.
+
+        1 where an identity stands in the norm's place, as in models whose circuit is known.
+        """
+        if isinstance(self.module, nn.Identity):
+            return torch.ones_like(x[..., :1]).float()
         return (self.centre(x).square().mean(-1, keepdim=True) + self.eps).sqrt()

@@ -186,7 +186,13 @@ def _across(found: Mapping[str, Any]) -> Markup:
 
 
 def _stability(found: Mapping[str, Any]) -> Markup:
-    kinds = {"edges": "edges", "nodes": "nodes", "ranks": "rank correlation", "edges_halves": "edges, disjoint halves"}
+    kinds = {
+        "edges": "edges",
+        "nodes": "nodes",
+        "ranks": "rank correlation of edges",
+        "node_ranks": "rank correlation of nodes",
+        "edges_halves": "edges, disjoint halves",
+    }
     rows = [
         [words, formats.fixed(found[name]["mean"], 3), formats.interval(found[name]["low"], found[name]["high"], 3)]
         for name, words in kinds.items()

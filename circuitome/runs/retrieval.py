@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from circuitome.errors import InputError, unknown_name
-from circuitome.heads import MaskCheck, RetrievalScores, mask_read, needle_cases, read_needles
+from circuitome.heads import MaskCheck, RetrievalScores, mask_heads, needle_cases, read_needles
 from circuitome.heads.decoding import MODES, read_prompts
 from circuitome.heads.masking import WHERE
 from circuitome.heads.needles import DEPTHS, LENGTHS, own_needles
@@ -82,7 +82,7 @@ def run_retrieval(spec: RetrievalSpec, progress: Progress | None = None) -> Run:
     batches = read_prompts(model, cases, more=spec.steps, max_memory=spec.max_memory)
     tell("reading", 1, 1)
     scores = score_read(model, batches, steps=spec.steps, progress=lambda *at: tell("decoding", *at))
-    check = mask_read(
+    check = mask_heads(
         model,
         batches,
         scores.heads(spec.top_k),

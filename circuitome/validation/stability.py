@@ -67,6 +67,8 @@ class Stability:
     """Jaccard of nodes, likewise."""
     ranks: Spread
     """Spearman's correlation of |score| over all edges, likewise."""
+    node_ranks: Spread
+    """Spearman's correlation of what |score| leaves each writer, summed over its edges, likewise."""
     edges_between: Spread
     """Jaccard of edges between resamples."""
     nodes_between: Spread
@@ -170,11 +172,14 @@ def bootstrap_stability(scores: EdgeScores, size: int, *, draws: int = 100, seed
         weights[draw].index_add_(0, torch.randint(n, (n,), generator=generator), torch.ones(n))
         order = torch.randperm(n, generator=generator)
         halves[0, draw, order[:half]] = halves[1, draw, order[half : 2 * half]] = 1
-    own, own_ranks = full.mask[scores.graph.mask], _ranks(scores.values[scores.graph.mask])
-    tops, ranks = torch.zeros(draws, scores.graph.n_edges, dtype=torch.bool), torch.zeros(draws)
+    own, values = full.mask[scores.graph.mask], scores.values[scores.graph.mask]
+    own_ranks, own_node_ranks = _ranks(values), _ranks(_leaving(scores.graph, values))
+    tops = torch.zeros(draws, scores.graph.n_edges, dtype=torch.bool)
+    ranks, node_ranks = torch.zeros(2, draws)
     for draw, mean in enumerate(weights / n @ samples):
         tops[draw] = strongest(mean, size)
         ranks[draw] = _correlation(own_ranks, _ranks(mean))
+        node_ranks[draw] = _correlation(own_node_ranks, _ranks(_leaving(scores.graph, mean)))
     first, second = (torch.stack([strongest(mean, size) for mean in part / half @ samples]) for part in halves)
     nodes, kept = nodes_of(scores.graph, tops), torch.zeros(scores.values.shape)
     kept[scores.graph.mask] = tops.float().mean(0)
@@ -187,6 +192,7 @@ def bootstrap_stability(scores: EdgeScores, size: int, *, draws: int = 100, seed
         Spread(jaccard(tops, own[None])[:, 0]),
         Spread(jaccard(nodes, own_nodes)[:, 0]),
         Spread(ranks),
+        Spread(node_ranks),
         Spread(jaccard(tops, tops)[pairs[0], pairs[1]]),
         Spread(jaccard(nodes, nodes)[pairs[0], pairs[1]]),
         Spread(jaccard(first, second).diagonal()),
@@ -278,6 +284,12 @@ def check_size(circuit: Circuit) -> None:
     """Raises `InputError` for an empty circuit."""
     if len(circuit) == 0:
         raise InputError("Circuits of 0 edges cannot be compared; the size must be at least 1.")
+
+
+def _leaving(graph: Graph, values: Float[Tensor, " edges"]) -> Float[Tensor, " writers"]:
+    """Sum of |score| over the edges that leave each writer."""
+    rows = graph.mask.nonzero()[:, 0]
+    return torch.zeros(len(graph.writers)).index_add_(0, rows, values.abs())
 
 
 def _ranks(values: Tensor) -> Tensor:

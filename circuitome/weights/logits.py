@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from circuitome.errors import MemoryBudgetError, NumericsError, unknown_name
-from circuitome.models import Inputs, Model, Norm, Tape
+from circuitome.models import Inputs, Model, Tape
 from circuitome.results import Estimate, mean
 from circuitome.tasks import Task
 from circuitome.weights.folding import behind, unembedding_rows
@@ -98,11 +98,6 @@ def padded(model: Model, prompts: Sequence[Sequence[int]], read: Sequence[int]) 
     return Inputs(ids.to(device), mask.to(device), positions.to(device), torch.tensor(read, device=device))
 
 
-def frozen_scale(norm: Norm, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... 1"]:
-    """What the norm divides x by; 1 for models that have an identity in its place."""
-    return torch.ones_like(x[..., :1]).float() if isinstance(norm.module, nn.Identity) else norm.sigma(x)
-
-
 def _batches(model: Model, task: Task, max_memory: int | None) -> Iterator[tuple[list[int], Inputs]]:
     """Rows of the task, alike in length, and their clean prompts."""
     budget = MEMORY if max_memory is None else max_memory
@@ -145,7 +140,7 @@ def _contributions(
 ) -> tuple[Float[Tensor, "batch parts"], Float[Tensor, " batch"], Float[Tensor, " batch"]]:
     """Contributions of a batch, the logit difference that they sum to, and the final norm's scale."""
     final, norm = _at(tape.final, inputs), model.final_norm
-    scale = frozen_scale(norm, final)
+    scale = norm.sigma(final)
     seen = behind(norm, direction) / scale
     parts, biases = [_dot(_at(tape.attention_in[0], inputs), seen)[:, None]], offset.clone()
     for layer, block in enumerate(model.blocks):

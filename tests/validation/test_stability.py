@@ -35,7 +35,7 @@ def test_prompts_that_all_agree_give_one_circuit():
     same = noise(1).expand(12, -1).contiguous()
     found = bootstrap_stability(scores_of(same), 9, draws=10)
     assert found.edges.mean == found.nodes.mean == found.edges_between.mean == found.edges_halves.mean == 1
-    assert found.ranks.mean == pytest.approx(1)
+    assert found.ranks.mean == pytest.approx(1) and found.node_ranks.mean == pytest.approx(1)
     assert found.core() == scores_of(same).top(9)
     assert len(found.edges_between.draws) == 45
 
@@ -52,6 +52,7 @@ def test_more_prompts_make_a_circuit_more_stable():
     signal = 0.5 * noise(1, seed=1)
     few, many = (bootstrap_stability(scores_of(signal + noise(n)), 12, draws=30) for n in (8, 200))
     assert many.edges.mean > few.edges.mean + 0.1 and many.ranks.mean > few.ranks.mean
+    assert many.node_ranks.mean > few.node_ranks.mean
     assert many.edges_halves.mean > few.edges_halves.mean
     assert len(many.core()) > len(few.core())
 
