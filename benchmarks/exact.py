@@ -13,7 +13,7 @@ import torch
 from speed import HERE, bare_forward, machine, medians, one_thread
 
 import circuitome as cm
-from circuitome.validation import agreement, spread_edges
+from circuitome.validation.robustness.score_agreement import agreement, spread_edges
 
 ACDC_THRESHOLD = 0.02
 """In logits; keeps about 1,000 edges."""
@@ -98,7 +98,7 @@ def learned(model: cm.Model, task: cm.Task) -> dict[str, object]:
 
 def known() -> dict[str, object]:
     """The pessimistic ROC area of ACDC on two compiled models with zero ablation; edges found with resampling."""
-    from circuitome.runs import KnownSpec, run_known
+    from circuitome.runs.known import KnownSpec, run_known
 
     spec = KnownSpec.of(("tracr-reverse", "tracr-frac-prevs"), ("acdc",), ("zero", "corrupted"))
     rows = run_known(spec)["rows"]

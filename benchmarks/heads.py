@@ -8,7 +8,9 @@ import torch
 from speed import HERE, bare_forward, machine, medians, one_thread
 
 import circuitome as cm
-from circuitome.heads import atlas, pattern_scores, repeated_tokens
+from circuitome.heads.atlas.all_heads import atlas
+from circuitome.heads.atlas.patterns import pattern_scores
+from circuitome.heads.atlas.repeated import repeated_tokens
 
 N, PERIOD = 16, 32
 

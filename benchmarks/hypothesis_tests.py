@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from scipy.stats import binomtest
 
-from circuitome.validation.hypothesis import ALPHA, better_than_random, equivalence, independence, needed_edges
+from circuitome.validation.tests.hypotheses import ALPHA, better_than_random, equivalence, independence, needed_edges
 
 REPEATS = 1000
 PROMPTS = 64

@@ -15,8 +15,12 @@ import torch
 from speed import HERE, bare_forward, machine, one_thread
 
 import circuitome as cm
-from circuitome.heads import account, explain
-from circuitome.interventions import AblationValues, KnockOut, baseline, batches
+from circuitome.engine.ablation import AblationValues
+from circuitome.engine.batches import batches
+from circuitome.engine.circuit_run import baseline
+from circuitome.engine.knock_out import KnockOut
+from circuitome.heads.roles.explanation import explain
+from circuitome.heads.roles.narrative import account
 
 DRAWS = 20
 

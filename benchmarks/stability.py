@@ -12,7 +12,11 @@ import torch
 from speed import HERE, bare_forward, machine, medians, one_thread
 
 import circuitome as cm
-from circuitome.validation import across, backups, bootstrap_stability, research, shuffled_null, variants_of
+from circuitome.validation.robustness.backup_heads import backups
+from circuitome.validation.robustness.rediscovery import research
+from circuitome.validation.robustness.shuffled_labels import shuffled_null
+from circuitome.validation.robustness.stability import bootstrap_stability
+from circuitome.validation.robustness.transfer import across, variants_of
 
 SIZE = 500
 TASKS = ("seed 1", "paraphrase", "greater-than", "gendered-pronoun")

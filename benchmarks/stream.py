@@ -12,7 +12,7 @@ import torch
 from speed import HERE, machine, medians, one_thread
 
 import circuitome as cm
-from circuitome.heads import own_text
+from circuitome.heads.long_context.needles import own_text
 
 SINKS, WINDOW = 4, 256
 SHARE = 16

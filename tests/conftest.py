@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from circuitome.models import Model
-    from circuitome.tasks import Task
+    from circuitome.models.model import Model
+    from circuitome.tasks.task import Task
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -16,7 +16,7 @@ NAMES = ("Laura", "Peter", "John", "Dan", "Anna", "Kate")
 
 @pytest.fixture(scope="session")
 def smollm2() -> "Model":
-    from circuitome.models import load  # here, as the process that only hands out tests need not wait for it
+    from circuitome.models.loading import load  # here, as the process that only hands out tests need not wait for it
 
     return load("smollm2-135m")
 
@@ -24,7 +24,7 @@ def smollm2() -> "Model":
 @pytest.fixture(scope="session")
 def small_ioi(smollm2: "Model") -> "Task":
     """Six pairs of two lengths."""
-    from circuitome.tasks import Task, make_pair
+    from circuitome.tasks.task import Task, make_pair
 
     pairs = []
     for i in range(6):

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 import transformers as tf
 
-from circuitome.models import Model
-from circuitome.tasks import Pair, Task
+from circuitome.models.model import Model
+from circuitome.tasks.task import Pair, Task
 
 SIZE = {"vocab_size": 61, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4}
 GQA = {**SIZE, "num_key_value_heads": 2, "intermediate_size": 40, "max_position_embeddings": 64}
@@ -44,7 +44,7 @@ def tiny(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Mod
         for parameter in hf.parameters():
             noise = torch.randn_like(parameter)
             parameter.copy_(0.3 * noise if parameter.ndim > 1 else parameter + 0.3 * noise)
-    from circuitome.models import check_model
+    from circuitome.models.check import check_model
 
     model = Model(hf.to(dtype).eval(), None, f"tiny-{name}")
     check_model(model)

@@ -6,9 +6,9 @@ from random import Random
 
 import torch
 
-from circuitome.models import Model
 from circuitome.models.known import tokenizer_of
-from circuitome.tasks import Pair, Task
+from circuitome.models.model import Model
+from circuitome.tasks.task import Pair, Task
 
 _SPEC = importlib.util.spec_from_file_location("hand_set", Path(__file__).parents[1] / "scripts" / "hand_set.py")
 hand_set = importlib.util.module_from_spec(_SPEC)

@@ -2,8 +2,8 @@
 
 import torch
 
-from circuitome.models import Inputs, Model
-from circuitome.tasks import Pair
+from circuitome.models.model import Inputs, Model
+from circuitome.tasks.task import Pair
 
 
 def inputs_of(model: Model, ids: tuple[int, ...]) -> Inputs:
@@ -14,11 +14,11 @@ def inputs_of(model: Model, ids: tuple[int, ...]) -> Inputs:
 def writer_outputs(model: Model, ids: tuple[int, ...]) -> list[torch.Tensor]:
     """What every writer adds to the stream [pos, d_model], heads by their share of the attention's own output."""
     with torch.no_grad():
-        tape = model.record(inputs_of(model, ids))
-        outputs = [tape.attention_in[0][0]]
+        activations = model.record(inputs_of(model, ids))
+        outputs = [activations.resid_pre[0][0]]
         for layer, block in enumerate(model.blocks):
-            outputs += heads_out(block, tape.z[layer][0], model.heads.q)
-            outputs.append(tape.mlp_out[layer][0])
+            outputs += heads_out(block, activations.z[layer][0], model.heads.q)
+            outputs.append(activations.mlp_out[layer][0])
     return outputs
 
 
@@ -42,8 +42,8 @@ def masked_logits(model: Model, pair: Pair, ablated: list[torch.Tensor], keep: t
     """Logits [1, vocab] where v sees keep[u, v] * online(u) + (1 - keep[u, v]) * ablated(u) of every writer u."""
     graph = model.graph
     inputs = inputs_of(model, pair.clean)
-    tape, calls = model.record(inputs), model.attention_calls(inputs)
-    online = [tape.attention_in[0][0].detach()]
+    activations, calls = model.record(inputs), model.attention_calls(inputs)
+    online = [activations.resid_pre[0][0].detach()]
     constant = torch.zeros_like(online[0])
 
     def seen(column: int, count: int) -> torch.Tensor:
@@ -58,11 +58,11 @@ def masked_logits(model: Model, pair: Pair, ablated: list[torch.Tensor], keep: t
             for i, column in enumerate(columns)
         ]
         z = model.attend(layer, torch.stack(values, 1)[None], calls[layer])[0].flatten(1)
-        mlp_in = seen(graph.mlp_column(layer), graph.upstream_of_mlp(layer)) if graph.parallel else None
+        resid_mid = seen(graph.mlp_column(layer), graph.upstream_of_mlp(layer)) if graph.parallel else None
         online += heads_out(block, z, model.heads.q)
         if (bias := block.output_bias()) is not None:
             constant = constant + bias
-        if mlp_in is None:
-            mlp_in = seen(graph.mlp_column(layer), graph.upstream_of_mlp(layer))
-        online.append(block.run_mlp(mlp_in[None])[0])
+        if resid_mid is None:
+            resid_mid = seen(graph.mlp_column(layer), graph.upstream_of_mlp(layer))
+        online.append(block.run_mlp(resid_mid[None])[0])
     return model.unembed(seen(len(graph.readers) - 1, len(online))[-1:])

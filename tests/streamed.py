@@ -2,8 +2,8 @@
 
 import torch
 
-from circuitome.models import Inputs
 from circuitome.models.attention import attending
+from circuitome.models.model import Inputs
 
 
 def rotate(x, cos, sin):

@@ -105,7 +105,7 @@ DEFAULTS = Prompts()
 
 def folder_of(prompts: Prompts | Options, name: str) -> Path:
     """Where a run goes. A folder that cannot take it is refused before the work, not after."""
-    from circuitome.runs import check_free
+    from circuitome.runs.store import check_free
 
     folder = prompts.out or Path("runs") / name
     if folder.is_file() or (folder.exists() and not (folder / "manifest.json").is_file()):
@@ -116,8 +116,8 @@ def folder_of(prompts: Prompts | Options, name: str) -> Path:
 def finish(run: Any, folder: Path, as_json: bool) -> None:
     """Write a run with its report, and show it."""
     from circuitome.cli import show
-    from circuitome.report import page
-    from circuitome.runs import save_run
+    from circuitome.report.pages import page
+    from circuitome.runs.store import save_run
 
     save_run(run, folder, {"report.html": page(run)})
     show.run(run, folder, as_json)
@@ -141,7 +141,7 @@ def kept(partial: Path | None, resume: bool) -> Iterator[None]:
 
 def write(path: Path, result: Any) -> None:
     """Write plain JSON to a file. Raises `InputError` where that cannot be."""
-    from circuitome.runs import to_json
+    from circuitome.runs.store import to_json
 
     try:
         path.write_text(to_json(result) + "\n", encoding="utf-8")

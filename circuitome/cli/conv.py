@@ -35,8 +35,8 @@ def conv(
     """
     from circuitome.cli import conv_view
     from circuitome.errors import InputError
-    from circuitome.runs import to_json
-    from circuitome.weights import load_conv_net
+    from circuitome.runs.store import to_json
+    from circuitome.weights.convnet import load_conv_net
 
     if (source is None) != (target is None):
         raise InputError(

@@ -10,7 +10,7 @@ from rich.text import Text
 from circuitome.cli.heatmap import SHADES
 from circuitome.errors import InputError
 from circuitome.report.kernel import kernel_svg
-from circuitome.weights import ConvNet
+from circuitome.weights.conv import ConvNet
 
 
 def layers(net: ConvNet, model: str) -> dict[str, Any]:

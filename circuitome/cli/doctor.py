@@ -40,7 +40,7 @@ def _processor() -> str:
 
 
 def _cache() -> str:
-    from circuitome.models import cache_folder
+    from circuitome.models.loading import cache_folder
 
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def _cache() -> str:
 
 
 def _bundled_model() -> str:
-    from circuitome.models import load
+    from circuitome.models.loading import load
 
     model = load("smollm2-135m")
     return f"loads and passes its check: {model.graph.n_edges:,} edges"

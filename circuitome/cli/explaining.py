@@ -34,7 +34,7 @@ def explain(
 
     """
     from circuitome.cli import show
-    from circuitome.runs import ExplainSpec, run_explain
+    from circuitome.runs.explain import ExplainSpec, run_explain
 
     spec = ExplainSpec(run=str(run), heads=names(heads or ""), seed=seed, max_memory=number_of_bytes(max_memory))
     name = f"{run.name}-explain"

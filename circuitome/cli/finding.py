@@ -58,8 +58,10 @@ def find(
 
     """
     from circuitome.cli import show
-    from circuitome.runs import METHODS, FindSpec, open_partial, plan
-    from circuitome.runs import find as run_find
+    from circuitome.runs.find import FindSpec, plan
+    from circuitome.runs.find import find as run_find
+    from circuitome.runs.methods import METHODS
+    from circuitome.runs.store import open_partial
 
     spec = FindSpec(
         method=method,
@@ -101,7 +103,7 @@ def patch(task: str = "ioi", *, what: str = "heads", by_position: Flag = False, 
 
     """
     from circuitome.cli import show
-    from circuitome.runs import PatchSpec, run_patch
+    from circuitome.runs.effects import PatchSpec, run_patch
 
     spec = PatchSpec(what=what, by_position=by_position, **prompts.spec(task))
     spec.check()
@@ -152,7 +154,7 @@ def path(
 
     """
     from circuitome.cli import show
-    from circuitome.runs import PathSpec, run_path
+    from circuitome.runs.effects import PathSpec, run_path
 
     spec = PathSpec(
         to=names(to),
@@ -207,7 +209,8 @@ def compare(
 
     """
     from circuitome.cli import show
-    from circuitome.runs import COMPARED, CompareSpec, open_partial, run_compare
+    from circuitome.runs.compare import COMPARED, CompareSpec, run_compare
+    from circuitome.runs.store import open_partial
 
     spec = CompareSpec(
         methods=names(methods) if methods else COMPARED,
@@ -251,7 +254,7 @@ def known(
 
     """
     from circuitome.cli import show
-    from circuitome.runs import KnownSpec, run_known
+    from circuitome.runs.known import KnownSpec, run_known
 
     spec = KnownSpec.of(names(models or ""), names(methods or ""), names(ablations))
     spec.check()

@@ -18,7 +18,7 @@ def show_run(run: Path, *, as_json: Json = False) -> None:
 
     """
     from circuitome.cli import show
-    from circuitome.runs import load_run
+    from circuitome.runs.store import load_run
 
     show.run(load_run(run), run, as_json)
 
@@ -37,7 +37,7 @@ def tasks(*, as_json: Json = False) -> None:
 def methods(*, as_json: Json = False) -> None:
     """List the methods that `find` knows."""
     from circuitome.cli import show
-    from circuitome.runs import METHODS
+    from circuitome.runs.methods import METHODS
 
     rows = [
         {"method": name, "what": method.what, "losses": ", ".join(method.losses), "settings": ", ".join(method.takes)}
@@ -52,7 +52,7 @@ def models(*, as_json: Json = False) -> None:
     from circuitome.cli import show
     from circuitome.models.families import supported
     from circuitome.models.known import KNOWN
-    from circuitome.models.load import BUNDLED
+    from circuitome.models.loading import BUNDLED
 
     rows = [{"model": name, "what": first_line(function)} for name, function in BUNDLED.items()]
     rows += [{"model": name, "what": f"known circuit: {what}"} for name, what in KNOWN.items()]

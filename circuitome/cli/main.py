@@ -5,17 +5,7 @@ import sys
 
 from cyclopts import CycloptsError
 
-from circuitome.cli import (  # noqa: F401  # each adds its commands to the app
-    conv,
-    explaining,
-    finding,
-    listing,
-    routes,
-    single_heads,
-    streaming,
-    validity,
-    weights,
-)
+from circuitome.cli import conv, explaining, finding, listing, routes, single_heads, streaming, validity, weights  # noqa: F401  # each adds its commands to the app
 from circuitome.cli.app import app
 from circuitome.errors import CircuitomeError
 

@@ -53,7 +53,7 @@ def trace(
 
     """
     from circuitome.cli import show
-    from circuitome.runs import TraceSpec, run_trace
+    from circuitome.runs.routes import TraceSpec, run_trace
 
     spec = TraceSpec(
         prompt=prompt,
@@ -106,7 +106,7 @@ def routes(
 
     """
     from circuitome.cli import show
-    from circuitome.runs import RoutesSpec, run_routes
+    from circuitome.runs.routes import RoutesSpec, run_routes
 
     spec = RoutesSpec(file=str(file), by=by, norm=norm, model=model, max_memory=number_of_bytes(max_memory))
     folder = folder_of(Prompts(out=out), spec.folder_name())

@@ -70,8 +70,8 @@ def plan(spec: Any, cost: Any, as_json: bool) -> None:
 
 def run(found: Any, folder: Path, as_json: bool) -> None:
     """A finished run of any kind: what it found, how to repeat it, and where its report is."""
-    from circuitome.report import strongest_edges
-    from circuitome.runs import to_json
+    from circuitome.report.payload import strongest_edges
+    from circuitome.runs.store import to_json
 
     manifest, kind = found.manifest, found.manifest["kind"]
     if as_json:
@@ -86,13 +86,13 @@ def run(found: Any, folder: Path, as_json: bool) -> None:
 
 
 def _effects(found: Any, console: Console) -> None:
-    from circuitome.report import effects_payload
+    from circuitome.report.payload import effects_payload
 
     heatmap.effects(effects_payload(found), console)
 
 
 def _compare(found: Any, console: Console) -> None:
-    from circuitome.report import compare_payload
+    from circuitome.report.payload import compare_payload
 
     heatmap.compare(compare_payload(found), console)
     for one in found.manifest["results"]["methods"]:
@@ -102,7 +102,7 @@ def _compare(found: Any, console: Console) -> None:
 
 def _verdict(found: Any, console: Console) -> None:
     """The verdict card."""
-    from circuitome.report import verdict_payload
+    from circuitome.report.payload import verdict_payload
     from circuitome.report.verdict_page import SIGNS, sentence, value_of
 
     payload = verdict_payload(found)
@@ -122,7 +122,7 @@ def _verdict(found: Any, console: Console) -> None:
 def known(result: dict[str, Any], as_json: bool) -> None:
     """How much of each known circuit each method finds."""
     if as_json:
-        from circuitome.runs import to_json
+        from circuitome.runs.store import to_json
 
         print(to_json(result))
         return
@@ -191,7 +191,7 @@ def _grid(found: Any) -> Table:
     """Heads across, layers upwards; a darker sign for a node that more of the circuit's score touches."""
     import torch
 
-    from circuitome.report import graph_of
+    from circuitome.report.payload import graph_of
 
     graph, chosen = graph_of(found), found.tensors["circuit"]
     weight = found.tensors["scores"].abs() * chosen
@@ -213,7 +213,7 @@ def _grid(found: Any) -> Table:
 
 
 def _edges(found: Any, unit: str) -> Table:
-    from circuitome.report import strongest_edges
+    from circuitome.report.payload import strongest_edges
 
     drawn = Table(title=f"Strongest edges ({unit})", title_justify="left", box=None, header_style="bold")
     for name, justify in (("from", "left"), ("to", "left"), ("score", "right"), ("95 % interval", "left")):

@@ -24,7 +24,7 @@ def heads(*, n: int = 16, period: int | None = None, retrieval: Flag = False, op
 
     """
     from circuitome.cli import show
-    from circuitome.runs import HeadsSpec, run_heads
+    from circuitome.runs.heads import HeadsSpec, run_heads
 
     spec = HeadsSpec(n=n, period=period, retrieval=retrieval, **options.spec())
     folder = folder_of(options, spec.folder_name("heads"))
@@ -62,7 +62,7 @@ def induction(
 
     """
     from circuitome.cli import show
-    from circuitome.runs import InductionSpec, run_induction
+    from circuitome.runs.heads import InductionSpec, run_induction
 
     spec = InductionSpec(n=n, period=period, k=k, draws=draws, text=str(text) if text else None, **options.spec())
     folder = folder_of(options, spec.folder_name("induction"))

@@ -49,7 +49,7 @@ def retrieval(
 
     """
     from circuitome.cli import show
-    from circuitome.runs import RetrievalSpec, run_retrieval
+    from circuitome.runs.retrieval import RetrievalSpec, run_retrieval
 
     spec = RetrievalSpec(
         lengths=tuple(int(number) for number in _numbers("--lengths", lengths, whole=True)),
@@ -96,7 +96,7 @@ def stream(
 
     """
     from circuitome.cli import show
-    from circuitome.runs import StreamSpec, run_stream
+    from circuitome.runs.stream import StreamSpec, run_stream
 
     spec = StreamSpec(sinks=sinks, window=window, text=str(text) if text else None, tokens=tokens, **options.spec())
     spec.check()

@@ -43,7 +43,8 @@ def validate(
 
     """
     from circuitome.cli import show
-    from circuitome.runs import ValidateSpec, open_partial, run_validate
+    from circuitome.runs.store import open_partial
+    from circuitome.runs.validate import ValidateSpec, run_validate
 
     spec = ValidateSpec(
         run=str(run),

@@ -44,7 +44,7 @@ def weights(
 
     """
     from circuitome.cli import show, weights_view
-    from circuitome.models import load
+    from circuitome.models.loading import load
 
     loaded = load(model)
     with show.progress() as progress:
@@ -84,8 +84,8 @@ def lens(
     """
     from circuitome.cli import weights_view
     from circuitome.errors import InputError
-    from circuitome.models import load
-    from circuitome.weights import logit_lens
+    from circuitome.models.loading import load
+    from circuitome.weights.lens import logit_lens
 
     if last < 1:
         raise InputError(f"--last is a number of positions and must be at least 1, got {last}.")
@@ -96,7 +96,7 @@ def lens(
 
 def _end(result: dict[str, Any], out: Path | None, as_json: bool, draw: Any) -> None:
     """Write the result where it is wanted, and show it."""
-    from circuitome.runs import to_json
+    from circuitome.runs.store import to_json
 
     if out is not None:
         write(out, result)

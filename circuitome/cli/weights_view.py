@@ -8,9 +8,11 @@ from rich.table import Table
 from rich.text import Text
 
 from circuitome.errors import InputError
-from circuitome.models import Model
-from circuitome.weights import chance, composition, copying_scores, ov_circuit, ov_pairs, qk_circuit, qk_pairs
-from circuitome.weights.composition import KINDS
+from circuitome.models.model import Model
+from circuitome.weights.circuits import ov_circuit, qk_circuit
+from circuitome.weights.copying import copying_scores
+from circuitome.weights.head_composition import KINDS, chance, composition
+from circuitome.weights.pairs import ov_pairs, qk_pairs
 
 Tell = Callable[[str, int, int], None]
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from circuitome.errors import InputError
-from circuitome.graph.graph import Graph
+from circuitome.graph.model_graph import Graph
 
 LOGITS = "logits"
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from circuitome.errors import AdapterError, NumericsError
-from circuitome.models.model import Call, Inputs, Model, Tape
+from circuitome.models.model import ActivationCache, Call, Inputs, Model
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 """Largest difference allowed, as a share of the largest number compared."""
@@ -30,14 +30,14 @@ def check_model(model: Model) -> None:
             raise NumericsError(
                 f"{model.name} gives logits that are not finite on a plain input; its weights are damaged."
             )
-        tape = model.record(inputs)
-        assert tape.logits is not None and tape.final is not None
-        _same_logits(model, tape.logits, model.logits(inputs), plain)
-        for site, found, expected in _identities(model, tape):
+        activations = model.record(inputs)
+        assert activations.logits is not None and activations.final is not None
+        _same_logits(model, activations.logits, model.logits(inputs), plain)
+        for site, found, expected in _identities(model, activations):
             _close(model, site, found, expected)
         calls = model.attention_calls(inputs)
         for layer in (0, len(model.blocks) - 1):
-            _check_groups(model, tape, layer, calls[layer])
+            _check_groups(model, activations, layer, calls[layer])
 
 
 def _same_logits(model: Model, hooked: Tensor, at_position: Tensor, plain: Tensor) -> None:
@@ -47,39 +47,39 @@ def _same_logits(model: Model, hooked: Tensor, at_position: Tensor, plain: Tenso
     _close(model, "logits", hooked, plain)
 
 
-def _identities(model: Model, tape: Tape) -> Iterator[tuple[str, Tensor, Tensor]]:
+def _identities(model: Model, activations: ActivationCache) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Site, what the adapter computes, what the model computed.
 
     Each block's sum starts from the stream that the model itself had, so that rounding in bfloat16 does not pile up.
     """
-    assert tape.final is not None and tape.logits is not None
+    assert activations.final is not None and activations.logits is not None
     for layer, block in enumerate(model.blocks):
-        normed = block.attend_inputs(tape.attention_in[layer])
+        normed = block.attend_inputs(activations.resid_pre[layer])
         online = torch.einsum("bpd,red->bpre", normed, block.reader_weights()) + block.reader_biases()
-        yield f"a{layer}.q/k/v", online, block.split(tape.projected[layer])
+        yield f"a{layer}.q/k/v", online, block.split(activations.projected[layer])
         if (norm := block.attention_norm) is not None:
-            x = tape.attention_in[layer]
+            x = activations.resid_pre[layer]
             own = norm.gain * norm.centre(x) / norm.sigma(x) + (0.0 if norm.bias is None else norm.bias)
             yield f"a{layer} norm", own, normed
-        z = tape.z[layer].float().unflatten(-1, (model.heads.q, model.heads.width))
+        z = activations.z[layer].float().unflatten(-1, (model.heads.q, model.heads.width))
         if block.attention_post is not None:
-            z = z / block.attention_post.sigma(tape.attention_out[layer])[..., None]
-        stream = tape.attention_in[layer].float() + block.join_heads(z)
+            z = z / block.attention_post.sigma(activations.attention_out[layer])[..., None]
+        stream = activations.resid_pre[layer].float() + block.join_heads(z)
         if not model.graph.parallel:
-            yield f"m{layer}.in", stream, tape.mlp_in[layer]
-            stream = tape.mlp_in[layer].float()
-        yield f"m{layer}", block.run_mlp(tape.mlp_in[layer]), tape.mlp_out[layer]
-        after = tape.attention_in[layer + 1] if layer + 1 < len(model.blocks) else tape.final
-        yield f"the stream after block {layer}", stream + tape.mlp_out[layer].float(), after
-    yield "logits (unembedding)", model.unembed(tape.final[:, -1]), tape.logits
+            yield f"m{layer}.in", stream, activations.resid_mid[layer]
+            stream = activations.resid_mid[layer].float()
+        yield f"m{layer}", block.run_mlp(activations.resid_mid[layer]), activations.mlp_out[layer]
+        after = activations.resid_pre[layer + 1] if layer + 1 < len(model.blocks) else activations.final
+        yield f"the stream after block {layer}", stream + activations.mlp_out[layer].float(), after
+    yield "logits (unembedding)", model.unembed(activations.final[:, -1]), activations.logits
 
 
-def _check_groups(model: Model, tape: Tape, layer: int, call: Call) -> None:
+def _check_groups(model: Model, activations: ActivationCache, layer: int, call: Call) -> None:
     """Scale the value of the last key/value head: z must change by that factor in its query heads, nowhere else."""
     block, graph, heads = model.blocks[layer], model.graph, model.heads
-    values = block.split(tape.projected[layer]).clone()
+    values = block.split(activations.projected[layer]).clone()
     before = model.attend(layer, values, call)
-    _close(model, f"a{layer} (attention)", before.flatten(-2), tape.z[layer])
+    _close(model, f"a{layer} (attention)", before.flatten(-2), activations.z[layer])
     values[:, :, heads.q + 2 * heads.kv - 1] *= 2
     after = model.attend(layer, values, call)
     factors = [2.0 if graph.kv_head(head) == heads.kv - 1 else 1.0 for head in range(heads.q)]

@@ -14,7 +14,7 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 from circuitome.errors import InputError, UnsupportedModelError
-from circuitome.graph import Graph
+from circuitome.graph.model_graph import Graph
 from circuitome.models.block import Block, Heads
 from circuitome.models.families import Family, family_of
 from circuitome.models.norms import Norm
@@ -24,10 +24,10 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass
-class Tape:
+class ActivationCache:
     """What one forward pass showed: tensors of the pass itself, not copies. Lists are indexed by layer."""
 
-    attention_in: list[Tensor] = field(default_factory=list)
+    resid_pre: list[Tensor] = field(default_factory=list)
     """Residual [batch, pos, d_model] that each attention reads, before its norm."""
     projected: list[list[Tensor]] = field(default_factory=list)
     """Outputs [batch, pos, out] of the q, k, v (or fused) projections."""
@@ -35,7 +35,7 @@ class Tape:
     """Input [batch, pos, head * d_head] of the output projection: all heads side by side."""
     attention_out: list[Tensor] = field(default_factory=list)
     """Output [batch, pos, d_model] of the output projection where a post-norm follows; else empty."""
-    mlp_in: list[Tensor] = field(default_factory=list)
+    resid_mid: list[Tensor] = field(default_factory=list)
     """Residual [batch, pos, d_model] that each MLP reads, before its norm."""
     mlp_out: list[Tensor] = field(default_factory=list)
     """What each MLP adds to the stream [batch, pos, d_model]."""
@@ -145,7 +145,7 @@ class Model:
         self.heads = heads
         self.graph = Graph(len(self.blocks), heads.q, heads.kv, parallel=self.family.parallel(config))
         self.held: dict[int, list[tuple[list[int], Tensor]]] = {}
-        """By block with a post-norm: heads whose scaled outputs are held at a value, inside `interventions.holding`."""
+        """By block with a post-norm: heads whose scaled outputs are held at a value, inside `replace_outputs`."""
 
     def __repr__(self) -> str:
         return f"Model({self.name}, {self.hf.config.model_type}, {self.graph.n_edges} edges, {self.dtype})"
@@ -199,8 +199,8 @@ class Model:
     def bytes_per_token(self, *, gradients: bool) -> int:
         """About how much memory one token of a batch takes while recorded, and with what autograd keeps for it.
 
-        Counted in numbers a block: what the tape holds, or, with gradients, also what norms, projections, rotary and
-        the MLP save for the backward pass. Measured on SmolLM2: 2.0 MB a token with gradients.
+        Counted in numbers a block: what the activations hold, or, with gradients, also what norms,
+        projections, rotary and the MLP save for the backward pass. Measured on SmolLM2: 2.0 MB a token with gradients.
         """
         width = getattr(self.hf.config, "intermediate_size", None) or 4 * self.d_model
         attention = self.heads.readers * self.heads.width
@@ -218,22 +218,22 @@ class Model:
         """Logits after every token of `inputs`, from the plain model."""
         return self._call(inputs).logits  # type: ignore[no-any-return]
 
-    def record(self, inputs: Inputs, *, logits: bool = True, start: int = 0, whole: bool = True) -> Tape:
+    def record(self, inputs: Inputs, *, logits: bool = True, start: int = 0, whole: bool = True) -> ActivationCache:
         """One forward pass and what it showed. Without `logits` the pass ends before the final norm.
 
-        The tape begins at position `start`; what comes before is not kept. Without `whole` the last MLP runs only at
+        They begin at position `start`; what comes before is not kept. Without `whole` the last MLP runs only at
         `inputs.read`, after which nothing else of it is read, and is 0 elsewhere.
         """
-        tape = Tape()
+        activations = ActivationCache()
         with ExitStack() as stack:
-            stack.enter_context(self._recording(tape, start))
+            stack.enter_context(self._recording(activations, start))
             stack.enter_context(self._only_at(inputs.read) if logits else self._ending_at_final_norm())
             if not whole:
                 stack.enter_context(self._last_mlp_only_at(inputs.read))
             output = self._call(inputs)
             if output is not None:
-                tape.logits = output.logits[:, 0]
-        return tape
+                activations.logits = output.logits[:, 0]
+        return activations
 
     def embeddings(self, inputs: Inputs) -> Float[Tensor, "batch pos d_model"]:
         """What the `embed` node writes: the residual in front of block 0."""
@@ -484,15 +484,15 @@ class Model:
             handle.remove()
 
     @contextmanager
-    def _recording(self, tape: Tape, start: int) -> Iterator[None]:
+    def _recording(self, activations: ActivationCache, start: int) -> Iterator[None]:
         with ExitStack() as stack:
             for block in self.blocks:
-                for remove in _record_block(block, tape, start):
+                for remove in _record_block(block, activations, start):
                     stack.callback(remove)
 
             def final(module: nn.Module, args: tuple[Any, ...]) -> Any:
                 seen = args[0].view_as(args[0])
-                tape.final = _from(start, seen)
+                activations.final = _from(start, seen)
                 return (seen, *args[1:])
 
             stack.callback(self.final_norm.module.register_forward_pre_hook(final, prepend=True).remove)
@@ -504,46 +504,46 @@ def _from(start: int, t: Tensor) -> Tensor:
     return t[:, start:].clone() if start else t
 
 
-def _record_block(block: Block, tape: Tape, start: int) -> list[Any]:
-    """Install the hooks that write one block's values on the tape; gives what removes them.
+def _record_block(block: Block, activations: ActivationCache, start: int) -> list[Any]:
+    """Install the hooks that write one block's values on the activations; gives what removes them.
 
     The tensors that q, k, v and the MLP read are recorded as views of their own, so that a gradient taken with respect
     to one of them comes through that reader alone and not through the residual connection beside it.
     """
     projected: list[Tensor] = []
 
-    def attention_in(module: nn.Module, args: tuple[Any, ...]) -> None:
+    def resid_pre(module: nn.Module, args: tuple[Any, ...]) -> None:
         if module is block.projections[0] or block.attention_norm is not None:
-            tape.attention_in.append(_from(start, args[0]))
+            activations.resid_pre.append(_from(start, args[0]))
 
     def projection(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         projected.append(_from(start, output))
         if len(projected) == len(block.projections):
-            tape.projected.append(list(projected))
+            activations.projected.append(list(projected))
             projected.clear()
 
     def output_in(module: nn.Module, args: tuple[Any, ...]) -> None:
-        tape.z.append(_from(start, args[0]))
+        activations.z.append(_from(start, args[0]))
 
     def output_out(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        tape.attention_out.append(_from(start, output))
+        activations.attention_out.append(_from(start, output))
 
-    def mlp_in(module: nn.Module, args: tuple[Any, ...]) -> Any:
-        shaped = args[0].view(len(tape.z[-1]), -1, args[0].shape[-1])  # OPT flattens batch and position here
-        tape.mlp_in.append(_from(start, shaped))
+    def resid_mid(module: nn.Module, args: tuple[Any, ...]) -> Any:
+        shaped = args[0].view(len(activations.z[-1]), -1, args[0].shape[-1])  # OPT flattens batch and position here
+        activations.resid_mid.append(_from(start, shaped))
         return (shaped.view_as(args[0]), *args[1:])
 
     def mlp_out(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        tape.mlp_out.append(_from(start, output.reshape(len(tape.z[-1]), -1, output.shape[-1])))
+        activations.mlp_out.append(_from(start, output.reshape(len(activations.z[-1]), -1, output.shape[-1])))
 
     first_mlp, last_mlp = block.mlp_ends
     first_attention = block.attention_norm.module if block.attention_norm else block.projections[0]
     handles = [
-        first_attention.register_forward_pre_hook(attention_in),
+        first_attention.register_forward_pre_hook(resid_pre),
         *(module.register_forward_hook(projection) for module in block.projections),
         block.output.register_forward_pre_hook(output_in),
         *([block.output.register_forward_hook(output_out)] if block.attention_post else []),
-        first_mlp.register_forward_pre_hook(mlp_in),
+        first_mlp.register_forward_pre_hook(resid_mid),
         last_mlp.register_forward_hook(mlp_out),
     ]
     return [handle.remove for handle in handles]

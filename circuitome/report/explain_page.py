@@ -7,7 +7,7 @@ from circuitome.report import formats, sections, shell
 from circuitome.report.heatmap import heatmap_svg
 from circuitome.report.markup import Markup, join, tag
 from circuitome.report.payload import PROMPTS
-from circuitome.runs import Run
+from circuitome.runs.store import Run
 
 COLUMNS = (
     ("head", False, "the head"),

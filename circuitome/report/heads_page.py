@@ -5,7 +5,7 @@ from typing import Any
 
 from circuitome.report import formats, heatmap, sections, shell
 from circuitome.report.markup import Attributes, Markup, join, tag
-from circuitome.runs import Run
+from circuitome.runs.store import Run
 
 OPEN_MAPS = 3
 """Maps shown without opening their folds."""

@@ -13,7 +13,7 @@ from circuitome.report.retrieval_page import render_retrieval, retrieval_payload
 from circuitome.report.routes_page import render_routes, render_trace, routes_payload, trace_payload
 from circuitome.report.stream_page import render_stream, stream_payload
 from circuitome.report.verdict_page import render_verdict
-from circuitome.runs import Run
+from circuitome.runs.store import Run
 
 Payload = dict[str, Any]
 PAGES: dict[str, tuple[Callable[[Run], Payload], Callable[[Payload], str]]] = {

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from circuitome.graph import Graph
-from circuitome.runs import Run
+from circuitome.graph.model_graph import Graph
+from circuitome.runs.store import Run
 
 PROMPTS = 20
 """Example prompts on the page."""

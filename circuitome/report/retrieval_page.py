@@ -6,7 +6,7 @@ from typing import Any
 from circuitome.report import formats, sections, shell
 from circuitome.report.heatmap import heatmap_svg
 from circuitome.report.markup import Markup, join, tag
-from circuitome.runs import Run
+from circuitome.runs.store import Run
 
 NAMES = {
     "unmasked": "no head masked",

@@ -7,7 +7,7 @@ from typing import Any
 from circuitome.report import formats, shell
 from circuitome.report.html import asset
 from circuitome.report.markup import Attributes, Markup, join, tag
-from circuitome.runs import Run
+from circuitome.runs.store import Run
 
 COLUMN, ROW, LEFT, TOP, FOOT = 58.0, 26.0, 46.0, 34.0, 96.0
 """Size of a token's column and a block's row, and room for labels, in pixels."""

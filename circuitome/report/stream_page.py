@@ -7,7 +7,7 @@ from circuitome.report import formats, shell
 from circuitome.report.heatmap import heatmap_svg
 from circuitome.report.lines import Point, lines_svg
 from circuitome.report.markup import Markup, join, tag
-from circuitome.runs import Run
+from circuitome.runs.store import Run
 
 
 def stream_payload(run: Run) -> dict[str, Any]:

@@ -8,18 +8,22 @@ from typing import Any
 
 import torch
 
-from circuitome.discovery import exact
-from circuitome.discovery.checkpoint import Checkpoint
+from circuitome.discovery.patching.edge import exact
+from circuitome.engine.ablation import check_ablation
+from circuitome.engine.checkpoint import Checkpoint
 from circuitome.errors import InputError, unknown_name
-from circuitome.graph import Circuit, EdgeScores
-from circuitome.interventions import check_ablation
-from circuitome.models import Model
+from circuitome.graph.circuits import Circuit
+from circuitome.graph.edge_scores import EdgeScores
+from circuitome.models.model import Model
 from circuitome.runs.find import circuit_size
 from circuitome.runs.methods import METHODS, Found, Job
 from circuitome.runs.prompts import PromptSpec
 from circuitome.runs.store import Run
-from circuitome.tasks import TASKS, Task, from_file
-from circuitome.validation import agreement, default_sizes, faithfulness_curve, spread_edges
+from circuitome.tasks import TASKS
+from circuitome.tasks.pair_files import from_file
+from circuitome.tasks.task import Task
+from circuitome.validation.faithfulness.share import default_sizes, faithfulness_curve
+from circuitome.validation.robustness.score_agreement import agreement, spread_edges
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -34,7 +38,7 @@ SETTINGS: dict[str, dict[str, Any]] = {"acdc": {"grouped": True}}
 RANDOM_CIRCUITS = 3
 """Random circuits of each size."""
 HELD_OUT = 64
-"""Held-out prompts that are drawn where no file gives them."""
+"""AblatedOutputs-out prompts that are drawn where no file gives them."""
 
 
 @dataclass(frozen=True, kw_only=True)

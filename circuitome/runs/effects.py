@@ -5,15 +5,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from circuitome.discovery import patch, path_patch, trace_back
-from circuitome.discovery.patching import WHAT
-from circuitome.discovery.paths import Trace
+from circuitome.discovery.patching.activation import WHAT, patch
+from circuitome.discovery.patching.path import Trace, path_patch, trace_back
 from circuitome.errors import InputError, unknown_name
-from circuitome.models import Model
+from circuitome.models.model import Model
 from circuitome.results import EffectMap
 from circuitome.runs.prompts import PromptSpec
 from circuitome.runs.store import Run
-from circuitome.tasks import Task
+from circuitome.tasks.task import Task
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""

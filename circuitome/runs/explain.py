@@ -8,7 +8,9 @@ from pathlib import Path
 
 import torch
 
-from circuitome.heads import Explanation, account, explain
+from circuitome.heads.roles.explanation import explain
+from circuitome.heads.roles.narrative import account
+from circuitome.heads.roles.result import Explanation
 from circuitome.results import mean
 from circuitome.runs.prompts import PromptSpec
 from circuitome.runs.store import Run, load_run

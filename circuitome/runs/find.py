@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 
+from circuitome.engine.ablation import check_ablation
+from circuitome.engine.batches import group_rows, make_batch, tokens_within
 from circuitome.errors import InputError, unknown_name
-from circuitome.interventions import check_ablation, group_rows, make_batch, tokens_within
-from circuitome.models import Model
+from circuitome.models.model import Model
 from circuitome.runs.methods import METHODS, Found, Job
 from circuitome.runs.prompts import PromptSpec
 from circuitome.runs.store import Run
-from circuitome.tasks import Task
-from circuitome.validation import Curve, default_sizes, faithfulness_curve
+from circuitome.tasks.task import Task
+from circuitome.validation.faithfulness.share import Curve, default_sizes, faithfulness_curve
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from circuitome.errors import InputError
-from circuitome.heads import Atlas, HeadScore, Repeated, RetrievalScores, atlas, induction, retrieval_scores
-from circuitome.heads.scores import named
-from circuitome.models import Model, load
+from circuitome.heads.atlas.all_heads import Atlas, atlas
+from circuitome.heads.atlas.head_score import HeadScore, named
+from circuitome.heads.atlas.induction_heads import induction
+from circuitome.heads.atlas.repeated import Repeated
+from circuitome.heads.long_context.retrieval import RetrievalScores, retrieval_scores
+from circuitome.models.loading import load
+from circuitome.models.model import Model
 from circuitome.runs.spec import ModelSpec
 from circuitome.runs.store import Run
 

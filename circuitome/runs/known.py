@@ -4,14 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from circuitome import known
-from circuitome.discovery import roc_sweep
+from circuitome.discovery.search.pruning import roc_sweep
 from circuitome.errors import InputError, unknown_name
-from circuitome.graph import Circuit, EdgeScores
-from circuitome.models import Model, load
+from circuitome.graph.circuits import Circuit
+from circuitome.graph.edge_scores import EdgeScores
+from circuitome.models.loading import load
+from circuitome.models.model import Model
 from circuitome.runs.methods import METHODS, Job
-from circuitome.tasks import Task
-from circuitome.validation import (
+from circuitome.tasks.task import Task
+from circuitome.validation import ground_truth
+from circuitome.validation.ground_truth.roc import (
     edge_auroc,
     node_auroc,
     pessimistic_area,
@@ -19,6 +21,7 @@ from circuitome.validation import (
     roc_points,
     score_points,
 )
+from circuitome.validation.ground_truth.truth import TOLERANCE
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -34,7 +37,7 @@ TRUTH_PROMPTS = 200
 LOSS = "l2"
 """Squared change of the outputs: the only loss that also fits programs whose output is a number."""
 NOTE = (
-    f"True edges: those whose ablation alone changes an output by more than {known.truth.TOLERANCE:g}, on up to "
+    f"True edges: those whose ablation alone changes an output by more than {TOLERANCE:g}, on up to "
     f"{TRUTH_PROMPTS} inputs. ROC area: of thresholds, from below. Precision and recall: of as many edges as are true; "
     "for acdc, of the threshold whose circuit is nearest in size."
 )
@@ -44,7 +47,7 @@ NOTE = (
 class KnownSpec:
     """Which methods on which models, under which ablations."""
 
-    models: tuple[str, ...] = known.NAMES
+    models: tuple[str, ...] = ground_truth.NAMES
     """Known models."""
     methods: tuple[str, ...] = TRIED
     """Names in `METHODS`."""
@@ -56,12 +59,14 @@ class KnownSpec:
     @classmethod
     def of(cls, models: tuple[str, ...], methods: tuple[str, ...], ablations: tuple[str, ...]) -> "KnownSpec":
         """A spec in which empty tuples stand for the defaults."""
-        return cls(models=models or known.NAMES, methods=methods or TRIED, ablations=ablations or ("zero", "corrupted"))
+        return cls(
+            models=models or ground_truth.NAMES, methods=methods or TRIED, ablations=ablations or ("zero", "corrupted")
+        )
 
     def check(self) -> None:
         """Raises `UnknownNameError` for names that do not exist."""
         for kind, names, allowed in (
-            ("known model", self.models, known.NAMES),
+            ("known model", self.models, ground_truth.NAMES),
             ("method", self.methods, tuple(METHODS)),
             ("ablation of a known circuit", self.ablations, ("zero", "corrupted")),
         ):
@@ -79,10 +84,10 @@ def run_known(spec: KnownSpec, progress: Progress | None = None) -> dict[str, An
     total = len(spec.models) * len(spec.ablations) * len(spec.methods)
     for name in spec.models:
         model = load(name)
-        task = known.task(name, PROMPTS, spec.seed)
-        everything = known.task(name, TRUTH_PROMPTS, spec.seed + 1)
+        task = ground_truth.task(name, PROMPTS, spec.seed)
+        everything = ground_truth.task(name, TRUTH_PROMPTS, spec.seed + 1)
         for ablation in spec.ablations:
-            truth = known.true_circuit(model, everything, ablation)  # type: ignore[arg-type]  # `check` has seen it
+            truth = ground_truth.true_circuit(model, everything, ablation)  # type: ignore[arg-type]  # `check` has seen it
             truths[f"{name} {ablation}"] = list(truth)
             for method in spec.methods:
                 tell("methods on known models", len(rows), total)

@@ -5,23 +5,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from circuitome.discovery import (
-    acdc,
-    atp,
-    eap,
-    eap_ig,
-    edge_pruning,
-    exact,
-    loss_gap,
-    magnitude,
-    random_scores,
-    route_scores,
-    subnetwork_probing,
-)
+from circuitome.discovery.attribution.edges import eap, eap_ig
+from circuitome.discovery.attribution.nodes import atp
+from circuitome.discovery.patching.edge import exact
+from circuitome.discovery.routes.scores import route_scores
+from circuitome.discovery.search.baselines import magnitude, random_scores
+from circuitome.discovery.search.learned_masks import edge_pruning, subnetwork_probing
+from circuitome.discovery.search.pruning import acdc, loss_gap
 from circuitome.errors import InputError
-from circuitome.graph import Circuit, EdgeScores, Graph
-from circuitome.models import Model
-from circuitome.tasks import LOSSES, Task
+from circuitome.graph.circuits import Circuit
+from circuitome.graph.edge_scores import EdgeScores
+from circuitome.graph.model_graph import Graph
+from circuitome.models.model import Model
+from circuitome.tasks.losses import LOSSES
+from circuitome.tasks.task import Task
 
 Progress = Callable[[int, int], None]
 """Called with the work done and the work in all."""

@@ -4,12 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from circuitome import known
 from circuitome.errors import InputError, unknown_name
-from circuitome.models import Model, load
 from circuitome.models.known import KNOWN
+from circuitome.models.loading import load
+from circuitome.models.model import Model
 from circuitome.runs.spec import ModelSpec
-from circuitome.tasks import TASKS, Task, from_file
+from circuitome.tasks import TASKS
+from circuitome.tasks.pair_files import from_file
+from circuitome.tasks.task import Task
+from circuitome.validation import ground_truth
 
 PROMPTS = 20
 """Prompts that a manifest shows."""
@@ -54,7 +57,7 @@ class PromptSpec(ModelSpec):
         if self.data:
             return from_file(model, self.data, aligned=aligned)
         if self.task in KNOWN:
-            return known.task(self.task, self.n, self.seed)
+            return ground_truth.task(self.task, self.n, self.seed)
         return TASKS[self.task](model, n=self.n, seed=self.seed)
 
     def folder_name(self, kind: str) -> str:

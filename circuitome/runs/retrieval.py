@@ -9,12 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from circuitome.errors import InputError, unknown_name
-from circuitome.heads import MaskCheck, RetrievalScores, mask_heads, needle_cases, read_needles
-from circuitome.heads.decoding import MODES, read_prompts
-from circuitome.heads.masking import WHERE
-from circuitome.heads.needles import DEPTHS, LENGTHS, own_needles
-from circuitome.heads.retrieval import RETRIEVAL, STEPS, STRONG, score_read
-from circuitome.models import load
+from circuitome.heads.long_context.decoding import MODES, read_prompts
+from circuitome.heads.long_context.masking import WHERE, MaskCheck, mask_heads
+from circuitome.heads.long_context.needles import DEPTHS, LENGTHS, needle_cases, own_needles, read_needles
+from circuitome.heads.long_context.retrieval import RETRIEVAL, STEPS, STRONG, RetrievalScores, score_read
+from circuitome.models.loading import load
 from circuitome.runs.spec import ModelSpec
 from circuitome.runs.store import Run
 from circuitome.runs.texts import OWN, read_text, text_hash

@@ -12,22 +12,14 @@ from typing import Any
 
 import torch
 
-from circuitome.discovery import (
-    RouteGraph,
-    RouteImportance,
-    RoutePart,
-    RouteSettings,
-    route_importance,
-    route_neurons,
-    route_parts,
-    token_labels,
-    trace,
-)
-from circuitome.discovery.route_importance import TOKEN_LABELS
-from circuitome.discovery.routes import place_of, plain_task, prompt_ids
+from circuitome.discovery.routes.graph import RouteGraph
+from circuitome.discovery.routes.importance import TOKEN_LABELS, RouteImportance, route_importance, token_labels
+from circuitome.discovery.routes.parts import RoutePart, route_neurons, route_parts
+from circuitome.discovery.routes.tracing import RouteSettings, place_of, plain_task, prompt_ids, trace
+from circuitome.engine.batches import make_batch
 from circuitome.errors import DataFileError, InputError
-from circuitome.interventions import make_batch
-from circuitome.models import DEFAULT_MODEL, Model, load
+from circuitome.models.loading import DEFAULT_MODEL, load
+from circuitome.models.model import Model
 from circuitome.runs.prompts import PromptSpec
 from circuitome.runs.store import Run
 

@@ -15,7 +15,8 @@ import torch
 import transformers
 
 import circuitome
-from circuitome.models import DEFAULT_MODEL, Model, weights_hash
+from circuitome.models.loading import DEFAULT_MODEL, weights_hash
+from circuitome.models.model import Model
 
 
 @dataclass(frozen=True, kw_only=True)

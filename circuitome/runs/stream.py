@@ -10,12 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from circuitome.engine.batches import tokens_within
 from circuitome.errors import InputError, MemoryBudgetError
-from circuitome.heads import dense_losses, sink_mass, stream_losses
-from circuitome.heads.sinks import SinkMass, pieces
-from circuitome.heads.streaming import CHUNK, check_sizes, check_stream, learned_positions
-from circuitome.interventions import tokens_within
-from circuitome.models import Model, load
+from circuitome.heads.long_context.sinks import SinkMass, pieces, sink_mass
+from circuitome.heads.long_context.streaming import (
+    CHUNK,
+    check_sizes,
+    check_stream,
+    dense_losses,
+    learned_positions,
+    stream_losses,
+)
+from circuitome.models.loading import load
+from circuitome.models.model import Model
 from circuitome.results import Estimate, mean
 from circuitome.runs.spec import ModelSpec
 from circuitome.runs.store import Run

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 from circuitome.errors import DataFileError
-from circuitome.heads import own_text
+from circuitome.heads.long_context.needles import own_text
 
 OWN = "the package's own prose"
 

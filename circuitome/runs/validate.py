@@ -7,14 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from circuitome.errors import InputError, RunError
-from circuitome.graph import Circuit, EdgeScores, Graph
-from circuitome.known import true_circuit
-from circuitome.models import Model, load, weights_hash
+from circuitome.graph.circuits import Circuit
+from circuitome.graph.edge_scores import EdgeScores
+from circuitome.graph.model_graph import Graph
 from circuitome.models.known import KNOWN
+from circuitome.models.loading import load, weights_hash
+from circuitome.models.model import Model
 from circuitome.runs.prompts import PromptSpec
 from circuitome.runs.store import Run, load_run
-from circuitome.tasks import Task, ioi
-from circuitome.validation import Evaluator, shrink, validate
+from circuitome.tasks.generators.ioi import ioi
+from circuitome.tasks.task import Task
+from circuitome.validation.faithfulness.evaluator import Evaluator
+from circuitome.validation.ground_truth.truth import true_circuit
+from circuitome.validation.tests.completeness_minimality import shrink
+from circuitome.validation.verdict import validate
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""

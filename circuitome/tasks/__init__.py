@@ -2,18 +2,18 @@
 
 from collections.abc import Callable
 
-from circuitome.tasks.capitals import capitals as capitals
-from circuitome.tasks.docstring import docstring as docstring
-from circuitome.tasks.from_file import from_file as from_file
-from circuitome.tasks.gendered_pronoun import gendered_pronoun as gendered_pronoun
-from circuitome.tasks.greater_than import greater_than as greater_than
-from circuitome.tasks.induction import induction as induction
-from circuitome.tasks.ioi import ioi as ioi
+from circuitome.tasks.generators.capitals import capitals as capitals
+from circuitome.tasks.generators.docstring import docstring as docstring
+from circuitome.tasks.generators.gendered_pronoun import gendered_pronoun as gendered_pronoun
+from circuitome.tasks.generators.greater_than import greater_than as greater_than
+from circuitome.tasks.generators.induction import induction as induction
+from circuitome.tasks.generators.ioi import ioi as ioi
+from circuitome.tasks.generators.subject_verb import subject_verb as subject_verb
 from circuitome.tasks.losses import LOSSES as LOSSES
 from circuitome.tasks.losses import Loss as Loss
 from circuitome.tasks.losses import loss_of as loss_of
 from circuitome.tasks.losses import loss_unit as loss_unit
-from circuitome.tasks.subject_verb import subject_verb as subject_verb
+from circuitome.tasks.pair_files import from_file as from_file
 from circuitome.tasks.task import Pair as Pair
 from circuitome.tasks.task import Task as Task
 from circuitome.tasks.task import Tokens as Tokens

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from circuitome.results import Estimate
-from circuitome.validation import hypothesis
-from circuitome.validation.hypothesis import TestResult, holm
-from circuitome.validation.subsets import Completeness, Minimality
+from circuitome.validation.tests import hypotheses as hypothesis
+from circuitome.validation.tests.completeness_minimality import Completeness, Minimality
+from circuitome.validation.tests.hypotheses import TestResult, holm
 
 FAITHFUL = (0.8, 1.2)
 """Faithfulness within these passes."""

@@ -8,22 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from circuitome.engine.ablation import Ablation
+from circuitome.engine.circuit_run import check_graph
 from circuitome.errors import InputError
-from circuitome.graph import Circuit, EdgeScores
-from circuitome.interventions import Ablation, check_graph
-from circuitome.models import Model
+from circuitome.graph.circuits import Circuit
+from circuitome.graph.edge_scores import EdgeScores
+from circuitome.models.model import Model
 from circuitome.results import Estimate
-from circuitome.tasks import Task
-from circuitome.validation import criteria, hypothesis
-from circuitome.validation.areas import SHARES, Areas, areas, benchmark_sizes
-from circuitome.validation.chance import EdgeTest, edge_test, necessity
+from circuitome.tasks.task import Task
+from circuitome.validation import criteria
 from circuitome.validation.criteria import FAIL, Criterion
-from circuitome.validation.evaluate import Evaluator
-from circuitome.validation.nulls import NULLS
-from circuitome.validation.robustness import robust_criteria, robustness
-from circuitome.validation.roc import edge_auroc, node_auroc, precision_recall
-from circuitome.validation.subsets import Completeness, Minimality, completeness, minimality
-from circuitome.validation.variants import (
+from circuitome.validation.faithfulness.auc import SHARES, Areas, areas, benchmark_sizes
+from circuitome.validation.faithfulness.evaluator import Evaluator
+from circuitome.validation.faithfulness.variants import (
     OtherAblation,
     by_template,
     distribution_variants,
@@ -32,6 +29,12 @@ from circuitome.validation.variants import (
     other_ablations,
     over_prompts,
 )
+from circuitome.validation.ground_truth.roc import edge_auroc, node_auroc, precision_recall
+from circuitome.validation.robustness.summary import robust_criteria, robustness
+from circuitome.validation.tests import hypotheses as hypothesis
+from circuitome.validation.tests.completeness_minimality import Completeness, Minimality, completeness, minimality
+from circuitome.validation.tests.nulls import NULLS
+from circuitome.validation.tests.significance import EdgeTest, edge_test, necessity
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being measured, how much of it is done, and how much there is."""

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitome.errors import InputError
-from circuitome.models import Inputs, Model, Norm
-from circuitome.weights.composition import head_of
+from circuitome.models.model import Inputs, Model
+from circuitome.models.norms import Norm
 from circuitome.weights.factored import Factored
 from circuitome.weights.folding import (
     key_weights,
@@ -20,6 +20,7 @@ from circuitome.weights.folding import (
     unembedding_rows,
     value_weights,
 )
+from circuitome.weights.head_composition import head_of
 
 
 def qk_circuit(model: Model, head: str, *, offset: int = 0) -> Factored:

@@ -5,7 +5,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from circuitome.errors import InputError
-from circuitome.models import Model
+from circuitome.models.model import Model
 from circuitome.weights.folding import (
     behind,
     token_chunks,

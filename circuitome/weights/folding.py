@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitome.models import Model, Norm
+from circuitome.models.model import Model
+from circuitome.models.norms import Norm
 
 CHUNK = 8192
 """Tokens whose vectors are made at a time."""

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitome.errors import InputError
-from circuitome.models import Model, Tape
+from circuitome.models.model import ActivationCache, Model
 from circuitome.weights.logits import padded
 from circuitome.weights.pairs import token_name
 
@@ -69,8 +69,8 @@ def logit_lens(model: Model, prompt: str | tuple[int, ...], *, target: str | int
         raise InputError(f"k is the number of tokens to show and must be at least 1, got {k}.")
     wanted = _target(model, target)
     with torch.no_grad():
-        tape = model.record(padded(model, [ids], [len(ids) - 1]), logits=False)
-        stages = list(_stages(model, tape))
+        activations = model.record(padded(model, [ids], [len(ids) - 1]), logits=False)
+        stages = list(_stages(model, activations))
         outputs = len(model.unembedding.weight)  # type: ignore[arg-type]
         step = max(1, CHUNK // outputs)
         chunks = [
@@ -104,13 +104,13 @@ def _target(model: Model, target: str | int | None) -> int | None:
     return target
 
 
-def _stages(model: Model, tape: Tape) -> Iterator[tuple[str, Float[Tensor, "1 pos d_model"]]]:
-    assert tape.final is not None
-    yield "embed", tape.attention_in[0]
+def _stages(model: Model, activations: ActivationCache) -> Iterator[tuple[str, Float[Tensor, "1 pos d_model"]]]:
+    assert activations.final is not None
+    yield "embed", activations.resid_pre[0]
     for layer in range(len(model.blocks)):
         if not model.graph.parallel:
-            yield f"a{layer}", tape.mlp_in[layer]
-        yield f"m{layer}", tape.attention_in[layer + 1] if layer + 1 < len(model.blocks) else tape.final
+            yield f"a{layer}", activations.resid_mid[layer]
+        yield f"m{layer}", activations.resid_pre[layer + 1] if layer + 1 < len(model.blocks) else activations.final
 
 
 def _read(model: Model, stages: list[Tensor], target: int | None, k: int) -> dict[str, Tensor]:

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitome.errors import MemoryBudgetError, NumericsError, unknown_name
-from circuitome.models import Inputs, Model, Tape
+from circuitome.models.model import ActivationCache, Inputs, Model
 from circuitome.results import Estimate, mean
-from circuitome.tasks import Task
+from circuitome.tasks.task import Task
 from circuitome.weights.folding import behind, unembedding_rows
 
 MEMORY = 500_000_000
@@ -136,19 +136,23 @@ def _directions(
 
 
 def _contributions(
-    model: Model, tape: Tape, inputs: Inputs, direction: Float[Tensor, "batch d_model"], offset: Float[Tensor, " batch"]
+    model: Model,
+    activations: ActivationCache,
+    inputs: Inputs,
+    direction: Float[Tensor, "batch d_model"],
+    offset: Float[Tensor, " batch"],
 ) -> tuple[Float[Tensor, "batch parts"], Float[Tensor, " batch"], Float[Tensor, " batch"]]:
     """Contributions of a batch, the logit difference that they sum to, and the final norm's scale."""
-    final, norm = _at(tape.final, inputs), model.final_norm
+    final, norm = _at(activations.final, inputs), model.final_norm
     scale = norm.sigma(final)
     seen = behind(norm, direction) / scale
-    parts, biases = [_dot(_at(tape.attention_in[0], inputs), seen)[:, None]], offset.clone()
+    parts, biases = [_dot(_at(activations.resid_pre[0], inputs), seen)[:, None]], offset.clone()
     for layer, block in enumerate(model.blocks):
-        z = _at(tape.z[layer], inputs).unflatten(-1, (model.heads.q, model.heads.width))
+        z = _at(activations.z[layer], inputs).unflatten(-1, (model.heads.q, model.heads.width))
         if block.attention_post is not None:
-            z = z / block.attention_post.sigma(_at(tape.attention_out[layer], inputs))[..., None]
+            z = z / block.attention_post.sigma(_at(activations.attention_out[layer], inputs))[..., None]
         parts.append(torch.einsum("bhe,hed,bd->bh", z, block.head_weights(), seen))
-        parts.append(_dot(_at(tape.mlp_out[layer], inputs), seen)[:, None])
+        parts.append(_dot(_at(activations.mlp_out[layer], inputs), seen)[:, None])
         if (bias := block.output_bias()) is not None:
             biases = biases + seen @ bias
     if norm.bias is not None:

@@ -1,4 +1,4 @@
-"""The largest entries of a token-by-token matrix, found block by block without ever holding it."""
+"""The largest entries of a token-by-token matrix, found block by block without ever replace_outputs it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitome.errors import InputError
-from circuitome.models import Model
+from circuitome.models.model import Model
 from circuitome.weights.circuits import token_ov, token_qk
 from circuitome.weights.factored import Factored
 from circuitome.weights.folding import vocabulary

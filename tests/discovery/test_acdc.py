@@ -5,11 +5,13 @@ import torch
 from families import random_task, tiny
 
 import circuitome as cm
-from circuitome.discovery.acdc import ORDERS, Step, acdc
+from circuitome.discovery.search.pruning import ORDERS, Step, acdc
+from circuitome.engine.ablation import AblationValues
+from circuitome.engine.batches import batches
+from circuitome.engine.circuit_run import baseline, circuit_logits, run_circuit
 from circuitome.errors import InputError, UnknownNameError
-from circuitome.graph import Circuit
-from circuitome.interventions import AblationValues, baseline, batches, circuit_logits, run_circuit
-from circuitome.tasks import loss_of
+from circuitome.graph.circuits import Circuit
+from circuitome.tasks.losses import loss_of
 
 TASK = random_task(3, lengths=(5, 6))
 
@@ -79,7 +81,7 @@ def test_so_it_is_with_other_losses_tests_and_ablations(options):
 @pytest.mark.parametrize("order", ["reverse", "normal"])
 @pytest.mark.parametrize(("name", "ablation"), [("known-ioi", "corrupted"), ("tracr-frac-prevs", "zero")])
 def test_so_it_is_on_models_whose_circuit_is_known(name, ablation, order):
-    model, task = cm.load(name), cm.known.task(name, 6)
+    model, task = cm.load(name), cm.ground_truth.task(name, 6)
     for threshold in (0.002, 0.2):
         options = {"order": order, "ablation": ablation, "loss": "l2"}
         same(acdc(model, task, threshold=threshold, **options), one_edge_at_a_time(model, task, threshold, **options))

@@ -5,13 +5,13 @@ import torch
 from families import CONFIGS, random_task, tiny
 from referee import inputs_of
 
-from circuitome.discovery import eap
-from circuitome.discovery.atp import atp
-from circuitome.discovery.baselines import magnitude, random_scores
+from circuitome.discovery.attribution.edges import eap
+from circuitome.discovery.attribution.nodes import atp
+from circuitome.discovery.search.baselines import magnitude, random_scores
+from circuitome.engine.circuit_run import run_circuit
 from circuitome.errors import UnknownNameError
-from circuitome.graph.nodes import NodeScores
-from circuitome.interventions import run_circuit
-from circuitome.models import Model
+from circuitome.graph.node_scores import NodeScores
+from circuitome.models.model import Model
 
 TASK = random_task(3)
 QUICK = ("gpt2", "gemma2", "neox-parallel")
@@ -29,8 +29,8 @@ def model(request):
 def projected(model, ids):
     """Outputs of every block's q, k, v projections, by reader; recorded without any of our batching."""
     with torch.no_grad():
-        tape = model.record(inputs_of(model, ids))
-    return [block.split(outs) for block, outs in zip(model.blocks, tape.projected, strict=True)]
+        activations = model.record(inputs_of(model, ids))
+    return [block.split(outs) for block, outs in zip(model.blocks, activations.projected, strict=True)]
 
 
 def patched_metric(model, row, layer, values):

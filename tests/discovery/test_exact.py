@@ -4,10 +4,10 @@ import pytest
 import torch
 from families import random_task, tiny
 
-from circuitome.discovery.exact import exact
+from circuitome.discovery.patching.edge import exact
+from circuitome.engine.circuit_run import run_circuit
 from circuitome.errors import InputError
-from circuitome.graph import Circuit
-from circuitome.interventions import run_circuit
+from circuitome.graph.circuits import Circuit
 
 TASK = random_task(3, lengths=(5, 6))
 

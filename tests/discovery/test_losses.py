@@ -6,11 +6,13 @@ import pytest
 import torch
 from families import random_task, tiny
 
-from circuitome.discovery import eap, eap_ig, exact, loss_gap
+from circuitome.discovery.attribution.edges import eap, eap_ig
+from circuitome.discovery.patching.edge import exact
+from circuitome.discovery.search.pruning import loss_gap
+from circuitome.engine.circuit_run import run_circuit
 from circuitome.errors import InputError, TaskError, UnknownNameError
-from circuitome.graph import Circuit
-from circuitome.interventions import run_circuit
-from circuitome.tasks import loss_of, loss_unit
+from circuitome.graph.circuits import Circuit
+from circuitome.tasks.losses import loss_of, loss_unit
 
 TASK = random_task(3, lengths=(5, 6))
 

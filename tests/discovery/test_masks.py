@@ -7,8 +7,8 @@ import torch
 from families import CONFIGS, random_task, tiny
 from referee import masked_logits, writer_outputs
 
-from circuitome.discovery import eap
-from circuitome.discovery.masks import (
+from circuitome.discovery.attribution.edges import eap
+from circuitome.discovery.search.learned_masks import (
     MASK_LOSSES,
     chance_open,
     chance_whole,
@@ -16,12 +16,16 @@ from circuitome.discovery.masks import (
     sample,
     subnetwork_probing,
 )
-from circuitome.discovery.soft import masked_final
+from circuitome.engine.ablation import AblationValues
+from circuitome.engine.batches import batches
+from circuitome.engine.circuit_run import baseline, run_circuit
+from circuitome.engine.masked_run import masked_final
 from circuitome.errors import InputError, MemoryBudgetError, UnknownNameError
-from circuitome.graph import Circuit, EdgeScores
-from circuitome.interventions import AblationValues, baseline, batches, run_circuit
-from circuitome.tasks import from_file, ioi
-from circuitome.validation import faithfulness
+from circuitome.graph.circuits import Circuit
+from circuitome.graph.edge_scores import EdgeScores
+from circuitome.tasks.generators.ioi import ioi
+from circuitome.tasks.pair_files import from_file
+from circuitome.validation.faithfulness.share import faithfulness
 
 TASK = random_task(3)
 QUICK = ("gemma2", "neox-parallel")

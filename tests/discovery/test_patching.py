@@ -5,7 +5,7 @@ import torch
 from families import random_task, tiny
 from referee import inputs_of
 
-from circuitome.discovery.patching import patch
+from circuitome.discovery.patching.activation import patch
 from circuitome.errors import InputError, UnknownNameError
 
 TASK = random_task(3, lengths=(5, 6))
@@ -59,12 +59,12 @@ def test_patching_the_stream_everywhere_later_swaps_the_prompts_and_mlps_are_pat
     resid, mlps = patch(model, TASK, "resid"), patch(model, TASK, "mlps")
     assert resid.columns[-1] == "0"
     for row, pair in enumerate(TASK.pairs):
-        tape = model.record(inputs_of(model, pair.corrupted))
+        activations = model.record(inputs_of(model, pair.corrupted))
         plain = TASK.score(model.record(inputs_of(model, pair.clean)).logits, [row])
 
-        def at_end(x, tape=tape):
+        def at_end(x, activations=activations):
             x = x.clone()
-            x[:, -1] = tape.attention_in[1][:, -1]
+            x[:, -1] = activations.resid_pre[1][:, -1]
             return x
 
         handle = model.blocks[1].layer.register_forward_pre_hook(lambda m, args: (at_end(args[0]), *args[1:]))
@@ -72,7 +72,7 @@ def test_patching_the_stream_everywhere_later_swaps_the_prompts_and_mlps_are_pat
             expected = TASK.score(model.hf(torch.tensor([pair.clean])).logits[:, -1], [row]) - plain
         handle.remove()
         torch.testing.assert_close(resid.samples[row][1, -1], expected[0], atol=2e-5, rtol=2e-5)
-        with torch.no_grad(), model.writing_mlp(1, tape.mlp_out[1]):
+        with torch.no_grad(), model.writing_mlp(1, activations.mlp_out[1]):
             expected = TASK.score(model.hf(torch.tensor([pair.clean])).logits[:, -1], [row]) - plain
         torch.testing.assert_close(mlps.samples[row][1, 0], expected[0], atol=2e-5, rtol=2e-5)
 

@@ -7,10 +7,10 @@ import torch
 from families import random_task, tiny
 from referee import inputs_of
 
-from circuitome.discovery.paths import path_patch, trace_back
+from circuitome.discovery.patching.path import path_patch, trace_back
+from circuitome.engine.circuit_run import run_circuit
 from circuitome.errors import InputError, UnknownNameError
-from circuitome.graph import Circuit
-from circuitome.interventions import run_circuit
+from circuitome.graph.circuits import Circuit
 
 TASK = random_task(3, lengths=(5, 6))
 
@@ -39,7 +39,7 @@ def four_passes(model, row, sender, receiver, positions):
         seen = model.record(inputs_of(model, pair.clean))
     block = model.blocks[target]
     reader = column - graph.attention_columns(target).start
-    online = block.split([module(block.attend_inputs(seen.attention_in[target])) for module in block.projections])
+    online = block.split([module(block.attend_inputs(seen.resid_pre[target])) for module in block.projections])
     values = block.split(clean.projected[target], copy=True)
     values[:, positions, reader] = online[:, positions, reader]
     with torch.no_grad(), ExitStack() as stack:  # what is in front of the receiver is clean

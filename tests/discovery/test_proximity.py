@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from circuitome.discovery import proximity as module
-from circuitome.discovery.proximity import (
+from circuitome.discovery.routes import proximity as module
+from circuitome.discovery.routes.proximity import (
     attention_projection,
     attention_proximity,
     check_norm,

@@ -4,8 +4,8 @@ import pytest
 import torch
 from families import CONFIGS, tiny
 
-from circuitome.discovery.route_importance import _piece, route_importance, token_labels
-from circuitome.discovery.routes import RouteSettings, trace
+from circuitome.discovery.routes.importance import _piece, route_importance, token_labels
+from circuitome.discovery.routes.tracing import RouteSettings, trace
 from circuitome.errors import InputError, UnknownNameError
 
 TEXTS = [[5, 17, 3, 44, 17, 9, 28], [8, 9, 10], [44, 3, 5, 5, 6, 11, 2, 9]]

@@ -5,9 +5,9 @@ import torch
 from families import CONFIGS, tiny
 from referee import heads_out, inputs_of
 
-from circuitome.discovery.route_parts import neuron_vectors, route_neurons, route_parts
-from circuitome.discovery.route_pass import RoutePass
-from circuitome.discovery.routes import routes
+from circuitome.discovery.routes.forward import RoutePass
+from circuitome.discovery.routes.parts import neuron_vectors, route_neurons, route_parts
+from circuitome.discovery.routes.tracing import routes
 from circuitome.errors import InputError
 
 IDS = [5, 17, 3, 44, 17, 9, 28]
@@ -35,11 +35,11 @@ def test_tokens_are_those_whose_logits_a_part_moves(name):
         node, _, place = part.name.partition("@")
         layer = int(node.partition(".")[0][1:])
         if node[0] == "a":
-            heads = heads_out(model.blocks[layer], seen.tape.z[layer][0], model.heads.q)
+            heads = heads_out(model.blocks[layer], seen.activations.z[layer][0], model.heads.q)
             vector = heads[int(node.partition(".h")[2])][int(place)]
         else:
             vector = seen.mlp(layer)[0, int(place)]
-        divisor = model.final_norm.sigma(seen.tape.final[0, -1])
+        divisor = model.final_norm.sigma(seen.activations.final[0, -1])
         expected = model.unembedding.weight @ (model.final_norm.gain * model.final_norm.centre(vector) / divisor)
         found = dict(part.promotes)
         torch.testing.assert_close(

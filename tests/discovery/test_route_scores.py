@@ -5,11 +5,11 @@ import torch
 from families import CONFIGS, random_task, tiny
 from referee import writer_outputs
 
-from circuitome.discovery.route_scores import route_scores
+from circuitome.discovery.routes.scores import route_scores
 from circuitome.errors import UnsupportedModelError
-from circuitome.known import task as known_task
-from circuitome.models import load
-from circuitome.runs import METHODS
+from circuitome.models.loading import load
+from circuitome.runs.methods import METHODS
+from circuitome.validation.ground_truth.prompts import task as known_task
 
 FAST = ("llama", "neox-parallel")
 

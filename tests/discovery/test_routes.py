@@ -13,11 +13,11 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from circuitome.discovery.route_graph import split_node
-from circuitome.discovery.route_pass import RoutePass
-from circuitome.discovery.routes import routes
+from circuitome.discovery.routes.forward import RoutePass
+from circuitome.discovery.routes.graph import split_node
+from circuitome.discovery.routes.tracing import routes
 from circuitome.errors import InputError, NumericsError, UnknownNameError
-from circuitome.models import load
+from circuitome.models.loading import load
 
 IDS = [5, 17, 3, 44, 17, 9, 28]
 FAST = ("gemma2", "neox-parallel", "gpt2")
@@ -31,11 +31,11 @@ def parts_of(model, ids):
         run = RoutePass.of(model, inputs_of(model, tuple(ids)))
         patterns = {}
         with model.watching_attention(patterns.__setitem__):
-            tape = model.record(run.inputs)
+            activations = model.record(run.inputs)
         for layer, block in enumerate(model.blocks):
-            v = block.split(tape.projected[layer])[0, :, model.heads.q + model.heads.kv :]
-            zero_out = block.output(torch.zeros_like(tape.z[layer][:, :1]))[0, 0]
-            after = tape.attention_in[layer + 1] if layer + 1 < len(model.blocks) else tape.final
+            v = block.split(activations.projected[layer])[0, :, model.heads.q + model.heads.kv :]
+            zero_out = block.output(torch.zeros_like(activations.z[layer][:, :1]))[0, 0]
+            after = activations.resid_pre[layer + 1] if layer + 1 < len(model.blocks) else activations.final
             for p in range(len(ids)):
                 heads = torch.zeros(model.heads.q, p + 1, model.d_model)
                 for h in range(model.heads.q):
@@ -44,18 +44,18 @@ def parts_of(model, ids):
                     z[:, h] = patterns[layer][0, h, p, : p + 1, None] * v[: p + 1, kv]
                     heads[h] = block.output(z.flatten(1)) - zero_out
                 if block.attention_post:
-                    whole = block.output(tape.z[layer][:, p])[0]
+                    whole = block.output(activations.z[layer][:, p])[0]
                     root = (whole.square().mean() + block.attention_post.eps).sqrt()
                     heads = heads / root * block.attention_post.gain
                 down = block.mlp_writer.bias if getattr(block.mlp_writer, "bias", None) is not None else 0
-                mlp = tape.mlp_out[layer][0, p] - down
+                mlp = activations.mlp_out[layer][0, p] - down
                 mlp_bias = torch.zeros(model.d_model) + down
                 none = torch.zeros(model.d_model)
-                pre = tape.attention_in[layer][0, p]
+                pre = activations.resid_pre[layer][0, p]
                 if model.graph.parallel:
                     seen[f"x{layer + 1}@{p}"] = (pre, heads, mlp, zero_out, mlp_bias, after[0, p])
                 else:
-                    mid = tape.mlp_in[layer][0, p]
+                    mid = activations.resid_mid[layer][0, p]
                     seen[f"mid{layer}@{p}"] = (pre, heads, none, zero_out, none, mid)
                     seen[f"x{layer + 1}@{p}"] = (mid, heads[:, :0], mlp, none, mlp_bias, after[0, p])
     return seen
@@ -237,7 +237,7 @@ def test_known_induction_model_shows_its_circuit():
 @pytest.mark.parametrize(("name", "pair"), [("gpt2", (11, 29)), ("gemma2", (29, 11)), ("neox-parallel", (11, 29))])
 def test_contrast_parts_sum_to_the_logit_difference(name, pair, monkeypatch, written):
     model, parts = written(name)
-    module = sys.modules["circuitome.discovery.routes"]  # the package's attribute of that name is the function
+    module = sys.modules["circuitome.discovery.routes.tracing"]  # the package's attribute of that name is the function
     monkeypatch.setattr(module, "contrast_tokens", lambda model, contrast: pair)
     graph = routes(model, IDS, threshold=1e-7, contrast=("a", "b"))
     top = parts[graph.target]

@@ -6,14 +6,14 @@ from families import CONFIGS, random_task, tiny
 from referee import inputs_of
 
 from circuitome.errors import UnsupportedModelError
-from circuitome.models import load
+from circuitome.models.loading import load
 
 
 def watch(model, inputs):
     patterns = {}
     with torch.no_grad(), model.watching_attention(patterns.__setitem__):
-        tape = model.record(inputs)
-    return patterns, tape
+        activations = model.record(inputs)
+    return patterns, activations
 
 
 @pytest.mark.parametrize("name", ["gemma2", *(pytest.param(n, marks=pytest.mark.slow) for n in CONFIGS)])
@@ -21,15 +21,15 @@ def test_patterns_sum_to_one_and_mix_the_values_into_z(name):
     model = tiny(name)
     before = model.hf.config._attn_implementation
     inputs = inputs_of(model, random_task(1).pairs[0].clean)
-    patterns, tape = watch(model, inputs)
+    patterns, activations = watch(model, inputs)
     assert sorted(patterns) == list(range(len(model.blocks)))
     for layer, pattern in patterns.items():
         torch.testing.assert_close(pattern.sum(-1), torch.ones_like(pattern[..., 0]))
         assert float(pattern.triu(1).abs().max()) == 0
-        values = model.blocks[layer].split(tape.projected[layer])[:, :, -model.heads.kv :]
+        values = model.blocks[layer].split(activations.projected[layer])[:, :, -model.heads.kv :]
         kv = [model.graph.kv_head(head) for head in range(model.heads.q)]
         z = torch.einsum("bhqk,bkhe->bqhe", pattern, values[:, :, kv]).flatten(-2)
-        torch.testing.assert_close(z, tape.z[layer], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(z, activations.z[layer], atol=1e-5, rtol=1e-5)
     assert model.hf.config._attn_implementation == before
 
 

@@ -5,9 +5,9 @@ import torch
 from families import CONFIGS, random_task, tiny
 from referee import inputs_of, masked_logits, writer_outputs
 
-from circuitome.discovery import eap, eap_ig
-from circuitome.graph import Circuit
-from circuitome.interventions import run_circuit
+from circuitome.discovery.attribution.edges import eap, eap_ig
+from circuitome.engine.circuit_run import run_circuit
+from circuitome.graph.circuits import Circuit
 
 TASK = random_task(3)
 

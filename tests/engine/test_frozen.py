@@ -4,9 +4,9 @@ import pytest
 import torch
 from families import CONFIGS, tiny
 
-from circuitome.heads import repeated_tokens
-from circuitome.interventions import frozen_patterns, recorded_patterns
-from circuitome.models import load
+from circuitome.engine.frozen_attention import frozen_patterns, recorded_patterns
+from circuitome.heads.atlas.repeated import repeated_tokens
+from circuitome.models.loading import load
 
 SOME = ["gemma2", "gpt2", "known-induction"]
 ALL = [*SOME, *(pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS if name not in SOME)]

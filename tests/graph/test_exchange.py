@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from circuitome.errors import InputError
-from circuitome.graph import Circuit, EdgeScores, Graph
+from circuitome.graph.circuits import Circuit
+from circuitome.graph.edge_scores import EdgeScores
+from circuitome.graph.model_graph import Graph
 
 GRAPH = Graph(2, 4, 2)
 CIRCUIT = Circuit.of(GRAPH, ["embed->a1.kv0.v", "a0.h3->a1.h1.q", "a1.h1->m1.in", "m1->logits"])

@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from circuitome.errors import InputError, UnknownNameError
-from circuitome.graph import Circuit, EdgeScores, Graph
+from circuitome.graph.circuits import Circuit
+from circuitome.graph.edge_scores import EdgeScores
+from circuitome.graph.model_graph import Graph
 
 COUNTS = [
     (Graph(12, 12, 12), 32_491),

@@ -8,8 +8,10 @@ import torch
 from families import tiny
 
 from circuitome.errors import InputError, UnknownNameError
-from circuitome.heads import HeadScore, atlas, pattern_scores
-from circuitome.models import load
+from circuitome.heads.atlas.all_heads import atlas
+from circuitome.heads.atlas.head_score import HeadScore
+from circuitome.heads.atlas.patterns import pattern_scores
+from circuitome.models.loading import load
 
 NAMES = ["previous", "duplicate", "induction", "self", "sink1", "sink4", "distance", "entropy", "copying"]
 NAMES += ["copying_ratio", "copy_top5", "anticopy_top5", "eigenvalue_copying"]

@@ -6,10 +6,10 @@ from families import CONFIGS, tiny
 from referee import heads_out
 
 from circuitome.errors import InputError
-from circuitome.heads.atlas import measured
-from circuitome.heads.copying import among_ends, through_heads, token_copying
-from circuitome.heads.repeated import repeated_tokens
-from circuitome.models import load
+from circuitome.heads.atlas.all_heads import measured
+from circuitome.heads.atlas.copying import among_ends, through_heads, token_copying
+from circuitome.heads.atlas.repeated import repeated_tokens
+from circuitome.models.loading import load
 
 SOME = ["gemma2", "gpt2", *(pytest.param(n, marks=pytest.mark.slow) for n in CONFIGS if n not in ("gemma2", "gpt2"))]
 
@@ -18,16 +18,16 @@ def slow_copying(model, repeated):
     """Every head alone through the output projection, the final norm's scale frozen, token by token."""
     patterns = {}
     with torch.no_grad(), model.watching_attention(patterns.__setitem__):
-        tape = model.record(repeated.inputs)
+        activations = model.record(repeated.inputs)
     norm, weight = model.final_norm, model.unembedding.weight
     n, period, front = len(repeated.inputs.ids), repeated.period, repeated.front
     up, down = torch.zeros(2, n, len(model.blocks), model.heads.q)
     for row, ids in enumerate(repeated.inputs.ids.tolist()):
         tokens = ids[front : front + period]
         for layer, block in enumerate(model.blocks):
-            for head, out in enumerate(heads_out(block, tape.z[layer][row], model.heads.q)):
+            for head, out in enumerate(heads_out(block, activations.z[layer][row], model.heads.q)):
                 for q in range(front + period, repeated.length):
-                    seen = norm.gain * norm.centre(out[q]) / norm.sigma(tape.final[row, q])
+                    seen = norm.gain * norm.centre(out[q]) / norm.sigma(activations.final[row, q])
                     logits = weight[tokens] @ seen
                     raised = logits - logits.mean()
                     for i in range(period):
@@ -76,8 +76,8 @@ def test_pieces_of_the_vocabulary_give_what_the_whole_gives(monkeypatch):
         model.final_norm.module.bias.normal_(0, 3)  # so that a negated row's logits are not the negated logits
     out = torch.randn(61, model.d_model, generator=torch.Generator().manual_seed(0))
     whole = among_ends(model, out, torch.arange(61))
-    monkeypatch.setattr("circuitome.heads.copying.FIRST_PIECE", 4)
-    monkeypatch.setattr("circuitome.heads.copying.AT_ONCE", 1)
+    monkeypatch.setattr("circuitome.heads.atlas.all_heads.copying.FIRST_PIECE", 4)
+    monkeypatch.setattr("circuitome.heads.atlas.all_heads.copying.AT_ONCE", 1)
     assert torch.equal(whole, among_ends(model, out, torch.arange(61)))
     for found, sign in zip(whole, (1, -1), strict=True):
         top = model.unembedding(model.final_norm.module(sign * out)).topk(5).indices

@@ -9,18 +9,21 @@ from families import random_task, tiny
 from referee import inputs_of, masked_logits, writer_outputs
 
 import circuitome as cm
+from circuitome.engine.ablation import AblationValues
+from circuitome.engine.batches import batches
+from circuitome.engine.circuit_run import baseline
+from circuitome.engine.knock_out import KnockOut
 from circuitome.errors import InputError, NumericsError, TaskError, UnknownNameError
-from circuitome.graph import Circuit
-from circuitome.heads import explain
-from circuitome.heads.evidence import measure
-from circuitome.heads.facts import effects
-from circuitome.heads.knocks import knock
-from circuitome.heads.looks import RELATIONS, broken, even, per_query, places, relations
-from circuitome.heads.subject import Subject
-from circuitome.heads.writes import Unembedding, copied
-from circuitome.interventions import AblationValues, KnockOut, baseline, batches
-from circuitome.models import load
-from circuitome.tasks import Pair, Task
+from circuitome.graph.circuits import Circuit
+from circuitome.heads.roles.ablations import knock
+from circuitome.heads.roles.context import Subject
+from circuitome.heads.roles.explanation import explain
+from circuitome.heads.roles.features import effects
+from circuitome.heads.roles.measure import measure
+from circuitome.heads.roles.positions import RELATIONS, broken, even, per_query, places, relations
+from circuitome.heads.roles.unembedding import Unembedding, copied
+from circuitome.models.loading import load
+from circuitome.tasks.task import Pair, Task
 
 FAMILIES = [
     "gemma2",
@@ -184,9 +187,9 @@ def test_writes_add_up_to_the_logits():
     column = evidence.places.names.index("B")
     for row, pair in enumerate(task.pairs):
         with torch.no_grad():
-            tape = model.record(inputs_of(model, pair.clean))
+            activations = model.record(inputs_of(model, pair.clean))
             outs = writer_outputs(model, pair.clean)
-        sigma = model.final_norm.sigma(tape.final[0, -1])
+        sigma = model.final_norm.sigma(activations.final[0, -1])
         for i, name in enumerate(("a0.h0", "a2.h1")):
             x = model.final_norm.centre(outs[model.graph.row(name)][-1]) / sigma * model.final_norm.gain
             logits = model.unembedding.weight @ x
@@ -251,14 +254,14 @@ def test_what_cannot_be_explained_says_so():
         named["a0.h0"]
     tracr = load("tracr-reverse")
     with pytest.raises(InputError, match="is not causal"):
-        explain(tracr, Circuit.full(tracr.graph), cm.known.task("tracr-reverse", 2))
+        explain(tracr, Circuit.full(tracr.graph), cm.ground_truth.task("tracr-reverse", 2))
     model.unembedding.weight.data[3] = torch.nan
     with pytest.raises(NumericsError, match=r"metric of tiny-llama on prompt \d"):
         explain(model, full, replace(task, pairs=tuple(replace(p, answers=(3,)) for p in task.pairs)))
 
 
 def test_one_prompt_has_no_intervals_and_so_few_roles():
-    model, task = hand_heads.cast(), cm.known.task("known-ioi", 1)
+    model, task = hand_heads.cast(), cm.ground_truth.task("known-ioi", 1)
     found = explain(model, Circuit.full(model.graph), task)
     assert found["a0.h0"].role == "duplicate token" and found["a2.h0"].role == "unclear"
     assert found.to_dict()["heads"][0]["effects"]["direct"]["low"] != 0

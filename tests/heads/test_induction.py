@@ -9,9 +9,16 @@ import torch
 from families import tiny
 
 from circuitome.errors import InputError, UnsupportedModelError
-from circuitome.heads import induction, repeated_tokens
-from circuitome.heads.induction import Losses, context_score, early_repeat, late_repeats, losses_without
-from circuitome.models import load
+from circuitome.heads.atlas.induction_heads import (
+    Losses,
+    context_score,
+    early_repeat,
+    induction,
+    late_repeats,
+    losses_without,
+)
+from circuitome.heads.atlas.repeated import repeated_tokens
+from circuitome.models.loading import load
 
 
 def test_the_known_head_carries_all_of_it():

@@ -7,9 +7,9 @@ import torch
 from families import CONFIGS, tiny
 
 from circuitome.errors import UnsupportedModelError
-from circuitome.heads.patterns import PATTERNS, even, measure, pattern_scores, random_model
-from circuitome.heads.repeated import Repeated, repeated_tokens
-from circuitome.models import load
+from circuitome.heads.atlas.patterns import PATTERNS, even, measure, pattern_scores, random_model
+from circuitome.heads.atlas.repeated import Repeated, repeated_tokens
+from circuitome.models.loading import load
 
 
 def layout(front, period, repeats):

@@ -5,8 +5,8 @@ import torch
 from families import tiny
 
 from circuitome.errors import InputError
-from circuitome.heads.repeated import ordinary_ids, repeated_tokens, tokens_in_front, usual_period
-from circuitome.models import load
+from circuitome.heads.atlas.repeated import ordinary_ids, repeated_tokens, tokens_in_front, usual_period
+from circuitome.models.loading import load
 
 
 def test_the_second_repeat_is_the_first_and_bos_stands_in_front_where_the_tokenizer_puts_it():

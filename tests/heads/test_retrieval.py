@@ -9,12 +9,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from circuitome.errors import DataFileError, InputError, UnknownNameError, UnsupportedModelError
-from circuitome.heads.decoding import Changed, answer_log_probs, greedy, read_prompts
-from circuitome.heads.masking import mask_heads
-from circuitome.heads.needles import Needle, needle_cases, own_needles, own_text, read_needles, recall
-from circuitome.heads.retrieval import RetrievalScores, copy_scores, retrieval_scores
-from circuitome.models import Model, load
+from circuitome.heads.long_context.decoding import Changed, answer_log_probs, greedy, read_prompts
+from circuitome.heads.long_context.masking import mask_heads
+from circuitome.heads.long_context.needles import Needle, needle_cases, own_needles, own_text, read_needles, recall
+from circuitome.heads.long_context.retrieval import RetrievalScores, copy_scores, retrieval_scores
 from circuitome.models.attention import attending, plain_attention
+from circuitome.models.loading import load
+from circuitome.models.model import Model
 
 WORDS = [*"abcdefghijklmnopqrstuvwx.?:QA"]
 TEXT = " ".join(f"{a} {b} {c} ." for a in "abcd" for b in "efgh" for c in "ijkl")
@@ -351,7 +352,7 @@ def test_the_plain_attention_is_the_models_own():
 
 
 def test_a_line_break_ends_an_answer_only_behind_it():
-    from circuitome.heads.decoding import at_line_end
+    from circuitome.heads.long_context.decoding import at_line_end
 
     model = spoken()
     model.tokenizer = None

@@ -9,10 +9,10 @@ from families import CONFIGS, tiny
 
 import circuitome as cm
 from circuitome.errors import InputError
-from circuitome.graph import Circuit
-from circuitome.heads import Facts, account, explain, verdict
-from circuitome.heads.account import edges_between
-from circuitome.heads.roles import LEAST, MARGIN, ROLES, RULES, Effect, Relation, title
+from circuitome.graph.circuits import Circuit
+from circuitome.heads.roles.explanation import explain
+from circuitome.heads.roles.narrative import account, edges_between
+from circuitome.heads.roles.rules import LEAST, MARGIN, ROLES, RULES, Effect, Facts, Relation, title, verdict
 
 UP, DOWN = Effect(0.3, 0.2, 0.4), Effect(-0.3, -0.4, -0.2)
 HERE, BOTH = Relation(1.0, 1.0), Relation(1.0, elsewhere=1.0)
@@ -106,7 +106,7 @@ def test_facts_are_numbers_that_name_no_place():
 
 @pytest.fixture(scope="module")
 def played():
-    model, task = hand_heads.cast(), cm.known.task("known-ioi", 8)
+    model, task = hand_heads.cast(), cm.ground_truth.task("known-ioi", 8)
     return model, task, explain(model, Circuit.full(model.graph), task)
 
 
@@ -120,7 +120,7 @@ def test_every_hand_set_head_gets_its_role_with_score_one(played):
 
 @pytest.mark.slow
 def test_the_shipped_models():
-    model, task = cm.load("known-ioi"), cm.known.task("known-ioi", 8)
+    model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 8)
     truth = Circuit.of(model.graph, ["a0.h0->a1.h0.v", "a1.h0->a2.h0.q", "a2.h0->logits", "a2.h1->logits"])
     roles = {head: (one.role, round(one.score, 3)) for head, one in _roles(model, truth, task).items()}
     assert roles == {
@@ -129,7 +129,7 @@ def test_the_shipped_models():
         "a2.h0": ("mover", 1),
         "a2.h1": ("negative mover", 1),
     }
-    model, task = cm.load("known-induction"), cm.known.task("known-induction", 3)
+    model, task = cm.load("known-induction"), cm.ground_truth.task("known-induction", 3)
     truth = Circuit.of(model.graph, ["a0.h0->a1.h0.k", "a1.h0->logits"])
     roles = {head: (one.role, round(one.score, 3)) for head, one in _roles(model, truth, task).items()}
     assert roles == {"a0.h0": ("previous token", 1), "a1.h0": ("induction", 1)}
@@ -217,7 +217,10 @@ def test_false_role_rate_over_random_models_of_every_family():
 @pytest.mark.slow
 def test_ioi_in_smollm2(smollm2):
     """What this model does with names, by role; and that the named movers matter more than other heads."""
-    from circuitome.interventions import AblationValues, KnockOut, baseline, batches
+    from circuitome.engine.ablation import AblationValues
+    from circuitome.engine.batches import batches
+    from circuitome.engine.circuit_run import baseline
+    from circuitome.engine.knock_out import KnockOut
 
     task = cm.tasks.ioi(smollm2, n=24, seed=0)
     heads = ["a23.h0", "a23.h1", "a23.h2", "a23.h7", "a24.h4", "a20.h0", "a19.h2", "a17.h4", "a8.h1", "a1.h2", "a23.h3"]

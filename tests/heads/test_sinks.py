@@ -5,7 +5,7 @@ import torch
 from families import tiny
 
 from circuitome.errors import InputError
-from circuitome.heads.sinks import pieces, sink_mass
+from circuitome.heads.long_context.sinks import pieces, sink_mass
 
 
 def texts(n=6, length=20):

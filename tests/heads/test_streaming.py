@@ -7,8 +7,9 @@ from families import CONFIGS, tiny
 from streamed import stepwise_losses
 
 from circuitome.errors import InputError, UnsupportedModelError
-from circuitome.heads.streaming import dense_losses, stream_losses
-from circuitome.models import Model, load
+from circuitome.heads.long_context.streaming import dense_losses, stream_losses
+from circuitome.models.loading import load
+from circuitome.models.model import Model
 
 QUICK = ("llama", "neox-parallel", "gemma3", "opt")
 FAMILIES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
@@ -145,7 +146,7 @@ def test_progress_counts_tokens():
 @pytest.mark.slow
 def test_smollm2_needs_its_first_token(smollm2):
     """Published: without the first tokens perplexity explodes as soon as they are evicted, with them it stays."""
-    from circuitome.heads.needles import own_text
+    from circuitome.heads.long_context.needles import own_text
 
     ids = torch.tensor(smollm2.encode(own_text())[:400])
     dense = dense_losses(smollm2, ids)

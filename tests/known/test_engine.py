@@ -7,9 +7,10 @@ import torch
 from families import random_task
 
 import circuitome as cm
-from circuitome.interventions import run_circuit
-from circuitome.models import Inputs, Model, check_model
+from circuitome.engine.circuit_run import run_circuit
+from circuitome.models.check import check_model
 from circuitome.models.known import KnownConfig, KnownForCausalLM
+from circuitome.models.model import Inputs, Model
 
 NAMES = ("random-causal", "random", "tracr-detect-pattern", "known-induction")
 """Random weights too: the patterns of the others are so sharp that they would hide a wrong mask."""
@@ -51,7 +52,7 @@ def model(name):
 @pytest.fixture(scope="module")
 def task(name):
     if not name.startswith("random"):
-        return cm.known.task(name, 3, seed=2)
+        return cm.ground_truth.task(name, 3, seed=2)
     plain = random_task(4, lengths=(5, 7), vocab=11)
     pairs = [replace(pair, read=read) for pair, read in zip(plain.pairs, (2, 6, 4, 3), strict=True)]
     return replace(plain, pairs=tuple(pairs))
@@ -144,4 +145,4 @@ def test_effects_of_edges_equal_the_written_out_ones(model, task, ablation):
         kept[row, column] = False
         without = expected(model, task, cm.Circuit(model.graph, kept), ablation)
         effects[row, column] = (without - clean).abs().max()
-    torch.testing.assert_close(cm.known.edge_effects(model, task, ablation), effects, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(cm.ground_truth.edge_effects(model, task, ablation), effects, atol=1e-4, rtol=1e-4)

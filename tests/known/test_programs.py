@@ -5,8 +5,8 @@ import torch
 
 import circuitome as cm
 from circuitome.errors import InputError, UnknownNameError
-from circuitome.known.programs import PROGRAMS
 from circuitome.models.known import KNOWN, known_config, known_file
+from circuitome.validation.ground_truth.programs import PROGRAMS
 
 FEW = 400
 """Inputs of each program that the quick test tries."""
@@ -37,8 +37,8 @@ def test_every_position_gives_what_the_program_says(name):
 
 @pytest.mark.slow
 def test_the_task_reads_every_output(name):
-    model, task = cm.load(name), cm.known.task(name, 20)
-    assert task == cm.known.task(name, 20) != cm.known.task(name, 20, seed=1)
+    model, task = cm.load(name), cm.ground_truth.task(name, 20)
+    assert task == cm.ground_truth.task(name, 20) != cm.ground_truth.task(name, 20, seed=1)
     rows = range(len(task))
     with torch.no_grad():
         logits = torch.stack([model.hf(torch.tensor([pair.clean])).logits[0, pair.reads] for pair in task.pairs])
@@ -50,20 +50,20 @@ def test_the_task_reads_every_output(name):
 
 @pytest.mark.parametrize("name", ["known-induction", "known-ioi"])
 def test_hand_set_models_do_their_task(name):
-    model, task = cm.load(name), cm.known.task(name, 40)
+    model, task = cm.load(name), cm.ground_truth.task(name, 40)
     with torch.no_grad():
         best = [int(model.hf(torch.tensor([p.clean])).logits[0, p.reads].argmax()) for p in task.pairs]
     assert [(token,) for token in best] == [pair.answers for pair in task.pairs]
 
 
 def test_names_and_bad_input():
-    assert set(cm.known.NAMES) == set(KNOWN) >= set(PROGRAMS)
+    assert set(cm.ground_truth.NAMES) == set(KNOWN) >= set(PROGRAMS)
     assert all(known_file(name).is_file() for name in KNOWN)
     with pytest.raises(UnknownNameError, match="tracr-reverse"):
         cm.load("tracr-revers")
     with pytest.raises(UnknownNameError, match="known model"):
-        cm.known.task("gpt2")
+        cm.ground_truth.task("gpt2")
     with pytest.raises(InputError, match="at least one"):
-        cm.known.task("tracr-sort", 0)
+        cm.ground_truth.task("tracr-sort", 0)
     with pytest.raises(InputError, match="too many inputs"):
-        cm.known.task("known-ioi", None)
+        cm.ground_truth.task("known-ioi", None)

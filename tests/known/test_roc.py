@@ -5,9 +5,10 @@ import torch
 from families import tiny
 
 from circuitome.errors import InputError
-from circuitome.graph import Circuit, EdgeScores, Graph
-from circuitome.validation import (
-    agreement,
+from circuitome.graph.circuits import Circuit
+from circuitome.graph.edge_scores import EdgeScores
+from circuitome.graph.model_graph import Graph
+from circuitome.validation.ground_truth.roc import (
     auroc,
     edge_auroc,
     node_auroc,
@@ -15,8 +16,8 @@ from circuitome.validation import (
     precision_recall,
     roc_points,
     score_points,
-    spread_edges,
 )
+from circuitome.validation.robustness.score_agreement import agreement, spread_edges
 
 
 @pytest.mark.parametrize(

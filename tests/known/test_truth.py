@@ -4,11 +4,10 @@ import pytest
 import torch
 
 import circuitome as cm
-from circuitome.discovery import roc_sweep
-from circuitome.known.truth import TOLERANCE
-from circuitome.runs import KnownSpec, run_known
-from circuitome.runs.known import THRESHOLDS
-from circuitome.validation import pessimistic_area, roc_points
+from circuitome.discovery.search.pruning import roc_sweep
+from circuitome.runs.known import THRESHOLDS, KnownSpec, run_known
+from circuitome.validation.ground_truth.roc import pessimistic_area, roc_points
+from circuitome.validation.ground_truth.truth import TOLERANCE
 
 # As published: zero ablation by Conmy et al. 2023, resampling by Miller et al. 2024 (one embedding node).
 PUBLISHED = {
@@ -31,13 +30,13 @@ def case(request):
 @pytest.mark.slow
 def test_the_truth_is_the_published_one(case):
     model, ablation, published = case
-    assert cm.known.true_circuit(model, cm.known.task(model.name, 60), ablation) == published
+    assert cm.ground_truth.true_circuit(model, cm.ground_truth.task(model.name, 60), ablation) == published
 
 
 @pytest.mark.slow
 def test_acdc_finds_it(case):
     model, ablation, published = case
-    task = cm.known.task(model.name, 12)
+    task = cm.ground_truth.task(model.name, 12)
     _, circuits = roc_sweep(model, task, THRESHOLDS[::2], loss="l2", ablation=ablation)
     assert pessimistic_area(roc_points(circuits.values(), published)) == pytest.approx(1.0)
     assert published in circuits.values()
@@ -67,10 +66,10 @@ HAND_SET = {
     ],
 )
 def test_hand_set_circuits_hold_the_edges_that_were_meant_and_no_other(name, n):
-    model, task = cm.load(name), cm.known.task(name, n)
+    model, task = cm.load(name), cm.ground_truth.task(name, n)
     every, same = (cm.Circuit.of(model.graph, edges.split()) for edges in HAND_SET[name])
-    assert cm.known.true_circuit(model, task, "zero") == every
-    assert cm.known.true_circuit(model, task, "corrupted") == every - same
+    assert cm.ground_truth.true_circuit(model, task, "zero") == every
+    assert cm.ground_truth.true_circuit(model, task, "corrupted") == every - same
 
 
 QUICK = ("tracr-hist", "tracr-sort-unique", "tracr-pair-balance")
@@ -79,11 +78,11 @@ QUICK = ("tracr-hist", "tracr-sort-unique", "tracr-pair-balance")
 @pytest.mark.slow
 @pytest.mark.parametrize("ablation", ["zero", "corrupted"])
 @pytest.mark.parametrize(
-    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in cm.known.PROGRAMS]
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in cm.ground_truth.PROGRAMS]
 )
 def test_an_edge_is_used_or_is_not(name, ablation):
     model = cm.load(name)
-    effects = cm.known.edge_effects(model, cm.known.task(name, 40), ablation)
+    effects = cm.ground_truth.edge_effects(model, cm.ground_truth.task(name, 40), ablation)
     unclear = (effects > TOLERANCE / 5) & (effects < 0.5)
     assert not bool(unclear.any()), effects[unclear]
     truth = cm.Circuit(model.graph, effects > TOLERANCE)

@@ -9,9 +9,9 @@ import torch
 from families import random_task
 
 import circuitome as cm
-from circuitome.graph import Circuit
-from circuitome.interventions import run_circuit
-from circuitome.models import load, weights_hash
+from circuitome.engine.circuit_run import run_circuit
+from circuitome.graph.circuits import Circuit
+from circuitome.models.loading import load, weights_hash
 from circuitome.tasks import TASKS
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from circuitome.errors import RunError
-from circuitome.runs import METHODS, load_run
+from circuitome.runs.methods import METHODS
+from circuitome.runs.store import load_run
 
 WORDS = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p"]
 
@@ -30,7 +31,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, folder):
     """Pairs that the random model happens to do: the answers are what it prefers."""
-    from circuitome.models import load
+    from circuitome.models.loading import load
 
     model = load(folder)
     rows = []

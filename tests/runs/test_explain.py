@@ -6,8 +6,8 @@ import pytest
 from command import run
 
 from circuitome.cli.main import main
-from circuitome.report import page
-from circuitome.runs import load_run
+from circuitome.report.pages import page
+from circuitome.runs.store import load_run
 
 NAMES = ("Ann", "Bob", "Cid", "Dan", "Eve", "Fay", "Gus", "Hal")
 

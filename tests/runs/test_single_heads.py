@@ -6,9 +6,10 @@ import pytest
 from safetensors.torch import load_file
 
 from circuitome.cli.main import main
-from circuitome.report import page
 from circuitome.report.heads_page import kinds, losses_svg
-from circuitome.runs import HeadsSpec, InductionSpec, load_run
+from circuitome.report.pages import page
+from circuitome.runs.heads import HeadsSpec, InductionSpec
+from circuitome.runs.store import load_run
 
 
 def folder_with(tmp_path, *words):

@@ -7,10 +7,10 @@ import pytest
 from command import run
 from heads.test_retrieval import TEXT, spoken
 
-from circuitome.report import page
 from circuitome.report.lines import Point, lines_svg
+from circuitome.report.pages import page
 from circuitome.report.retrieval_page import success_grid
-from circuitome.runs import load_run
+from circuitome.runs.store import load_run
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from circuitome.errors import TaskError
-from circuitome.tasks import Pair
-from circuitome.tasks import words as lists
-from circuitome.tasks.drawing import Template, draw_pairs, one_token_words
+from circuitome.tasks.generators import words as lists
+from circuitome.tasks.sampling import Template, draw_pairs, one_token_words
+from circuitome.tasks.task import Pair
 
 TEMPLATE = Template("t", "The {A} saw {B} and {A2}{_end}")
 

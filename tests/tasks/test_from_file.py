@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from circuitome.errors import DataFileError, UnknownNameError
-from circuitome.tasks import from_file
+from circuitome.tasks.pair_files import from_file
 
 GOOD = {"clean": "The cat", "corrupted": "The cats", "answer": " is", "wrong": " are"}
 LINE = json.dumps(GOOD)

@@ -9,8 +9,9 @@ import pytest
 
 import circuitome.tasks as tasks
 from circuitome.errors import TaskError, UnknownNameError
-from circuitome.tasks import TASKS, Pair, Task
-from circuitome.tasks.words import CAPITALS, FEMALE_NAMES, FEMALE_PEOPLE, MALE_NAMES, MALE_PEOPLE, NOUNS
+from circuitome.tasks import TASKS
+from circuitome.tasks.generators.words import CAPITALS, FEMALE_NAMES, FEMALE_PEOPLE, MALE_NAMES, MALE_PEOPLE, NOUNS
+from circuitome.tasks.task import Pair, Task
 
 ROLES = {
     "ioi": {"IO", "S1", "S1+1", "S2", "place", "object", "end"},

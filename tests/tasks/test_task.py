@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from circuitome.errors import TaskError, UnknownNameError
-from circuitome.tasks import Pair, Task, make_pair
-from circuitome.tasks.task import continuation
+from circuitome.tasks.task import Pair, Task, continuation, make_pair
 
 PAIR = Pair((1, 2), (1, 3), (0,), (1,))
 

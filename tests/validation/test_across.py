@@ -7,8 +7,8 @@ import torch
 
 import circuitome as cm
 from circuitome.errors import InputError
-from circuitome.validation.across import across, by_template, does, variants_of
-from circuitome.validation.stability import compare_scores
+from circuitome.validation.robustness.stability import compare_scores
+from circuitome.validation.robustness.transfer import across, by_template, does, variants_of
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def toy():
 
 @pytest.fixture(scope="module")
 def tasks():
-    task = cm.known.task("known-ioi", 20)
+    task = cm.ground_truth.task("known-ioi", 20)
     return {"all": task, **by_template(task)}
 
 

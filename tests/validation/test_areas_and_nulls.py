@@ -5,9 +5,9 @@ import torch
 from families import tiny
 
 from circuitome.errors import InputError
-from circuitome.graph import Circuit
-from circuitome.validation.areas import SHARES, areas, benchmark_sizes
-from circuitome.validation.nulls import NULLS
+from circuitome.graph.circuits import Circuit
+from circuitome.validation.faithfulness.auc import SHARES, areas, benchmark_sizes
+from circuitome.validation.tests.nulls import NULLS
 
 
 def test_a_perfect_curve_and_one_that_rises_at_the_end():

@@ -7,15 +7,16 @@ import torch
 from families import CONFIGS, random_task, tiny
 
 import circuitome as cm
+from circuitome.engine.circuit_run import run_circuit
 from circuitome.errors import InputError, UnknownNameError
-from circuitome.graph import Circuit
-from circuitome.interventions import run_circuit
-from circuitome.models import Model, check_model
+from circuitome.graph.circuits import Circuit
+from circuitome.models.check import check_model
 from circuitome.models.known import KnownConfig, KnownForCausalLM
-from circuitome.validation.backups import backups, grew
-from circuitome.validation.contributions import direct_contributions, knocked_contributions
-from circuitome.validation.evaluate import Evaluator
-from circuitome.validation.research import research, strengths
+from circuitome.models.model import Model
+from circuitome.validation.faithfulness.evaluator import Evaluator
+from circuitome.validation.robustness.backup_heads import backups, grew
+from circuitome.validation.robustness.direct_effects import direct_contributions, knocked_contributions
+from circuitome.validation.robustness.rediscovery import research, strengths
 
 TASK = random_task(3, lengths=(5, 6))
 QUICK = (("gemma2", "mean"), ("llama", "corrupted"))
@@ -53,7 +54,7 @@ def four_layers(backup: bool) -> Model:
 
 @pytest.fixture(scope="module")
 def task():
-    return cm.known.task("known-ioi", 16)
+    return cm.ground_truth.task("known-ioi", 16)
 
 
 @pytest.fixture(scope="module")
@@ -180,9 +181,9 @@ def test_bad_input(planted, task):
     with pytest.raises(InputError, match=r"m3 leaves nothing.*before the last block"):
         backups(planted, task, ["m3"])
     with pytest.raises(InputError, match=r"at least 8; known-ioi has 4"):
-        backups(planted, cm.known.task("known-ioi", 4))
+        backups(planted, cm.ground_truth.task("known-ioi", 4))
     with pytest.raises(InputError, match=r"at least 8; known-ioi has 4"):
-        research(planted, cm.known.task("known-ioi", 4), [MOVER], edges=4)
+        research(planted, cm.ground_truth.task("known-ioi", 4), [MOVER], edges=4)
     with pytest.raises(InputError, match=r"hold no per-prompt samples"):
         research(planted, task, [MOVER], edges=4, before=cm.magnitude(planted, task))
     with pytest.raises(InputError, match=r"cannot be held"):

@@ -1,24 +1,18 @@
-"""Held knock-outs against the referee's knock-outs, and methods that run inside."""
+"""AblatedOutputs knock-outs against the referee's knock-outs, and methods that run inside."""
 
 import pytest
 import torch
 from families import CONFIGS, random_task, tiny
 
-from circuitome.discovery import eap, exact
+from circuitome.discovery.attribution.edges import eap
+from circuitome.discovery.patching.edge import exact
+from circuitome.engine.ablate_outputs import AblatedOutputs, ablate, replace_outputs
+from circuitome.engine.ablation import AblationValues, WriterValues, writer_vectors
+from circuitome.engine.batches import batches
+from circuitome.engine.circuit_run import baseline, run_circuit
+from circuitome.engine.knock_out import KnockOut
 from circuitome.errors import InputError, UnknownNameError
-from circuitome.graph import Circuit
-from circuitome.interventions import (
-    AblationValues,
-    Held,
-    KnockOut,
-    WriterValues,
-    baseline,
-    batches,
-    holding,
-    knocked_out,
-    run_circuit,
-    writer_vectors,
-)
+from circuitome.graph.circuits import Circuit
 
 TASK = random_task(3, lengths=(5, 6))
 QUICK = ("gpt2", "gemma2", "neox-parallel")
@@ -48,7 +42,7 @@ def test_every_pass_is_that_of_the_knocked_out_model(name, ablation):
     rows = [model.graph.row(one) for one in OUT]
     plain = logits_of(model)
     cut = run_circuit(model, TASK, without(model, rows), ablation=ablation)
-    with knocked_out(model, TASK, OUT, ablation=ablation):
+    with ablate(model, TASK, OUT, ablation=ablation):
         torch.testing.assert_close(logits_of(model), cut, atol=2e-5, rtol=2e-5)
         # The engine's own runs, behind a shared prefix too, are runs of that model.
         full = Circuit.full(model.graph)
@@ -56,12 +50,12 @@ def test_every_pass_is_that_of_the_knocked_out_model(name, ablation):
         torch.testing.assert_close(run_circuit(model, TASK, full, ablation="zero"), cut, atol=5e-5, rtol=5e-5)
         batch = next(batches(model, TASK, shared_prefix=False, corrupted=False))
         with torch.no_grad():
-            tape = model.record(batch.clean)
-        written = writer_vectors(model, WriterValues.of(model, tape)).sum(0)
+            activations = model.record(batch.clean)
+        written = writer_vectors(model, WriterValues.of(model, activations)).sum(0)
         biases = [b for block in model.blocks if (b := block.output_bias()) is not None]
         written = written + sum(biases) if biases else written
         real = batch.clean.real().bool()
-        torch.testing.assert_close(written[real], tape.final.float()[real], atol=2e-5, rtol=2e-5)
+        torch.testing.assert_close(written[real], activations.final.float()[real], atol=2e-5, rtol=2e-5)
     assert not any(model.held.values())
     assert torch.equal(logits_of(model), plain) and not torch.allclose(plain, cut, atol=1e-2)
 
@@ -77,7 +71,7 @@ def test_values_of_one_batch_are_held_in_passes_over_it(name):
         for batch in batches(model, TASK):
             base = baseline(model, TASK, batch, replacement)
             final = KnockOut(model, base).final(sets)[0]
-            with holding(model, Held.of(model, base.ablated, rows)):
+            with replace_outputs(model, AblatedOutputs.of(model, base.ablated, rows)):
                 found = model.record(batch.clean).final
             read = torch.arange(len(batch.rows)), batch.clean.read
             torch.testing.assert_close(found[read], final, atol=2e-5, rtol=2e-5)
@@ -88,7 +82,7 @@ def test_values_of_one_batch_are_held_in_passes_over_it(name):
 def test_methods_inside_score_the_knocked_out_model(name):
     model = tiny(name)
     rows = [model.graph.row(one) for one in OUT]
-    with knocked_out(model, TASK, OUT, ablation="mean"):
+    with ablate(model, TASK, OUT, ablation="mean"):
         scores = eap(model, TASK)
         some = ["embed->a0.h1.q", "a0.h0->m1.in", "a1.h1->logits", "a0.h2->a2.h0.q", "a1.h0->logits"]
         among = Circuit.of(model.graph, some)
@@ -109,14 +103,14 @@ def test_methods_inside_score_the_knocked_out_model(name):
 
 def test_what_cannot_be_held():
     model = tiny("llama")
-    with pytest.raises(UnknownNameError, match=r"no writer 'a9.h1'. Did you mean"), knocked_out(model, TASK, ["a9.h1"]):
+    with pytest.raises(UnknownNameError, match=r"no writer 'a9.h1'. Did you mean"), ablate(model, TASK, ["a9.h1"]):
         pass
     for ablation in ("corrupted", "mean-position"):
-        with pytest.raises(InputError, match=r"cannot be held"), knocked_out(model, TASK, OUT, ablation=ablation):
+        with pytest.raises(InputError, match=r"cannot be held"), ablate(model, TASK, OUT, ablation=ablation):
             pass
-    with pytest.raises(UnknownNameError, match=r"mean, zero"), knocked_out(model, TASK, OUT, ablation="median"):
+    with pytest.raises(UnknownNameError, match=r"mean, zero"), ablate(model, TASK, OUT, ablation="median"):
         pass
-    with pytest.raises(InputError, match=r"embed cannot be knocked out"), knocked_out(model, TASK, ["embed"]):
+    with pytest.raises(InputError, match=r"embed cannot be knocked out"), ablate(model, TASK, ["embed"]):
         pass
-    with pytest.raises(InputError, match=r"nothing to knock out"), knocked_out(model, TASK, []):
+    with pytest.raises(InputError, match=r"nothing to knock out"), ablate(model, TASK, []):
         pass

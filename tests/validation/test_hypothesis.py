@@ -5,7 +5,7 @@ import torch
 from scipy.stats import binomtest
 
 from circuitome.errors import InputError
-from circuitome.validation.hypothesis import better_than_random, equivalence, holm, independence, needed_edges
+from circuitome.validation.tests.hypotheses import better_than_random, equivalence, holm, independence, needed_edges
 
 REPEATS = 1000
 

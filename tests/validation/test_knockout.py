@@ -4,8 +4,11 @@ import pytest
 import torch
 from families import CONFIGS, random_task, tiny
 
-from circuitome.graph import Circuit
-from circuitome.interventions import AblationValues, KnockOut, baseline, batches, run_circuit
+from circuitome.engine.ablation import AblationValues
+from circuitome.engine.batches import batches
+from circuitome.engine.circuit_run import baseline, run_circuit
+from circuitome.engine.knock_out import KnockOut
+from circuitome.graph.circuits import Circuit
 
 TASK = random_task(3, lengths=(5, 6))
 QUICK = ("gpt2", "gemma2", "neox-parallel")

@@ -1,11 +1,14 @@
-"""Parts of a circuit carried on together against a circuit run of each."""
+"""Subcircuits of a circuit carried on together against a circuit run of each."""
 
 import pytest
 import torch
 from families import CONFIGS, random_task, tiny
 
-from circuitome.graph import Circuit
-from circuitome.interventions import AblationValues, Parts, baseline, batches, run_circuit
+from circuitome.engine.ablation import AblationValues
+from circuitome.engine.batches import batches
+from circuitome.engine.circuit_run import baseline, run_circuit
+from circuitome.engine.subcircuits import Subcircuits
+from circuitome.graph.circuits import Circuit
 
 TASK = random_task(3, lengths=(5, 6))
 QUICK = ("gpt2", "gemma2")
@@ -36,7 +39,7 @@ def test_parts_are_circuits(name, ablation):
     found = torch.zeros(len(gone), len(TASK), 61)
     with torch.no_grad():
         for batch in batches(model, TASK, shared_prefix=corrupted, corrupted=corrupted):
-            parts = Parts(model, baseline(model, TASK, batch, replacement), circuit)
+            parts = Subcircuits(model, baseline(model, TASK, batch, replacement), circuit)
             final = parts.final(gone)
             found[:, list(batch.rows)] = model.unembed(final.flatten(0, 1)).unflatten(0, final.shape[:2])
     for one, logits in zip(gone, found, strict=True):

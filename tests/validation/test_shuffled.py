@@ -8,8 +8,9 @@ from families import random_task, tiny
 
 import circuitome as cm
 from circuitome.errors import InputError, TaskError
-from circuitome.graph import EdgeScores, Graph
-from circuitome.validation.shuffled import shuffled_labels, shuffled_null, shuffled_scores
+from circuitome.graph.edge_scores import EdgeScores
+from circuitome.graph.model_graph import Graph
+from circuitome.validation.robustness.shuffled_labels import shuffled_labels, shuffled_null, shuffled_scores
 
 TASK = random_task(6, lengths=(5, 6))
 

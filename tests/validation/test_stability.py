@@ -6,9 +6,11 @@ from families import tiny
 
 import circuitome as cm
 from circuitome.errors import InputError
-from circuitome.graph import Circuit, EdgeScores, Graph
-from circuitome.validation import random_circuit
-from circuitome.validation.stability import (
+from circuitome.graph.circuits import Circuit
+from circuitome.graph.edge_scores import EdgeScores
+from circuitome.graph.model_graph import Graph
+from circuitome.validation.faithfulness.share import random_circuit
+from circuitome.validation.robustness.stability import (
     Spread,
     bootstrap_stability,
     chance_jaccard,
@@ -105,7 +107,7 @@ def test_scores_side_by_side():
 
 
 def test_methods_side_by_side():
-    model, task = cm.load("known-ioi"), cm.known.task("known-ioi", 8)
+    model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 8)
     scores = {"eap": cm.eap(model, task), "eap-ig": cm.eap_ig(model, task), "magnitude": cm.magnitude(model, task)}
     found = method_agreement(scores, 8)
     edges = found.matrix("edges")

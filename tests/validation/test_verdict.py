@@ -5,13 +5,15 @@ import torch
 from families import random_task, tiny
 
 import circuitome as cm
-from circuitome.discovery import eap
+from circuitome.discovery.attribution.edges import eap
 from circuitome.errors import InputError, RunError, UnknownNameError
-from circuitome.graph import Circuit, Graph
-from circuitome.validation import Evaluator, completeness, minimality, shrink, validate
-from circuitome.validation.chance import edge_test, necessity, random_path
-from circuitome.validation.subsets import is_reader, without
-from circuitome.validation.variants import node_circuit
+from circuitome.graph.circuits import Circuit
+from circuitome.graph.model_graph import Graph
+from circuitome.validation.faithfulness.evaluator import Evaluator
+from circuitome.validation.faithfulness.variants import node_circuit
+from circuitome.validation.tests.completeness_minimality import completeness, is_reader, minimality, shrink, without
+from circuitome.validation.tests.significance import edge_test, necessity, random_path
+from circuitome.validation.verdict import validate
 
 USELESS = ("embed->a1.h1.q", "a0.h0->a1.kv1.v", "a1.h1->logits", "m1->logits")
 
@@ -19,8 +21,8 @@ USELESS = ("embed->a1.h1.q", "a0.h0->a1.kv1.v", "a1.h1->logits", "m1->logits")
 @pytest.fixture(scope="module")
 def known():
     """Model, task, and true circuit of the IOI toy."""
-    model, task = cm.load("known-ioi"), cm.known.task("known-ioi", 40)
-    return model, task, cm.known.true_circuit(model, task, "corrupted")
+    model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 40)
+    return model, task, cm.ground_truth.true_circuit(model, task, "corrupted")
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +105,7 @@ def test_identities(known):
     evaluator = Evaluator(model, task)
     full = Circuit.full(model.graph)
     none = torch.zeros(1, len(model.graph.writers), dtype=torch.bool)
-    torch.testing.assert_close(evaluator.knocked_out(none)[0], evaluator.clean, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(evaluator.ablate(none)[0], evaluator.clean, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(evaluator.circuits([full])[0], evaluator.clean, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(evaluator.clean_logits(), evaluator.logits(full), atol=1e-5, rtol=1e-5)
     found = completeness(evaluator, full, draws=4, greedy=2)
@@ -157,12 +159,12 @@ def test_a_stopped_validation_goes_on_with_the_same_result(known, tmp_path):
     torch.testing.assert_close(again.circuits([truth]), evaluator.circuits([truth]))
     assert validate(model, truth, task, quick=True, memory=tmp_path).to_dict() == whole.to_dict()
     with pytest.raises(RunError, match="another validation run"):
-        Evaluator(model, cm.known.task("known-ioi", 20), memory=tmp_path / "measured.safetensors")
+        Evaluator(model, cm.ground_truth.task("known-ioi", 20), memory=tmp_path / "measured.safetensors")
 
 
 def test_few_prompts_leave_verdicts_unclear(known):
     model, _, truth = known
-    found = validate(model, truth, cm.known.task("known-ioi", 4), quick=True)
+    found = validate(model, truth, cm.ground_truth.task("known-ioi", 4), quick=True)
     assert found["equivalence"].verdict == "unclear" and "need at least 8" in found["equivalence"].note
     assert found["sufficiency"].verdict == "unclear"
     assert found.to_dict()["criteria"][0]["name"] == "faithfulness"

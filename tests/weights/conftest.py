@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from circuitome.models import Model
+    from circuitome.models.model import Model
 
 
 @pytest.fixture(scope="session")

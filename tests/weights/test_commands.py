@@ -92,7 +92,7 @@ def test_bad_input_ends_with_1_and_says_why(capsys, net, arguments, message):
 
 @pytest.mark.slow
 def test_a_copying_head_of_smollm2(capsys, smollm2, monkeypatch):
-    monkeypatch.setattr("circuitome.models.load", lambda name: smollm2)
+    monkeypatch.setattr("circuitome.models.loading", lambda name: smollm2)
     code, printed, _ = run(capsys, "weights", "a27.h1", "--json")
     found = json.loads(printed)
     assert code == 0 and found["copying"]["score"] > 0.95 and found["copying"]["rank"] <= 20

@@ -7,8 +7,9 @@ import torch
 from families import CONFIGS
 
 from circuitome.errors import InputError, UnknownNameError
-from circuitome.models import load
-from circuitome.weights import chance, composition, ov_circuit, qk_circuit
+from circuitome.models.loading import load
+from circuitome.weights.circuits import ov_circuit, qk_circuit
+from circuitome.weights.head_composition import chance, composition
 
 QUICK = ("gpt2", "neox-parallel", "gemma2", "olmo2")
 """Families with what is special: fused, interleaved and parallel, sandwich norms and caps, norms on q and k."""
@@ -39,14 +40,14 @@ def test_layers_are_swept_alike_whatever_is_held(small, monkeypatch):
 
     model = small("llama")
     whole = composition(model)
-    monkeypatch.setattr(sys.modules["circuitome.weights.composition"], "HELD", 1)
+    monkeypatch.setattr(sys.modules["circuitome.weights.head_composition"], "HELD", 1)
     torch.testing.assert_close(composition(model).k, whole.k)
 
 
 def test_random_weights_score_as_chance_does():
     import transformers as tf
 
-    from circuitome.models import Model
+    from circuitome.models.model import Model
 
     torch.manual_seed(0)
     config = tf.LlamaConfig(

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from circuitome.errors import InputError, UnknownNameError
-from circuitome.weights import conv_net, load_conv_net, net_of_weights
+from circuitome.weights.conv import net_of_weights
+from circuitome.weights.convnet import conv_net, load_conv_net
 
 
 def conv(*args, **options):

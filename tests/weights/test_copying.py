@@ -6,8 +6,9 @@ import transformers as tf
 from families import CONFIGS, tiny
 
 from circuitome.errors import InputError
-from circuitome.models import Model, load
-from circuitome.weights import copying_scores, ov_eigenvalues
+from circuitome.models.loading import load
+from circuitome.models.model import Model
+from circuitome.weights.copying import copying_scores, ov_eigenvalues
 
 QUICK = ("gpt2", "neox-parallel", "gemma2", "olmo2")
 """Families with what is special: fused, interleaved and parallel, sandwich norms and caps, norms on q and k."""

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from circuitome.errors import InputError
-from circuitome.weights import Factored
+from circuitome.weights.factored import Factored
 
 
 def product(*shape, seed=0):

@@ -3,8 +3,8 @@ import torch
 from families import CONFIGS
 
 from circuitome.errors import InputError
-from circuitome.models import load
-from circuitome.weights import logit_lens
+from circuitome.models.loading import load
+from circuitome.weights.lens import logit_lens
 
 IDS = (5, 9, 33, 2, 47, 9)
 

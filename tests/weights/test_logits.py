@@ -8,8 +8,8 @@ from families import CONFIGS, random_task
 from referee import inputs_of, writer_outputs
 
 from circuitome.errors import MemoryBudgetError, UnknownNameError
-from circuitome.models import load
-from circuitome.weights import direct_logit_attribution
+from circuitome.models.loading import load
+from circuitome.weights.logits import direct_logit_attribution
 
 QUICK = ("gpt2", "neox-parallel", "gemma2", "olmo2")
 """Families with what is special: fused, interleaved and parallel, sandwich norms and caps, norms on q and k."""
@@ -71,9 +71,9 @@ def test_several_answers_are_averaged_and_no_wrong_ones_leave_the_logit(small):
 
 def test_a_model_without_a_final_norm_has_no_scale():
     model = load("known-ioi")
-    from circuitome import known
+    from circuitome.validation import ground_truth
 
-    task = known.task("known-ioi", 10)
+    task = ground_truth.task("known-ioi", 10)
     found = direct_logit_attribution(model, task)
     torch.testing.assert_close(found.samples.sum(1), uncapped(model, task), atol=1e-3, rtol=1e-4)
     assert found.scale.eq(1).all()

@@ -1,0 +1,51 @@
+"""The public names and where they are defined; `circuitome/__init__.py` imports each when it is first used."""
+
+from . import errors as errors
+from . import heads as heads
+from . import tasks as tasks
+from . import weights as weights
+from .discovery.attribution.edges import eap as eap
+from .discovery.attribution.edges import eap_ig as eap_ig
+from .discovery.attribution.nodes import atp as atp
+from .discovery.patching.activation import patch as patch
+from .discovery.patching.edge import exact as exact
+from .discovery.patching.path import path_patch as path_patch
+from .discovery.patching.path import trace_back as trace_back
+from .discovery.routes.graph import RouteGraph as RouteGraph
+from .discovery.routes.importance import route_importance as route_importance
+from .discovery.routes.scores import route_scores as route_scores
+from .discovery.routes.tracing import routes as routes
+from .discovery.search.baselines import magnitude as magnitude
+from .discovery.search.baselines import random_scores as random_scores
+from .discovery.search.learned_masks import edge_pruning as edge_pruning
+from .discovery.search.learned_masks import subnetwork_probing as subnetwork_probing
+from .discovery.search.pruning import acdc as acdc
+from .engine.circuit_run import run_circuit as run_circuit
+from .graph.circuits import Circuit as Circuit
+from .graph.edge_scores import EdgeScores as EdgeScores
+from .graph.model_graph import Graph as Graph
+from .graph.node_scores import NodeScores as NodeScores
+from .heads.long_context.masking import mask_heads as mask_heads
+from .heads.long_context.retrieval import RetrievalScores as RetrievalScores
+from .heads.long_context.retrieval import retrieval_scores as retrieval_scores
+from .heads.long_context.sinks import sink_mass as sink_mass
+from .heads.long_context.streaming import dense_losses as dense_losses
+from .heads.long_context.streaming import stream_losses as stream_losses
+from .models.loading import load as load
+from .models.model import Model as Model
+from .results import EffectMap as EffectMap
+from .results import Estimate as Estimate
+from .tasks.task import Task as Task
+from .validation import ground_truth as ground_truth
+from .validation.faithfulness.share import Curve as Curve
+from .validation.faithfulness.share import Faithfulness as Faithfulness
+from .validation.faithfulness.share import faithfulness as faithfulness
+from .validation.faithfulness.share import faithfulness_curve as faithfulness_curve
+from .validation.verdict import Verdict as Verdict
+from .validation.verdict import validate as validate
+from .weights.copying import copying_scores as copying_scores
+from .weights.head_composition import composition as composition
+from .weights.lens import logit_lens as logit_lens
+from .weights.logits import direct_logit_attribution as direct_logit_attribution
+
+__version__: str

@@ -1,0 +1,1 @@
+"""Gradient-based scores of edges and nodes, with the contraction behind them."""

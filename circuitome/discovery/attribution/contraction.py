@@ -1,0 +1,197 @@
+"""Edge attribution from one ordinary forward and backward pass: no copy of the residual stream per head.
+
+The gradient at head h's own copy of its residual input x is J(x)^T W_h^T g_h, with g_h the ordinary gradient at the
+projection's output, W_h the head's rows of it, and J the Jacobian of the norm. For a norm with divisor s,
+centred input c, gain G folded into W and projection output p (bias excluded), that is
+
+    J^T W^T g = centre(W^T g) / s - c (p . g) / (d s^2),
+
+so a point on the integration path leaves behind only g / s (as wide as the heads), one number (p . g) / (d s^2) a
+reader, and c. What is d_model wide per reader exists only for a few prompts at a time.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitome.engine.ablation import WriterValues, writer_vectors
+from circuitome.errors import NumericsError
+from circuitome.models.block import Block
+from circuitome.models.model import ActivationCache, Inputs, Model
+from circuitome.models.norms import Norm
+
+CONTRACTION_NUMBERS = 24_000_000
+"""Numbers held at once while writers and readers are contracted: about 100 MB."""
+LAYERS_AT_ONCE = 6
+"""Blocks whose readers go into one matrix product: wide enough to be fast, narrow enough to waste little."""
+
+
+@dataclass(frozen=True)
+class LayerGradients:
+    """What the q, k and v readers of one block need; see the module's formula. Points lie on the integration path."""
+
+    g: Float[Tensor, "batch pos reader d_head"]
+    """Weighted sum over points of g / s."""
+    slope: Float[Tensor, "point batch pos reader"]
+    """Weighted (p . g) / (d s^2) at every point."""
+    centred: Float[Tensor, "point batch pos d_model"]
+    """c at every point."""
+
+
+@dataclass(frozen=True)
+class ReaderGradients:
+    """Gradient of the metric at every reader's input, averaged over points, in compact form; float32."""
+
+    attention: list[LayerGradients]
+    """Per block."""
+    mlps: list[Float[Tensor, "batch pos d_model"]]
+    """Per block, at the residual that the MLP reads."""
+    final: Float[Tensor, "batch pos d_model"]
+    """At the residual that the logits read."""
+
+    def times(self, weight: float) -> "ReaderGradients":
+        """This gradient, scaled."""
+        attention = [LayerGradients(part.g * weight, part.slope * weight, part.centred) for part in self.attention]
+        return ReaderGradients(attention, [g * weight for g in self.mlps], self.final * weight)
+
+    @staticmethod
+    def sum(parts: "Sequence[ReaderGradients]") -> "ReaderGradients":
+        """The sum of gradients taken at different points."""
+        if len(parts) == 1:
+            return parts[0]
+        attention = [
+            LayerGradients(
+                _total([part.g for part in layer]),
+                torch.cat([part.slope for part in layer]),
+                torch.cat([part.centred for part in layer]),
+            )
+            for layer in zip(*(part.attention for part in parts), strict=True)
+        ]
+        mlps = [_total(layer) for layer in zip(*(part.mlps for part in parts), strict=True)]
+        return ReaderGradients(attention, mlps, _total([part.final for part in parts]))
+
+
+def _total(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(tensors)).sum(0)
+
+
+def reader_gradients(
+    model: Model,
+    inputs: Inputs,
+    points: Float[Tensor, "point batch pos d_model"],
+    metric: Callable[[Tensor], Tensor],
+    enter: Callable[[Tensor], AbstractContextManager[None]] | None = None,
+) -> tuple[ReaderGradients, WriterValues]:
+    """Mean gradient over `points`, and the writers' values in these passes (all points, one behind the other).
+
+    `enter(leaf)` puts the points [point * batch, pos, d_model] into the run, by default in place of the embeddings;
+    readers in front of where they enter get gradient 0. `metric` maps logits [point * batch, vocab] to
+    [point * batch]. Raises `NumericsError` on NaN.
+    """
+    count, batch = points.shape[:2]
+    leaf = points.to(model.dtype).flatten(0, 1).detach().requires_grad_(True)
+    with torch.enable_grad(), model.frozen_parameters(), (enter or model.starting_from)(leaf):
+        activations = model.record(inputs.joined(*[inputs] * (count - 1)), whole=False)
+        assert activations.logits is not None and activations.final is not None
+        values = metric(activations.logits)
+        check_numbers(values, "metric")
+        wanted = [*(p for layer in activations.projected for p in layer), *activations.resid_mid, activations.final]
+        connected = [t for t in wanted if t.requires_grad]
+        found = iter(torch.autograd.grad(values.sum(), connected, allow_unused=True))
+    grads = [next(found) if t.requires_grad else None for t in wanted]
+    dense = [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, grads, strict=True)]
+    n = len(model.blocks[0].projections)
+    layers = range(len(model.blocks))
+    attention = [_layer_gradients(model, activations, i, dense[i * n : (i + 1) * n], count) for i in layers]
+    rest = [g.float().unflatten(0, (count, batch)).mean(0) for g in dense[len(layers) * n :]]
+    return ReaderGradients(attention, rest[:-1], rest[-1]), WriterValues.of(model, activations)
+
+
+def _layer_gradients(
+    model: Model, activations: ActivationCache, layer: int, grads: Sequence[Tensor], points: int
+) -> LayerGradients:
+    block = model.blocks[layer]
+    g = block.split(grads).float() / points
+    x = activations.resid_pre[layer].detach()
+    norm = block.attention_norm
+
+    def by_point(t: Tensor) -> Tensor:
+        return t.unflatten(0, (points, -1))
+
+    if norm is None:
+        none = g.new_zeros(0, *by_point(g).shape[1:])
+        return LayerGradients(by_point(g).sum(0), none[..., 0], none.new_zeros(0, *by_point(x).shape[1:]))
+    sigma = norm.sigma(x)
+    p = block.split([t.detach() for t in activations.projected[layer]]).float() - _constant(block, norm)
+    slope = (p * g).sum(-1) / (x.shape[-1] * sigma.square())
+    return LayerGradients(by_point(g / sigma[..., None]).sum(0), by_point(slope), by_point(norm.centre(x)))
+
+
+def _constant(block: Block, norm: Norm) -> Tensor:
+    """Value of each reader's projection where the normed input is zero before its bias."""
+    constant = block.reader_biases().float()
+    if norm.bias is not None:
+        constant = constant + block.reader_weights().float() @ norm.bias
+    return constant
+
+
+def check_numbers(values: Tensor, what: str) -> None:
+    """Raises `NumericsError` if `values` holds NaN or infinity."""
+    if not bool(torch.isfinite(values).all()):
+        bad = int((~torch.isfinite(values)).sum())
+        raise NumericsError(
+            f"The {what} is not finite on {bad} of {values.numel()} prompts. The model's weights may be damaged, or "
+            "its dtype too narrow; try the model in float32."
+        )
+
+
+def contract(model: Model, delta: WriterValues, gradients: ReaderGradients) -> Float[Tensor, "batch writers readers"]:
+    """score[b, u, v] = sum over positions of <delta of writer u, gradient at reader v>; 0 where no edge exists."""
+    graph = model.graph
+    batch, pos, d_model = delta.embed.shape
+    scores = delta.embed.new_zeros(batch, len(graph.writers), len(graph.readers))
+    readers_at_once = LAYERS_AT_ONCE * (graph.attention_readers + 1)
+    step = max(1, CONTRACTION_NUMBERS // ((len(graph.writers) + readers_at_once) * pos * d_model))
+    weights = [_folded_weights(block) for block in model.blocks]
+    for start in range(0, batch, step):
+        rows = slice(start, start + step)
+        writers = writer_vectors(model, delta.rows(rows)).flatten(2)  # writer, batch, pos * d_model
+        for first in range(0, graph.n_layers, LAYERS_AT_ONCE):
+            last = min(first + LAYERS_AT_ONCE, graph.n_layers)
+            vectors = _reader_vectors(gradients, range(first, last), weights[first:last], rows)
+            columns = slice(graph.attention_columns(first).start, graph.mlp_column(last - 1) + 1)
+            _product(writers[: graph.upstream_of_mlp(last - 1)], vectors, scores[rows, :, columns])
+        _product(writers, gradients.final[rows].flatten(1)[None], scores[rows, :, -1:])
+    return scores * graph.mask.to(scores.device)
+
+
+def _folded_weights(block: Block) -> Float[Tensor, "reader d_head d_model"]:
+    """Reader weights with the norm's gain and centring folded in, float32."""
+    weights = block.reader_weights().float()
+    norm = block.attention_norm
+    return weights if norm is None else norm.centre(weights * norm.gain)
+
+
+def _reader_vectors(
+    gradients: ReaderGradients, layers: Sequence[int], weights: Sequence[Tensor], rows: slice
+) -> Float[Tensor, "reader batch pos_d_model"]:
+    """Gradients at the readers of some blocks as vectors of the residual stream: per block q, k, v, then the MLP."""
+    final = gradients.final[rows]
+    n = len(weights[0])
+    vectors = final.new_empty(len(layers), n + 1, final.shape[0] * final.shape[1], final.shape[2])
+    for layer, weight, out in zip(layers, weights, vectors, strict=True):
+        part = gradients.attention[layer]
+        torch.bmm(part.g[rows].flatten(0, 1).transpose(0, 1), weight, out=out[:n])
+        for slope, centred in zip(part.slope[:, rows], part.centred[:, rows], strict=True):
+            out[:n].addcmul_(slope.flatten(0, 1).T[..., None], centred.flatten(0, 1)[None], value=-1)
+        out[n] = gradients.mlps[layer][rows].flatten(0, 1)
+    return vectors.view(len(layers) * (n + 1), len(final), -1)
+
+
+def _product(writers: Tensor, readers: Tensor, out: Tensor) -> None:
+    """out[b, u, v] = <writers[u, b], readers[v, b]> for the writers given; the rest of `out` stays."""
+    out[:, : len(writers)] = torch.bmm(writers.transpose(0, 1), readers.permute(1, 2, 0))

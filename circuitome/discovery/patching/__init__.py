@@ -1,0 +1,1 @@
+"""Exact effects: activation patching, path patching, and every edge by itself."""

@@ -1,0 +1,147 @@
+"""Every edge patched by itself: what attribution estimates, and the referee of all estimates.
+
+Source: Conmy et al. 2023, arXiv:2304.14997, section 3 (a single edge's effect).
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from circuitome.discovery.attribution.contraction import check_numbers
+from circuitome.engine.ablation import Ablation, AblationValues, WriterValues, ablated_values, writer_vectors
+from circuitome.engine.batches import Batch, batches
+from circuitome.engine.checkpoint import Checkpoint
+from circuitome.engine.partial_forward import PartialForward, dense_copies
+from circuitome.engine.readout import Readout
+from circuitome.graph.circuits import Circuit
+from circuitome.graph.edge_scores import EdgeScores
+from circuitome.models.model import ActivationCache, Model
+from circuitome.tasks.losses import loss_unit
+from circuitome.tasks.task import Task
+
+Progress = Callable[[int, int], None]
+"""Called with the edges done and the edges in all, each counted once a prompt."""
+
+
+def exact(
+    model: Model,
+    task: Task,
+    *,
+    edges: Circuit | None = None,
+    loss: str = "metric",
+    ablation: Ablation = "corrupted",
+    max_memory: int | None = None,
+    progress: Progress | None = None,
+    checkpoint: Path | None = None,
+) -> EdgeScores:
+    """The change of the metric when one edge carries its ablated value and the rest of the model reacts, edge by edge.
+
+    `edges` restricts the work to some edges; the others score 0. Costs a part of a forward pass for every edge: only
+    what comes after the edge runs again. `loss`, a name in `LOSSES`, may stand for the metric: with "kl" a score is
+    minus the divergence from the clean model. `checkpoint` is a file for what is done so far, from which the same call
+    goes on. Raises `RunError` if the checkpoint belongs to another run, `UnknownNameError` for another loss or
+    ablation, `NumericsError` at NaN.
+    """
+    wanted = model.graph.mask if edges is None else edges.mask
+    job = _Exact(model, task, wanted, loss, ablation, max_memory, checkpoint)
+    with torch.no_grad():
+        return job.run(progress)
+
+
+class _Exact:
+    def __init__(
+        self,
+        model: Model,
+        task: Task,
+        wanted: Tensor,
+        loss: str,
+        ablation: Ablation,
+        max_memory: int | None,
+        checkpoint: Path | None,
+    ) -> None:
+        self.model, self.task, self.graph, self.wanted = model, task, model.graph, wanted
+        self.replacement = AblationValues.of(model, task, ablation)
+        self.max_memory, self.loss = max_memory, loss
+        edges = hashlib.sha256(wanted.numpy().tobytes()).hexdigest()
+        self.checkpoint = Checkpoint(checkpoint, "exact", task.data_hash(), loss, ablation, repr(model.graph), edges)
+        self.samples = torch.full((len(task), *wanted.shape), torch.nan)
+        if before := self.checkpoint.read():
+            self.samples = before[0]["samples"]
+
+    def run(self, progress: Progress | None) -> EdgeScores:
+        """All batches, all readers."""
+        corrupted = self.replacement.from_prompts
+        total, done = int(self.wanted.sum()) * len(self.task), 0
+        for batch in batches(
+            self.model, self.task, shared_prefix=corrupted, corrupted=corrupted, max_memory=self.max_memory
+        ):
+            rows = list(batch.rows)
+            for column, effects in self._columns(batch, rows):
+                self.samples[rows, :, column] = effects
+                done += int(self.wanted[:, column].sum()) * len(rows)
+                if progress:
+                    progress(done, total)
+                if self.graph.readers[column].endswith(".in"):
+                    self.checkpoint.write({"samples": self.samples}, {})
+        samples = self.samples.nan_to_num()[:, self.graph.mask]
+        values = torch.zeros(self.graph.mask.shape)
+        values[self.graph.mask] = samples.mean(0)
+        method = "exact" if self.loss == "metric" else f"exact, loss {self.loss}"
+        return EdgeScores(self.graph, values, loss_unit(self.task, self.loss), method, samples)
+
+    def _columns(self, batch: Batch, rows: list[int]) -> Iterator[tuple[int, Tensor]]:
+        """Reader by reader, the effects [batch, writers] of its edges."""
+        model = self.model
+        activations = model.record(batch.clean, logits=False)
+        assert activations.final is not None
+        clean = WriterValues.of(model, activations)
+        ablated = ablated_values(model, self.task, batch, self.replacement, clean)
+        vectors = writer_vectors(model, ablated.minus(clean))
+        logits = None if self.loss == "metric" else model.logits(batch.clean)
+        readout, run = Readout(model, self.task, batch.rows, self.loss, logits), PartialForward(model, batch.clean)
+        read = torch.arange(len(rows)), batch.clean.read
+        plain = -readout(activations.final[read][None])[0]
+        copies = dense_copies(model, batch.clean, self.max_memory)
+        for column in range(len(self.graph.readers)):
+            senders = self.wanted[:, column].nonzero().flatten()
+            known = self.samples[rows][:, :, column]
+            if not bool(known[:, senders].isnan().any()):
+                yield column, known
+                continue
+            effects = torch.full((len(rows), len(self.graph.writers)), torch.nan)
+            for some in senders.split(copies):
+                final = self._final(activations, run, column, vectors[some], read)
+                effects[:, some] = (-readout(final) - plain).T.cpu()
+                check_numbers(effects[:, some], "effect")
+            yield column, effects
+
+    def _final(
+        self,
+        activations: ActivationCache,
+        run: PartialForward,
+        column: int,
+        change: Tensor,
+        read: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """Final residual [sender, batch, d_model] with what a reader sees changed."""
+        assert activations.final is not None
+        layer = self.graph.reader_layer[column]
+        if layer == self.graph.n_layers:
+            return (activations.final + change)[:, *read]
+        block, dtype = self.model.blocks[layer], self.model.dtype
+        if column == self.graph.mlp_column(layer):
+            after = activations.resid_pre[layer + 1] if layer + 1 < self.graph.n_layers else activations.final
+            written = block.run_mlp((activations.resid_mid[layer] + change).to(dtype).flatten(0, 1)).view_as(change)
+            return run.from_block(layer + 1, after + written - activations.mlp_out[layer])
+        reader = column - self.graph.attention_columns(layer).start
+        weight, bias = block.reader_weights([reader])[0], block.reader_biases()[reader]
+        values = block.split(activations.projected[layer]).expand(len(change), -1, -1, -1, -1).clone()
+        values[:, :, :, reader] = (
+            block.attend_inputs((activations.resid_pre[layer] + change).to(dtype)) @ weight.T + bias
+        )
+        z = self.model.attend(layer, values.flatten(0, 1), run.calls_for(len(change))[layer])
+        z = z.flatten(-2).unflatten(0, (len(change), -1))
+        return run.from_z(layer, activations.resid_pre[layer], activations.mlp_out[layer], z)

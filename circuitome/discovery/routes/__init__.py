@@ -1,0 +1,1 @@
+"""Information flow routes: which way did the information take, without corrupted prompts."""

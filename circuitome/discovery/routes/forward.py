@@ -1,0 +1,92 @@
+"""One forward pass seen as sums: for every block, the residual streams and the parts that were added to them.
+
+Sequential blocks have two sums a position, parallel ones (NeoX) one:
+
+    mid  = pre + sum over heads and keys of A v W_O + b_O          post = mid + MLP + b_out
+    post = pre + sum over heads and keys of A v W_O + b_O + MLP + b_out
+
+Values hold their bias b_V, once: a head's probabilities sum to 1. Under a post-norm every part is its share under the
+norm's divisor at that position, so that parts still sum exactly.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitome.models.model import ActivationCache, Call, Inputs, Model
+
+
+@dataclass
+class RoutePass:
+    """Residual streams, attention patterns and values of a batch, block by block; float32."""
+
+    model: Model
+    """The model that ran."""
+    inputs: Inputs
+    """The batch."""
+    activations: ActivationCache
+    """What the pass showed."""
+
+    @classmethod
+    def of(cls, model: Model, inputs: Inputs) -> "RoutePass":
+        """Run a batch once, without gradients. The activations's logits are those at `inputs.read`."""
+        with torch.no_grad():
+            return cls(model, inputs, model.record(inputs))
+
+    @cached_property
+    def calls(self) -> list[Call]:
+        """How blocks call their attention when it is computed in the open."""
+        with self.model.eager_attention():
+            return self.model.attention_calls(self.inputs)
+
+    @property
+    def parallel(self) -> bool:
+        """Whether a block has one sum in place of two."""
+        return self.model.graph.parallel
+
+    def pre(self, layer: int) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream in front of a block; `layer` may be the number of blocks."""
+        if layer < len(self.model.blocks):
+            return self.activations.resid_pre[layer].float()
+        assert self.activations.final is not None
+        return self.activations.final.float()
+
+    def mid(self, layer: int) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream that a sequential block's MLP reads."""
+        return self.activations.resid_mid[layer].float()
+
+    def mlp(self, layer: int) -> Float[Tensor, "batch pos d_model"]:
+        """What the MLP's neurons add to the stream: its output without the bias."""
+        out, bias = self.activations.mlp_out[layer].float(), self.model.blocks[layer].mlp_bias()
+        return out if bias is None else out - bias
+
+    def mlp_bias(self, layer: int) -> Float[Tensor, " d_model"]:
+        """The MLP's bias, 0 without one. No supported family has one under a post-norm."""
+        return self._or_zero(self.model.blocks[layer].mlp_bias())
+
+    def attention_bias(self, layer: int) -> Float[Tensor, " d_model"]:
+        """The bias of the output projection, 0 without one."""
+        return self._or_zero(self.model.blocks[layer].output_bias())
+
+    def _or_zero(self, bias: Tensor | None) -> Tensor:
+        return torch.zeros(self.model.d_model, device=self.model.device) if bias is None else bias
+
+    @torch.no_grad()
+    def pattern(self, layer: int) -> Float[Tensor, "batch query head key"]:
+        """Attention probabilities, over the post-norm's divisor at the query where there is one."""
+        block = self.model.blocks[layer]
+        values = block.split(self.activations.projected[layer])
+        pattern = self.model.attention_pattern(layer, values, self.calls[layer]).float().transpose(1, 2)
+        if block.attention_post is None:
+            return pattern
+        return pattern / block.attention_post.sigma(self.activations.attention_out[layer])[..., None]
+
+    def values(self, layer: int) -> Float[Tensor, "batch head key d_head"]:
+        """What each query head reads at each key; query heads that share a key/value head read the same."""
+        heads = self.model.heads
+        kv = [self.model.graph.kv_head(head) for head in range(heads.q)]
+        split = self.model.blocks[layer].split(self.activations.projected[layer])
+        return split[:, :, heads.q + heads.kv :][:, :, kv].float().transpose(1, 2).contiguous()

@@ -1,0 +1,74 @@
+"""Edge scores that look at no prompt: what every method must beat."""
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from circuitome.graph.edge_scores import EdgeScores
+from circuitome.models.model import Model
+from circuitome.models.norms import Norm
+from circuitome.tasks.task import Task
+
+
+def magnitude(model: Model, task: Task) -> EdgeScores:
+    """Weights alone: score(u -> v) = |output weights of u| |input weights of v|, Frobenius norms, norm gains folded in.
+
+    The prompts do not count; `task` is there so that the function is called like every other method. Positive, without
+    the metric's sign or unit. Weights: of `embed` the embedding matrix, of a head its rows of the output projection, of
+    an MLP its last matrix; of a q, k or v reader its rows of the projection, of an MLP the matrices that read the
+    stream, of the logits the unembedding. A norm is divided by the root of the number of vectors in its matrix, so that
+    wide parts are not strong for that alone. Of an MLP under a post-norm the norm's gain counts as its only vector.
+    """
+    graph = model.graph
+    out, into = torch.zeros(len(graph.writers)), torch.zeros(len(graph.readers))
+    out[0] = _size(_matrix(model.hf.get_input_embeddings()))
+    into[-1] = _size(_gained(_matrix(model.unembedding), model.final_norm))
+    for layer, block in enumerate(model.blocks):
+        reading, writing = _mlp_matrices(block.mlp, model.d_model)
+        out[graph.head_rows(layer)] = _sizes(block.head_weights())
+        out[graph.mlp_row(layer)] = _size(block.mlp_post.gain[None] if block.mlp_post else writing.T)
+        into[graph.attention_columns(layer)] = _sizes(_gained(block.reader_weights().float(), block.attention_norm))
+        into[graph.mlp_column(layer)] = _size(_gained(reading, block.mlp_norm))
+    return EdgeScores(graph, out[:, None] * into * graph.mask, "product of weight norms", "magnitude")
+
+
+def random_scores(model: Model, task: Task, seed: int = 0) -> EdgeScores:
+    """Scores drawn evenly from [0, 1), so that `top(n)` is a random circuit; the same for the same `seed`.
+
+    `task` is there so that the function is called like every other method.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.rand(model.graph.mask.shape, generator=generator) * model.graph.mask
+    return EdgeScores(model.graph, values, "random number", f"random, seed {seed}")
+
+
+def _sizes(matrices: Float[Tensor, "node vector d_model"]) -> Float[Tensor, " node"]:
+    """Root mean square length of the vectors of each matrix."""
+    return matrices.square().sum(-1).mean(-1).sqrt().cpu()
+
+
+def _size(matrix: Float[Tensor, "vector d_model"]) -> float:
+    return float(_sizes(matrix[None]))
+
+
+def _gained(weights: Float[Tensor, "... d_model"], norm: Norm | None) -> Float[Tensor, "... d_model"]:
+    """Weights that read a normed stream, with the norm's gain folded in."""
+    return weights if norm is None else weights * norm.gain
+
+
+def _mlp_matrices(modules: Iterable[nn.Module], d_model: int) -> tuple[Tensor, Tensor]:
+    """What reads the stream [vector, d_model], all matrices one above the other, and what writes it [d_model, vector].
+
+    The last matrix of an MLP is the one that writes.
+    """
+    parts = [part for module in modules for part in module.modules() if getattr(part, "weight", None) is not None]
+    *first, last = [_matrix(part) for part in parts if part.weight.ndim == 2]  # type: ignore[operator, union-attr]
+    return torch.cat([weight for weight in first if weight.shape[1] == d_model]), last
+
+
+def _matrix(module: nn.Module) -> Float[Tensor, "out in_"]:
+    """A weight, float32, as [out, in]; GPT-2's Conv1D stores the transpose, embeddings are [token, d_model]."""
+    weight: Tensor = module.weight.detach().float()  # type: ignore[operator, union-attr, assignment]
+    return weight if isinstance(module, nn.Linear | nn.Embedding) else weight.T

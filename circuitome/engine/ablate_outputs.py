@@ -1,0 +1,158 @@
+"""Hold the outputs of some heads and MLPs at given values in every forward pass: a knock-out that stays in force.
+
+Inside `ablate` the model is another model, whose knocked-out parts say the same whatever they see; everything else
+reacts. Any method that runs the model's own parts runs on that one, unchanged.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from circuitome.engine.ablation import EVERYWHERE, AblationValues, WriterValues
+from circuitome.errors import InputError, unknown_name
+from circuitome.models.model import Model
+from circuitome.tasks.task import Task
+
+CONSTANT = ("mean", "zero")
+"""Ablations whose values are the same for every prompt, so that they can be held in passes over any prompts."""
+
+
+@dataclass(frozen=True)
+class AblatedOutputs:
+    """What some writers write, in place of what they would."""
+
+    heads: dict[int, tuple[list[int], Float[Tensor, "#batch #pos head d_head"]]]
+    """By block: which heads, and their scaled outputs (see `WriterValues`)."""
+    mlps: dict[int, Float[Tensor, "#batch #pos d_model"]]
+    """By block: what its MLP adds to the stream."""
+
+    @classmethod
+    def of(cls, model: Model, values: WriterValues, rows: Sequence[int]) -> "AblatedOutputs":
+        """The writers `rows`, heads and MLPs, at what they write in `values`."""
+        graph, heads, mlps = model.graph, dict[int, tuple[list[int], Tensor]](), dict[int, Tensor]()
+        for layer in sorted({graph.layer_of[row] for row in rows}):
+            first = graph.head_rows(layer).start
+            which = sorted(row - first for row in rows if graph.layer_of[row] == layer and row != graph.mlp_row(layer))
+            if which:
+                heads[layer] = which, values.heads[layer][:, :, which]
+            if graph.mlp_row(layer) in rows:
+                mlps[layer] = values.mlps[layer]
+        return cls(heads, mlps)
+
+
+def ablated_rows(model: Model, writers: Sequence[str]) -> list[int]:
+    """Rows of the heads and MLPs called `writers`, in order, each once.
+
+    Raises `UnknownNameError` for a name that is none, `InputError` for `embed`, without which nothing comes in, and for
+    no name at all.
+    """
+    rows = sorted({model.graph.row(name) for name in writers})
+    if not rows:
+        raise InputError("There is nothing to knock out; name at least one head or MLP, such as a5.h1 or m7.")
+    if rows[0] < len(model.graph.embeds):
+        raise InputError(
+            f"{model.graph.writers[rows[0]]} cannot be knocked out: it is all that the model sees. Name heads or MLPs, "
+            "such as a5.h1 or m7."
+        )
+    return rows
+
+
+@contextmanager
+def ablate(model: Model, task: Task, writers: Sequence[str], *, ablation: str = "mean") -> Iterator[None]:
+    """Inside, every forward pass of `model` has the heads and MLPs `writers` knocked out, at every position.
+
+    `ablation` says what they write instead: "mean", their mean output over the corrupted prompts of `task` and all
+    positions, or "zero". A head under a post-norm is replaced behind it: the divisor stays the one it had a part in.
+    Equal to `KnockOut` of the same writers. Costs one pass over the corrupted prompts for "mean".
+    Source: Wang et al. 2022, arXiv:2211.00593, section 2.1.
+    Raises `InputError` for "corrupted" and "mean-position", whose values belong to single prompts while a pass may run
+    any, and as `ablated_rows`; `UnknownNameError` for another ablation.
+    """
+    rows = ablated_rows(model, writers)
+    if ablation in ("corrupted", "mean-position"):
+        raise InputError(
+            f"A knock-out by {ablation} values cannot be held: they belong to the prompts of one batch, and what runs "
+            "inside may run any prompts. Use mean or zero."
+        )
+    if ablation not in CONSTANT:
+        raise unknown_name("ablation that can be held", ablation, CONSTANT)
+    with replace_outputs(model, AblatedOutputs.of(model, _constants(model, task, ablation), rows)):
+        yield
+
+
+@contextmanager
+def replace_outputs(model: Model, held: AblatedOutputs) -> Iterator[None]:
+    """Inside, every forward pass of `model` has the writers of `held` at their held values.
+
+    Values of one batch can only be held in passes over just that batch; those with axes of length 1 in any pass.
+    """
+    with ExitStack() as stack:
+        for layer, (which, value) in held.heads.items():
+            if model.blocks[layer].attention_post is None:
+                hook = _in_front(model, which, value)
+                stack.callback(model.blocks[layer].output.register_forward_pre_hook(hook).remove)
+            else:
+                _behind_norm(model, layer, which, value, stack)
+        for layer, value in held.mlps.items():
+            last = model.blocks[layer].mlp_ends[1]
+            stack.callback(last.register_forward_hook(_instead(value)).remove)
+        yield
+
+
+def _in_front(model: Model, which: list[int], value: Tensor) -> Any:
+    """A hook that swaps heads' z where the output projection reads it."""
+
+    def swap(module: nn.Module, args: tuple[Any, ...]) -> Any:
+        z = args[0].unflatten(-1, (model.heads.q, model.heads.width)).clone()
+        z[..., which, :] = value.to(z.dtype)
+        return (z.flatten(-2), *args[1:])
+
+    return swap
+
+
+def _behind_norm(model: Model, layer: int, which: list[int], value: Tensor, stack: ExitStack) -> None:
+    """Change the post-norm's output by how far the heads' shares are from their held values.
+
+    What the output projection gave stays as it is, since the divisor comes from it; `scaled_heads` is told.
+    """
+    block, seen = model.blocks[layer], list[tuple[Tensor, Tensor]]()
+    post = block.attention_post
+    assert post is not None
+    weights = block.head_weights(which)
+
+    def note(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        seen[:] = [(args[0], output)]
+
+    def change(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        if not seen or seen[0][1] is not args[0]:  # a pass in which no attention runs, see `Model.attention_calls`
+            return output
+        z = seen.pop()[0].float().unflatten(-1, (model.heads.q, model.heads.width))[..., which, :]
+        off = value - z / post.sigma(args[0])[..., None]
+        return output + torch.einsum("bphe,hed->bpd", off, weights).to(output.dtype)
+
+    stack.callback(block.output.register_forward_hook(note).remove)
+    stack.callback(post.module.register_forward_hook(change).remove)
+    model.held.setdefault(layer, []).append((which, value))
+    stack.callback(lambda: model.held[layer].pop())
+
+
+def _instead(value: Tensor) -> Any:
+    def swap(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        whole = value.flatten() if value.shape[:2] == (1, 1) else value.reshape(-1, value.shape[-1])
+        return (whole if whole.ndim == 1 else whole.view_as(output)).to(output.dtype).expand_as(output)
+
+    return swap
+
+
+def _constants(model: Model, task: Task, ablation: str) -> WriterValues:
+    """Mean or zero outputs of all writers, with batch and position axes of length 1."""
+    if ablation == "mean":
+        return AblationValues.of(model, task, "mean").means[EVERYWHERE]
+    heads = torch.zeros(1, 1, model.heads.q, model.heads.width, device=model.device)
+    out = torch.zeros(1, 1, model.d_model, device=model.device)
+    return WriterValues(out, [heads] * len(model.blocks), [out] * len(model.blocks))

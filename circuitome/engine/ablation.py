@@ -1,0 +1,204 @@
+"""What writers write, and what replaces it when an edge is ablated: corrupted, zero, mean or mean by position."""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitome.engine.batches import Batch, batches
+from circuitome.errors import InputError, unknown_name
+from circuitome.models.model import ActivationCache, Model
+from circuitome.tasks.task import Pair, Task
+
+Ablation = Literal["corrupted", "zero", "mean", "mean-position"]
+"""What an edge outside the circuit carries: the corrupted prompt's value, 0, the mean value over the task's corrupted
+prompts and positions, or that mean position by position over prompts of one template and length."""
+
+ABLATIONS: tuple[str, ...] = get_args(Ablation)
+
+
+EVERYWHERE = ("", 0)
+"""Key of the mean over all prompts and positions."""
+
+
+def check_ablation(name: str) -> None:
+    """Raises `UnknownNameError` unless `name` is an ablation."""
+    if name not in ABLATIONS:
+        raise unknown_name("ablation", name, ABLATIONS)
+
+
+@dataclass(frozen=True)
+class WriterValues:
+    """Outputs of all writers, float32; a head as its z: its vector is z @ `Block.head_weights()[head]`."""
+
+    embed: Float[Tensor, "batch pos d_model"]
+    """What `embed` writes."""
+    heads: list[Float[Tensor, "batch pos head d_head"]]
+    """Per layer, z over the post-norm's divisor (1 without a post-norm)."""
+    mlps: list[Float[Tensor, "batch pos d_model"]]
+    """Per layer, what the MLP adds to the stream."""
+
+    @classmethod
+    def of(cls, model: Model, activations: ActivationCache) -> "WriterValues":
+        """The writers' outputs in a recorded pass, out of reach of its gradients."""
+        outs: list[Tensor | None] = [out.detach() for out in activations.attention_out] or [None] * len(activations.z)
+        heads = [
+            scaled_heads(model, layer, z.detach(), out)
+            for layer, (z, out) in enumerate(zip(activations.z, outs, strict=True))
+        ]
+        return cls(activations.resid_pre[0].detach().float(), heads, [m.detach().float() for m in activations.mlp_out])
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors in one order."""
+        return [self.embed, *self.heads, *self.mlps]
+
+    def _like(self, tensors: list[Tensor]) -> "WriterValues":
+        n = len(self.heads)
+        return WriterValues(tensors[0], tensors[1 : n + 1], tensors[n + 1 :])
+
+    def minus(self, other: "WriterValues") -> "WriterValues":
+        """Tensor by tensor, this minus `other`."""
+        return self._like([a - b for a, b in zip(self.tensors(), other.tensors(), strict=True)])
+
+    def zeros(self) -> "WriterValues":
+        """Zeros of the same shapes."""
+        return self._like([torch.zeros_like(t) for t in self.tensors()])
+
+    def rows(self, where: slice) -> "WriterValues":
+        """Some prompts of the batch."""
+        return self._like([t[where] for t in self.tensors()])
+
+    def at(self, rows: Int[Tensor, " batch"], positions: Int[Tensor, " batch"]) -> "WriterValues":
+        """One position a prompt; the axis stays, of length 1."""
+        return self._like([t[rows, positions][:, None] for t in self.tensors()])
+
+
+def scaled_heads(
+    model: Model,
+    layer: int,
+    z: Float[Tensor, "batch pos heads_d_head"],
+    attention_out: Float[Tensor, "batch pos d_model"] | None,
+) -> Float[Tensor, "batch pos head d_head"]:
+    """Z of every head over the post-norm's divisor, so that a head's share of the stream is linear in it; float32."""
+    heads = z.float().unflatten(-1, (model.heads.q, model.heads.width))
+    post = model.blocks[layer].attention_post
+    if post is None or attention_out is None:
+        return heads
+    scaled = heads / post.sigma(attention_out)[..., None]
+    for which, value in model.held.get(layer, ()):
+        scaled[..., which, :] = value
+    return scaled
+
+
+def writer_vectors(
+    model: Model, values: WriterValues, upto: int | None = None
+) -> Float[Tensor, "writers batch pos d_model"]:
+    """The vector of every writer, or of those before block `upto`, in the order of `graph.writers`."""
+    graph, blocks = model.graph, model.blocks[:upto]
+    batch, pos, d_model = values.embed.shape
+    count = graph.upstream_of_attention(len(blocks))
+    vectors = values.embed.new_empty(count, batch, pos, d_model)
+    vectors[0] = values.embed
+    for layer, block in enumerate(blocks):
+        z = values.heads[layer].flatten(0, 1).transpose(0, 1)  # head, batch * pos, d_head
+        torch.bmm(z, block.head_weights(), out=vectors[graph.head_rows(layer)].view(len(z), -1, d_model))
+        vectors[graph.mlp_row(layer)] = values.mlps[layer]
+    return vectors
+
+
+@dataclass
+class AblationValues:
+    """Replacement values of one task under one ablation; made once, asked for batch by batch."""
+
+    kind: str
+    """The ablation."""
+    means: dict[tuple[str, int], WriterValues] = field(default_factory=dict)
+    """By template and prompt length (`EVERYWHERE`: over all prompts and positions): means, with a batch axis of 1."""
+
+    @classmethod
+    def of(cls, model: Model, task: Task, kind: str) -> "AblationValues":
+        """Runs the corrupted prompts once where means are needed.
+
+        Raises `InputError` for mean-position when a prompt is the only one of its template and length: its mean would
+        be that prompt.
+        """
+        check_ablation(kind)
+        if kind == "mean":
+            return cls(kind, {EVERYWHERE: _mean_over_positions(model, task)})
+        if kind == "mean-position":
+            return cls(kind, _mean_by_position(model, task))
+        return cls(kind)
+
+    @property
+    def from_prompts(self) -> bool:
+        """Whether values are those of the corrupted prompts: then none differs before the first different token."""
+        return self.kind == "corrupted"
+
+    def at(self, batch: Batch, clean: WriterValues, task: Task) -> WriterValues:
+        """The replacement values for a batch whose clean values are `clean` (not for "corrupted": run the prompts)."""
+        if self.kind == "zero":
+            return clean.zeros()
+        if self.kind == "mean":
+            pairs = zip(self.means[EVERYWHERE].tensors(), clean.tensors(), strict=True)
+            return clean._like([mean.expand_as(value) for mean, value in pairs])
+        filled = clean.zeros()
+        for i, row in enumerate(batch.rows):
+            group = _group(task.pairs[row])
+            for target, mean in zip(filled.tensors(), self.means[group].tensors(), strict=True):
+                target[i, : group[1]] = mean[0]
+        return filled
+
+
+def _mean_over_positions(model: Model, task: Task) -> WriterValues:
+    total: list[Tensor] | None = None
+    count = 0.0
+    corrupted = replace(task, pairs=tuple(replace(pair, clean=pair.corrupted, read=None) for pair in task.pairs))
+    for batch in batches(model, corrupted, shared_prefix=False, corrupted=False):
+        with torch.no_grad():
+            values = WriterValues.of(model, model.record(batch.clean, logits=False))
+        real = batch.clean.real()
+        sums = [torch.einsum("bp,bp...->...", real, tensor)[None, None] for tensor in values.tensors()]
+        total = sums if total is None else [a + b for a, b in zip(total, sums, strict=True)]
+        count += float(real.sum())
+    assert total is not None
+    return values._like([tensor / count for tensor in total])
+
+
+def _group(pair: Pair) -> tuple[str, int]:
+    """Prompts whose positions mean the same."""
+    return pair.template, len(pair.clean)
+
+
+def _mean_by_position(model: Model, task: Task) -> dict[tuple[str, int], WriterValues]:
+    groups = [_group(pair) for pair in task.pairs]
+    for row, group in enumerate(groups):
+        if groups.count(group) == 1:
+            template = f" of template {group[0]}" if group[0] else ""
+            raise InputError(
+                f"mean-position needs at least two prompts of each template and length; only prompt {row}{template} "
+                f"has {group[1]} tokens. Use --ablation mean, more prompts (--n), or prompts of equal length."
+            )
+    sums: dict[tuple[str, int], WriterValues] = {}
+    for batch in batches(model, task, shared_prefix=False):
+        values = corrupted_values(model, batch)
+        for i, row in enumerate(batch.rows):
+            group = groups[row]
+            one = values._like([t[i : i + 1, : group[1]] / groups.count(group) for t in values.tensors()])
+            before = sums.get(group)
+            sums[group] = one if before is None else one.minus(before.zeros().minus(before))
+    return sums
+
+
+def corrupted_values(model: Model, batch: Batch) -> WriterValues:
+    """The writers' outputs on the corrupted prompts of a batch."""
+    assert batch.corrupted is not None, "the batch was made without corrupted prompts"
+    return WriterValues.of(model, batch.corrupted)
+
+
+def ablated_values(
+    model: Model, task: Task, batch: Batch, replacement: AblationValues, clean: WriterValues
+) -> WriterValues:
+    """What ablated writers write on a batch whose clean values are `clean`."""
+    return corrupted_values(model, batch) if batch.corrupted is not None else replacement.at(batch, clean, task)

@@ -1,0 +1,31 @@
+"""From a final residual to the loss of each prompt, without unembedding more tokens than the loss looks at."""
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitome.models.model import Model
+from circuitome.tasks.losses import loss_of
+from circuitome.tasks.task import Task
+
+
+class Readout:
+    """Losses of runs on some prompts of a task; any number of copies of the prompts at a time."""
+
+    def __init__(self, model: Model, task: Task, rows: Sequence[int], kind: str, clean: Tensor | None = None) -> None:
+        """`kind` is a name in `LOSSES`; `clean` the clean model's logits [batch, vocab], which "metric" does not need.
+
+        Raises `UnknownNameError` for another kind.
+        """
+        narrow = task.narrowed() if kind == "metric" else None
+        self.model, self.rows = model, tuple(rows)
+        self.clean, self.tokens = clean, narrow[1] if narrow else None
+        self.loss = loss_of(narrow[0] if narrow else task, kind)
+
+    def __call__(self, final: Float[Tensor, "copies batch d_model"]) -> Float[Tensor, "copies batch"]:
+        """Loss of every prompt in every copy, from the residual in front of the final norm at the position read."""
+        copies = len(final)
+        logits = self.model.unembed(final.flatten(0, 1).to(self.model.dtype), self.tokens)
+        clean = logits if self.clean is None else self.clean.repeat(copies, 1)
+        return self.loss(logits, clean, self.rows * copies).view(copies, -1)

@@ -1,0 +1,1 @@
+"""Scores of every head of a model on repeated random tokens."""

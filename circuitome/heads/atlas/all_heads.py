@@ -1,0 +1,179 @@
+"""An atlas of the heads of a model: one row a head, with every score, its interval and its chance level."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitome.errors import InputError, unknown_name
+from circuitome.heads.atlas.capture import watching_heads
+from circuitome.heads.atlas.copying import COPYING, TOKEN_COPYING, TOP, Copying, copies, token_copying
+from circuitome.heads.atlas.head_score import HeadScore, head_name, named
+from circuitome.heads.atlas.patterns import PATTERNS, chance_levels, chunks, measure, random_model
+from circuitome.heads.atlas.repeated import Repeated, repeated_tokens, usual_period
+from circuitome.models.model import Model
+from circuitome.results import Estimate
+from circuitome.weights.copying import copying_scores
+
+Progress = Callable[[int, int], None]
+
+TOKENS = 64
+"""Tokens that are put through every head by themselves."""
+EIGENVALUES = ("eigenvalue_copying", "how far W_E W_OV W_U has positive eigenvalues: copying by weights alone", "ratio")
+
+
+@dataclass(frozen=True, eq=False)
+class Atlas:
+    """What every head of a model does, in named scores."""
+
+    scores: dict[str, HeadScore]
+    """By name."""
+    model: str
+    """The model's name."""
+    repeated: Repeated
+    """The sequences that patterns and copying were measured on."""
+    in_front: str
+    """What the tokenizer puts in front of them, "" for nothing."""
+
+    def __getitem__(self, name: str) -> HeadScore:
+        """A score. Raises `UnknownNameError` for a name that the atlas has not."""
+        if name not in self.scores:
+            raise unknown_name("score of the atlas", name, self.scores)
+        return self.scores[name]
+
+    def top(self, score: str, n: int = 10) -> list[tuple[str, Estimate]]:
+        """The heads with the largest values of a score, largest first."""
+        return self[score].top(n)
+
+    def table(self) -> list[dict[str, str | float]]:
+        """One row a head, first layer first: `head`, then the mean of every score by its name."""
+        first = next(iter(self.scores.values())).mean
+        return [
+            {
+                "head": head_name(layer, head),
+                **{name: float(score.mean[layer, head]) for name, score in self.scores.items()},
+            }
+            for layer in range(first.shape[0])
+            for head in range(first.shape[1])
+        ]
+
+    def joined(self, *others: HeadScore) -> "Atlas":
+        """The same atlas with more scores. Raises `InputError` for scores of another number of heads."""
+        shape = next(iter(self.scores.values())).mean.shape
+        for other in others:
+            if other.mean.shape != shape:
+                raise InputError(
+                    f"The score {other.name} has {tuple(other.mean.shape)} layers and heads, the atlas of {self.model} "
+                    f"{tuple(shape)}. Join scores of the same model."
+                )
+        return replace(self, scores={**self.scores, **named(others)})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the samples, as plain JSON values."""
+        return {
+            "model": self.model,
+            "sequences": len(self.repeated.inputs.ids),
+            "period": self.repeated.period,
+            "repeats": self.repeated.repeats,
+            "in_front": self.in_front,
+            "scores": {name: score.to_dict() for name, score in self.scores.items()},
+        }
+
+
+def atlas(
+    model: Model,
+    *,
+    n: int = 16,
+    period: int | None = None,
+    seed: int = 0,
+    random: Sequence[int] = (0,),
+    more: Sequence[HeadScore] = (),
+    max_memory: int | None = None,
+    progress: Progress | None = None,
+) -> Atlas:
+    """Every score of every head: patterns and copying on `n` repeated random sequences, and copying by weights.
+
+    Scores by name: those of `pattern_scores` and `Copying` from one pass over the sequences, `token_copying` of 64
+    random tokens at places where they stand in them, and `eigenvalue_copying` (`circuitome.weights.copying_scores`).
+    A model whose outputs are not its tokens has no scores of copying. `period` is 32 tokens by default, less in a
+    small model; `random` are seeds of `random_model`, whose heads show what is no news (`HeadScore.random`); `more`
+    are scores from elsewhere on the same heads, e.g. of retrieval.
+    Raises `InputError` for numbers that cannot be or do not fit the model, `UnsupportedModelError` for a model that
+    shows no attention probabilities.
+    """
+    repeated = repeated_tokens(model, n=n, period=usual_period(model) if period is None else period, seed=seed)
+    tell = progress or (lambda done, total: None)
+    steps = 1 + len(random)
+    samples = measured(model, repeated, max_memory)
+    tell(1, steps)
+    others = []
+    for done, one in enumerate(random, 2):
+        others.append({name: s.mean(0) for name, s in measured(random_model(model, one), repeated, max_memory).items()})
+        tell(done, steps)
+    front = repeated.inputs.ids[0, : repeated.front].tolist()
+    found = Atlas(
+        named(_scores(model, repeated, samples, others)), model.name, repeated, model.decode(front) if front else ""
+    )
+    return found.joined(*more)
+
+
+def measured(
+    model: Model, repeated: Repeated, max_memory: int | None = None
+) -> dict[str, Float[Tensor, "_ layer head"]]:
+    """Samples of every score by name: a row a sequence, a row a token put through the heads, or a single row."""
+    parts = [one_pass(model, replace(repeated, inputs=one)) for one in chunks(model, repeated.inputs, max_memory)]
+    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    if not copies(model):
+        return {name: whole[name] for name in PATTERNS}
+    places = [whole.pop(name) for name in ("embedded", "first", "tokens")]
+    spread = torch.linspace(0, len(places[0]) - 1, min(TOKENS, len(places[0]))).round().long().to(model.device)
+    return {
+        **whole,
+        **token_copying(model, *(place[spread] for place in places)),
+        EIGENVALUES[0]: copying_scores(model)[None].cpu(),
+    }
+
+
+def one_pass(model: Model, repeated: Repeated) -> dict[str, Tensor]:
+    """Scores on each sequence by name, and the stream where tokens stand for the first time, in one forward pass."""
+    patterns: list[dict[str, Tensor]] = []
+    copying = Copying(model, repeated) if copies(model) else None
+
+    def look(layer: int, pattern: Tensor, z: Tensor) -> None:
+        patterns.append(measure(pattern, repeated))
+        if copying:
+            copying.look(layer, pattern, z)
+
+    with watching_heads(model, look) as seen:
+        model.logits(repeated.inputs)
+    found = {name: torch.stack([layer[name] for layer in patterns], 1).cpu() for name in PATTERNS}
+    if copying is None:
+        return found
+    assert seen.embedded is not None and seen.first is not None
+    once = slice(repeated.front, repeated.front + repeated.period)
+    places = {"embedded": seen.embedded, "first": seen.first, "tokens": repeated.inputs.ids}
+    return {**found, **copying.scores(seen), **{name: place[:, once].flatten(0, 1) for name, place in places.items()}}
+
+
+def _scores(
+    model: Model, repeated: Repeated, samples: Mapping[str, Tensor], others: Sequence[Mapping[str, Tensor]]
+) -> list[HeadScore]:
+    what = {**PATTERNS, **COPYING, **TOKEN_COPYING, EIGENVALUES[0]: EIGENVALUES[1:]}
+    chance = {
+        **dict.fromkeys((*COPYING, EIGENVALUES[0]), 0.0),
+        **dict.fromkeys(TOKEN_COPYING, TOP / int(model.hf.config.vocab_size)),
+        **chance_levels(repeated, model.causal),
+    }
+    return [
+        HeadScore(
+            name,
+            *what[name],
+            samples[name],
+            chance[name],
+            torch.stack([other[name] for other in others]) if others else None,
+        )
+        for name in samples
+    ]

@@ -1,0 +1,166 @@
+"""Scores of attention patterns on repeated random tokens: which heads look where, by position or by repetition."""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitome.engine.batches import tokens_within
+from circuitome.heads.atlas.head_score import HeadScore, named
+from circuitome.heads.atlas.repeated import Repeated
+from circuitome.models.model import Inputs, Model
+
+Progress = Callable[[int, int], None]
+
+FIRST = 4
+"""First query of the scores by position: before it, the first four keys are all there is."""
+
+PATTERNS: dict[str, tuple[str, str]] = {
+    "previous": ("attention to the token before", "share of attention"),
+    "duplicate": ("attention to earlier copies of the same token", "share of attention"),
+    "induction": (
+        "attention to tokens behind earlier copies of the same token (prefix matching)",
+        "share of attention",
+    ),
+    "self": ("attention of a token to itself", "share of attention"),
+    "sink1": ("attention to the first position", "share of attention"),
+    "sink4": ("attention to the first four positions", "share of attention"),
+    "distance": ("mean distance from the query to where it looks", "tokens"),
+    "entropy": ("entropy of the pattern", "nats"),
+}
+"""By name of score: what it says, and its unit. All but the last are linear in the pattern."""
+
+
+@dataclass(frozen=True, eq=False)
+class PatternScores:
+    """How much each head's attention on repeated random tokens follows simple rules."""
+
+    scores: dict[str, HeadScore]
+    """By name in `PATTERNS`."""
+    repeated: Repeated
+    """The sequences."""
+
+    def __getitem__(self, name: str) -> HeadScore:
+        return self.scores[name]
+
+
+def pattern_scores(
+    model: Model,
+    repeated: Repeated,
+    *,
+    random: Sequence[int] = (),
+    max_memory: int | None = None,
+    progress: Progress | None = None,
+) -> PatternScores:
+    """Scores of every head's attention A[q, k], each a mean over queries on each sequence; one pass.
+
+    With P the period, r the earlier repeats, sums over keys and means over queries:
+    previous A[q, q-1], self A[q, q], sink1 A[q, 0], sink4 sum of A[q, 0..3], distance sum of A[q, k] (q - k), entropy
+    -sum of A log A, all for q >= 4; duplicate sum over r of A[q, q-rP] and induction sum over r of A[q, q-rP+1], for q
+    in the second and later repeats. Positions count from what the tokenizer puts in front, so that the first position
+    is BOS where there is one and the first random token else; nothing in front is a query of the repeats.
+    `chance` is the score of even attention over all keys before and at the query (sliding windows are not counted).
+    `random` are seeds of `random_model`, one more pass each, for `HeadScore.random`.
+    A pattern is held for one layer at a time; sums in float32.
+    Raises `UnsupportedModelError` for a model that shows no attention probabilities.
+    Source: Olsson et al. 2022, arXiv:2209.11895 (prefix matching); Wang et al. 2022, arXiv:2211.00593 (previous and
+    duplicate token); Xiao et al. 2023, arXiv:2309.17453 (sinks; the paper shows maps, the mass is ours).
+    """
+    passes = 1 + len(random)
+    tell = progress or (lambda done, total: None)
+    samples = _samples(model, repeated, max_memory)
+    tell(1, passes)
+    others: list[dict[str, Tensor]] = []
+    for done, seed in enumerate(random, 2):
+        found = _samples(random_model(model, seed), repeated, max_memory)
+        others.append({name: values.mean(0) for name, values in found.items()})
+        tell(done, passes)
+    chance = chance_levels(repeated, model.causal)
+    return PatternScores(
+        named(
+            [
+                HeadScore(
+                    name,
+                    *PATTERNS[name],
+                    samples[name],
+                    chance[name],
+                    torch.stack([other[name] for other in others]) if others else None,
+                )
+                for name in PATTERNS
+            ]
+        ),
+        repeated,
+    )
+
+
+def measure(
+    pattern: Float[Tensor, "batch head query key"], repeated: Repeated
+) -> dict[str, Float[Tensor, "batch head"]]:
+    """The scores of patterns on sequences that all have the layout of `repeated`; float32."""
+    weights, queries = (t.to(pattern.device) for t in linear_weights(repeated))
+    linear = pattern.float().flatten(-2) @ weights.flatten(1).T / queries
+    entropy = torch.special.entr(pattern[:, :, FIRST:].float()).sum(-1).mean(-1)
+    return dict(zip(PATTERNS, [*linear.unbind(-1), entropy], strict=True))
+
+
+def linear_weights(repeated: Repeated) -> tuple[Float[Tensor, "score query key"], Float[Tensor, " score"]]:
+    """What each linear score multiplies the pattern with, and its number of queries; in the order of `PATTERNS`."""
+    size = repeated.length
+    place = torch.arange(size, dtype=torch.float32)
+    ones, enough = torch.ones(size, size), (place >= FIRST)[:, None]
+    before, itself = torch.diag(torch.ones(size - 1), -1), torch.eye(size)
+    first, first_four, distance = ones * (place < 1), ones * (place < 4), place[:, None] - place
+    by_position = [weight * enough for weight in (before, itself, first, first_four, distance)]
+    weights = [by_position[0], repeated.earlier(0), repeated.earlier(1), *by_position[1:]]
+    late = [int(repeated.late.sum())] * 2
+    other = int(enough.sum())
+    return torch.stack(weights), torch.tensor([other, *late, *[other] * 4], dtype=torch.float32)
+
+
+def chance_levels(repeated: Repeated, causal: bool) -> dict[str, float]:
+    """The scores of even attention over all keys that a query may see, by name."""
+    return {name: float(value) for name, value in measure(even(repeated.length, causal), repeated).items()}
+
+
+def even(size: int, causal: bool) -> Float[Tensor, "1 1 query key"]:
+    """The pattern that spreads each query's attention evenly over the keys that it may see."""
+    visible = torch.ones(size, size)
+    visible = visible.tril() if causal else visible
+    return (visible / visible.sum(-1, keepdim=True))[None, None]
+
+
+def random_model(model: Model, seed: int) -> Model:
+    """The same model with noise for weights: each weight matrix is drawn anew, normal, with its own mean and spread.
+
+    Gains and biases stay. Attention is then as sharp as matrices of this size make it, but looks nowhere on purpose.
+    """
+    hf = deepcopy(model.hf)
+    generator = torch.Generator(model.device).manual_seed(seed)
+    with torch.no_grad():
+        for weight in hf.parameters():
+            if weight.ndim > 1:
+                weight.normal_(float(weight.float().mean()), float(weight.float().std()), generator=generator)
+    return Model(hf.eval(), model.tokenizer, f"random {model.name}")
+
+
+def _samples(model: Model, repeated: Repeated, max_memory: int | None) -> dict[str, Float[Tensor, "n layer head"]]:
+    """Every score on every sequence, from one pass over all of them."""
+    parts = [_pass(model, replace(repeated, inputs=inputs)) for inputs in chunks(model, repeated.inputs, max_memory)]
+    return {name: torch.cat([part[name] for part in parts]) for name in PATTERNS}
+
+
+def _pass(model: Model, repeated: Repeated) -> dict[str, Float[Tensor, "batch layer head"]]:
+    layers: list[dict[str, Tensor]] = []
+    with torch.no_grad(), model.watching_attention(lambda layer, pattern: layers.append(measure(pattern, repeated))):
+        model.logits(repeated.inputs)
+    return {name: torch.stack([layer[name] for layer in layers], 1).cpu() for name in PATTERNS}
+
+
+def chunks(model: Model, inputs: Inputs, max_memory: int | None) -> list[Inputs]:
+    """The sequences in groups that fit into the memory budget, at least one at a time."""
+    size = max(1, tokens_within(model, max_memory, gradients=False) // inputs.ids.shape[1])
+    fields = (inputs.ids, inputs.mask, inputs.positions, inputs.read)
+    return [Inputs(*parts) for parts in zip(*(one.split(size) for one in fields), strict=True)]

@@ -1,0 +1,1 @@
+"""Retrieval heads, attention sinks and streaming caches."""

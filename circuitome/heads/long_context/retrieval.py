@@ -1,0 +1,169 @@
+"""Retrieval heads: heads that look at the very token of the needle that the model is about to say.
+
+At a step of greedy decoding a head copies if the key that its last query attends to most is a token of the needle and
+that token is the one the model says. Source: Wu et al. 2024, arXiv:2404.15574, section 2; nightdessert/Retrieval_Head:
+retrieval_head_detection.py.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from circuitome.errors import InputError
+from circuitome.heads.long_context.decoding import Changed, Read, at_line_end, greedy, read_prompts
+from circuitome.heads.long_context.needles import DEPTHS, LENGTHS, Case, Needle, needle_cases, recall
+from circuitome.models.model import Model
+from circuitome.results import LEVEL, Estimate, mean, resample_means
+
+STEPS = 24
+"""Tokens of an answer at most."""
+SUCCESS = 0.5
+"""A run succeeds if more than this share of the answer's words was found."""
+RETRIEVAL = 0.1
+"""Score from which on a head is called a retrieval head."""
+STRONG = 0.5
+"""Score above which it is called strong."""
+
+Progress = Callable[[int, int], None]
+"""Called with prompts done and prompts in all."""
+
+
+@dataclass(frozen=True, eq=False)
+class RetrievalScores:
+    """How much of the needle each head copied, run by run; GQA: one score per query head."""
+
+    cases: tuple[Case, ...]
+    """The prompts."""
+    answers: tuple[str, ...]
+    """What the model said."""
+    recall: Float[Tensor, " runs"]
+    """ROUGE-1 recall of each answer."""
+    samples: Float[Tensor, "runs layer head"]
+    """The paper's score: different tokens of the needle that the head copied, as a share of all different ones."""
+    hits: Float[Tensor, "runs layer head"]
+    """The published code's score: steps at which the head copied, over tokens of the needle; can exceed 1."""
+
+    @cached_property
+    def success(self) -> Bool[Tensor, " runs"]:
+        """Which runs answered: recall above one half."""
+        return self.recall > SUCCESS
+
+    @property
+    def conditional(self) -> bool:
+        """Whether means are over successful runs only, as published; with no success they are over all runs."""
+        return bool(self.success.any())
+
+    @property
+    def counted(self) -> Bool[Tensor, " runs"]:
+        """The runs that means are over."""
+        return self.success if self.conditional else torch.ones_like(self.success)
+
+    @cached_property
+    def mean(self) -> Float[Tensor, "layer head"]:
+        """Mean paper score over the counted runs."""
+        return self.samples[self.counted].mean(0)
+
+    @cached_property
+    def mean_hits(self) -> Float[Tensor, "layer head"]:
+        """Mean code score over the counted runs."""
+        return self.hits[self.counted].mean(0)
+
+    @cached_property
+    def frequency(self) -> Float[Tensor, "layer head"]:
+        """Share of the counted runs in which the head copied at all."""
+        return (self.hits[self.counted] > 0).float().mean(0)
+
+    @cached_property
+    def interval(self) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "layer head"]]:
+        """95 % bootstrap interval of `mean` over counted runs; NaN with one."""
+        kept = self.samples[self.counted].flatten(1).double()
+        if len(kept) == 1:
+            nothing = torch.full_like(self.mean, torch.nan)
+            return nothing, nothing
+        draws, tail = resample_means(kept, seed=0), (1 - LEVEL) / 2
+        low, high = (torch.quantile(draws, q, dim=0).float().view_as(self.mean) for q in (tail, 1 - tail))
+        return low, high
+
+    def heads(self, n: int) -> tuple[tuple[int, int], ...]:
+        """The n (layer, head) with the highest mean, then the highest code score."""
+        order = (self.mean.double() + 1e-6 * self.mean_hits.double()).flatten().argsort(descending=True, stable=True)
+        return tuple(divmod(int(index), self.mean.shape[1]) for index in order[:n])
+
+    def top(self, n: int) -> list[tuple[str, Estimate]]:
+        """The same heads by name, each with its mean and interval."""
+        unit = "share of the needle's tokens"
+        return [(f"a{a}.h{h}", mean(self.samples[self.counted][:, a, h], unit)) for a, h in self.heads(n)]
+
+    def retrieval_heads(self) -> tuple[tuple[int, int], ...]:
+        """All (layer, head) whose mean is at least 0.1, strongest first."""
+        return self.heads(int((self.mean >= RETRIEVAL).sum()))
+
+
+def retrieval_scores(
+    model: Model,
+    *,
+    lengths: Sequence[int] = LENGTHS,
+    depths: Sequence[float] = DEPTHS,
+    text: str | None = None,
+    needles: Sequence[Needle] | None = None,
+    steps: int = STEPS,
+    progress: Progress | None = None,
+) -> RetrievalScores:
+    """Scores of all heads over every needle at every depth of every length (see `needle_cases`).
+
+    The prompt is read at once but for its last token; only decoding steps are scored, up to `steps` or a line break.
+    Raises what `needle_cases` raises, and `UnsupportedModelError` for a model without attention weights to look at.
+    """
+    if steps < 1:
+        raise InputError(f"steps is the largest number of tokens of an answer and must be at least 1, got {steps}.")
+    cases = needle_cases(model, lengths=lengths, depths=depths, text=text, needles=needles)
+    return score_read(model, read_prompts(model, cases, more=steps), steps=steps, progress=progress)
+
+
+def score_read(
+    model: Model, batches: Sequence[Read], *, steps: int = STEPS, progress: Progress | None = None
+) -> RetrievalScores:
+    """The same for prompts that were read already."""
+    total, done = sum(len(batch.rows) for batch in batches), 0
+    found: dict[int, tuple[Case, str, float, Tensor, Tensor]] = {}
+    stopped = at_line_end(model)
+    for batch in batches:
+        most: list[Tensor] = []
+        watch = Changed(look=lambda layer, pattern, most=most: most.append(pattern[:, :, -1].argmax(-1)))  # type: ignore[misc]
+        answers = greedy(model, batch, steps, attention=watch, stopped=stopped)
+        by_step = torch.stack(most).unflatten(0, (-1, len(model.blocks)))
+        for i, (row, case, said) in enumerate(zip(batch.rows, batch.cases, answers, strict=True)):
+            paper, code = copy_scores(by_step[: len(said), :, i], said, case.ids, case.span)
+            words = model.decode(said).strip()
+            found[row] = case, words, recall(words, case.answer), paper, code
+        done += len(batch.rows)
+        if progress:
+            progress(done, total)
+    cases, answers_, recalls, paper_, code_ = zip(*(found[row] for row in sorted(found)), strict=True)
+    return RetrievalScores(cases, answers_, torch.tensor(recalls), torch.stack(paper_), torch.stack(code_))
+
+
+def copy_scores(
+    most: Int[Tensor, "step layer head"], said: Sequence[int], prompt: Sequence[int], span: tuple[int, int]
+) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "layer head"]]:
+    """Both scores of one run: `most` is the position that each head attends to most, `said` the token of each step.
+
+    Paper: |set of copied tokens| / |set of the needle's tokens|. Code: hits / tokens of the needle. A key behind the
+    prompt, in what was said before, is no hit.
+    """
+    start, end = span
+    needle = torch.tensor(prompt[start:end], device=most.device)
+    kinds = needle.unique()
+    shape = most.shape[1:]
+    copied = torch.zeros(len(kinds), *shape, dtype=torch.bool, device=most.device)
+    hits = torch.zeros(shape, device=most.device)
+    for place, token in zip(most, said, strict=True):
+        inside = (place >= start) & (place < end)
+        hit = inside & (needle[(place - start).clamp(0, len(needle) - 1)] == token)
+        hits += hit
+        copied |= hit & (kinds == token).view(-1, *[1] * len(shape))
+    return (copied.float().mean(0)).cpu(), (hits / len(needle)).cpu()

@@ -1,0 +1,1 @@
+"""One generator of prompt pairs for each behaviour."""

@@ -1,0 +1,1 @@
+"""How much of the task a circuit keeps, in every variant."""

@@ -1,0 +1,150 @@
+"""Faithfulness as different papers define it, under every ablation, by template and over prompts."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitome.engine.ablation import ABLATIONS
+from circuitome.errors import InputError
+from circuitome.graph.circuits import Circuit
+from circuitome.models.model import Model
+from circuitome.results import Estimate, bootstrap, mean
+from circuitome.tasks.losses import kl
+from circuitome.tasks.task import Task
+from circuitome.validation.faithfulness.evaluator import Evaluator
+from circuitome.validation.faithfulness.share import SHARE
+
+Progress = Callable[[int, int], None]
+"""Called with the ablations measured and the ablations in all."""
+
+
+@dataclass(frozen=True)
+class OtherAblation:
+    """Faithfulness of one circuit under another ablation than the one it was found with."""
+
+    name: str
+    """The ablation, and whose prompts it takes its values from."""
+    edges: Estimate | None
+    """Normalised faithfulness of the circuit's edges; None where the ablation cannot be."""
+    note: str = ""
+    """Why it cannot be."""
+
+
+def faithfulness_variants(
+    own: Float[Tensor, " prompts"],
+    clean: Float[Tensor, " prompts"],
+    empty: Float[Tensor, " prompts"],
+    unit: str,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """Faithfulness from per-prompt metrics of circuit, model and empty circuit.
+
+    - normalised: (F(C) - F(0)) / (F(M) - F(0)) (Hanna et al. 2024).
+    - difference: |F(M) - F(C)|, in the metric's unit (Wang et al. 2022).
+    - ratio of means: F(C) / F(M); mean of ratios: the mean over prompts of the same, unstable where the model's metric
+      is near 0.
+    """
+    columns = torch.stack([own, clean, empty, own / clean], 1)
+
+    def estimate(statistic: Callable[[Tensor], Tensor], unit: str) -> Estimate:
+        return bootstrap(columns, statistic, unit, seed=seed)
+
+    return {
+        "normalised": estimate(lambda m: (m[:, 0] - m[:, 2]) / (m[:, 1] - m[:, 2]), SHARE),
+        "difference": estimate(lambda m: (m[:, 1] - m[:, 0]).abs(), unit),
+        "ratio of means": estimate(lambda m: m[:, 0] / m[:, 1], "share of the model's metric"),
+        "mean of ratios": estimate(lambda m: m[:, 3], "share of the model's metric"),
+    }
+
+
+def distribution_variants(evaluator: Evaluator, circuit: Circuit, seed: int = 0) -> dict[str, Estimate]:
+    """How near the circuit's whole output is to the model's, at the position read, beside that of the empty circuit.
+
+    - KL: KL(model || circuit) over the vocabulary, in nats, mean over prompts.
+    - argmax agreement: share of prompts on which both give the same first token.
+    """
+    clean = evaluator.clean_logits()
+    found: dict[str, Estimate] = {}
+    for name, one in (("circuit", circuit), ("empty circuit", Circuit.empty(circuit.graph))):
+        logits = evaluator.logits(one)
+        found[f"KL, {name}"] = mean(kl(clean, logits), "nats", seed=seed)
+        same = (clean.argmax(-1) == logits.argmax(-1)).float()
+        found[f"argmax agreement, {name}"] = mean(same, "share of prompts", seed=seed)
+    return found
+
+
+def node_circuit(circuit: Circuit) -> Circuit:
+    """All edges between the nodes that `circuit` touches: what a claim about nodes alone says."""
+    graph = circuit.graph
+    rows = circuit.mask.any(1) | (graph.reader_nodes & circuit.mask.any(0)).any(1)
+    columns = (graph.reader_nodes & rows[:, None]).any(0)
+    columns[-1] = True
+    return Circuit(graph, graph.mask & rows[:, None] & columns[None])
+
+
+def other_ablations(
+    model: Model,
+    circuit: Circuit,
+    task: Task,
+    found_with: str,
+    others: Mapping[str, Task],
+    *,
+    seed: int = 0,
+    max_memory: int | None = None,
+    memory: Path | None = None,
+    progress: Progress | None = None,
+) -> list[OtherAblation]:
+    """Normalised faithfulness under each ablation but `found_with`, and under those of `others`.
+
+    `others` are tasks with the same clean prompts and other corrupted ones, by name (IOI's ABC distribution); they are
+    measured with corrupted and mean-position. An ablation that cannot be is listed with the reason.
+    """
+    plans = [(name, task, name) for name in ABLATIONS if name != found_with]
+    for name, other in others.items():
+        plans += [(f"{kind}, {name} prompts", other, kind) for kind in ("corrupted", "mean-position")]
+    rows = []
+    for index, (name, prompts, kind) in enumerate(plans):
+        path = None if memory is None else memory / f"{name.replace(', ', '-').replace(' ', '-')}.safetensors"
+        try:
+            evaluator = Evaluator(model, prompts, kind, max_memory, keep=False, memory=path)  # type: ignore[arg-type]
+            own, empty = evaluator.circuits([circuit, Circuit.empty(circuit.graph)])
+            evaluator.save()
+        except InputError as error:
+            rows.append(OtherAblation(name, None, str(error)))
+            continue
+        rows.append(
+            OtherAblation(name, faithfulness_variants(own, evaluator.clean, empty, task.unit, seed)["normalised"])
+        )
+        if progress:
+            progress(index + 1, len(plans))
+    return rows
+
+
+def by_template(
+    task: Task, own: Float[Tensor, " prompts"], clean: Float[Tensor, " prompts"], empty: Float[Tensor, " prompts"]
+) -> dict[str, Estimate]:
+    """Normalised faithfulness of each template's prompts; none where there is only one template."""
+    names = sorted({pair.template for pair in task.pairs})
+    if len(names) < 2:
+        return {}
+    found = {}
+    for name in names:
+        rows = [i for i, pair in enumerate(task.pairs) if pair.template == name]
+        found[name or "none"] = faithfulness_variants(own[rows], clean[rows], empty[rows], task.unit)["normalised"]
+    return found
+
+
+def over_prompts(
+    own: Float[Tensor, " prompts"], clean: Float[Tensor, " prompts"], empty: Float[Tensor, " prompts"]
+) -> dict[str, float]:
+    """Quartiles over prompts of (circuit - empty) / (model - empty): one mean hides how far prompts lie apart."""
+    ratios = (own - empty) / (clean - empty)
+    known = ratios[torch.isfinite(ratios)]
+    if not len(known):
+        return {}
+    quartiles = torch.quantile(known, torch.tensor([0.25, 0.5, 0.75])).tolist()
+    return dict(zip(("lower quartile", "median", "upper quartile"), quartiles, strict=True))

@@ -1,0 +1,148 @@
+"""Search again with a knock-out in force: what the circuit becomes when some of its parts are gone."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitome.discovery.attribution.edges import eap_ig
+from circuitome.engine.ablate_outputs import ablate, ablated_rows
+from circuitome.errors import InputError
+from circuitome.graph.circuits import Circuit
+from circuitome.graph.edge_scores import EdgeScores
+from circuitome.models.model import Model
+from circuitome.results import Estimate, mean
+from circuitome.tasks.task import Task
+from circuitome.validation.robustness.backup_heads import FEWEST_PROMPTS, grew
+from circuitome.validation.tests.hypotheses import ALPHA, holm
+
+
+@dataclass(frozen=True)
+class Rise:
+    """What one head or MLP matters before and after. Unit of the metric; positive helps."""
+
+    name: str
+    """The head or MLP."""
+    before: Estimate
+    """Its strength in the intact model: minus the sum of the scores of the edges that leave it."""
+    after: Estimate
+    """Its strength in the knocked-out model."""
+    growth: Estimate
+    """after - before, prompt by prompt."""
+    p_value: float
+    """Of a paired t-test that it did not grow, Holm-corrected over all parts that are left."""
+    joined: bool
+    """Whether it is in the new circuit and not in the old one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Research:
+    """Two searches, without and with the knock-out."""
+
+    knocked: tuple[str, ...]
+    """Heads and MLPs that were knocked out."""
+    ablation: str
+    """What they wrote instead."""
+    before: EdgeScores
+    """Scores of the intact model."""
+    after: EdgeScores
+    """Scores of the knocked-out model."""
+    size: int
+    """Edges of both circuits."""
+    rises: tuple[Rise, ...]
+    """Every part that is left, the largest growth first."""
+
+    @property
+    def circuits(self) -> tuple[Circuit, Circuit]:
+        """The `size` strongest edges before and after."""
+        return self.before.top(self.size), self.after.top(self.size)
+
+    @property
+    def risen(self) -> tuple[Rise, ...]:
+        """Parts whose strength grew significantly, to something positive."""
+        grown = [one for one in self.rises if one.p_value < ALPHA and one.growth.low > 0]
+        return tuple(one for one in grown if one.after.value > 0)
+
+    def to_dict(self, top: int = 20) -> dict[str, Any]:
+        """The circuits' edges, what is new in them, and the `top` parts that rose most, as plain JSON values."""
+        old, new = self.circuits
+        return {
+            "knocked": list(self.knocked),
+            "ablation": self.ablation,
+            "size": self.size,
+            "method": self.after.method,
+            "gained": [{"edge": edge, "score": score} for edge, score in self.after.ranked(new - old)],
+            "lost": [{"edge": edge, "score": score} for edge, score in self.before.ranked(old - new)],
+            "kept": len(old & new),
+            "rises": [asdict(one) for one in self.rises[:top]],
+        }
+
+
+def research(
+    model: Model,
+    task: Task,
+    heads: Sequence[str],
+    *,
+    edges: int,
+    ablation: str = "mean",
+    before: EdgeScores | None = None,
+    method: Callable[[Model, Task], EdgeScores] = eap_ig,
+    seed: int = 0,
+) -> Research:
+    """Score all edges with `heads` knocked out, by the same `method` as before, and see whose strength rose.
+
+    The strength of a head or MLP is minus the sum of the scores of all edges that leave it: to first order, what the
+    metric loses when it is corrupted. The knock-out (`ablation`: mean or zero, at every position) holds in every pass
+    of the method, see `ablate`; edges out of knocked-out heads score 0. `before` are scores of the intact model
+    where they are at hand. Costs the method once, or twice.
+    Raises as `ablate` and `EdgeScores.top`, and `InputError` for fewer than 8 prompts or scores without samples.
+    """
+    if len(task) < FEWEST_PROMPTS:
+        raise InputError(
+            f"Whether a strength rose is tested over prompts, which needs at least {FEWEST_PROMPTS}; {task.name} has "
+            f"{len(task)}. Take more prompts (--n)."
+        )
+    rows = ablated_rows(model, heads)
+    first = method(model, task) if before is None else before
+    first.top(edges)  # refuse sizes and scores that cannot be before the search
+    old = strengths(first)
+    with ablate(model, task, heads, ablation=ablation):
+        second = method(model, task)
+    new = strengths(second)
+    if old.shape != new.shape:
+        raise InputError(
+            f"The scores from before are of {len(old)} prompts, {task.name} has {len(task)}; strengths are compared "
+            "prompt by prompt. Give scores of the same task."
+        )
+    growth = new - old
+    left = [row for row in range(len(model.graph.embeds), len(model.graph.writers)) if row not in rows]
+    order = sorted(left, key=lambda row: -float(growth[:, row].mean()))
+    corrected = holm([grew(growth[:, row]) for row in order])
+    joined = set(second.top(edges).nodes) - set(first.top(edges).nodes)
+
+    def rise(row: int, p: float) -> Rise:
+        name = model.graph.writers[row]
+        was, now, change = (mean(values[:, row], task.unit, seed=seed) for values in (old, new, growth))
+        return Rise(name, was, now, change, p, name in joined)
+
+    names = tuple(model.graph.writers[row] for row in rows)
+    rises = tuple(rise(row, p) for row, p in zip(order, corrected, strict=True))
+    return Research(names, ablation, first, second, edges, rises)
+
+
+def strengths(scores: EdgeScores) -> Float[Tensor, "prompts writers"]:
+    """Minus the sum of the scores of all edges that leave each writer, on every prompt: positive helps.
+
+    Raises `InputError` for scores without samples.
+    """
+    if scores.samples is None:
+        raise InputError(
+            f"The scores by {scores.method or 'this method'} hold no per-prompt samples, so that strengths cannot be "
+            "tested over prompts. EAP and EAP-IG keep them."
+        )
+    rows = scores.graph.mask.nonzero()[:, 0]
+    found = torch.zeros(len(scores.samples), len(scores.graph.writers))
+    return -found.index_add_(1, rows, scores.samples)

@@ -1,0 +1,192 @@
+"""Does a circuit hold for other prompts of its task, in other words, and is it the circuit of other tasks too?"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitome.discovery.attribution.edges import eap_ig
+from circuitome.engine.ablation import Ablation
+from circuitome.engine.circuit_run import check_graph
+from circuitome.errors import InputError
+from circuitome.graph.circuits import Circuit
+from circuitome.graph.edge_scores import EdgeScores
+from circuitome.models.model import Model
+from circuitome.results import Estimate, bootstrap, mean
+from circuitome.tasks import TASKS
+from circuitome.tasks.generators.ioi import ioi
+from circuitome.tasks.task import Task
+from circuitome.validation.faithfulness.evaluator import Evaluator
+from circuitome.validation.robustness.stability import AgreementMatrix, check_size, method_agreement
+
+SHARE = "share of the clean-ablated gap"
+FEWEST_PROMPTS = 8
+"""Prompts that a template needs to be a task of its own."""
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True, eq=False)
+class Across:
+    """Circuits of several tasks side by side: how far they overlap, and how well each does the other tasks."""
+
+    names: tuple[str, ...]
+    """The tasks; the first is the one that the others stand beside."""
+    circuits: tuple[Circuit, ...]
+    """The circuit of each task."""
+    overlap: AgreementMatrix
+    """Of the scores of each task with those of each."""
+    faithfulness: tuple[tuple[Estimate, ...], ...]
+    """By circuit and task: (F(C) - F(0)) / (F(M) - F(0)) of the row's circuit on the column's prompts."""
+
+    @property
+    def matrix(self) -> Float[Tensor, "circuits tasks"]:
+        """Faithfulness of every circuit on every task."""
+        return torch.tensor([[one.value for one in row] for row in self.faithfulness])
+
+    def __getitem__(self, names: tuple[str, str]) -> Estimate:
+        """Faithfulness of one task's circuit on another task."""
+        circuit, task = names
+        return self.faithfulness[self.names.index(circuit)][self.names.index(task)]
+
+    def table(self) -> list[tuple[str, ...]]:
+        """Cells, a row for each task: name, overlap with the first, first circuit on it, own circuit on the first."""
+        edges, nodes = self.overlap.matrix("edges")[0].tolist(), self.overlap.matrix("nodes")[0].tolist()
+        ranks = self.overlap.matrix("spearman")[0].tolist()
+        return [
+            (
+                name,
+                f"{edges[i]:.2f}",
+                f"{nodes[i]:.2f}",
+                f"{ranks[i]:.2f}",
+                str(self.faithfulness[0][i]),
+                str(self.faithfulness[i][i]),
+                str(self.faithfulness[i][0]),
+            )
+            for i, name in enumerate(self.names)
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Names, overlaps and the matrix of faithfulness with intervals, as plain JSON values."""
+        return {
+            "names": list(self.names),
+            "overlap": self.overlap.to_dict(),
+            "faithfulness": [[one.to_dict() for one in row] for row in self.faithfulness],
+        }
+
+
+def variants_of(
+    model: Model, task: Task, *, n: int | None = None, seed: int = 0, others: bool = True
+) -> dict[str, Task]:
+    """Tasks to hold `task`'s circuit against, each of up to `n` prompts (default: as many as `task` has).
+
+    Other prompts by its generator ("seed 1"); its prompts template by template, or by groups of templates where these
+    are small ("ioi-ABBA", "ioi-BABA"); other sentences, where the generator has some ("paraphrase"); and with `others`
+    the other tasks that the model does: mean metric on clean above corrupted prompts, surely over prompts. Tasks whose
+    words this tokenizer lacks are left out. Costs two passes over the prompts of each other task.
+    """
+    count, found = n or len(task), dict[str, Task]()
+    generator = TASKS.get(task.name)
+    if generator is not None and task.seed is not None:
+        drawn = task.seed + 1 + seed
+        kept = {"corruption": match[1]} if (match := re.search(r"corruption ([\w-]+)", task.source)) else {}
+        found[f"seed {drawn}"] = generator(model, n=count, seed=drawn, **kept)
+        if generator is ioi:
+            found["paraphrase"] = ioi(model, n=count, seed=drawn, paraphrased=True, **kept)
+    found |= {name: _first(one, count) for name, one in by_template(task).items()}
+    for name, other in TASKS.items() if others else ():
+        if name != task.name:
+            try:
+                drawn_task = other(model, n=count, seed=seed)
+            except InputError:  # words that this tokenizer lacks
+                continue
+            if does(model, drawn_task):
+                found[name] = drawn_task
+    return found
+
+
+def by_template(task: Task, least: int = FEWEST_PROMPTS) -> dict[str, Task]:
+    """The prompts of each template as a task of its own; nothing where they are all of one.
+
+    Where a template has fewer than `least` prompts, templates that differ only in a number at the end go together;
+    groups that are still smaller are left out.
+    """
+    names = [pair.template for pair in task.pairs]
+    if min(names.count(name) for name in names) < least:
+        names = [re.sub(r"-\d+$", "", name) for name in names]
+    groups = {name: [pair for pair, own in zip(task.pairs, names, strict=True) if own == name] for name in names}
+    if len(groups) < 2:
+        return {}
+    return {name: replace(task, pairs=tuple(pairs)) for name, pairs in sorted(groups.items()) if len(pairs) >= least}
+
+
+def does(model: Model, task: Task, *, ablation: Ablation = "corrupted") -> bool:
+    """Whether the metric is higher on clean prompts than with everything ablated: the interval's low end above 0."""
+    evaluator = Evaluator(model, task, ablation, keep=False)
+    empty = evaluator.circuits([Circuit.empty(model.graph)])[0]
+    return mean(evaluator.clean - empty, task.unit).low > 0
+
+
+def across(
+    model: Model,
+    tasks: Mapping[str, Task],
+    *,
+    size: int,
+    method: Callable[[Model, Task], EdgeScores] = eap_ig,
+    scores: Mapping[str, EdgeScores] | None = None,
+    circuits: Mapping[str, Circuit] | None = None,
+    ablation: Ablation = "corrupted",
+    seed: int = 0,
+    max_memory: int | None = None,
+    progress: Progress | None = None,
+) -> Across:
+    """The circuit of every task by `method`, their overlaps, and the faithfulness of each on each.
+
+    A circuit is the `size` strongest edges of the task's scores. `scores` and `circuits` may give what is at hand for
+    some of the tasks by name. Costs the method once a task, two passes, and one circuit run for every pair of tasks.
+    Raises `InputError` for fewer than two tasks, a circuit of another model, or a task that the model does not do.
+    """
+    if len(tasks) < 2:
+        raise InputError(f"Tasks are compared with each other; got only {', '.join(tasks) or 'none'}.")
+    tell = progress or (lambda what, done, total: None)
+    found = dict(scores or {})
+    for done, (name, task) in enumerate(tasks.items()):
+        tell("scoring", done, len(tasks))
+        if name not in found:
+            found[name] = method(model, task)
+    chosen = [(circuits or {}).get(name) or found[name].top(size) for name in tasks]
+    for circuit in chosen:
+        check_size(circuit)
+        check_graph(model, circuit)
+    columns = []
+    for done, (name, task) in enumerate(tasks.items()):
+        tell("measuring", done, len(tasks))
+        columns.append(_shares(Evaluator(model, task, ablation, max_memory, keep=False), name, chosen, seed))
+    rows = tuple(tuple(column[i] for column in columns) for i in range(len(chosen)))
+    overlap = method_agreement({name: found[name] for name in tasks}, size)
+    return Across(tuple(tasks), tuple(chosen), overlap, rows)
+
+
+def _shares(evaluator: Evaluator, name: str, circuits: list[Circuit], seed: int) -> list[Estimate]:
+    """Faithfulness of each circuit on one task."""
+    empty, *metrics = evaluator.circuits([Circuit.empty(evaluator.model.graph), *circuits])
+    clean = evaluator.clean
+    if not float(clean.mean()) > float(empty.mean()):
+        raise InputError(
+            f"{evaluator.model.name} does not do the task {name}: its mean {evaluator.task.metric} is "
+            f"{float(clean.mean()):.3f}, and {float(empty.mean()):.3f} with everything ablated. Leave it out; "
+            "variants_of gives only tasks that the model does."
+        )
+
+    def share(means: Tensor) -> Tensor:
+        return (means[:, 0] - means[:, 2]) / (means[:, 1] - means[:, 2])
+
+    return [bootstrap(torch.stack([metric, clean, empty], 1), share, SHARE, seed=seed) for metric in metrics]
+
+
+def _first(task: Task, n: int) -> Task:
+    return replace(task, pairs=task.pairs[:n])

@@ -1,0 +1,1 @@
+"""Completeness, minimality, hypothesis tests and null circuits."""

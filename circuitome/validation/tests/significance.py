@@ -1,0 +1,149 @@
+"""Hypothesis tests that need circuit runs: is the circuit better than chance, and is each of its edges?
+
+Source: Shi et al. 2024, arXiv:2410.13032; see `hypothesis` for the tests themselves.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitome.graph.circuits import Circuit
+from circuitome.graph.model_graph import Graph
+from circuitome.validation.faithfulness.evaluator import Evaluator
+from circuitome.validation.tests import hypotheses as hypothesis
+from circuitome.validation.tests.hypotheses import TestResult
+
+Progress = Callable[[int, int], None]
+"""Called with the runs done and the runs in all."""
+
+
+@dataclass(frozen=True)
+class EdgeTest:
+    """Whether single edges of a circuit matter more than useless ones do."""
+
+    edges: tuple[str, ...]
+    """The edges that were tested."""
+    changes: Float[Tensor, " edges"]
+    """|mean change of the metric| without each."""
+    useless: Float[Tensor, " draws"]
+    """The same for edges of paths that were added at random."""
+    results: tuple[TestResult, ...]
+    """One test an edge, corrected for their number."""
+
+    @property
+    def summary(self) -> TestResult:
+        """The test of the circuit: rejected if any edge's is. Its statistic is the share of edges rejected."""
+        smallest = min(self.results, key=lambda one: one.p_value)
+        share = sum(one.rejected() for one in self.results) / len(self.results)
+        return TestResult("minimal edges", smallest.null, share, smallest.p_value, len(self.useless))
+
+    @property
+    def unneeded(self) -> tuple[str, ...]:
+        """Edges that are no better than useless ones."""
+        return tuple(edge for edge, one in zip(self.edges, self.results, strict=True) if one.rejected())
+
+
+def edge_test(
+    evaluator: Evaluator,
+    circuit: Circuit,
+    *,
+    most: int = 100,
+    draws: int = 50,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> EdgeTest:
+    """Test up to `most` of the circuit's edges, drawn at random, against useless ones.
+
+    A useless edge: one random path from an embedding to the logits is added to the circuit, and one of its edges, not
+    in the circuit before, is left out again; `draws` of them. Leaving out an edge of the circuit should change the
+    metric more than that.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    graph = circuit.graph
+    every = circuit.mask.nonzero()
+    chosen = every[torch.randperm(len(every), generator=generator)[:most]].tolist()
+    chosen.sort(key=lambda edge: -edge[1])
+    total = len(chosen) + 2 * draws
+    gone = torch.zeros(len(chosen) + 1, *circuit.mask.shape, dtype=torch.bool)
+    for k, (row, column) in enumerate(chosen):
+        gone[k + 1, row, column] = True
+    found = evaluator.parts(circuit, gone).mean(1)
+    if progress:
+        progress(len(chosen), total)
+    paths: list[Circuit] = []
+    left_out: list[list[int]] = []
+    while len(paths) < draws:
+        path = random_path(graph, generator) - circuit
+        if len(path):
+            paths.append(path)
+            edges = path.mask.nonzero()
+            left_out.append(edges[int(torch.randint(len(edges), (), generator=generator))].tolist())
+    useless = _useless_changes(evaluator, circuit, paths, left_out)
+    if progress:
+        progress(total, total)
+    names = tuple(graph.edge_name(row, column) for row, column in chosen)
+    changes = (found[1:] - found[0]).abs()
+    return EdgeTest(names, changes, useless, tuple(hypothesis.needed_edges(changes, useless)))
+
+
+def _useless_changes(
+    evaluator: Evaluator, circuit: Circuit, paths: Sequence[Circuit], left_out: Sequence[Sequence[int]]
+) -> Float[Tensor, " draws"]:
+    """What leaving out one edge of each path changes, the path and the circuit being there."""
+    every = circuit.mask.clone()
+    for path in paths:
+        every |= path.mask
+    union = Circuit(circuit.graph, every)
+    gone = []
+    for path, (row, column) in zip(paths, left_out, strict=True):
+        others = every & ~circuit.mask & ~path.mask
+        without = others.clone()
+        without[row, column] = True
+        gone += [others, without]
+    means = evaluator.parts(union, torch.stack(gone)).mean(1).view(-1, 2)
+    return (means[:, 1] - means[:, 0]).abs()
+
+
+def random_path(graph: Graph, generator: torch.Generator) -> Circuit:
+    """The edges of one walk from an embedding to the logits; at each node one of its edges, all equally likely."""
+
+    def pick(options: Sequence[int]) -> int:
+        return options[int(torch.randint(len(options), (), generator=generator))]
+
+    mask = torch.zeros_like(graph.mask)
+    row = pick(range(len(graph.embeds)))
+    while True:
+        column = pick(graph.mask[row].nonzero().flatten().tolist())
+        mask[row, column] = True
+        if not graph.rows_of[column]:
+            return Circuit(graph, mask)
+        row = pick(graph.rows_of[column])
+
+
+def necessity(
+    evaluator: Evaluator, circuit: Circuit, *, draws: int = 50, seed: int = 0, progress: Progress | None = None
+) -> tuple[TestResult, float, list[float]]:
+    """Does cutting the circuit's edges hurt the model more than cutting as many others? Rejection: yes, surely.
+
+    Gives the test, the damage F(M) - F(M without C), and that of `draws` random sets of edges outside the circuit.
+    """
+    graph = circuit.graph
+    generator = torch.Generator().manual_seed(seed)
+    others = graph.mask & ~circuit.mask
+    size = min(len(circuit), int(others.sum()))
+    sets = [circuit, *(_drawn(others, size, graph, generator) for _ in range(draws if size else 0))]
+    means = evaluator.circuits([Circuit(graph, graph.mask & ~one.mask) for one in sets], progress).mean(1)
+    damage = (evaluator.clean.mean() - means).tolist()
+    drawn = damage[1:] or [damage[0]]  # a circuit of all edges has no others to be compared with
+    return hypothesis.better_than_random("necessity", damage[0], drawn), damage[0], damage[1:]
+
+
+def _drawn(among: Tensor, n: int, graph: Graph, generator: torch.Generator) -> Circuit:
+    edges = among.nonzero()
+    rows = edges[torch.randperm(len(edges), generator=generator)[:n]]
+    mask = torch.zeros_like(graph.mask)
+    mask[rows[:, 0], rows[:, 1]] = True
+    return Circuit(graph, mask)
