@@ -8,7 +8,7 @@ import torch
 from speed import HERE, bare_forward, machine, medians, one_thread
 
 import circuitome as cm
-from circuitome.heads.atlas.all_heads import atlas
+from circuitome.heads.atlas.all_heads import head_atlas
 from circuitome.heads.atlas.patterns import pattern_scores
 from circuitome.heads.atlas.repeated import repeated_tokens
 
@@ -27,8 +27,8 @@ def main() -> None:
         {
             "forward": lambda: bare_forward(model, repeated.inputs.ids),
             "patterns": lambda: pattern_scores(model, repeated),
-            "atlas_without_noise": lambda: atlas(model, n=N, period=PERIOD, random=()),
-            "atlas": lambda: atlas(model, n=N, period=PERIOD),
+            "atlas_without_noise": lambda: head_atlas(model, n=N, period=PERIOD, random=()),
+            "atlas": lambda: head_atlas(model, n=N, period=PERIOD),
         },
         options.repeats,
     )

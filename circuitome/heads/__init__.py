@@ -1,7 +1,7 @@
 """What single attention heads do: attention patterns, copying, retrieval, sinks, roles."""
 
 from circuitome.heads.atlas.all_heads import Atlas as Atlas
-from circuitome.heads.atlas.all_heads import atlas as atlas
+from circuitome.heads.atlas.all_heads import head_atlas as head_atlas
 from circuitome.heads.atlas.capture import watching_heads as watching_heads
 from circuitome.heads.atlas.copying import Copying as Copying
 from circuitome.heads.atlas.copying import token_copying as token_copying

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from circuitome.errors import InputError
-from circuitome.heads.atlas.all_heads import Atlas, atlas
+from circuitome.heads.atlas.all_heads import Atlas, head_atlas
 from circuitome.heads.atlas.head_score import HeadScore, named
 from circuitome.heads.atlas.induction_heads import induction
 from circuitome.heads.atlas.repeated import Repeated
@@ -76,7 +76,7 @@ def run_heads(spec: HeadsSpec, progress: Progress | None = None) -> Run:
     start, tell = time.perf_counter(), progress or _silent
     tell("loading", 0, 1)
     model = load(spec.model)
-    found = atlas(
+    found = head_atlas(
         model,
         n=spec.n,
         period=spec.period,

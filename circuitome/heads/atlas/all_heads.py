@@ -83,7 +83,7 @@ class Atlas:
         }
 
 
-def atlas(
+def head_atlas(
     model: Model,
     *,
     n: int = 16,
