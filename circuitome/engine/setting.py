@@ -1,0 +1,165 @@
+"""What every method is given, in one value: model, prompts, ablation, memory budget, seed, progress, where work is kept.
+
+A method is written once, as a function of a `Setting`; `method` lets it be called with a model and a task as well:
+
+    @method
+    def eap(setting: Setting, *, steps: int) -> EdgeScores: ...
+
+    eap(setting, steps=5)
+    eap(model, task, steps=5, ablation="mean", max_memory=2_000_000_000)
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload, runtime_checkable
+
+from circuitome.engine.ablation import AblationValues, check_ablation
+from circuitome.engine.batches import Batch, batches
+from circuitome.engine.checkpoint import Checkpoint
+from circuitome.engine.circuit_run import Baseline, baseline
+from circuitome.errors import InputError
+from circuitome.models.loading import weights_hash
+from circuitome.models.model import Model
+from circuitome.progress import Progress, silent
+from circuitome.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method works on, and what it may cost."""
+
+    model: Model
+    """The model; its weights are never changed."""
+    prompts: Task | None = None
+    """The prompt pairs and their metric; None for what asks the model or its weights alone."""
+    ablation: str = "corrupted"
+    """What an ablated writer writes: a name in `ABLATIONS`."""
+    max_memory: int | None = None
+    """Bytes that the work may take beside the weights; None for a default that is nearly as fast as any."""
+    seed: int = 0
+    """Seed of everything that is drawn: resamples, random circuits, learning."""
+    progress: Progress = silent
+    """Told what is being done and how much of it is done."""
+    checkpoint: Path | None = None
+    """File (or, for a suite of measurements, folder) in which long work is kept and from which it goes on."""
+    shared_prefix: bool = True
+    """Whether the tokens that clean and corrupted prompts share at their beginning run once; the result is the same."""
+
+    def __post_init__(self) -> None:
+        check_ablation(self.ablation)
+
+    @property
+    def task(self) -> Task:
+        """The prompts. Raises `InputError` where there are none."""
+        if self.prompts is None:
+            raise InputError("This needs prompts: call it with a model and a task, for example cm.tasks.ioi(model).")
+        return self.prompts
+
+    def but(self, **changes: Any) -> "Setting":
+        """This setting with some fields changed."""
+        return replace(self, **changes)
+
+    def tell(self, what: str) -> Callable[[int, int], None]:
+        """Progress on one phase: a function of how much is done and how much there is."""
+        return lambda done, total: self.progress(what, done, total)
+
+    @cached_property
+    def replacement(self) -> AblationValues:
+        """What ablated writers write; made once, which costs a pass over the corrupted prompts for the means."""
+        return AblationValues.of(self.model, self.task, self.ablation)
+
+    def batches(self, *, gradients: bool = False) -> Iterator[Batch]:
+        """The prompts in batches that fit the budget; corrupted runs stand beside them where values are theirs.
+
+        `gradients` says what the batches are for, which decides their size.
+        """
+        swaps = self.ablation == "corrupted"
+        shared = swaps and self.shared_prefix
+        return batches(
+            self.model,
+            self.task,
+            shared_prefix=shared,
+            corrupted=swaps,
+            max_memory=self.max_memory,
+            gradients=gradients,
+        )
+
+    def baselines(self, *, gradients: bool = False) -> Iterator[Baseline]:
+        """Batch by batch, everything that does not depend on a circuit; see `Baseline`."""
+        for batch in self.batches(gradients=gradients):
+            yield baseline(self.model, self.task, batch, self.replacement)
+
+    @cached_property
+    def key(self) -> tuple[str, ...]:
+        """What decides a result besides the method's own arguments: weights, prompts with their metric, ablation."""
+        data = "" if self.prompts is None else self.prompts.data_hash()
+        return weights_hash(self.model), data, self.ablation
+
+    def kept(self, search: str, *arguments: Any) -> Checkpoint:
+        """The file of a search with these arguments (plain JSON); that of another search or model is refused."""
+        key = () if self.checkpoint is None else (*self.key, *arguments)
+        return Checkpoint(self.checkpoint, search, *key)
+
+
+P = ParamSpec("P")
+R = TypeVar("R", covariant=True)
+OPTIONS = tuple(field.name for field in fields(Setting) if field.name not in ("model", "prompts"))
+"""Fields of a `Setting` that a method takes as keywords when it is called with a model."""
+
+
+@runtime_checkable
+class Method(Protocol[P, R]):
+    """A function of a `Setting`, callable with a model and its prompts as well."""
+
+    @overload
+    def __call__(self, setting: Setting, /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+
+    @overload
+    def __call__(self, model: Model, /, *args: Any, **kwargs: Any) -> R: ...
+
+
+def method(function: Callable[Concatenate[Setting, P], R]) -> Method[P, R]:
+    """`function(setting, ...)`, which can also be called as `function(model, task, ...)`.
+
+    Of the positional arguments after the model the first `Task` is the prompts, the others stay in order; keywords
+    named like fields of `Setting` (ablation, max_memory, seed, progress, checkpoint) go into the setting.
+    Raises `TypeError` where the first argument is neither.
+    """
+
+    @functools.wraps(function)
+    def call(first: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(first, Setting):
+            return function(first, *args, **kwargs)
+        if not isinstance(first, Model):
+            raise TypeError(
+                f"{function.__name__} takes a model and a task, or a Setting; got {type(first).__name__}. "
+                "Load one with cm.load(...)."
+            )
+        at = next((i for i, value in enumerate(args) if isinstance(value, Task)), None)
+        prompts = None if at is None else args[at]
+        rest = args if at is None else (*args[:at], *args[at + 1 :])
+        options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
+        return function(Setting(first, prompts, **options), *rest, **kwargs)
+
+    call.__signature__ = _signature(function)  # type: ignore[attr-defined]  # what `help` and notebooks show
+    return call
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    """Model, task, the function's own parameters, and the fields of `Setting` as keywords."""
+    kind = inspect.Parameter
+    own = list(inspect.signature(function).parameters.values())[1:]
+    ends = [
+        kind(field.name, kind.KEYWORD_ONLY, default=field.default, annotation=field.type)
+        for field in fields(Setting)
+        if field.name in OPTIONS
+    ]
+    first = [
+        kind("model", kind.POSITIONAL_ONLY, annotation=Model),
+        kind("task", kind.POSITIONAL_ONLY, annotation=Task),
+    ]
+    return inspect.Signature([*first, *own, *ends])
