@@ -1,0 +1,427 @@
+"""Blocks: what a study says, as plain data that a terminal, a page and a notebook show alike.
+
+A block holds numbers and sentences that were computed before; nothing computes in a view. All fields are plain JSON
+values, tuples of them or blocks' own small classes, so that a run's blocks lie in its manifest and can be shown again
+without a model. Missing numbers are None.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+Number = float | None
+Cell = str | float | int | None | tuple[Number, Number, Number]
+"""Text, a number, nothing, or an estimate as (value, low, high)."""
+Style = Literal["text", "node", "number", "signed", "percent", "count", "estimate"]
+"""How a value is written: `node` in a fixed-width font, `percent` of a share, `estimate` with its interval."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """What all blocks have; abstract."""
+
+    title: str = ""
+    """Heading; blocks without one belong to the section before them."""
+    note: str = ""
+    """A sentence below the heading: what is shown, unit, sign."""
+    folded: bool = False
+    """Whether a page shows it only when it is opened, and a terminal not at all."""
+    where: Literal["everywhere", "page", "terminal"] = "everywhere"
+    """Which views show it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lede(Block):
+    """The answer in words, first on the page."""
+
+    text: str
+    """Whole sentences; a line break separates paragraphs."""
+    block: Literal["lede"] = "lede"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One number that stands out."""
+
+    name: str
+    """What it is."""
+    value: Number
+    """The value, in `unit`."""
+    low: Number = None
+    """Lower end of its interval."""
+    high: Number = None
+    """Upper end of its interval."""
+    unit: str = ""
+    """Unit, where it is not said by the style."""
+    style: Style = "number"
+    """How it is written."""
+    about: str = ""
+    """A short phrase: what it means, over what its interval is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers(Block):
+    """Headline numbers, as cards."""
+
+    items: tuple[Figure, ...]
+    """The numbers."""
+    block: Literal["numbers"] = "numbers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column of a table."""
+
+    name: str
+    """Heading."""
+    style: Style = "text"
+    """How its cells are written."""
+    unit: str = ""
+    """Unit of its numbers."""
+    about: str = ""
+    """What it says, in a sentence; shown in the page's legend."""
+    decimals: int | None = None
+    """Digits after the point; None for what suits the column's numbers."""
+    narrow: bool = True
+    """Whether a narrow terminal shows it too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table(Block):
+    """Rows under columns."""
+
+    columns: tuple[Column, ...]
+    """The columns."""
+    rows: tuple[tuple[Cell, ...], ...]
+    """Cells by row, in the order of the columns."""
+    top: int | None = None
+    """Rows that a terminal shows; None for all. The page shows as many first, and all when asked."""
+    marks: tuple[str, ...] = ()
+    """A mark for each row (good, bad, unclear or nothing), or none at all."""
+    block: Literal["table"] = "table"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeatMap(Block):
+    """A matrix of numbers by labels, such as heads across and layers down."""
+
+    rows: tuple[str, ...]
+    """Row labels, first row first."""
+    columns: tuple[str, ...]
+    """Column labels."""
+    values: tuple[tuple[Number, ...], ...]
+    """Values by row; None where there is no such cell."""
+    low: tuple[tuple[Number, ...], ...] = ()
+    """Lower ends of intervals, or nothing."""
+    high: tuple[tuple[Number, ...], ...] = ()
+    """Upper ends of intervals, or nothing."""
+    unit: str = ""
+    """Unit of the values."""
+    scale: Literal["signed", "positive"] = "signed"
+    """Whether colours run from negative over 0 to positive, or from 0 up."""
+    labels: tuple[tuple[str, ...], ...] = ()
+    """Name of each cell for hovering and for lists, or nothing: then row and column."""
+    upwards: bool = False
+    """Whether the first row is drawn lowest, as layers are."""
+    top: int = 10
+    """Strongest cells that a terminal lists."""
+    block: Literal["heat map"] = "heat map"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """A line of a chart."""
+
+    name: str
+    """Name in the legend."""
+    x: tuple[Number, ...]
+    """Where its points are."""
+    y: tuple[Number, ...]
+    """Their values."""
+    low: tuple[Number, ...] = ()
+    """Lower ends of a band, or nothing."""
+    high: tuple[Number, ...] = ()
+    """Upper ends of a band, or nothing."""
+    faint: bool = False
+    """Whether it is drawn in the background, such as random circuits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lines(Block):
+    """Lines over a common axis, with bands."""
+
+    x: str
+    """Name of the horizontal axis."""
+    y: str
+    """Name of the vertical axis, with its unit."""
+    series: tuple[Series, ...]
+    """The lines."""
+    log_x: bool = False
+    """Whether the horizontal axis is logarithmic."""
+    levels: tuple[tuple[str, float], ...] = ()
+    """Named horizontal lines, such as the whole model at 1."""
+    marks: tuple[tuple[str, float], ...] = ()
+    """Named vertical lines, such as the circuit's size."""
+    block: Literal["lines"] = "lines"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bars(Block):
+    """Bars with intervals, one for each label."""
+
+    labels: tuple[str, ...]
+    """Names of the bars."""
+    values: tuple[Number, ...]
+    """Their lengths."""
+    low: tuple[Number, ...] = ()
+    """Lower ends of intervals, or nothing."""
+    high: tuple[Number, ...] = ()
+    """Upper ends of intervals, or nothing."""
+    groups: tuple[str, ...] = ()
+    """A group for each bar, which decides its colour, or nothing."""
+    x: str = ""
+    """Name of the axis, with its unit."""
+    block: Literal["bars"] = "bars"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scatter(Block):
+    """Points with names."""
+
+    x: str
+    """Name of the horizontal axis."""
+    y: str
+    """Name of the vertical axis."""
+    points: tuple[tuple[float, float, str], ...]
+    """Horizontal and vertical value and name of each point."""
+    groups: tuple[str, ...] = ()
+    """A group for each point, which decides its colour, or nothing."""
+    diagonal: bool = False
+    """Whether the line on which both values are the same is drawn."""
+    block: Literal["scatter"] = "scatter"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """The model's grid on which a circuit is drawn."""
+
+    layers: int
+    """Blocks."""
+    heads: int
+    """Query heads of a block."""
+    kv_heads: int
+    """Key/value heads of a block."""
+    mlps: bool = True
+    """Whether blocks have MLPs."""
+    parallel: bool = False
+    """Whether attention and MLP of a block read the same stream."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edge:
+    """An edge of a drawn circuit."""
+
+    source: str
+    """The writer: a5.h1, m3, embed."""
+    reader: str
+    """The reader: a9.h6.q, a9.kv2.v, m7.in, logits."""
+    score: Number
+    """Effect on the metric, in its unit; negative helps."""
+    low: Number = None
+    """Lower end of its interval."""
+    high: Number = None
+    """Upper end of its interval."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CircuitMap(Block):
+    """A circuit on the model's own grid: heads across, layers up."""
+
+    shape: Shape
+    """The grid."""
+    edges: tuple[Edge, ...]
+    """The circuit's edges, strongest first."""
+    unit: str
+    """Unit of the scores."""
+    top: int = 12
+    """Edges that a terminal lists."""
+    block: Literal["circuit"] = "circuit"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoleClass:
+    """A class of parts with the same role."""
+
+    name: str
+    """The role, e.g. "name mover"."""
+    members: tuple[str, ...]
+    """Heads or MLPs, strongest first."""
+    about: str = ""
+    """What they do, in one phrase."""
+    position: str = ""
+    """The token position at which they act, by role name, e.g. "end"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roles(Block):
+    """Classes of parts as boxes with arrows between them, token positions below."""
+
+    classes: tuple[RoleClass, ...]
+    """The boxes, in the order of layers."""
+    arrows: tuple[tuple[str, str, str, Number], ...]
+    """From class, to class, through which input (q, k, v, in or logits), and how strongly."""
+    positions: tuple[str, ...] = ()
+    """Named token positions from left to right."""
+    block: Literal["roles"] = "roles"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouteNode:
+    """A place of a route."""
+
+    id: str
+    """x3@5: the stream in front of block 3 at token 5; mid3@5; m3@5; also biases."""
+    flow: float
+    """Importance that passes through it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouteEdge:
+    """A step of a route."""
+
+    source: str
+    """Where it comes from."""
+    target: str
+    """Where it goes."""
+    kind: str
+    """attention, stay, mlp or reads."""
+    importance: float
+    """Share of the target that it brings."""
+    heads: tuple[float, ...] = ()
+    """Share of each head, where it is attention."""
+    residual: float = 0.0
+    """Share that comes along the residual stream, where attention and stream are one edge."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routes(Block):
+    """Information flow routes: tokens across, blocks up, with a threshold to slide."""
+
+    tokens: tuple[str, ...]
+    """The prompt's tokens."""
+    layers: int
+    """Blocks of the model."""
+    target: str
+    """Id of the node that the route leads to."""
+    label: str
+    """What stands above it: the prediction."""
+    nodes: tuple[RouteNode, ...]
+    """All nodes at the lowest threshold."""
+    edges: tuple[RouteEdge, ...]
+    """All edges at the lowest threshold."""
+    threshold: float
+    """Threshold at which it is drawn first."""
+    lowest: float
+    """Lowest threshold, down to which nodes and edges are here."""
+    slides: bool = True
+    """Whether the threshold can be moved."""
+    block: Literal["routes"] = "routes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens(Block):
+    """Lines of text whose tokens are coloured by a value."""
+
+    lines: tuple[tuple[tuple[str, Number], ...], ...]
+    """By line: tokens with their values."""
+    labels: tuple[str, ...] = ()
+    """A name for each line, or none."""
+    unit: str = ""
+    """Unit of the values."""
+    block: Literal["tokens"] = "tokens"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention(Block):
+    """Where heads attend over the tokens of one prompt."""
+
+    tokens: tuple[str, ...]
+    """The prompt's tokens."""
+    heads: tuple[tuple[str, tuple[tuple[Number, ...], ...]], ...]
+    """Name of each head and its attention by query and key."""
+    block: Literal["attention"] = "attention"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A prompt pair as a reader sees it."""
+
+    clean: str
+    """The clean prompt."""
+    corrupted: str
+    """The corrupted prompt."""
+    answers: tuple[str, ...] = ()
+    """Right answers."""
+    wrongs: tuple[str, ...] = ()
+    """Wrong answers."""
+    metrics: tuple[tuple[str, Number], ...] = ()
+    """Metric of each named run on it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs(Block):
+    """Example prompt pairs; what differs is marked."""
+
+    pairs: tuple[Pair, ...]
+    """The pairs."""
+    unit: str = ""
+    """Unit of the metrics."""
+    block: Literal["pairs"] = "pairs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note(Block):
+    """A remark, or a warning that should not be missed."""
+
+    text: str
+    """Whole sentences."""
+    level: Literal["remark", "warning"] = "remark"
+    """How loud it is."""
+    block: Literal["note"] = "note"
+
+
+AnyBlock = Annotated[
+    Lede
+    | Numbers
+    | Table
+    | HeatMap
+    | Lines
+    | Bars
+    | Scatter
+    | CircuitMap
+    | Roles
+    | Routes
+    | Tokens
+    | Attention
+    | Pairs
+    | Note,
+    "one of the blocks; its field `block` says which",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """All that a finished run says: what a view is given."""
+
+    title: str
+    """What was asked, in a line."""
+    command: str
+    """The command line that repeats it."""
+    sign: str
+    """What signs and intervals mean, in a sentence or two."""
+    blocks: Sequence[AnyBlock]
+    """The answer."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """The manifest without blocks, results and prompts: exactly what was done."""
+    folder: str = ""
+    """Where the run lies; empty where it is not saved."""
