@@ -1,4 +1,4 @@
-"""What every method is given, in one value: model, prompts, ablation, memory budget, seed, progress, where work is kept.
+"""What every method is given, in one value: model, prompts, ablation, memory budget, seed, progress, checkpoint.
 
 A method is written once, as a function of a `Setting`; `method` lets it be called with a model and a task as well:
 

@@ -17,7 +17,7 @@ HIDDEN = ("blocks", "results", "prompts")
 
 
 @functools.cache
-def _adapter() -> TypeAdapter[Any]:
+def _adapter() -> Any:  # a TypeAdapter, which runtime type checkers do not know
     return TypeAdapter(tuple[Annotated[AnyBlock, Discriminator("block")], ...])
 
 

@@ -37,5 +37,5 @@ def test_damaged_blocks_are_refused(damage, words):
 
 
 def test_a_run_of_an_earlier_version_says_what_to_do():
-    with pytest.raises(RunError, match="keeps no blocks to show. Run it again: circuitome find ioi"):
+    with pytest.raises(RunError, match=r"keeps no blocks to show\. Run it again: circuitome find ioi"):
         document(Run({"command": "circuitome find ioi", "circuitome": "0.1.0"}, {}))
