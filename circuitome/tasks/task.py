@@ -90,6 +90,15 @@ class Task:
         """Unit of the metric, e.g. "logits"."""
         return metric_unit(self.metric)
 
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """By prompt: the number of its template, in order of appearance; prompts of one group are not independent.
+
+        A prompt without a template is a group of its own, shared only with prompts of the same clean tokens.
+        """
+        numbers: dict[object, int] = {}
+        return tuple(numbers.setdefault(pair.template or pair.clean, len(numbers)) for pair in self.pairs)
+
     def score(self, logits: Float[Tensor, "batch vocab"], rows: Sequence[int]) -> Float[Tensor, " batch"]:
         """The metric of each prompt in `rows`, from the logits after its last token. Higher is better; float32."""
         pairs = [self.pairs[row] for row in rows]

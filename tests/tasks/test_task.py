@@ -63,6 +63,13 @@ def test_score_takes_the_rows_it_is_given() -> None:
     assert (score.tolist(), score.dtype, len(task), task.unit) == ([4.0], torch.float32, 2, "logits")
 
 
+def test_prompts_of_one_template_are_one_group() -> None:
+    names = ["b", "a", "", "b", ""]
+    pairs = tuple(Pair((i % 3, 2), (7, 8), (0,), (1,), template=name) for i, name in enumerate(names))
+    assert Task("mine", pairs).groups == (0, 1, 2, 0, 3)
+    assert Task("mine", (PAIR, PAIR)).groups == (0, 0)
+
+
 def test_data_hash_changes_with_what_a_method_sees() -> None:
     base = Task("mine", (PAIR,)).data_hash()
     assert Task("yours", (PAIR,), seed=4).data_hash() == base
