@@ -24,6 +24,8 @@ from .engine.circuit_run import run_circuit as run_circuit
 from .graph.circuits import Circuit as Circuit
 from .graph.edge_scores import EdgeScores as EdgeScores
 from .graph.model_graph import Graph as Graph
+from .graph.node import Edge as Edge
+from .graph.node import Node as Node
 from .graph.node_scores import NodeScores as NodeScores
 from .heads.long_context.masking import mask_heads as mask_heads
 from .heads.long_context.retrieval import RetrievalScores as RetrievalScores

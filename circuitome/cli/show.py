@@ -195,7 +195,7 @@ def _grid(found: Any) -> Table:
 
     graph, chosen = graph_of(found), found.tensors["circuit"]
     weight = found.tensors["scores"].abs() * chosen
-    strength = weight.sum(1) + (graph.reader_nodes.float() * weight.sum(0)).sum(1)
+    strength = weight.sum(1) + (graph.inputs.float() * weight.sum(0)).sum(1)
     level = torch.sqrt(strength / strength[1:].max().clamp(min=1e-12)).clamp(max=1.0)
     signs = [SHADES[0 if s == 0 else max(1, round(float(s) * (len(SHADES) - 1)))] for s in level]
     drawn = Table(

@@ -73,7 +73,7 @@ class Reach:
             visit(slice(row, row + 1))
             columns[column], everywhere[column] = rows[row], wide[row]
             visit(heads)
-            inputs = graph.reader_nodes[heads, span]
+            inputs = graph.inputs[heads, span]
             if coupled:
                 rows_used = rows[heads].any().expand(graph.n_heads)
                 wide_used = wide[heads].any().expand(graph.n_heads)

@@ -108,7 +108,7 @@ class Circuit:
     @property
     def nodes(self) -> tuple[str, ...]:
         """Writers that touch an edge of the circuit (as writer, or through one of their readers)."""
-        touched = self.mask.any(1) | (self.graph.reader_nodes & self.mask.any(0)).any(1)
+        touched = self.mask.any(1) | (self.graph.inputs & self.mask.any(0)).any(1)
         return tuple(name for name, on in zip(self.graph.writers, touched.tolist(), strict=True) if on)
 
     def without_dangling(self) -> "Circuit":
@@ -117,7 +117,7 @@ class Circuit:
         A head is reached if any of its q, k, v inputs has an edge, and an input is needed if a head that reads it is
         needed. Under corrupted ablation the edges that are dropped carry no difference, or one that nothing reads.
         """
-        inputs = self.graph.reader_nodes
+        inputs = self.graph.inputs
         mask = self.mask
         while True:
             reached = (inputs & mask.any(0)).any(1)

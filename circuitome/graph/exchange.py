@@ -14,8 +14,7 @@ from torch import Tensor
 
 from circuitome.errors import InputError
 from circuitome.graph.model_graph import Graph
-
-LOGITS = "logits"
+from circuitome.graph.node import EMBEDDINGS, Node
 
 
 def save_on_graph(path: str | Path, graph: Graph, kind: str, tensors: dict[str, Tensor], notes: dict[str, str]) -> None:
@@ -44,10 +43,8 @@ def load_on_graph(path: str | Path, kind: str) -> tuple[Graph, dict[str, Tensor]
 
 def node_edges(graph: Graph, mask: Tensor) -> Iterator[tuple[str, str, int, int]]:
     """Every edge as (writer, reading node, row, column); a key/value edge once for each query head that shares it."""
-    readers = [row.nonzero().flatten().tolist() for row in graph.reader_nodes.T]
     for row, column in mask.nonzero().tolist():
-        targets = [graph.writers[node] for node in readers[column]] or [LOGITS]
-        for target in targets:
+        for target in [graph.writers[node] for node in graph.rows_of[column]] or [graph.readers[column]]:
             yield graph.writers[row], target, row, column
 
 
@@ -55,9 +52,9 @@ def to_networkx(graph: Graph, mask: Tensor, scores: Tensor | None) -> nx.MultiDi
     """Nodes are heads, MLPs, embed and logits; edges carry `input` (q, k, v, in, logits) and, if given, `score`."""
     network = nx.MultiDiGraph()
     for writer, target, row, column in node_edges(graph, mask):
-        reader = graph.readers[column]
+        node, reader = graph.reader_nodes[column], graph.readers[column]
         weight = {} if scores is None else {"score": float(scores[row, column])}
-        network.add_edge(writer, target, key=reader, input=reader.rpartition(".")[2], reader=reader, **weight)
+        network.add_edge(writer, target, key=reader, input=node.input or reader, reader=reader, **weight)
     return network
 
 
@@ -90,7 +87,8 @@ def attribution_graph(graph: Graph, mask: Tensor, scores: Tensor | None, name: s
         }
         for writer, target, row, column in node_edges(graph, mask)
     ]
-    names = sorted({str(link[end]) for link in links for end in ("source", "target")}, key=_place(graph))
+    ends = {link[end] for link in links for end in ("source", "target")}
+    names = [name for name in (*graph.writers, graph.readers[-1]) if name in ends]
     return {
         "metadata": {
             "slug": name,
@@ -112,22 +110,20 @@ def write_json(path: str | Path, graph: Graph, mask: Tensor, scores: Tensor | No
     Path(path).write_text(text, encoding="utf-8")
 
 
-def _place(graph: Graph) -> Any:
-    order = {name: i for i, name in enumerate((*graph.writers, LOGITS))}
-    return order.__getitem__
+FEATURE_TYPES = {"logits": "logit", "head": "head", "mlp": "mlp"}
+"""By kind of node: what Neuronpedia calls it; embeddings besides."""
 
 
 def _node(graph: Graph, name: str, index: int) -> dict[str, Any]:
-    kind = "logit" if name == LOGITS else "embedding" if name in graph.embeds else "head" if name[0] == "a" else "mlp"
-    layer = {"logit": str(graph.n_layers), "embedding": "E"}.get(kind) or name[1:].partition(".")[0]
-    head = int(name.rpartition(".h")[2]) if kind == "head" else 0
+    node = Node.parse(name)
+    layer = "E" if node.kind in EMBEDDINGS else str(graph.n_layers if node.kind == "logits" else node.layer)
     return {
         "node_id": name,
         "jsNodeId": name,
-        "feature": head,
+        "feature": node.index,
         "layer": layer,
         "ctx_idx": 0,
-        "feature_type": kind,
+        "feature_type": FEATURE_TYPES.get(node.kind, "embedding"),
         "clerp": name,
         "index": index,
     }

@@ -1,7 +1,6 @@
 """The edge graph of a decoder: writers, readers, and which writer can reach which reader. No model, no weights."""
 
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -9,6 +8,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from circuitome.errors import InputError, unknown_name
+from circuitome.graph.node import EMBEDDINGS, Edge, Node, split_edge
 
 
 @dataclass(frozen=True)
@@ -33,26 +33,36 @@ class Graph:
     parallel: bool = False
     """True where attention and MLP of a block read the same residual (GPT-NeoX), so no head reaches its own MLP."""
     embeds: tuple[str, ...] = ("embed",)
-    """Names of the nodes that write before block 0."""
+    """Kinds of the nodes that write before block 0."""
+
+    @cached_property
+    def writer_nodes(self) -> tuple[Node, ...]:
+        """The writers, row by row."""
+        nodes = [Node(name) for name in self.embeds]
+        for layer in range(self.n_layers):
+            nodes += [Node.head(layer, head) for head in range(self.n_heads)]
+            nodes += [Node.mlp(layer)] * self.mlps
+        return tuple(nodes)
+
+    @cached_property
+    def reader_nodes(self) -> tuple[Node, ...]:
+        """The readers, column by column."""
+        nodes: list[Node] = []
+        for layer in range(self.n_layers):
+            nodes += [Node("head", layer, head, "q") for head in range(self.n_heads)]
+            nodes += [Node("kv", layer, head, part) for part in "kv" for head in range(self.n_kv_heads)]
+            nodes += [Node("mlp", layer, input="in")] * self.mlps
+        return (*nodes, Node("logits"))
 
     @cached_property
     def writers(self) -> tuple[str, ...]:
-        """Text names of the writers, the row labels of every score matrix."""
-        names = list(self.embeds)
-        for layer in range(self.n_layers):
-            names += [f"a{layer}.h{head}" for head in range(self.n_heads)]
-            names += [f"m{layer}"] * self.mlps
-        return tuple(names)
+        """Names of the writers, the row labels of every score matrix."""
+        return tuple(map(str, self.writer_nodes))
 
     @cached_property
     def readers(self) -> tuple[str, ...]:
-        """Text names of the readers, the column labels of every score matrix."""
-        names: list[str] = []
-        for layer in range(self.n_layers):
-            names += [f"a{layer}.h{head}.q" for head in range(self.n_heads)]
-            names += [f"a{layer}.kv{head}.{part}" for part in "kv" for head in range(self.n_kv_heads)]
-            names += [f"m{layer}.in"] * self.mlps
-        return (*names, "logits")
+        """Names of the readers, the column labels of every score matrix."""
+        return tuple(map(str, self.reader_nodes))
 
     @property
     def attention_readers(self) -> int:
@@ -103,7 +113,7 @@ class Graph:
         return int(self.mask.sum())
 
     @cached_property
-    def reader_nodes(self) -> Bool[Tensor, "writers readers"]:
+    def inputs(self) -> Bool[Tensor, "writers readers"]:
         """True where the reader is an input of the writer: `a9.h6.q` and `a9.kv2.k` of `a9.h6`, `m7.in` of `m7`."""
         inputs = torch.zeros(len(self.writers), len(self.readers), dtype=torch.bool)
         for layer in range(self.n_layers):
@@ -119,24 +129,22 @@ class Graph:
     @cached_property
     def inputs_of(self) -> tuple[tuple[int, ...], ...]:
         """By row: the columns of the writer's own inputs."""
-        return tuple(tuple(row.nonzero().flatten().tolist()) for row in self.reader_nodes)
+        return tuple(tuple(row.nonzero().flatten().tolist()) for row in self.inputs)
 
     @cached_property
     def rows_of(self) -> tuple[tuple[int, ...], ...]:
         """By column: the rows of the writers whose input it is; none for the logits."""
-        return tuple(tuple(column.nonzero().flatten().tolist()) for column in self.reader_nodes.T)
+        return tuple(tuple(column.nonzero().flatten().tolist()) for column in self.inputs.T)
 
     @cached_property
     def reader_layer(self) -> tuple[int, ...]:
         """By column: the block of each reader, `n_layers` for the logits."""
-        per_block = self.attention_readers + self.mlps
-        return (*(i for i in range(self.n_layers) for _ in range(per_block)), self.n_layers)
+        return (*(node.layer for node in self.reader_nodes[:-1]), self.n_layers)
 
     @cached_property
     def layer_of(self) -> tuple[int, ...]:
         """By row: the block of each writer, -1 for embeddings."""
-        per_block = self.n_heads + self.mlps
-        return (-1,) * len(self.embeds) + tuple(i for i in range(self.n_layers) for _ in range(per_block))
+        return tuple(-1 if node.kind in EMBEDDINGS else node.layer for node in self.writer_nodes)
 
     def kv_head(self, head: int) -> int:
         """The key/value head that query head `head` reads."""
@@ -148,37 +156,51 @@ class Graph:
 
     @cached_property
     def _columns(self) -> dict[str, int]:
-        return {name: i for i, name in enumerate(self.readers)}
-
-    def row(self, writer: str) -> int:
-        """Row of a writer's name. Raises `UnknownNameError`."""
-        if writer not in self._rows:
-            raise unknown_name("writer", writer, self.writers, "Writers look like embed, a5.h1, m7.")
-        return self._rows[writer]
-
-    def column(self, reader: str) -> int:
-        """Column of a reader's name. Where every head has its own keys, `a9.h6.k` also names `a9.kv6.k`."""
-        name = reader
+        columns = {name: i for i, name in enumerate(self.readers)}
         if self.n_kv_heads == self.n_heads:
-            name = re.sub(r"\.h(\d+)\.([kv])$", r".kv\1.\2", reader)
+            kv = [node for node in self.reader_nodes if node.kind == "kv"]
+            columns |= {str(replace(node, kind="head")): columns[str(node)] for node in kv}
+        return columns
+
+    def row(self, writer: str | Node) -> int:
+        """Row of a writer. Raises `UnknownNameError`."""
+        name = str(writer)
+        if name not in self._rows:
+            raise unknown_name("writer", name, self.writers, "Writers look like embed, a5.h1, m7.")
+        return self._rows[name]
+
+    def column(self, reader: str | Node) -> int:
+        """Column of a reader; where every head has its own keys, `a9.h6.k` also names `a9.kv6.k`.
+
+        Raises `UnknownNameError`.
+        """
+        name = str(reader)
         if name not in self._columns:
-            raise unknown_name("reader", reader, self.readers, "Readers look like a9.h6.q, a9.kv2.k, m7.in, logits.")
+            raise unknown_name("reader", name, self.readers, "Readers look like a9.h6.q, a9.kv2.k, m7.in, logits.")
         return self._columns[name]
 
-    def edge(self, name: str) -> tuple[int, int]:
+    def head(self, name: str | Node) -> tuple[int, int]:
+        """Layer and index of a head such as a5.h1.
+
+        Raises `UnknownNameError` for a name that is no writer, `InputError` for a writer of another kind.
+        """
+        node = self.writer_nodes[self.row(name)]
+        if node.kind != "head":
+            raise InputError(f"{node} is no attention head; give one such as a0.h0.")
+        return node.layer, node.index
+
+    def edge(self, edge: "str | Edge") -> tuple[int, int]:
         """Row and column of an edge such as `a5.h1->a9.h6.q`.
 
         Raises `UnknownNameError` for a node that does not exist, `InputError` for text that is no edge and for a
         writer that does not come before its reader.
         """
-        writer, arrow, reader = name.partition("->")
-        if not arrow:
-            raise InputError(f"{name!r} is not an edge; write it as writer->reader, for example a5.h1->a9.h6.q.")
-        row, column = self.row(writer.strip()), self.column(reader.strip())
+        writer, reader = split_edge(str(edge))
+        row, column = self.row(writer), self.column(reader)
         if not self.mask[row, column]:
-            raise InputError(f"There is no edge {name!r}: {writer.strip()} does not come before {reader.strip()}.")
+            raise InputError(f"There is no edge {str(edge)!r}: {writer} does not come before {reader}.")
         return row, column
 
     def edge_name(self, row: int, column: int) -> str:
-        """Text form of the edge at `row`, `column`."""
-        return f"{self.writers[row]}->{self.readers[column]}"
+        """Name of the edge at `row`, `column`."""
+        return str(Edge(self.writer_nodes[row], self.reader_nodes[column]))

@@ -157,7 +157,7 @@ def subnetwork_probing(
     start = torch.full((len(graph.writers),), math.log(0.9 / 0.1))
     kept = Checkpoint(checkpoint, "subnetwork-probing", *objective.key, nodes, steps)
     found = _learn(objective, spread, start, float(chance_open(start).sum()), nodes, steps, progress, kept)
-    reading = (graph.reader_nodes * found[:, None]).amax(0)
+    reading = (graph.inputs * found[:, None]).amax(0)
     reading[-1] = 1.0
     values = -torch.minimum(found[:, None], reading) * graph.mask
     return EdgeScores(graph, values, "chance of being open", f"subnetwork-probing, {nodes} nodes, {loss}")

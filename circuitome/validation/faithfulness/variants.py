@@ -80,8 +80,8 @@ def distribution_variants(evaluator: Evaluator, circuit: Circuit, seed: int = 0)
 def node_circuit(circuit: Circuit) -> Circuit:
     """All edges between the nodes that `circuit` touches: what a claim about nodes alone says."""
     graph = circuit.graph
-    rows = circuit.mask.any(1) | (graph.reader_nodes & circuit.mask.any(0)).any(1)
-    columns = (graph.reader_nodes & rows[:, None]).any(0)
+    rows = circuit.mask.any(1) | (graph.inputs & circuit.mask.any(0)).any(1)
+    columns = (graph.inputs & rows[:, None]).any(0)
     columns[-1] = True
     return Circuit(graph, graph.mask & rows[:, None] & columns[None])
 

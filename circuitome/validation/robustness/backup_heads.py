@@ -236,7 +236,7 @@ def _movers(before: Direct, k: int, least: float) -> list[str]:
 def _can_react(graph: Graph, rows: Sequence[int]) -> Bool[Tensor, " writers"]:
     """Writers that see what the writers `rows` say and are none of them. Raises `InputError` where there are none."""
     seen = graph.mask[list(rows)].any(0)
-    able = (graph.reader_nodes & seen).any(1)
+    able = (graph.inputs & seen).any(1)
     able[list(rows)] = False
     if not bool(able.any()):
         names = ", ".join(graph.writers[row] for row in rows[:6]) + (" ..." if len(rows) > 6 else "")

@@ -261,7 +261,7 @@ def nodes_of(graph: Graph, edges: Bool[Tensor, "sets edges"]) -> Bool[Tensor, "s
     for i, one in enumerate(edges):
         mask = torch.zeros_like(graph.mask)
         mask[graph.mask] = one
-        found[i] = mask.any(1) | (graph.reader_nodes & mask.any(0)).any(1)
+        found[i] = mask.any(1) | (graph.inputs & mask.any(0)).any(1)
     return found
 
 
