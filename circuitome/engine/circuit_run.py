@@ -224,7 +224,7 @@ def demand(circuit: Circuit, *, coupled: bool) -> Demand:
             layer = graph.layer_of[row]
             inputs = range(graph.attention_columns(layer).start, graph.attention_columns(layer).stop)
         for column in inputs:
-            is_kv = ".kv" in graph.readers[column]
+            is_kv = graph.reader_nodes[column].kind == "kv"
             needed[column] = needed.get(column, False) or everywhere[row] or is_kv
     return Demand({column: rows[::-1] for column, rows in parents.items()}, everywhere)
 

@@ -82,7 +82,7 @@ class IncrementalCircuit(CircuitRun):
         """Whether a reader matters at positions before the one whose logits are read."""
         if column == len(self.graph.readers) - 1:
             return False
-        return ".kv" in self.graph.readers[column] or any(self.wide[row] for row in self.owners(column))
+        return self.graph.reader_nodes[column].kind == "kv" or any(self.wide[row] for row in self.owners(column))
 
     def settle(self, column: int) -> None:
         """Note that the edges into `column` will not change any more; those into a reader that cannot matter go."""

@@ -1,7 +1,7 @@
 """Nodes and edges of a model, and their text form: the one place where names of them are written and read.
 
 embed  token  position      embeddings
-a5.h1  a9.kv2  m7           a query head, a key/value head, an MLP
+a5.h1  a9.kv2  a5  m7       a query head, a key/value head, all heads of a block, an MLP
 m7.n123  m7.f12             a neuron and a feature of an MLP
 a9.h6.q  a9.kv2.k  m7.in    what a node reads; also a9.kv2.v, m7.n123.in, m7.f12.in
 logits                      what the unembedding reads
@@ -13,6 +13,7 @@ a5.h1->a9.h6.q              an edge
 
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from circuitome.errors import InputError, unknown_name
 
@@ -23,6 +24,7 @@ _FORMS = {
     **{name: name for name in EMBEDDINGS},
     "head": "a{layer}.h{index}",
     "kv": "a{layer}.kv{index}",
+    "attention": "a{layer}",
     "mlp": "m{layer}",
     "neuron": "m{layer}.n{index}",
     "feature": "m{layer}.f{index}",
@@ -79,16 +81,7 @@ class Node:
     @classmethod
     def parse(cls, text: str) -> "Node":
         """The node that `text` names. Raises `InputError` for text that is no name, whatever the model."""
-        for kind, pattern in _PATTERNS.items():
-            if match := pattern.fullmatch(text):
-                part = match.groupdict("")
-                where = int(part["position"]) if part["position"] else None
-                layer, index = (int(part.get(name) or 0) for name in ("layer", "index"))
-                return cls(kind, layer, index, part.get("input", ""), where)
-        raise InputError(
-            f"{text!r} names no node. Writers look like embed, a5.h1, m7; readers like a9.h6.q, a9.kv2.k, m7.in and "
-            "logits."
-        )
+        return _parse(text)
 
     def __post_init__(self) -> None:
         if self.kind not in _FORMS:
@@ -111,6 +104,19 @@ class Node:
     def reads(self, name: str) -> "Node":
         """This node's input called `name`: a9.h6.q for q of a9.h6."""
         return replace(self, input=name)
+
+
+@lru_cache(maxsize=1 << 16)  # a route asks for the same few thousand names again and again
+def _parse(text: str) -> Node:
+    for kind, pattern in _PATTERNS.items():
+        if match := pattern.fullmatch(text):
+            part = match.groupdict("")
+            position = int(part["position"]) if part["position"] else None
+            layer, index = (int(part.get(name) or 0) for name in ("layer", "index"))
+            return Node(kind, layer, index, part.get("input", ""), position)
+    raise InputError(
+        f"{text!r} names no node. Writers look like embed, a5.h1, m7; readers like a9.h6.q, a9.kv2.k, m7.in and logits."
+    )
 
 
 @dataclass(frozen=True)

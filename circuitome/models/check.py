@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from circuitome.errors import AdapterError, NumericsError
+from circuitome.graph.node import Node
 from circuitome.models.model import ActivationCache, Call, Inputs, Model
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8, torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -66,9 +67,9 @@ def _identities(model: Model, activations: ActivationCache) -> Iterator[tuple[st
             z = z / block.attention_post.sigma(activations.attention_out[layer])[..., None]
         stream = activations.resid_pre[layer].float() + block.join_heads(z)
         if not model.graph.parallel:
-            yield f"m{layer}.in", stream, activations.resid_mid[layer]
+            yield str(Node("mlp", layer, input="in")), stream, activations.resid_mid[layer]
             stream = activations.resid_mid[layer].float()
-        yield f"m{layer}", block.run_mlp(activations.resid_mid[layer]), activations.mlp_out[layer]
+        yield str(Node.mlp(layer)), block.run_mlp(activations.resid_mid[layer]), activations.mlp_out[layer]
         after = activations.resid_pre[layer + 1] if layer + 1 < len(model.blocks) else activations.final
         yield f"the stream after block {layer}", stream + activations.mlp_out[layer].float(), after
     yield "logits (unembedding)", model.unembed(activations.final[:, -1]), activations.logits
@@ -83,7 +84,7 @@ def _check_groups(model: Model, activations: ActivationCache, layer: int, call: 
     values[:, :, heads.q + 2 * heads.kv - 1] *= 2
     after = model.attend(layer, values, call)
     factors = [2.0 if graph.kv_head(head) == heads.kv - 1 else 1.0 for head in range(heads.q)]
-    _close(model, f"a{layer}.kv{heads.kv - 1}.v", after, before * before.new_tensor(factors)[:, None])
+    _close(model, str(Node("kv", layer, heads.kv - 1, "v")), after, before * before.new_tensor(factors)[:, None])
 
 
 def _close(model: Model, site: str, found: Tensor, expected: Tensor) -> None:

@@ -20,7 +20,6 @@ from circuitome.weights.folding import (
     unembedding_rows,
     value_weights,
 )
-from circuitome.weights.head_composition import head_of
 
 
 def qk_circuit(model: Model, head: str, *, offset: int = 0) -> Factored:
@@ -36,7 +35,7 @@ def qk_circuit(model: Model, head: str, *, offset: int = 0) -> Factored:
     Raises `UnknownNameError` for a head that does not exist, `InputError` for an offset that no rotation belongs to.
     Source: Elhage et al. 2021.
     """
-    layer, index = head_of(model.graph, head)
+    layer, index = model.graph.head(head)
     query, key = query_weights(model, layer, [index])[0], key_weights(model, layer, [index])[0]
     turn_q, turn_k = rotations(model, layer, offset)
     query = _gain(model, layer, index, "q_norm")[:, None] * query
@@ -50,7 +49,7 @@ def ov_circuit(model: Model, head: str) -> Factored:
     Gain and centring of the norm in front and the gain of a post-norm are folded in.
     Raises `UnknownNameError` for a head that does not exist. Source: Elhage et al. 2021.
     """
-    layer, index = head_of(model.graph, head)
+    layer, index = model.graph.head(head)
     return Factored(value_weights(model, layer, [index])[0].T, model.blocks[layer].head_weights([index])[0])
 
 
@@ -61,7 +60,7 @@ def token_qk(model: Model, head: str, *, offset: int = 0) -> Factored:
     are in. For heads of layer 0 of rotary models these are the model's scores; for later heads, what the tokens'
     own directions contribute. Positions that are embedded are left out. `offset` and what it raises as in `qk_circuit`.
     """
-    layer, index = head_of(model.graph, head)
+    layer, index = model.graph.head(head)
     first, group = model.heads.q, model.graph.kv_head(index)
     turn_q, turn_k = rotations(model, layer, offset)
     queries, keys = [], []
@@ -79,7 +78,7 @@ def token_ov(model: Model, head: str) -> Factored:
     relative to the mean over the vocabulary, which a softmax does not see. Unit: logits times the scale of the final
     norm (and of a post-norm), which depends on the input. Raises `UnknownNameError` for a head that does not exist.
     """
-    layer, index = head_of(model.graph, head)
+    layer, index = model.graph.head(head)
     norm, weight = model.blocks[layer].attention_norm, value_weights(model, layer, [index])[0]
     values = []
     for ids in token_chunks(model):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from circuitome.errors import InputError, unknown_name
 from circuitome.graph.model_graph import Graph
+from circuitome.graph.node import Node
 from circuitome.models.model import Model
 from circuitome.weights.factored import Factored
 from circuitome.weights.folding import key_weights, query_weights, value_weights
@@ -78,7 +79,7 @@ class Composition:
 
         Raises `UnknownNameError` for a head that does not exist.
         """
-        layer, index = head_of(self.graph, head)
+        layer, index = self.graph.head(head)
         scores, heads = self.of(kind), self.graph.n_heads
         lists = {"earlier": scores[:layer, :, layer, index], "later": scores[layer, index, layer + 1 :]}
         starts = {"earlier": 0, "later": (layer + 1) * heads}
@@ -90,17 +91,8 @@ class Composition:
         return found
 
 
-def head_of(graph: Graph, name: str) -> tuple[int, int]:
-    """Layer and index of a head such as a5.h1. Raises `UnknownNameError`, or `InputError` for another kind of node."""
-    row = graph.row(name)
-    layer = graph.layer_of[row]
-    if not name.startswith("a"):
-        raise InputError(f"{name} is no attention head; give one such as a0.h0.")
-    return layer, row - graph.head_rows(layer).start
-
-
 def _name(place: int, heads: int) -> str:
-    return f"a{place // heads}.h{place % heads}"
+    return str(Node.head(*divmod(place, heads)))
 
 
 def composition(model: Model) -> Composition:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitome.errors import InputError
+from circuitome.graph.node import Node
 from circuitome.models.model import ActivationCache, Model
 from circuitome.weights.logits import padded
 from circuitome.weights.pairs import token_name
@@ -109,8 +110,11 @@ def _stages(model: Model, activations: ActivationCache) -> Iterator[tuple[str, F
     yield "embed", activations.resid_pre[0]
     for layer in range(len(model.blocks)):
         if not model.graph.parallel:
-            yield f"a{layer}", activations.resid_mid[layer]
-        yield f"m{layer}", activations.resid_pre[layer + 1] if layer + 1 < len(model.blocks) else activations.final
+            yield str(Node("attention", layer)), activations.resid_mid[layer]
+        yield (
+            str(Node.mlp(layer)),
+            activations.resid_pre[layer + 1] if layer + 1 < len(model.blocks) else activations.final,
+        )
 
 
 def _read(model: Model, stages: list[Tensor], target: int | None, k: int) -> dict[str, Tensor]:

@@ -39,6 +39,7 @@ def test_an_edge_comes_back_from_its_text(writer: Node, reader: Node) -> None:
 NAMES = {
     "embed": Node("embed"),
     "a5.h1": Node.head(5, 1),
+    "a5": Node("attention", 5),
     "m7": Node.mlp(7),
     "m7.n123": Node("neuron", 7, 123),
     "m7.f12": Node("feature", 7, 12),
@@ -58,7 +59,7 @@ def test_names(text: str, node: Node) -> None:
     assert (str(node), Node.parse(text)) == (text, node)
 
 
-@pytest.mark.parametrize("text", ["", "a5", "a5.h", "a05.h1", "m7.q", "a9.kv2.q", "a9.h6.in", "logit", "m1@", "a1.h1 "])
+@pytest.mark.parametrize("text", ["", "a", "a5.h", "a05.h1", "m7.q", "a9.kv2.q", "a9.h6.in", "logit", "m1@", "a1.h1 "])
 def test_other_text_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="names no node"):
         Node.parse(text)

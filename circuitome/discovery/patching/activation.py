@@ -15,6 +15,7 @@ from circuitome.engine.batches import Batch, batches, check_aligned, first_diffe
 from circuitome.engine.partial_forward import PartialForward, dense_copies
 from circuitome.engine.readout import Readout
 from circuitome.errors import InputError, unknown_name
+from circuitome.graph.node import Node
 from circuitome.models.model import ActivationCache, Model
 from circuitome.results import EffectMap
 from circuitome.tasks.task import Task
@@ -109,9 +110,9 @@ def _layout(
     labels = tuple(str(offset) for offset in offsets)
     if what == "heads" and offsets == [None]:
         sites = [Site(layer, head, None, (layer, head)) for layer in layers for head in heads]
-        return sites, tuple(f"a{layer}" for layer in layers), tuple(f"h{head}" for head in heads)
+        return sites, tuple(str(Node("attention", layer)) for layer in layers), tuple(f"h{head}" for head in heads)
     if what == "heads":
-        names = tuple(f"a{layer}.h{head}" for layer in layers for head in heads)
+        names = tuple(str(Node.head(layer, head)) for layer in layers for head in heads)
         return (
             [
                 Site(layer, head, offset, (layer * len(heads) + head, i))
@@ -122,7 +123,7 @@ def _layout(
             names,
             labels,
         )
-    rows = tuple((f"m{layer}" if what == "mlps" else f"resid{layer}") for layer in layers)
+    rows = tuple((str(Node.mlp(layer)) if what == "mlps" else f"resid{layer}") for layer in layers)
     columns = ("mlp",) if offsets == [None] else labels
     return (
         [Site(layer, None, offset, (layer, i)) for layer in layers for i, offset in enumerate(offsets)],

@@ -84,7 +84,7 @@ class _Exact:
                 done += int(self.wanted[:, column].sum()) * len(rows)
                 if progress:
                     progress(done, total)
-                if self.graph.readers[column].endswith(".in"):
+                if self.graph.reader_nodes[column].kind == "mlp":
                     self.checkpoint.write({"samples": self.samples}, {})
         samples = self.samples.nan_to_num()[:, self.graph.mask]
         values = torch.zeros(self.graph.mask.shape)

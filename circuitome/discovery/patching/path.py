@@ -19,6 +19,7 @@ from circuitome.engine.partial_forward import PartialForward, dense_copies
 from circuitome.engine.readout import Readout
 from circuitome.errors import InputError
 from circuitome.graph.circuits import Circuit
+from circuitome.graph.node import Node
 from circuitome.models.model import ActivationCache, Model
 from circuitome.results import EffectMap
 from circuitome.tasks.task import Pair, Task
@@ -97,10 +98,10 @@ def _map(model: Model, name: str, rows: Sequence[int], samples: Tensor, plain: T
     graph = model.graph
     cells = torch.full((len(samples), graph.n_layers + 1, graph.n_heads + 1), torch.nan)
     for i, row in enumerate(rows):
-        layer = graph.layer_of[row]
-        head = row - graph.head_rows(layer).start if layer >= 0 else graph.n_heads
-        cells[:, layer + 1, head] = samples[:, i]
-    labels = ("embed", *(f"a{layer}" for layer in range(graph.n_layers)))
+        node = graph.writer_nodes[row]
+        head = node.index if node.kind == "head" else graph.n_heads
+        cells[:, graph.layer_of[row] + 1, head] = samples[:, i]
+    labels = ("embed", *(str(Node("attention", layer)) for layer in range(graph.n_layers)))
     return EffectMap(name, labels, (*(f"h{h}" for h in range(graph.n_heads)), "mlp"), cells, plain[0], plain[1], unit)
 
 
@@ -135,7 +136,7 @@ class _Paths:
         self.rest = PartialForward(model, batch.clean)
 
     def _default(self, column: int) -> str:
-        return "end" if column == self.logits or self.graph.readers[column].endswith(".q") else "all"
+        return "end" if column == self.logits or self.graph.reader_nodes[column].input == "q" else "all"
 
     def _positions(self, task: Task, positions: Positions) -> Bool[Tensor, "batch pos"]:
         """Where in the batch's suffixes the positions are; those in a shared prefix cannot differ and fall away."""

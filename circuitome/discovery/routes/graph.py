@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitome.errors import InputError, unknown_name
+from circuitome.graph.node import Node
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,19 +100,21 @@ class RouteGraph:
     @property
     def target(self) -> str:
         """The node in front of the final norm at the last token."""
-        return f"x{self.n_layers}@{self.position}"
+        return str(Node("resid_pre", self.n_layers).at(self.position))
 
     @cached_property
     def edges(self) -> tuple[RouteEdge, ...]:
         """Edges of the route, from the top down."""
-        reached, found = {self.target}, list[RouteEdge]()
+        edges: list[RouteEdge] = []
+        reached: dict[Node, set[int]] = {Node("resid_pre", self.n_layers): {self.position}}
         for layer in reversed(range(self.n_layers)):
-            for kind in (f"x{layer + 1}", f"m{layer}", f"mid{layer}"):
-                for position in sorted(p for name, p in map(split_node, reached) if name == kind):
-                    new = list(self.edges_into(f"{kind}@{position}"))
-                    found += new
-                    reached |= {edge.source for edge in new}
-        return tuple(found)
+            for stage in (Node("resid_pre", layer + 1), Node.mlp(layer), Node("resid_mid", layer)):
+                for position in sorted(reached.get(stage, ())):
+                    into = list(self.edges_into(str(stage.at(position))))
+                    edges += into
+                    for node, place in (split_node(edge.source) for edge in into):
+                        reached.setdefault(node, set()).add(place)
+        return tuple(edges)
 
     @cached_property
     def nodes(self) -> tuple[str, ...]:
@@ -120,24 +123,27 @@ class RouteGraph:
 
     def edges_into(self, node: str) -> Iterator[RouteEdge]:
         """The edges into a node that the threshold keeps."""
-        kind, position = split_node(node)
-        if kind.startswith("m") and not kind.startswith("mid"):
-            layer = int(kind[1:])
-            total = self._incoming(f"x{layer + 1}@{position}").mlp
-            yield RouteEdge(f"x{layer}@{position}" if self.parallel else f"mid{layer}@{position}", node, "reads", total)
+        target, position = split_node(node)
+        layer = target.layer - (target.kind == "resid_pre")
+
+        def here(kind: str, layer: int = layer) -> str:
+            return str(Node(kind, layer, position=position))
+
+        if target.kind == "mlp":
+            total = self._incoming(here("resid_pre", layer + 1)).mlp
+            yield RouteEdge(here("resid_pre" if self.parallel else "resid_mid"), node, "reads", total)
             return
-        layer = int(kind[3:]) if kind.startswith("mid") else int(kind[1:]) - 1
         parts = self._incoming(node)
         if self._keeps(parts.mlp):
-            yield RouteEdge(f"m{layer}@{position}", node, "mlp", parts.mlp)
-        if kind.startswith("x") and not self.parallel:
+            yield RouteEdge(here("mlp"), node, "mlp", parts.mlp)
+        if target.kind == "resid_pre" and not self.parallel:
             if self._keeps(parts.residual):
-                yield RouteEdge(f"mid{layer}@{position}", node, "stay", parts.residual, parts.residual)
+                yield RouteEdge(here("resid_mid"), node, "stay", parts.residual, parts.residual)
         else:
             yield from self._from_tokens(node, layer, position, parts)
-        for bias, share in ((f"a{layer}.bias", parts.attention_bias), (f"m{layer}.bias", parts.mlp_bias)):
+        for bias, share in (("attention_bias", parts.attention_bias), ("mlp_bias", parts.mlp_bias)):
             if self._keeps(share):
-                yield RouteEdge(f"{bias}@{position}", node, "bias", share)
+                yield RouteEdge(here(bias), node, "bias", share)
 
     def _from_tokens(self, node: str, layer: int, position: int, parts: Incoming) -> Iterator[RouteEdge]:
         by_key = parts.attention.sum(0)
@@ -147,7 +153,8 @@ class RouteGraph:
             heads = tuple(parts.attention[:, key].tolist())
             own = parts.residual if key == position else 0.0
             kind = "stay" if key == position else "attention"
-            yield RouteEdge(f"x{layer}@{key}", node, kind, float(by_key[key]), own, heads)
+            source = str(Node("resid_pre", layer, position=key))
+            yield RouteEdge(source, node, kind, float(by_key[key]), own, heads)
 
     def _keeps(self, importance: float) -> bool:
         return importance > 0 if self.renormalize else importance >= self.threshold
@@ -170,17 +177,17 @@ class RouteGraph:
         """Heads on the route, strongest first: importance on kept edges, weighted by the flow through their targets."""
         sums: dict[str, float] = {}
         for edge in self.edges:
-            layer = split_node(edge.source)[0][1:]
+            layer = split_node(edge.source)[0].layer
             for head, value in enumerate(edge.heads):
                 if value > 0:
-                    name = f"a{layer}.h{head}"
+                    name = str(Node.head(layer, head))
                     sums[name] = sums.get(name, 0.0) + value * self.flow[edge.target]
         return sorted(sums.items(), key=lambda item: -item[1])
 
     def mlps(self) -> list[tuple[str, float]]:
         """MLP nodes on the route, strongest flow first."""
-        found = [(node, flow) for node, flow in self.flow.items() if is_mlp(node)]
-        return sorted(found, key=lambda item: -item[1])
+        flows = [(node, flow) for node, flow in self.flow.items() if split_node(node)[0].kind == "mlp"]
+        return sorted(flows, key=lambda item: -item[1])
 
     def at(self, threshold: float) -> "RouteGraph":
         """The same route at a higher threshold, without running the model.
@@ -196,15 +203,15 @@ class RouteGraph:
     def to_networkx(self) -> nx.DiGraph:
         """Nodes have kind, layer, position, token and flow; edges importance, kind, residual and heads."""
         network = nx.DiGraph()
-        for node in self.nodes:
-            kind, position = split_node(node)
+        for name in self.nodes:
+            node, position = split_node(name)
             network.add_node(
-                node,
-                kind=kind,
+                name,
+                kind=str(node),
                 position=position,
                 token=self.tokens[position],
-                flow=self.flow[node],
-                layer=layer_of(node),
+                flow=self.flow[name],
+                layer=node.layer,
             )
         for edge in self.edges:
             heads = " ".join(f"h{head}:{value:.4f}" for head, value in edge.strongest(self.n_heads))
@@ -241,22 +248,12 @@ class RouteGraph:
         Path(path).write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def split_node(node: str) -> tuple[str, int]:
-    """Name and position of a node. Raises `InputError` for text that is no node."""
-    kind, at, position = node.partition("@")
-    if not at or not position.isdigit():
-        raise InputError(f"{node!r} is not a node of a route; nodes look like x5@3, mid5@3 or m5@3.")
-    return kind, int(position)
-
-
-def layer_of(node: str) -> int:
-    """The block of a node: the one that an x node is in front of."""
-    return int("".join(letter for letter in split_node(node)[0] if letter.isdigit()))
-
-
-def is_mlp(node: str) -> bool:
-    """Whether a node is an MLP."""
-    return node[0] == "m" and node[1].isdigit() and ".bias" not in node
+def split_node(text: str) -> tuple[Node, int]:
+    """The node that `text` names and its position. Raises `InputError` for text that is no node at one position."""
+    node = Node.parse(text)
+    if node.position is None:
+        raise InputError(f"{text!r} is not a node of a route; nodes look like x5@3, mid5@3 or m5@3.")
+    return node.whole, node.position
 
 
 def check_threshold(threshold: float) -> None:

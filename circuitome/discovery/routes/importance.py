@@ -18,6 +18,7 @@ from circuitome.discovery.routes.proximity import attention_proximity, check_nor
 from circuitome.discovery.routes.tracing import Prompt, plain_task, prompt_ids
 from circuitome.engine.batches import group_rows, make_batch
 from circuitome.errors import InputError, unknown_name
+from circuitome.graph.node import Node
 from circuitome.models.model import Model
 from circuitome.results import Estimate, bootstrap
 
@@ -50,9 +51,9 @@ class RouteImportance:
     def parts(self) -> tuple[str, ...]:
         """Names of the parts: a0.h0, ..., m0, a1.h0, ..."""
         return tuple(
-            name
+            str(node)
             for layer in range(self.n_layers)
-            for name in (*(f"a{layer}.h{h}" for h in range(self.n_heads)), f"m{layer}")
+            for node in (*(Node.head(layer, head) for head in range(self.n_heads)), Node.mlp(layer))
         )
 
     def _rows(self, group: str) -> Tensor:

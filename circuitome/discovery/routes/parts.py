@@ -12,12 +12,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitome.discovery.routes.forward import RoutePass
-from circuitome.discovery.routes.graph import RouteGraph, is_mlp, layer_of, split_node
+from circuitome.discovery.routes.graph import RouteGraph, split_node
 from circuitome.discovery.routes.proximity import check_norm, importances, proximity
 from circuitome.discovery.routes.tracing import Prompt, plain_task, prompt_ids, spelled
 from circuitome.engine.ablation import scaled_heads
 from circuitome.engine.batches import make_batch
 from circuitome.errors import InputError
+from circuitome.graph.node import Node
 from circuitome.models.model import Model
 
 
@@ -45,16 +46,16 @@ def route_parts(model: Model, prompt: Prompt, route: RouteGraph, *, n: int = 12,
     seen = _pass(model, prompt, route)
     flows: dict[tuple[int, int, int], float] = {}
     for edge in route.edges:
-        place = split_node(edge.target)[1]
+        layer, place = split_node(edge.source)[0].layer, split_node(edge.target)[1]
         for head, value in enumerate(edge.heads):
-            key = (layer_of(edge.source), head, place)
+            key = (layer, head, place)
             flows[key] = flows.get(key, 0.0) + value * route.flow[edge.target]
     heads = sorted(((key, flow) for key, flow in flows.items() if flow > 0), key=lambda item: -item[1])[:n]
-    names = [f"a{layer}.h{head}@{place}" for (layer, head, place), _ in heads]
+    names = [str(Node.head(layer, head).at(place)) for (layer, head, place), _ in heads]
     vectors = [_head(seen, *key) for key, _ in heads]
     mlps = [(node, flow) for node, flow in route.mlps() if flow > 0][:n]
     names += [node for node, _ in mlps]
-    vectors += [seen.mlp(layer_of(node))[0, split_node(node)[1]] for node, _ in mlps]
+    vectors += [seen.mlp(mlp.layer)[0, place] for mlp, place in (split_node(node) for node, _ in mlps)]
     return _read(seen, route, names, [flow for _, flow in (*heads, *mlps)], vectors, top)
 
 
@@ -67,8 +68,9 @@ def route_neurons(
     of the stream; importances under the route's norm. Raises `InputError` for a node that is no MLP of the model.
     """
     check_norm(route.norm)
-    place, layer = split_node(node)[1], layer_of(node)
-    if not is_mlp(node) or layer >= len(model.blocks) or place >= len(route.tokens):
+    mlp_node, place = split_node(node)
+    layer = mlp_node.layer
+    if mlp_node.kind != "mlp" or layer >= len(model.blocks) or place >= len(route.tokens):
         raise InputError(
             f"{node!r} is no MLP of this route; MLPs look like m3@5, with blocks 0 to {len(model.blocks) - 1} and "
             f"positions 0 to {len(route.tokens) - 1}."
@@ -82,7 +84,7 @@ def route_neurons(
         proximity(vectors, total[None], route.norm)[None], proximity(parts, total[None], route.norm)[None]
     )
     best = shares[0].topk(min(n, len(acts)))
-    names = [f"m{layer}.n{i}@{place}" for i in best.indices.tolist()]
+    names = [str(Node("neuron", layer, i, position=place)) for i in best.indices.tolist()]
     rows = _read(seen, route, names, best.values.tolist(), list(vectors[best.indices]), top)
     return [
         RoutePart(row.name, row.importance, row.promotes, row.suppresses, float(acts[i]))

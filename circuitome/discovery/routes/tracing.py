@@ -31,6 +31,7 @@ from circuitome.discovery.routes.proximity import (
 )
 from circuitome.engine.batches import group_rows, make_batch
 from circuitome.errors import InputError, NumericsError
+from circuitome.graph.node import Node
 from circuitome.models.model import Model
 from circuitome.tasks.task import Pair, Task, continuation
 
@@ -170,26 +171,27 @@ def walk_back(seen: RoutePass, goals: Sequence[Goal], settings: RouteSettings) -
     walks = [_Walk(seen, goal, settings) for goal in goals]
     for layer in reversed(range(len(seen.model.blocks))):
         for stage in ("post",) if seen.parallel else ("post", "mid"):
-            name = f"x{layer + 1}" if stage == "post" else f"mid{layer}"
-            active = [walk for walk in walks if walk.reached.get(name)]
+            node = Node("resid_pre", layer + 1) if stage == "post" else Node("resid_mid", layer)
+            active = [walk for walk in walks if walk.reached.get(node)]
             if not active:
                 continue
             pattern = seen.pattern(layer) if seen.parallel or stage == "mid" else None
             parts = _Parts(seen, layer, stage, pattern, settings)
             for prompt in sorted({walk.goal.prompt for walk in active}):
-                _step(parts, name, [walk for walk in active if walk.goal.prompt == prompt])
+                _step(parts, node, [walk for walk in active if walk.goal.prompt == prompt])
 
 
-def _step(parts: "_Parts", name: str, walks: "Sequence[_Walk]") -> None:
+def _step(parts: "_Parts", node: Node, walks: "Sequence[_Walk]") -> None:
     """Take apart what the routes of one prompt have reached at one stage."""
-    near = sorted({place for walk in walks for place in walk.reached[name] - walk.by_contrast})
+    near = sorted({place for walk in walks for place in walk.reached[node] - walk.by_contrast})
     shared = dict(zip(near, parts.incoming(walks[0].goal.prompt, near, None), strict=True)) if near else {}
     for walk in walks:
-        for place in sorted(walk.reached[name]):
+        for place in sorted(walk.reached[node]):
             if place in walk.by_contrast:
-                walk.add(f"{name}@{place}", parts.incoming(walk.goal.prompt, [place], walk.goal.direction)[0])
+                made_of = parts.incoming(walk.goal.prompt, [place], walk.goal.direction)[0]
             else:
-                walk.add(f"{name}@{place}", shared[place])
+                made_of = shared[place]
+            walk.add(str(node.at(place)), made_of)
 
 
 class _Walk:
@@ -199,7 +201,7 @@ class _Walk:
         self.goal = goal
         self.route = _graph(seen.model, (), goal, settings, None)
         self.by_contrast = set() if goal.direction is None else {goal.position}
-        self.reached: dict[str, set[int]] = {f"x{len(seen.model.blocks)}": {goal.position}}
+        self.reached = {Node("resid_pre", len(seen.model.blocks)): {goal.position}}
 
     def add(self, node: str, parts: Incoming) -> None:
         """Note what a node is made of, and what is reached from it; what an MLP reads is reached at once."""
@@ -211,8 +213,8 @@ class _Walk:
                     self._reach(read.source)
 
     def _reach(self, node: str) -> None:
-        kind, position = split_node(node)
-        self.reached.setdefault(kind, set()).add(position)
+        stage, position = split_node(node)
+        self.reached.setdefault(stage, set()).add(position)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitome.errors import InputError, unknown_name
+from circuitome.graph.node import Node
 from circuitome.heads.atlas.capture import watching_heads
 from circuitome.heads.atlas.copying import COPYING, TOKEN_COPYING, TOP, Copying, copies, token_copying
-from circuitome.heads.atlas.head_score import HeadScore, head_name, named
+from circuitome.heads.atlas.head_score import HeadScore, named
 from circuitome.heads.atlas.patterns import PATTERNS, chance_levels, chunks, measure, random_model
 from circuitome.heads.atlas.repeated import Repeated, repeated_tokens, usual_period
 from circuitome.models.model import Model
@@ -53,7 +54,7 @@ class Atlas:
         first = next(iter(self.scores.values())).mean
         return [
             {
-                "head": head_name(layer, head),
+                "head": str(Node.head(layer, head)),
                 **{name: float(score.mean[layer, head]) for name, score in self.scores.items()},
             }
             for layer in range(first.shape[0])

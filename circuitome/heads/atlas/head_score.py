@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitome.graph.node import Node
 from circuitome.results import LEVEL, Estimate, resample_means
 
 
@@ -60,7 +61,7 @@ class HeadScore:
         """The `n` heads with the largest scores, largest first: name and score with its interval."""
         order = self.mean.nan_to_num(-torch.inf).flatten().argsort(descending=True, stable=True)[:n].tolist()
         places = [divmod(index, self.mean.shape[1]) for index in order]
-        return [(head_name(*place), self.estimate(*place)) for place in places]
+        return [(str(Node.head(*place)), self.estimate(*place)) for place in places]
 
     def to_dict(self) -> dict[str, Any]:
         """Means, intervals and chance levels, as plain JSON values."""
@@ -75,11 +76,6 @@ class HeadScore:
             "chance": self.chance,
             "random_ceiling": self.ceiling,
         }
-
-
-def head_name(layer: int, head: int) -> str:
-    """The name of a head, a5.h1."""
-    return f"a{layer}.h{head}"
 
 
 def _numbers(values: Tensor) -> list[list[float | None]]:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from circuitome.engine.batches import DEFAULT_MEMORY
 from circuitome.engine.frozen_attention import frozen_patterns
 from circuitome.errors import InputError
+from circuitome.graph.node import Node
 from circuitome.heads.atlas.all_heads import one_pass
 from circuitome.heads.atlas.copying import COPYING, copies
-from circuitome.heads.atlas.head_score import HeadScore, head_name
+from circuitome.heads.atlas.head_score import HeadScore
 from circuitome.heads.atlas.patterns import PATTERNS, chance_levels, chunks
 from circuitome.heads.atlas.repeated import Repeated, reads_text, repeated_tokens, tokens_in_front, usual_period
 from circuitome.heads.long_context.needles import own_text
@@ -162,7 +163,7 @@ def induction(
         found.append(losses_without(model, inputs, [_keep(model, one) for one in sets]))
         tell(done, len(runs))
     own = len(_memory_chunks(model, layout.inputs, max_memory))
-    names = [(), *(tuple(head_name(*divmod(i, model.graph.n_heads)) for i in one) for one in sets)]
+    names = [(), *(tuple(str(Node.head(*divmod(i, model.graph.n_heads))) for i in one) for one in sets)]
     whole, without, *random = (
         Losses(heads, torch.cat([run[i] for run in found[:own]]), _joined([run[i] for run in found[own:]]))
         for i, heads in enumerate(names)

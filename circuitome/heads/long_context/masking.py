@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitome.errors import InputError, unknown_name
+from circuitome.graph.node import Node
 from circuitome.heads.long_context.decoding import (
     MODES,
     Changed,
@@ -111,9 +112,9 @@ class _Check:
                 raise unknown_name(name, value, known)
         every = [(layer, head) for layer in range(len(model.blocks)) for head in range(model.heads.q)]
         if strange := [head for head in (*heads, *avoid) if head not in every]:
-            layer, head = strange[0]
+            missing = Node.head(*strange[0])
             raise InputError(
-                f"{model.name} has no head a{layer}.h{head}: {len(model.blocks)} layers of {model.heads.q} heads."
+                f"{model.name} has no head {missing}: {len(model.blocks)} layers of {model.heads.q} heads."
             )
         others = [head for head in every if head not in {*heads, *avoid}]
         if not 1 <= len(heads) <= len(others):

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitome.errors import InputError
+from circuitome.graph.node import Node
 from circuitome.heads.long_context.decoding import Changed, Read, at_line_end, greedy, read_prompts
 from circuitome.heads.long_context.needles import DEPTHS, LENGTHS, Case, Needle, needle_cases, recall
 from circuitome.models.model import Model
@@ -96,7 +97,7 @@ class RetrievalScores:
     def top(self, n: int) -> list[tuple[str, Estimate]]:
         """The same heads by name, each with its mean and interval."""
         unit = "share of the needle's tokens"
-        return [(f"a{a}.h{h}", mean(self.samples[self.counted][:, a, h], unit)) for a, h in self.heads(n)]
+        return [(str(Node.head(a, h)), mean(self.samples[self.counted][:, a, h], unit)) for a, h in self.heads(n)]
 
     def retrieval_heads(self) -> tuple[tuple[int, int], ...]:
         """All (layer, head) whose mean is at least 0.1, strongest first."""

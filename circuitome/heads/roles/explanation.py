@@ -6,6 +6,7 @@ from circuitome.engine.ablation import Ablation
 from circuitome.engine.circuit_run import check_graph
 from circuitome.errors import InputError, unknown_name
 from circuitome.graph.circuits import Circuit
+from circuitome.graph.node import Node
 from circuitome.heads.atlas.patterns import PatternScores, pattern_scores
 from circuitome.heads.atlas.repeated import repeated_tokens, usual_period
 from circuitome.heads.roles.ablations import knock
@@ -53,20 +54,13 @@ def explain(
 
 def _chosen(circuit: Circuit, names: Sequence[str] | None) -> list[Head]:
     graph = circuit.graph
-    own = {
-        name: (
-            graph.layer_of[graph.row(name)],
-            graph.row(name) - graph.head_rows(graph.layer_of[graph.row(name)]).start,
-        )
-        for name in circuit.nodes
-        if name.startswith("a")
-    }
-    if not own:
+    heads = {name: graph.head(name) for name in circuit.nodes if Node.parse(name).kind == "head"}
+    if not heads:
         raise InputError(f"The circuit of {len(circuit)} edges holds no heads, so there is nothing to name.")
     for name in names or ():
-        if name not in own:
-            raise unknown_name("head of the circuit", name, own)
-    return sorted(own[name] for name in dict.fromkeys(names or own))
+        if name not in heads:
+            raise unknown_name("head of the circuit", name, heads)
+    return sorted(heads[name] for name in dict.fromkeys(names or heads))
 
 
 def _generic(model: Model, seed: int, max_memory: int | None) -> PatternScores | None:

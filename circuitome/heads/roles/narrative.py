@@ -159,7 +159,7 @@ def edges_between(explanation: Explanation) -> dict[tuple[str, str, str], int]:
     role_of = {graph.row(name): role for role in FLOW for name in explanation.by_role.get(role, ())}
     for row, role in role_of.items():
         for column in explanation.circuit.mask[row].nonzero().flatten().tolist():
-            kind = graph.readers[column].rpartition(".")[2]
+            kind = graph.reader_nodes[column].input
             for other in {role_of[reader] for reader in graph.rows_of[column] if reader in role_of}:
                 if kind in ("q", "k", "v"):
                     found[role, kind, other] = found.get((role, kind, other), 0) + 1

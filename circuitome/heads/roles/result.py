@@ -12,7 +12,7 @@ from torch import Tensor
 
 from circuitome.errors import unknown_name
 from circuitome.graph.circuits import Circuit
-from circuitome.heads.atlas.head_score import head_name
+from circuitome.graph.node import Node
 from circuitome.heads.atlas.patterns import PatternScores
 from circuitome.heads.roles.ablations import Knocks
 from circuitome.heads.roles.features import effects
@@ -58,7 +58,7 @@ class Explanation:
     @cached_property
     def heads(self) -> tuple[str, ...]:
         """Names of the heads, in the order of every head axis."""
-        return tuple(head_name(*head) for head in self.evidence.heads)
+        return tuple(str(Node.head(*head)) for head in self.evidence.heads)
 
     @cached_property
     def importance(self) -> Float[Tensor, " head"]:
@@ -109,8 +109,8 @@ class Explanation:
         graph = self.circuit.graph
         found: dict[str, list[str]] = {}
         for column in self.circuit.mask[graph.row(head)].nonzero().flatten().tolist():
-            name, _, kind = graph.readers[column].rpartition(".")
-            found.setdefault("mlp" if kind == "in" else kind, []).append(name or kind)
+            node = graph.reader_nodes[column]
+            found.setdefault("mlp" if node.kind == "mlp" else node.input or node.kind, []).append(str(node.whole))
         return {kind: tuple(found[kind]) for kind in ("q", "k", "v", "mlp", "logits") if kind in found}
 
     @cached_property

@@ -37,9 +37,9 @@ class Direct:
 
     def strongest(self, k: int, least: float = 0.0) -> list[str]:
         """Up to `k` heads with the largest mean direct contribution, of those where it is above `least`."""
-        mean, names = self.samples.mean(0).tolist(), self.graph.writers
-        heads = [row for row, name in enumerate(names) if name.startswith("a") and mean[row] > least]
-        return [names[row] for row in sorted(heads, key=lambda row: -mean[row])[:k]]
+        mean, nodes = self.samples.mean(0).tolist(), self.graph.writer_nodes
+        heads = [row for row, node in enumerate(nodes) if node.kind == "head" and mean[row] > least]
+        return [self.graph.writers[row] for row in sorted(heads, key=lambda row: -mean[row])[:k]]
 
 
 @dataclass(frozen=True, eq=False)

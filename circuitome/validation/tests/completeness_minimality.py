@@ -247,7 +247,7 @@ def layer_groups(circuit: Circuit) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for row in _rows(circuit):
         layer = graph.layer_of[row]
-        kind = "MLPs" if row == graph.mlp_row(layer) else "heads"
+        kind = "MLPs" if graph.writer_nodes[row].kind == "mlp" else "heads"
         third = ("first", "middle", "last")[3 * layer // graph.n_layers]
         groups.setdefault(f"{kind} of the {third} third", []).append(graph.writers[row])
     return groups

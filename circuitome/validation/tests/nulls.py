@@ -12,8 +12,8 @@ SWAPS = 10
 def layered_circuit(circuit: Circuit, generator: torch.Generator) -> Circuit:
     """A circuit with as many edges between every kind and layer of writer and every kind and layer of reader."""
     graph = circuit.graph
-    readers = [(graph.reader_layer[column], _kind(name)) for column, name in enumerate(graph.readers)]
-    writers = [(graph.layer_of[row], name[0]) for row, name in enumerate(graph.writers)]
+    readers = [(node.kind, node.layer, node.input) for node in graph.reader_nodes]
+    writers = [(node.kind, node.layer) for node in graph.writer_nodes]
     cells: dict[object, list[tuple[int, int]]] = {}
     for row, column in graph.mask.nonzero().tolist():
         cells.setdefault((writers[row], readers[column]), []).append((row, column))
@@ -48,8 +48,3 @@ NULLS = {
 }
 """By name: (circuit, generator) -> one circuit of the same size. Random: from the whole graph; layered: the same number
 between all layers and kinds of parts; rewired: the same number at every node."""
-
-
-def _kind(reader: str) -> str:
-    """q, k, v, in or logits."""
-    return reader.rsplit(".", 1)[-1]
