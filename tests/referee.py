@@ -2,7 +2,8 @@
 
 import torch
 
-from circuitome.models.model import Inputs, Model
+from circuitome.models.inputs import Inputs
+from circuitome.models.model import Model
 from circuitome.tasks.task import Pair
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from circuitome.models.attention import attending
-from circuitome.models.model import Inputs
+from circuitome.models.inputs import Inputs
 
 
 def rotate(x, cos, sin):

@@ -91,7 +91,7 @@ def replace_outputs(model: Model, held: AblatedOutputs) -> Iterator[None]:
 
     Values of one batch can only be held in passes over just that batch; those with axes of length 1 in any pass.
     """
-    with ExitStack() as stack:
+    with model.reserved(), ExitStack() as stack:
         for layer, (which, value) in held.heads.items():
             if model.blocks[layer].attention_post is None:
                 hook = _in_front(model, which, value)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from circuitome.engine.batches import Batch, batches
 from circuitome.errors import InputError, unknown_name
-from circuitome.models.model import ActivationCache, Model
+from circuitome.models.activations import ActivationCache
+from circuitome.models.model import Model
 from circuitome.tasks.task import Pair, Task
 
 Ablation = Literal["corrupted", "zero", "mean", "mean-position"]

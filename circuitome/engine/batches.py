@@ -14,7 +14,9 @@ from torch import Tensor
 from transformers import Cache
 
 from circuitome.errors import MemoryBudgetError, TaskError
-from circuitome.models.model import ActivationCache, FrozenLayer, Inputs, Model
+from circuitome.models.activations import ActivationCache
+from circuitome.models.inputs import FrozenLayer, Inputs
+from circuitome.models.model import Model
 from circuitome.tasks.task import Pair, Task
 
 DEFAULT_MEMORY = 1_300_000_000

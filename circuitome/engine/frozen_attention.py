@@ -10,7 +10,8 @@ from torch import Tensor
 
 from circuitome.models.attention import mix
 from circuitome.models.block import Block
-from circuitome.models.model import Model, replaced
+from circuitome.models.hooks import replaced
+from circuitome.models.model import Model
 
 Pattern = Float[Tensor, "batch head query key"]
 

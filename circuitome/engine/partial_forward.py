@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitome.engine.batches import DEFAULT_MEMORY
-from circuitome.models.model import Call, Inputs, Model
+from circuitome.models.inputs import Inputs
+from circuitome.models.model import Call, Model
 from circuitome.models.norms import Norm
 
 MOST_COPIES = 16

@@ -133,7 +133,8 @@ def method(function: Callable[Concatenate[Setting, P], R]) -> Method[P, R]:
     @functools.wraps(function)
     def call(first: Any, /, *args: Any, **kwargs: Any) -> Any:
         if isinstance(first, Setting):
-            return function(first, *args, **kwargs)
+            with first.model.reserved():
+                return function(first, *args, **kwargs)
         if not isinstance(first, Model):
             raise TypeError(
                 f"{function.__name__} takes a model and a task, or a Setting; got {type(first).__name__}. "
@@ -143,7 +144,7 @@ def method(function: Callable[Concatenate[Setting, P], R]) -> Method[P, R]:
         prompts = None if at is None else args[at]
         rest = args if at is None else (*args[:at], *args[at + 1 :])
         options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
-        return function(Setting(first, prompts, **options), *rest, **kwargs)
+        return call(Setting(first, prompts, **options), *rest, **kwargs)
 
     call.__signature__ = _signature(function)  # type: ignore[attr-defined]  # what `help` and notebooks show
     return call

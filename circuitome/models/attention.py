@@ -57,8 +57,8 @@ def attending(model: Model, attend: Attend) -> Iterator[None]:
     check_replaceable(model)
     AttentionInterface.register(NAME, _dispatch)
     AttentionMaskInterface.register(NAME, eager_mask)
-    before = model.hf.config._attn_implementation
-    with ExitStack() as stack:
+    with model.reserved(), ExitStack() as stack:
+        before = model.hf.config._attn_implementation
         model.hf.set_attn_implementation(NAME)
         stack.callback(model.hf.set_attn_implementation, before)
         for layer, block in enumerate(model.blocks):

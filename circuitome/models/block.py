@@ -64,7 +64,7 @@ class Block:
         attention = attrgetter(family.attention)(layer)
 
         def norm(name: str | None) -> Norm | None:
-            return Norm.of(getattr(layer, name), family.gain_offset) if name else None
+            return Norm(getattr(layer, name), family.gain_offset) if name else None
 
         return cls(
             layer=layer,
@@ -140,7 +140,7 @@ class Block:
 
     def attend_inputs(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """The normed input of q, k and v for a residual x."""
-        return self.attention_norm.module(x) if self.attention_norm else x
+        return self.attention_norm(x) if self.attention_norm else x
 
     @property
     def norms(self) -> list[nn.Module]:
@@ -172,9 +172,9 @@ class Block:
 
     def run_mlp(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """What the MLP adds to the stream when its input is the residual x, post-norm included."""
-        for norm_or_part in (self.mlp_norm, *self.mlp, self.mlp_post):
-            if norm_or_part is not None:
-                x = norm_or_part.module(x) if isinstance(norm_or_part, Norm) else norm_or_part(x)
+        for part in (self.mlp_norm, *self.mlp, self.mlp_post):
+            if part is not None:
+                x = part(x)
         return x
 
 

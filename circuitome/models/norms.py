@@ -11,28 +11,40 @@ from torch import Tensor, nn
 class Norm:
     """y = gain * (x - mean) / sigma + bias, with sigma = sqrt(variance + eps); RMSNorm has no mean and no bias.
 
-    An identity in a norm's place has gain 1, no mean and sigma 1.
+    An identity in a norm's place has gain 1, no mean and sigma 1. Weights are read from the module at every use, so
+    that they are its own after a training step, `load_state_dict` or `.to(...)`.
     """
 
     module: nn.Module
     """The model's own module; it does the computing, this view only describes it."""
-    centred: bool
-    """True for LayerNorm."""
-    gain: Float[Tensor, " #d_model"]
-    """Multiplier of each coordinate, float32, any offset (Gemma's 1 + weight) included; one 1 where there is none."""
-    bias: Float[Tensor, " d_model"] | None
-    """Added after the gain, float32."""
-    eps: float
-    """Added to the variance."""
+    gain_offset: float
+    """Added to the module's weight before use: 1 for Gemma."""
 
-    @classmethod
-    def of(cls, module: nn.Module, gain_offset: float) -> "Norm":
-        """The view of a transformers norm module."""
-        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-        centred = isinstance(module, nn.LayerNorm)
-        eps = float(getattr(module, "variance_epsilon", None) or module.eps)  # type: ignore[arg-type]
-        gain = torch.ones(1) if weight is None else weight.detach().float() + gain_offset
-        return cls(module, centred, gain, None if bias is None else bias.detach().float(), eps)
+    def __call__(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        """The module's own output."""
+        return self.module(x)  # type: ignore[no-any-return]
+
+    @property
+    def centred(self) -> bool:
+        """True for LayerNorm."""
+        return isinstance(self.module, nn.LayerNorm)
+
+    @property
+    def gain(self) -> Float[Tensor, "*d_model"]:
+        """Multiplier of each coordinate, float32, any offset (Gemma's 1 + weight) included; 1 where there is none."""
+        weight: Tensor | None = getattr(self.module, "weight", None)
+        return torch.ones(()) if weight is None else weight.detach().float() + self.gain_offset
+
+    @property
+    def bias(self) -> Float[Tensor, " d_model"] | None:
+        """Added after the gain, float32; None where the norm has no bias."""
+        bias: Tensor | None = getattr(self.module, "bias", None)
+        return None if bias is None else bias.detach().float()
+
+    @property
+    def eps(self) -> float:
+        """Added to the variance."""
+        return float(getattr(self.module, "variance_epsilon", None) or self.module.eps)  # type: ignore[arg-type]
 
     def centre(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """X minus its mean over coordinates where the norm does so, in float32."""

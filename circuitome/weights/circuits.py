@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitome.errors import InputError
-from circuitome.models.model import Inputs, Model
+from circuitome.models.inputs import Inputs
+from circuitome.models.model import Model
 from circuitome.models.norms import Norm
 from circuitome.weights.factored import Factored
 from circuitome.weights.folding import (
@@ -144,7 +145,7 @@ def _gain(model: Model, layer: int, index: int, name: str) -> Float[Tensor, " d_
     module, width = _norm_on(model, layer, name), model.heads.width
     if module is None:
         return torch.ones(width, device=model.device)
-    gain = Norm.of(module, model.family.gain_offset).gain
+    gain = Norm(module, model.family.gain_offset).gain
     return gain if len(gain) == width else gain[index * width : (index + 1) * width]
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from circuitome.errors import InputError
 from circuitome.graph.node import Node
-from circuitome.models.model import ActivationCache, Model
+from circuitome.models.activations import ActivationCache
+from circuitome.models.model import Model
 from circuitome.weights.logits import padded
 from circuitome.weights.pairs import token_name
 

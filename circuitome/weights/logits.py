@@ -9,7 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitome.errors import MemoryBudgetError, NumericsError, unknown_name
-from circuitome.models.model import ActivationCache, Inputs, Model
+from circuitome.models.activations import ActivationCache
+from circuitome.models.inputs import Inputs
+from circuitome.models.model import Model
 from circuitome.results import Estimate, mean
 from circuitome.tasks.task import Task
 from circuitome.weights.folding import behind, unembedding_rows

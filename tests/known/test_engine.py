@@ -9,8 +9,9 @@ from families import random_task
 import circuitome as cm
 from circuitome.engine.circuit_run import run_circuit
 from circuitome.models.check import check_model
+from circuitome.models.inputs import Inputs
 from circuitome.models.known import KnownConfig, KnownForCausalLM
-from circuitome.models.model import Inputs, Model
+from circuitome.models.model import Model
 
 NAMES = ("random-causal", "random", "tracr-detect-pattern", "known-induction")
 """Random weights too: the patterns of the others are so sharp that they would hide a wrong mask."""

@@ -5,8 +5,8 @@ import torch
 from families import CONFIGS, tiny
 
 from circuitome.errors import InputError, UnknownNameError
+from circuitome.models.inputs import Inputs
 from circuitome.models.loading import load
-from circuitome.models.model import Inputs
 from circuitome.weights.circuits import qk_circuit, rotations, token_ov, token_qk
 from circuitome.weights.factored import Factored
 from circuitome.weights.pairs import ov_pairs, qk_pairs, strongest

@@ -20,8 +20,10 @@ from torch import Tensor
 
 from circuitome.engine.ablation import WriterValues, writer_vectors
 from circuitome.errors import NumericsError
+from circuitome.models.activations import ActivationCache
 from circuitome.models.block import Block
-from circuitome.models.model import ActivationCache, Inputs, Model
+from circuitome.models.inputs import Inputs
+from circuitome.models.model import Model
 from circuitome.models.norms import Norm
 
 CONTRACTION_NUMBERS = 24_000_000

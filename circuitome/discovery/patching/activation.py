@@ -16,7 +16,8 @@ from circuitome.engine.partial_forward import PartialForward, dense_copies
 from circuitome.engine.readout import Readout
 from circuitome.errors import InputError, unknown_name
 from circuitome.graph.node import Node
-from circuitome.models.model import ActivationCache, Model
+from circuitome.models.activations import ActivationCache
+from circuitome.models.model import Model
 from circuitome.results import EffectMap
 from circuitome.tasks.task import Task
 

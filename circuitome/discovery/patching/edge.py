@@ -18,7 +18,8 @@ from circuitome.engine.partial_forward import PartialForward, dense_copies
 from circuitome.engine.readout import Readout
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
-from circuitome.models.model import ActivationCache, Model
+from circuitome.models.activations import ActivationCache
+from circuitome.models.model import Model
 from circuitome.tasks.losses import loss_unit
 from circuitome.tasks.task import Task
 

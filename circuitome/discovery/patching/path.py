@@ -20,7 +20,8 @@ from circuitome.engine.readout import Readout
 from circuitome.errors import InputError
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.node import Node
-from circuitome.models.model import ActivationCache, Model
+from circuitome.models.activations import ActivationCache
+from circuitome.models.model import Model
 from circuitome.results import EffectMap
 from circuitome.tasks.task import Pair, Task
 

@@ -16,7 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitome.models.model import ActivationCache, Call, Inputs, Model
+from circuitome.models.activations import ActivationCache
+from circuitome.models.inputs import Inputs
+from circuitome.models.model import Call, Model
 
 
 @dataclass

@@ -18,7 +18,8 @@ from circuitome.heads.atlas.head_score import HeadScore
 from circuitome.heads.atlas.patterns import PATTERNS, chance_levels, chunks
 from circuitome.heads.atlas.repeated import Repeated, reads_text, repeated_tokens, tokens_in_front, usual_period
 from circuitome.heads.long_context.needles import own_text
-from circuitome.models.model import Inputs, Model
+from circuitome.models.inputs import Inputs
+from circuitome.models.model import Model
 from circuitome.results import Estimate, mean
 
 Progress = Callable[[int, int], None]

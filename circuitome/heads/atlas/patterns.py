@@ -11,7 +11,8 @@ from torch import Tensor
 from circuitome.engine.batches import tokens_within
 from circuitome.heads.atlas.head_score import HeadScore, named
 from circuitome.heads.atlas.repeated import Repeated
-from circuitome.models.model import Inputs, Model
+from circuitome.models.inputs import Inputs
+from circuitome.models.model import Model
 
 Progress = Callable[[int, int], None]
 

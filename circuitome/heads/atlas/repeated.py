@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitome.errors import InputError
-from circuitome.models.model import Inputs, Model
+from circuitome.models.inputs import Inputs
+from circuitome.models.model import Model
 
 SHORTEST = 3
 """Of shorter periods the token before, the duplicate and the token after the duplicate are not three places."""

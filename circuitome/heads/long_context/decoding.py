@@ -16,7 +16,8 @@ from circuitome.errors import InputError, MemoryBudgetError, unknown_name
 from circuitome.heads.long_context.needles import Case
 from circuitome.heads.long_context.streaming import learned_positions
 from circuitome.models.attention import Asked, attending, check_replaceable, plain_attention
-from circuitome.models.model import FrozenLayer, Inputs, Model
+from circuitome.models.inputs import FrozenLayer, Inputs
+from circuitome.models.model import Model
 
 Mode = Literal["zero", "even"]
 """How a head is masked: its output is 0, or it attends evenly to all that it may see (what published code does)."""

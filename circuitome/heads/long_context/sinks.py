@@ -12,7 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitome.errors import InputError
-from circuitome.models.model import Inputs, Model
+from circuitome.models.inputs import Inputs
+from circuitome.models.model import Model
 from circuitome.results import Estimate, mean
 
 FIRST = (1, 4)

@@ -21,7 +21,8 @@ from transformers.cache_utils import DynamicLayer
 
 from circuitome.errors import InputError
 from circuitome.models.attention import Asked, attending, by_group, check_replaceable, mix, rotation
-from circuitome.models.model import Inputs, Model
+from circuitome.models.inputs import Inputs
+from circuitome.models.model import Model
 
 CHUNK = 256
 """Tokens of a pass."""

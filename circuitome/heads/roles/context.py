@@ -14,7 +14,8 @@ from circuitome.errors import InputError
 from circuitome.heads.roles.head_ablation import HeadRun
 from circuitome.heads.roles.positions import places
 from circuitome.heads.roles.unembedding import Unembedding
-from circuitome.models.model import ActivationCache, Model
+from circuitome.models.activations import ActivationCache
+from circuitome.models.model import Model
 from circuitome.tasks.task import Task
 
 Progress = Callable[[str, int, int], None]

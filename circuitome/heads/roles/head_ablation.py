@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from circuitome.engine.ablation import WriterValues
 from circuitome.engine.partial_forward import PartialForward
-from circuitome.models.model import ActivationCache, Inputs, Model
+from circuitome.models.activations import ActivationCache
+from circuitome.models.inputs import Inputs
+from circuitome.models.model import Model
 
 Look = Callable[[int, Float[Tensor, "copies batch head query key"]], None]
 """Called with a layer and the patterns of its heads, in each of several runs."""

@@ -16,7 +16,7 @@ from circuitome.heads.roles.context import Head, Part, Subject
 from circuitome.heads.roles.head_ablation import HeadRun
 from circuitome.heads.roles.positions import END, FIRST, Places, broken, by_role, even, per_query, relations
 from circuitome.heads.roles.unembedding import copied
-from circuitome.models.model import ActivationCache
+from circuitome.models.activations import ActivationCache
 
 CLEARLY = 0.05
 """Attention by which answers lead the role that is looked at most, to be named in its place."""

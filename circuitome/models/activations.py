@@ -1,0 +1,101 @@
+"""What one forward pass showed of every block, and the hooks that write it down."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from circuitome.models.block import Block
+
+
+@dataclass
+class ActivationCache:
+    """What one forward pass showed: tensors of the pass itself, not copies. Lists are indexed by layer."""
+
+    resid_pre: list[Tensor] = field(default_factory=list)
+    """Residual [batch, pos, d_model] that each attention reads, before its norm."""
+    projected: list[list[Tensor]] = field(default_factory=list)
+    """Outputs [batch, pos, out] of the q, k, v (or fused) projections."""
+    z: list[Tensor] = field(default_factory=list)
+    """Input [batch, pos, head * d_head] of the output projection: all heads side by side."""
+    attention_out: list[Tensor] = field(default_factory=list)
+    """Output [batch, pos, d_model] of the output projection where a post-norm follows; else empty."""
+    resid_mid: list[Tensor] = field(default_factory=list)
+    """Residual [batch, pos, d_model] that each MLP reads, before its norm."""
+    mlp_out: list[Tensor] = field(default_factory=list)
+    """What each MLP adds to the stream [batch, pos, d_model]."""
+    final: Tensor | None = None
+    """Residual [batch, pos, d_model] in front of the final norm."""
+    logits: Tensor | None = None
+    """Logits [batch, vocab] at the position that was asked for."""
+
+
+@contextmanager
+def recording(
+    blocks: Sequence[Block], final_norm: nn.Module, activations: ActivationCache, start: int = 0
+) -> Iterator[None]:
+    """Inside, a forward pass writes what it shows on `activations`, from position `start` on; but for the logits."""
+
+    def final(module: nn.Module, args: tuple[Any, ...]) -> Any:
+        resid = args[0].view_as(args[0])
+        activations.final = _from(start, resid)
+        return (resid, *args[1:])
+
+    with ExitStack() as stack:
+        for block in blocks:
+            for remove in _record_block(block, activations, start):
+                stack.callback(remove)
+        stack.callback(final_norm.register_forward_pre_hook(final, prepend=True).remove)
+        yield
+
+
+def _from(start: int, t: Tensor) -> Tensor:
+    """`t` [batch, pos, ...] from a position on; a copy, so that the rest can be freed, unless it is all."""
+    return t[:, start:].clone() if start else t
+
+
+def _record_block(block: Block, activations: ActivationCache, start: int) -> list[Any]:
+    """Install the hooks that write one block's values on the activations; gives what removes them.
+
+    The tensors that q, k, v and the MLP read are recorded as views of their own, so that a gradient taken with respect
+    to one of them comes through that reader alone and not through the residual connection beside it.
+    """
+    projected: list[Tensor] = []
+
+    def resid_pre(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if module is block.projections[0] or block.attention_norm is not None:
+            activations.resid_pre.append(_from(start, args[0]))
+
+    def projection(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        projected.append(_from(start, output))
+        if len(projected) == len(block.projections):
+            activations.projected.append(list(projected))
+            projected.clear()
+
+    def output_in(module: nn.Module, args: tuple[Any, ...]) -> None:
+        activations.z.append(_from(start, args[0]))
+
+    def output_out(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        activations.attention_out.append(_from(start, output))
+
+    def resid_mid(module: nn.Module, args: tuple[Any, ...]) -> Any:
+        shaped = args[0].view(len(activations.z[-1]), -1, args[0].shape[-1])  # OPT flattens batch and position here
+        activations.resid_mid.append(_from(start, shaped))
+        return (shaped.view_as(args[0]), *args[1:])
+
+    def mlp_out(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        activations.mlp_out.append(_from(start, output.reshape(len(activations.z[-1]), -1, output.shape[-1])))
+
+    first_mlp, last_mlp = block.mlp_ends
+    first_attention = block.attention_norm.module if block.attention_norm else block.projections[0]
+    handles = [
+        first_attention.register_forward_pre_hook(resid_pre),
+        *(module.register_forward_hook(projection) for module in block.projections),
+        block.output.register_forward_pre_hook(output_in),
+        *([block.output.register_forward_hook(output_out)] if block.attention_post else []),
+        first_mlp.register_forward_pre_hook(resid_mid),
+        last_mlp.register_forward_hook(mlp_out),
+    ]
+    return [handle.remove for handle in handles]
