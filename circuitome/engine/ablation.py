@@ -155,7 +155,9 @@ class AblationValues:
 def _mean_over_positions(model: Model, task: Task) -> WriterValues:
     total: list[Tensor] | None = None
     count = 0.0
-    corrupted = replace(task, pairs=tuple(replace(pair, clean=pair.corrupted, read=None) for pair in task.pairs))
+    corrupted = replace(
+        task, pairs=tuple(replace(pair, clean=pair.corrupted, roles={}, answer_position=-1) for pair in task.pairs)
+    )
     for batch in batches(model, corrupted, shared_prefix=False, corrupted=False):
         with torch.no_grad():
             values = WriterValues.of(model, model.record(batch.clean, logits=False))

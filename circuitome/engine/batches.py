@@ -43,7 +43,7 @@ def first_difference(pair: Pair) -> int:
 
 def _cut(model: Model, pair: Pair, shared_prefix: bool) -> int:
     """Length of a pair's shared prefix: only causal attention leaves it untouched by what follows."""
-    return min(first_difference(pair), pair.reads) if shared_prefix and model.causal else 0
+    return min(first_difference(pair), pair.answer_position) if shared_prefix and model.causal else 0
 
 
 def tokens_within(model: Model, max_memory: int | None, *, gradients: bool) -> int:
@@ -93,7 +93,7 @@ def make_batch(model: Model, task: Task, rows: Sequence[int], *, shared_prefix: 
         check_aligned(task, rows)
     cuts = [_cut(model, pair, shared_prefix) for pair in pairs]
     prefixes = [pair.clean[:cut] for pair, cut in zip(pairs, cuts, strict=True)]
-    read = torch.tensor([pair.reads - cut for pair, cut in zip(pairs, cuts, strict=True)])
+    read = torch.tensor([pair.answer_position - cut for pair, cut in zip(pairs, cuts, strict=True)])
     clean = _inputs(model, prefixes, [pair.clean[cut:] for pair, cut in zip(pairs, cuts, strict=True)], read)
     if not corrupted:
         return Batch(tuple(rows), clean, None)
@@ -138,8 +138,8 @@ def read_tokens(model: Model, task: Task, rows: Sequence[int]) -> Inputs:
     For what can change nothing at other positions, one token then costs what a whole prompt would. Causal models only.
     """
     pairs = [task.pairs[row] for row in rows]
-    prefixes = [pair.clean[: pair.reads] for pair in pairs]
-    inputs = _inputs(model, prefixes, [pair.clean[pair.reads : pair.reads + 1] for pair in pairs])
+    prefixes = [pair.clean[: pair.answer_position] for pair in pairs]
+    inputs = _inputs(model, prefixes, [pair.clean[pair.answer_position : pair.answer_position + 1] for pair in pairs])
     if not any(prefixes):
         return inputs
     with torch.no_grad():

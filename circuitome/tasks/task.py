@@ -32,7 +32,7 @@ class Tokens(Protocol):
 
 @dataclass(frozen=True)
 class Pair:
-    """One prompt and its corrupted twin; the model is read at the last token, or at `read`."""
+    """One prompt and its corrupted twin. Raises `TaskError` for negative token ids and positions outside the prompt."""
 
     clean: tuple[int, ...]
     """Token ids of the clean prompt."""
@@ -50,13 +50,34 @@ class Pair:
     """Name of the template the pair was made from; groups pairs whose positions mean the same."""
     roles: Mapping[str, int] = field(default_factory=dict)
     """Token position in `clean` of each named role, e.g. {"IO": 1, "S1": 3, "S2": 9, "end": 13}."""
-    read: int | None = None
-    """Position whose logits the metric reads; None: the last."""
+    answer_position: int = -1
+    """Position of the token in `clean` after which the answer is expected and the logits are read, counted from 0; a
+    negative one is counted from the end when it is given."""
+
+    def __post_init__(self) -> None:
+        size = len(self.clean)
+        if not size:
+            raise TaskError("The clean prompt has no tokens; give at least one token id.")
+        for what in ("clean", "corrupted", "answers", "wrongs"):
+            if bad := [token for token in getattr(self, what) if token < 0]:
+                raise TaskError(f"A token id is a number from 0 on, got {bad[0]} in `{what}` of {self._shown}.")
+        if not -size <= self.answer_position < size:
+            raise TaskError(
+                f"The answer position {self.answer_position} lies outside of the clean prompt of {self._shown}, which "
+                f"has {size} tokens. Give one from 0 to {size - 1}, or from -{size} to -1 to count from the end."
+            )
+        for role, position in self.roles.items():
+            if not 0 <= position < size:
+                raise TaskError(
+                    f"The role {role!r} is at position {position}, outside of the clean prompt of {self._shown}, which "
+                    f"has {size} tokens. Give a position from 0 to {size - 1}."
+                )
+        object.__setattr__(self, "answer_position", self.answer_position % size)
 
     @property
-    def reads(self) -> int:
-        """Index of the token after which the logits are read."""
-        return len(self.clean) - 1 if self.read is None else self.read
+    def _shown(self) -> str:
+        """The pair in an error message."""
+        return f"the pair {self.clean_text or list(self.clean)!r}"
 
 
 @dataclass(frozen=True)
@@ -122,7 +143,7 @@ class Task:
 
     def data_hash(self) -> str:
         """SHA-256 over the token ids, answers and metric: equal hashes mean equal inputs to every method."""
-        rows: list[Any] = [[p.clean, p.corrupted, p.answers, p.wrongs, p.reads] for p in self.pairs]
+        rows: list[Any] = [[p.clean, p.corrupted, p.answers, p.wrongs, p.answer_position] for p in self.pairs]
         return hashlib.sha256(json.dumps([self.metric, rows]).encode()).hexdigest()
 
 

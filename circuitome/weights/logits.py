@@ -119,7 +119,7 @@ def _batches(model: Model, task: Task, max_memory: int | None) -> Iterator[tuple
         else:
             groups.append([row])
     for rows in groups:
-        yield rows, padded(model, [prompts[row] for row in rows], [task.pairs[row].reads for row in rows])
+        yield rows, padded(model, [prompts[row] for row in rows], [task.pairs[row].answer_position for row in rows])
 
 
 def _directions(

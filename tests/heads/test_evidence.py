@@ -78,7 +78,7 @@ def test_places_and_the_role_of_what_differs():
     named = Task("t", (replace(pairs[0], roles={"A": 1, "end": 3}), pairs[1]))
     assert places(named).names == ("first", "A", "changed", "end")
     assert places(named).at.tolist() == [[0, 1, -1, 3], [0, -1, 1, 3]]
-    late = replace(pairs[0], read=1, roles={"A": 3})
+    late = replace(pairs[0], answer_position=1, roles={"A": 3})
     assert places(Task("t", (late,))).names == ("first", "end")  # what comes later is not looked at
 
 

@@ -55,7 +55,7 @@ def task(name):
     if not name.startswith("random"):
         return cm.ground_truth.task(name, 3, seed=2)
     plain = random_task(4, lengths=(5, 7), vocab=11)
-    pairs = [replace(pair, read=read) for pair, read in zip(plain.pairs, (2, 6, 4, 3), strict=True)]
+    pairs = [replace(pair, answer_position=read) for pair, read in zip(plain.pairs, (2, 6, 4, 3), strict=True)]
     return replace(plain, pairs=tuple(pairs))
 
 
@@ -98,22 +98,26 @@ def expected(model, task, circuit, ablation):
             if ablation == "zero":
                 ablated = [torch.zeros_like(one) for one in ablated]
             rows[clean], _ = written_out(model, clean, ablated, circuit.mask)
-    return torch.stack([rows[pair.clean][pair.reads] for pair in task.pairs])
+    return torch.stack([rows[pair.clean][pair.answer_position] for pair in task.pairs])
 
 
 def plain(model, task, side):
     with torch.no_grad():
-        return torch.stack([model.hf(torch.tensor([getattr(p, side)])).logits[0, p.reads] for p in task.pairs])
+        return torch.stack(
+            [model.hf(torch.tensor([getattr(p, side)])).logits[0, p.answer_position] for p in task.pairs]
+        )
 
 
 @pytest.mark.slow
 def test_logits_with_hooks_are_bit_equal(model, task):
     for pair in task.pairs:
         ids = torch.tensor([pair.clean])
-        inputs = Inputs(ids, torch.ones_like(ids), torch.arange(ids.shape[1])[None], torch.tensor([pair.reads]))
+        inputs = Inputs(
+            ids, torch.ones_like(ids), torch.arange(ids.shape[1])[None], torch.tensor([pair.answer_position])
+        )
         with torch.no_grad():
             # asked for this one position: a product of another shape may differ in the last bit
-            logits = model.hf(ids, logits_to_keep=torch.tensor([pair.reads])).logits[:, 0]
+            logits = model.hf(ids, logits_to_keep=torch.tensor([pair.answer_position])).logits[:, 0]
             assert torch.equal(model.record(inputs).logits, logits)
 
 

@@ -41,18 +41,20 @@ def test_the_task_reads_every_output(name):
     assert task == cm.ground_truth.task(name, 20) != cm.ground_truth.task(name, 20, seed=1)
     rows = range(len(task))
     with torch.no_grad():
-        logits = torch.stack([model.hf(torch.tensor([pair.clean])).logits[0, pair.reads] for pair in task.pairs])
+        logits = torch.stack(
+            [model.hf(torch.tensor([pair.clean])).logits[0, pair.answer_position] for pair in task.pairs]
+        )
     metric = task.score(logits, rows)
     if logits.shape[1] > 1:
         assert bool((metric > 0).all())  # the right output is above the one of the other input
-    assert all(pair.read and len(pair.clean) == len(pair.corrupted) for pair in task.pairs)
+    assert all(pair.answer_position and len(pair.clean) == len(pair.corrupted) for pair in task.pairs)
 
 
 @pytest.mark.parametrize("name", ["known-induction", "known-ioi"])
 def test_hand_set_models_do_their_task(name):
     model, task = cm.load(name), cm.ground_truth.task(name, 40)
     with torch.no_grad():
-        best = [int(model.hf(torch.tensor([p.clean])).logits[0, p.reads].argmax()) for p in task.pairs]
+        best = [int(model.hf(torch.tensor([p.clean])).logits[0, p.answer_position].argmax()) for p in task.pairs]
     assert [(token,) for token in best] == [pair.answers for pair in task.pairs]
 
 

@@ -1,5 +1,6 @@
 """Pair, Task and their checks."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -38,6 +39,35 @@ def test_bad_pairs(words: Any, arguments: Any, parts: list[str]) -> None:
     assert str(caught.value).startswith("pairs.csv, line 3: ")
     for part in parts:
         assert part in str(caught.value)
+
+
+POSITIONS = [(-1, 2), (-3, 0), (0, 0), (2, 2)]
+
+
+@pytest.mark.parametrize(("given", "position"), POSITIONS)
+def test_answer_positions_count_from_the_start_whichever_way_they_are_given(given: int, position: int) -> None:
+    pair = Pair((4, 5, 6), (4, 7, 6), (0,), (1,), answer_position=given)
+    assert pair.answer_position == position
+    assert replace(pair, answers=(3,)).answer_position == position
+
+
+BAD_IDS_AND_POSITIONS = {
+    "clean": ({"clean": (1, -2, 3)}, "token id is a number from 0 on, got -2 in `clean`"),
+    "corrupted": ({"corrupted": (1, 2, -1)}, "got -1 in `corrupted`"),
+    "answers": ({"answers": (-7,)}, "got -7 in `answers`"),
+    "wrongs": ({"wrongs": (-7,)}, "got -7 in `wrongs`"),
+    "late": ({"answer_position": 3}, "answer position 3 lies outside .* which has 3 tokens. Give one from 0 to 2"),
+    "early": ({"answer_position": -4}, "answer position -4 lies outside"),
+    "empty": ({"clean": ()}, "clean prompt has no tokens"),
+    "role": ({"roles": {"S": 3}}, "role 'S' is at position 3, outside"),
+    "negative role": ({"roles": {"S": -1}}, "role 'S' is at position -1, outside"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_IDS_AND_POSITIONS.values(), ids=BAD_IDS_AND_POSITIONS)
+def test_ids_and_positions_that_do_not_exist_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(TaskError, match=message):
+        replace(Pair((1, 2, 3), (1, 4, 3), (0,), (1,)), **change)
 
 
 @pytest.mark.parametrize("name", ["two-digits", "dummy-space"])

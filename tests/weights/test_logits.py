@@ -21,7 +21,7 @@ def uncapped(model, task):
     rows = []
     with torch.no_grad():
         for pair in task.pairs:
-            logits = model.hf(torch.tensor([pair.clean])).logits[:, pair.reads]
+            logits = model.hf(torch.tensor([pair.clean])).logits[:, pair.answer_position]
             rows.append(torch.atanh(logits.double() / cap).float() * cap if cap else logits)
     return task.score(torch.cat(rows), range(len(task)))
 
@@ -55,7 +55,9 @@ def test_each_part_is_its_vector_through_the_frozen_norm(small, name):
 def test_batches_and_padding_change_nothing_and_any_position_may_be_read(small):
     model = small("llama")
     task = random_task(5)
-    task = replace(task, pairs=tuple(replace(pair, read=3) if i % 2 else pair for i, pair in enumerate(task.pairs)))
+    task = replace(
+        task, pairs=tuple(replace(pair, answer_position=3) if i % 2 else pair for i, pair in enumerate(task.pairs))
+    )
     one = model.bytes_per_token(gradients=False) * 9
     alone = direct_logit_attribution(model, task, max_memory=one)
     torch.testing.assert_close(direct_logit_attribution(model, task).samples, alone.samples, atol=1e-5, rtol=1e-4)

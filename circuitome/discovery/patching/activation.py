@@ -97,9 +97,9 @@ def patch(
 
 def _offsets(model: Model, task: Task) -> list[int | None]:
     """Positions that can differ, counted back from the one read, first to last."""
-    first = min(first_difference(pair) - pair.reads for pair in task.pairs)
-    last = 0 if model.causal else max(len(pair.clean) - 1 - pair.reads for pair in task.pairs)
-    first = first if model.causal else min(-pair.reads for pair in task.pairs)
+    first = min(first_difference(pair) - pair.answer_position for pair in task.pairs)
+    last = 0 if model.causal else max(len(pair.clean) - 1 - pair.answer_position for pair in task.pairs)
+    first = first if model.causal else min(-pair.answer_position for pair in task.pairs)
     return list(range(min(first, 0), last + 1))
 
 

@@ -146,7 +146,7 @@ class _Paths:
         wanted = [positions] if isinstance(positions, str | int) else list(positions)
         for i, row in enumerate(self.batch.rows):
             pair = task.pairs[row]
-            start = pair.reads - int(inputs.read[i])
+            start = pair.answer_position - int(inputs.read[i])
             for position in wanted:
                 if position == "all":
                     mask[i, : len(pair.clean) - start] = True
@@ -257,7 +257,7 @@ def position_of(pair: Pair, position: str | int) -> int:
     Raises `InputError` where the prompt has no such role or position.
     """
     if position == "end":
-        return pair.reads
+        return pair.answer_position
     if isinstance(position, str):
         if position not in pair.roles:
             known = ", ".join(["all", "end", *(r for r in pair.roles if r != "end")])

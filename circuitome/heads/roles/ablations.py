@@ -159,7 +159,7 @@ def _end_masks(subject: Subject, rows: Sequence[int], run: HeadRun) -> Float[Ten
     width = run.inputs.mask.shape[1]
     marks = torch.zeros(len(rows), len(subject.places.targets), width)
     for i, row in enumerate(rows):
-        size = subject.task.pairs[row].reads + 1
+        size = subject.task.pairs[row].answer_position + 1
         marks[i, :, width - size :] = subject.places.masks(row, size)
     return marks.to(run.inputs.mask.device)
 

@@ -143,4 +143,6 @@ def _at(values: WriterValues, read: tuple[Tensor, Tensor]) -> WriterValues:
 
 def _swapped(task: Task) -> Task:
     """The corrupted prompts in the place of the clean ones, read at the same positions."""
-    return replace(task, pairs=tuple(replace(p, clean=p.corrupted, read=p.reads) for p in task.pairs))
+    return replace(
+        task, pairs=tuple(replace(p, clean=p.corrupted, answer_position=p.answer_position) for p in task.pairs)
+    )

@@ -158,7 +158,7 @@ def _batch(subject: Subject, rows: tuple[int, ...]) -> tuple[Part, dict[str, Ten
 def _looks(subject: Subject, row: int, pattern: Tensor, corrupted: Tensor | None) -> dict[str, Tensor]:
     """Where heads look on one prompt: `pattern` [head, query, key], padded."""
     pair = subject.task.pairs[row]
-    size, read = len(pair.clean), pair.reads
+    size, read = len(pair.clean), pair.answer_position
     ids, other = torch.tensor(pair.clean), torch.tensor(pair.corrupted)
     pattern, flat = pattern[:, :size, :size], even(size)
     after = torch.full_like(pattern, torch.nan) if corrupted is None else corrupted[:, :size, :size]
@@ -184,7 +184,7 @@ def _writes(
     model, pairs, batch = subject.model, [subject.task.pairs[row] for row in rows], torch.arange(len(rows))
     at, ids = subject.places.at[list(rows)], [torch.tensor(pair.clean) for pair in pairs]
     tokens = torch.stack([one[where.clamp(min=0)] for one, where in zip(ids, at, strict=True)])
-    spots = _most(patterns, torch.tensor([pair.reads for pair in pairs]))
+    spots = _most(patterns, torch.tensor([pair.answer_position for pair in pairs]))
     sigma = subject.unembedding.norm.sigma(run.final)
     up, down, written = {}, {}, {}
     for layer, heads in subject.layers.items():

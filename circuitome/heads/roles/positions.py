@@ -57,22 +57,26 @@ def places(task: Task) -> Places:
     right = tuple(_occurrences(pair, pair.answers) for pair in task.pairs)
     wrong = tuple(_occurrences(pair, pair.wrongs) for pair in task.pairs)
     behind = tuple(
-        any(spot > 0 and pair.clean[spot - 1] == pair.clean[pair.reads] for spot in spots)
+        any(spot > 0 and pair.clean[spot - 1] == pair.clean[pair.answer_position] for spot in spots)
         for pair, spots in zip(task.pairs, right, strict=True)
     )
     return Places(names, at, right, wrong, behind)
 
 
 def _roles(pair: Pair) -> Mapping[str, int]:
-    named = {name: where for name, where in pair.roles.items() if name != END and where < pair.reads}
-    differ = [i for i, (a, b) in enumerate(zip(pair.clean, pair.corrupted, strict=False)) if a != b and i < pair.reads]
+    named = {name: where for name, where in pair.roles.items() if name != END and where < pair.answer_position}
+    differ = [
+        i
+        for i, (a, b) in enumerate(zip(pair.clean, pair.corrupted, strict=False))
+        if a != b and i < pair.answer_position
+    ]
     if not named and differ:
         named = {CHANGED: differ[-1]}
-    return {FIRST: 0, **named, END: pair.reads}
+    return {FIRST: 0, **named, END: pair.answer_position}
 
 
 def _occurrences(pair: Pair, tokens: Sequence[int]) -> tuple[int, ...]:
-    return tuple(i for i, token in enumerate(pair.clean[: pair.reads]) if token in tokens)
+    return tuple(i for i, token in enumerate(pair.clean[: pair.answer_position]) if token in tokens)
 
 
 def relations(ids: Int[Tensor, " pos"]) -> Float[Tensor, "relation query key"]:
