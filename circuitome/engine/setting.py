@@ -88,6 +88,10 @@ class Setting:
             gradients=gradients,
         )
 
+    def clean_batches(self) -> Iterator[Batch]:
+        """The clean prompts alone and whole, in batches that fit the budget: for what ablates nothing."""
+        return batches(self.model, self.task, shared_prefix=False, corrupted=False, max_memory=self.max_memory)
+
     def baselines(self, *, gradients: bool = False) -> Iterator[Baseline]:
         """Batch by batch, everything that does not depend on a circuit; see `Baseline`."""
         for batch in self.batches(gradients=gradients):

@@ -82,11 +82,11 @@ def run_heads(spec: HeadsSpec, progress: Progress | None = None) -> Run:
         period=spec.period,
         seed=spec.seed,
         max_memory=spec.max_memory,
-        progress=lambda done, total: tell("models read, with and without noise for weights", done, total),
+        progress=tell,
     )
     more: dict[str, Any] = {}
     if spec.retrieval:
-        result = retrieval_scores(model, progress=lambda done, total: tell("needles found", done, total))
+        result = retrieval_scores(model, progress=tell)
         found = found.joined(retrieval_score(result))
         more = {"retrieval": {"runs": len(result.cases), "answered": int(result.success.sum())}}
     sign = (
@@ -134,7 +134,7 @@ def run_induction(spec: InductionSpec, progress: Progress | None = None) -> Run:
         text=text,
         seed=spec.seed,
         max_memory=spec.max_memory,
-        progress=lambda done, total: tell("batches with heads switched off", done, total),
+        progress=tell,
     )
     sign = (
         "Effects are rises of the loss in nats a token when heads write nothing and every pattern stays as it was; "

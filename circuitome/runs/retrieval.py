@@ -80,7 +80,7 @@ def run_retrieval(spec: RetrievalSpec, progress: Progress | None = None) -> Run:
     tell("reading", 0, 1)
     batches = read_prompts(model, cases, more=spec.steps, max_memory=spec.max_memory)
     tell("reading", 1, 1)
-    scores = score_read(model, batches, steps=spec.steps, progress=lambda *at: tell("decoding", *at))
+    scores = score_read(model, batches, steps=spec.steps, progress=tell)
     check = mask_heads(
         model,
         batches,
@@ -91,7 +91,7 @@ def run_retrieval(spec: RetrievalSpec, progress: Progress | None = None) -> Run:
         draws=spec.draws,
         steps=spec.steps,
         seed=spec.seed,
-        progress=lambda *at: tell("masking", *at),
+        progress=tell,
     )
     hashed = text_hash(text, *(part for one in needles for part in (one.text, one.question, one.answer)))
     manifest = {

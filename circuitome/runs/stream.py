@@ -92,10 +92,13 @@ def run_stream(spec: StreamSpec, progress: Progress | None = None) -> Run:
     chunk = _at_once(model, spec.max_memory)
 
     def streamed(what: str, sinks: int, window: int) -> Tensor:
-        return stream_losses(model, ids, sinks=sinks, window=window, chunk=chunk, progress=lambda *at: tell(what, *at))
+        def named(_: str, done: int, total: int) -> None:
+            tell(what, done, total)
+
+        return stream_losses(model, ids, sinks=sinks, window=window, chunk=chunk, progress=named)
 
     losses = {
-        "dense": dense_losses(model, ids, chunk=chunk, progress=lambda *at: tell("dense", *at)),
+        "dense": dense_losses(model, ids, chunk=chunk, progress=tell),
         "window": streamed("window", 0, size),
         "sinks and window": streamed("sinks and window", spec.sinks, spec.window),
     }
@@ -103,7 +106,7 @@ def run_stream(spec: StreamSpec, progress: Progress | None = None) -> Run:
     masses = sink_mass(
         model,
         pieces(model, model.encode_answer(text), piece, PIECES),
-        progress=lambda *at: tell("sink mass", *at),
+        progress=tell,
     )
     manifest = {
         **spec.model_manifest("stream", model, data=text_hash(text)),

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError, unknown_name
 from circuitome.graph.model_graph import Graph
 from circuitome.graph.node import Node
@@ -137,7 +138,8 @@ def _gram(matrix: Factored) -> Float[Tensor, "head entries"]:
     return gram[:, row, column] * twice / total.clamp(min=torch.finfo(gram.dtype).tiny)[:, None]
 
 
-def chance(model: Model, kind: str, *, draws: int = 100, seed: int = 0) -> Float[Tensor, " draws"]:
+@method
+def chance(setting: Setting, kind: str, *, draws: int = 100) -> Float[Tensor, " draws"]:
     """Scores of random pairs of an earlier and a later head after a random rotation of what the earlier one writes.
 
     Singular values stay, directions are lost: the spread shows which scores the `baseline` alone would let pass.
@@ -145,10 +147,10 @@ def chance(model: Model, kind: str, *, draws: int = 100, seed: int = 0) -> Float
     """
     if kind not in KINDS:
         raise unknown_name("kind of composition", kind, KINDS)
-    graph = model.graph
+    model, graph = setting.model, setting.model.graph
     if graph.n_layers < 2:
         raise InputError(f"{model.name} has one layer, so no head comes before another.")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(setting.seed)
     scores = []
     for _ in range(draws):
         earlier, later = sorted(torch.randperm(graph.n_layers, generator=generator)[:2].tolist())

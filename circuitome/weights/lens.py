@@ -11,8 +11,8 @@ from torch import Tensor
 from circuitome.errors import InputError
 from circuitome.graph.node import Node
 from circuitome.models.activations import ActivationCache
+from circuitome.models.inputs import Inputs
 from circuitome.models.model import Model
-from circuitome.weights.logits import padded
 from circuitome.weights.pairs import token_name
 
 CHUNK = 20_000_000
@@ -71,7 +71,7 @@ def logit_lens(model: Model, prompt: str | tuple[int, ...], *, target: str | int
         raise InputError(f"k is the number of tokens to show and must be at least 1, got {k}.")
     wanted = _target(model, target)
     with torch.no_grad():
-        activations = model.record(padded(model, [ids], [len(ids) - 1]), logits=False)
+        activations = model.record(Inputs.whole(torch.tensor([ids], device=model.device)), logits=False)
         stages = list(_stages(model, activations))
         outputs = len(model.unembedding.weight)  # type: ignore[arg-type]
         step = max(1, CHUNK // outputs)

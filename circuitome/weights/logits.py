@@ -1,6 +1,6 @@
 """Direct logit attribution: what every writer adds to the answer's logit by itself, no later part in between."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,19 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitome.errors import MemoryBudgetError, NumericsError, unknown_name
+from circuitome.engine.setting import Setting, method
+from circuitome.errors import NumericsError, unknown_name
 from circuitome.models.activations import ActivationCache
 from circuitome.models.inputs import Inputs
 from circuitome.models.model import Model
 from circuitome.results import Estimate, mean
 from circuitome.tasks.task import Task
 from circuitome.weights.folding import behind, unembedding_rows
-
-MEMORY = 500_000_000
-"""Bytes that a batch may take beside the weights by default."""
-
-Progress = Callable[[int, int], None]
-"""Called with prompts done and all prompts."""
 
 
 @dataclass(frozen=True)
@@ -58,68 +53,32 @@ class LogitAttribution:
         }
 
 
-def direct_logit_attribution(
-    model: Model, task: Task, *, max_memory: int | None = None, progress: Progress | None = None
-) -> LogitAttribution:
+@method
+def direct_logit_attribution(setting: Setting) -> LogitAttribution:
     """What each writer adds directly to right minus wrong answers after the clean prompts, later layers left alone.
 
     c(w) = <centre(x_w), gain * (mean U[right] - mean U[wrong])> / sigma, with sigma the scale of the final norm for
     the whole residual, frozen. Where a model caps its logits (Gemma 2) the logits before the cap are attributed.
     A positive contribution speaks for the right answers. A prompt without wrong answers: the right answers' logit.
-    `max_memory`: bytes that a batch may take beside the weights.
 
     Raises `MemoryBudgetError` where not even one prompt fits, `NumericsError` where residuals are not finite.
     Source: Elhage et al. 2021; in this form TransformerLens, ActivationCache.logit_attrs.
     """
-    graph = model.graph
-    samples = torch.empty(len(task), len(graph.writers) + 1)
+    model, task, tell = setting.model, setting.task, setting.tell("attributing logits")
+    samples = torch.empty(len(task), len(model.graph.writers) + 1)
     totals, scales = torch.empty(len(task)), torch.empty(len(task))
     done = 0
-    for rows, inputs in _batches(model, task, max_memory):
+    for batch in setting.clean_batches():
+        rows, inputs = list(batch.rows), batch.clean
         with torch.no_grad():
             found = _contributions(model, model.record(inputs, logits=False), inputs, *_directions(model, task, rows))
         for target, values in zip((samples, totals, scales), found, strict=True):
             target[rows] = values.cpu()
         done += len(rows)
-        if progress is not None:
-            progress(done, len(task))
+        tell(done, len(task))
     if not bool(torch.isfinite(samples).all()):
         raise NumericsError(f"{model.name}: contributions to the logits of task {task.name!r} are not finite.")
-    return LogitAttribution((*graph.writers, "biases"), samples, totals, scales)
-
-
-def padded(model: Model, prompts: Sequence[Sequence[int]], read: Sequence[int]) -> Inputs:
-    """Prompts as one batch, padded on the right; logits are read after token `read` of each."""
-    longest = max(map(len, prompts))
-    ids, mask = torch.zeros(2, len(prompts), longest, dtype=torch.long)
-    for i, prompt in enumerate(prompts):
-        ids[i, : len(prompt)] = torch.tensor(prompt)
-        mask[i, : len(prompt)] = 1
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    device = model.device
-    return Inputs(ids.to(device), mask.to(device), positions.to(device), torch.tensor(read, device=device))
-
-
-def _batches(model: Model, task: Task, max_memory: int | None) -> Iterator[tuple[list[int], Inputs]]:
-    """Rows of the task, alike in length, and their clean prompts."""
-    budget = MEMORY if max_memory is None else max_memory
-    fit = budget // model.bytes_per_token(gradients=False)
-    prompts = [pair.clean for pair in task.pairs]
-    longest = max(map(len, prompts))
-    if fit < longest:
-        need = longest * model.bytes_per_token(gradients=False)
-        raise MemoryBudgetError(
-            f"One prompt of {longest} tokens needs about {need / 1e6:,.0f} MB beside the weights, the budget is "
-            f"{budget / 1e6:,.0f} MB. Raise max_memory, or shorten the prompts."
-        )
-    groups: list[list[int]] = []
-    for row in sorted(range(len(task)), key=lambda row: len(prompts[row])):
-        if groups and (len(groups[-1]) + 1) * len(prompts[row]) <= fit:
-            groups[-1].append(row)
-        else:
-            groups.append([row])
-    for rows in groups:
-        yield rows, padded(model, [prompts[row] for row in rows], [task.pairs[row].answer_position for row in rows])
+    return LogitAttribution((*model.graph.writers, "biases"), samples, totals, scales)
 
 
 def _directions(

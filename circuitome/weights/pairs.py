@@ -1,4 +1,4 @@
-"""The largest entries of a token-by-token matrix, found block by block without ever replace_outputs it."""
+"""The largest entries of a token-by-token matrix, found block by block without ever holding it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
 from circuitome.models.model import Model
 from circuitome.weights.circuits import token_ov, token_qk
@@ -18,9 +19,6 @@ ROWS = 2048
 """Rows that are searched by default."""
 BLOCK = 16_000_000
 """Entries that are held at a time."""
-
-Progress = Callable[[int, int], None]
-"""Called with rows searched and rows there are."""
 
 
 @dataclass(frozen=True)
@@ -58,57 +56,51 @@ class TokenPairs:
         }
 
 
+@method
 def qk_pairs(
-    model: Model,
+    setting: Setting,
     head: str,
     *,
     k: int = 10,
     offset: int = 0,
     rows: int | None = ROWS,
     tokens: Sequence[int] = (),
-    progress: Progress | None = None,
 ) -> TokenPairs:
     """Query and key tokens with the highest attention scores of a head, by `token_qk`.
 
     The `rows` query tokens with the longest query vectors are searched (None: all until no better pair is possible),
     or those of `tokens`. Unit: attention score. Raises what `qk_circuit` raises, and `InputError` for unknown tokens.
     """
-    matrix = token_qk(model, head, offset=offset)
-    return _pairs(model, head, matrix, k, rows, tokens, "attention score", progress)
+    matrix = token_qk(setting.model, head, offset=offset)
+    return _pairs(setting, head, matrix, k, rows, tokens, "attention score")
 
 
+@method
 def ov_pairs(
-    model: Model,
+    setting: Setting,
     head: str,
     *,
     k: int = 10,
     suppressed: bool = False,
     rows: int | None = ROWS,
     tokens: Sequence[int] = (),
-    progress: Progress | None = None,
 ) -> TokenPairs:
     """Tokens attended to and tokens whose logits that raises most (or lowers most, if `suppressed`), by `token_ov`.
 
     `rows` and `tokens` choose the tokens attended to, as in `qk_pairs`. Unit: logits times the final norm's scale.
     """
-    matrix = token_ov(model, head)
+    matrix = token_ov(setting.model, head)
     unit = "logits times the final norm's scale"
     if not suppressed:
-        return _pairs(model, head, matrix, k, rows, tokens, unit, progress)
-    found = _pairs(model, head, Factored(-matrix.left, matrix.right), k, rows, tokens, unit, progress)
+        return _pairs(setting, head, matrix, k, rows, tokens, unit)
+    found = _pairs(setting, head, Factored(-matrix.left, matrix.right), k, rows, tokens, unit)
     return TokenPairs(**{**vars(found), "values": -found.values})
 
 
 def _pairs(
-    model: Model,
-    head: str,
-    matrix: Factored,
-    k: int,
-    rows: int | None,
-    tokens: Sequence[int],
-    unit: str,
-    progress: Progress | None,
+    setting: Setting, head: str, matrix: Factored, k: int, rows: int | None, tokens: Sequence[int], unit: str
 ) -> TokenPairs:
+    model, tell = setting.model, setting.tell(f"searching token pairs of {head}")
     total = vocabulary(model)
     if unknown := [token for token in tokens if not 0 <= token < total]:
         raise InputError(f"{model.name} has tokens 0 to {total - 1}, not {unknown[0]}.")
@@ -116,7 +108,7 @@ def _pairs(
         if number < 1:
             raise InputError(f"{name} must be at least 1, got {number}.")
     chosen = torch.tensor(list(tokens), device=matrix.left.device) if tokens else None
-    values, places, searched, proven = strongest(matrix, k, rows, chosen, progress)
+    values, places, searched, proven = strongest(matrix, k, rows, chosen, tell)
     ids = [i.tolist() for i in places]
     names = tuple((token_name(model, i), token_name(model, j)) for i, j in zip(*ids, strict=True))
     return TokenPairs(head, *places, values, names, searched, len(tokens) or total, proven, unit)
@@ -132,7 +124,7 @@ def strongest(
     k: int,
     rows: int | None = None,
     chosen: Int[Tensor, " n"] | None = None,
-    progress: Progress | None = None,
+    tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Float[Tensor, " k"], tuple[Int[Tensor, " k"], Int[Tensor, " k"]], int, bool]:
     """The k largest entries, their rows and columns, how many rows were searched, and whether that proves them.
 
@@ -164,6 +156,5 @@ def strongest(
             best, kept = both.topk(min(k, len(both)))
             places = torch.cat([places, index])[kept]
         done = min(done + step, budget)
-        if progress is not None:
-            progress(done, budget)
+        tell(done, budget)
     return best, (places // columns, places % columns), done, enough()

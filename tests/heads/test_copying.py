@@ -5,6 +5,7 @@ import torch
 from families import CONFIGS, tiny
 from referee import heads_out
 
+from circuitome.engine.setting import Setting
 from circuitome.errors import InputError
 from circuitome.heads.atlas.all_heads import measured
 from circuitome.heads.atlas.copying import among_ends, through_heads, token_copying
@@ -42,7 +43,7 @@ def slow_copying(model, repeated):
 def test_copying_is_the_direct_effect_on_attended_tokens(name):
     model = tiny(name)
     repeated = repeated_tokens(model, n=2, period=4)
-    found = measured(model, repeated)
+    found = measured(Setting(model), repeated)
     up, down = slow_copying(model, repeated)
     torch.testing.assert_close(found["copying"], up + down, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found["copying_ratio"], (up + down) / (up - down), atol=1e-5, rtol=1e-4)
@@ -90,7 +91,10 @@ def test_a_head_set_by_hand_copies_exactly(sign):
     model = load("known-induction")
     with torch.no_grad():
         model.hf.layers[1].self_attn.out_proj.weight *= sign
-    found = {name: values.mean(0) for name, values in measured(model, repeated_tokens(model, n=2, period=16)).items()}
+    found = {
+        name: values.mean(0)
+        for name, values in measured(Setting(model), repeated_tokens(model, n=2, period=16)).items()
+    }
     for name in ("copying_ratio", "eigenvalue_copying"):
         assert float(found[name][1, 0]) == pytest.approx(sign, abs=1e-6)
     assert float(found["copy_top5" if sign > 0 else "anticopy_top5"][1, 0]) == 1

@@ -13,6 +13,7 @@ from circuitome.engine.ablation import AblationValues
 from circuitome.engine.batches import batches
 from circuitome.engine.circuit_run import baseline
 from circuitome.engine.knock_out import KnockOut
+from circuitome.engine.setting import Setting
 from circuitome.errors import InputError, NumericsError, TaskError, UnknownNameError
 from circuitome.graph.circuits import Circuit
 from circuitome.heads.roles.ablations import knock
@@ -41,7 +42,7 @@ def task_of(n=4):
 @pytest.fixture(scope="module", params=FAMILIES)
 def measured(request):
     model, task = tiny(request.param), task_of(2)
-    subject = Subject(model, task, [(0, 1), (1, 0), (1, 2), (2, 3)])
+    subject = Subject(Setting(model, task), [(0, 1), (1, 0), (1, 2), (2, 3)])
     evidence, parts = measure(subject)
     return subject, evidence, knock(subject, evidence, parts, {2: (evidence.target("answer"), 1.0)}, [1, 2])
 
@@ -182,7 +183,7 @@ def test_direct_effects_without_the_movers(measured):
 
 def test_writes_add_up_to_the_logits():
     model, task = tiny("gpt2"), task_of(3)
-    subject = Subject(model, task, [(0, 0), (2, 1)])
+    subject = Subject(Setting(model, task), [(0, 0), (2, 1)])
     evidence, _ = measure(subject)
     column = evidence.places.names.index("B")
     for row, pair in enumerate(task.pairs):

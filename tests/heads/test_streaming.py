@@ -140,7 +140,7 @@ def test_a_model_with_an_attention_of_its_own_cannot_be_streamed():
 def test_progress_counts_tokens():
     seen = []
     stream_losses(tiny("llama"), tokens(10), window=4, chunk=4, progress=lambda *at: seen.append(at))
-    assert seen == [(4, 9), (8, 9), (9, 9)]
+    assert seen == [("streaming", 4, 9), ("streaming", 8, 9), ("streaming", 9, 9)]
 
 
 @pytest.mark.slow

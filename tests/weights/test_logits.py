@@ -7,7 +7,8 @@ import torch
 from families import CONFIGS, random_task
 from referee import inputs_of, writer_outputs
 
-from circuitome.errors import MemoryBudgetError, UnknownNameError
+from circuitome.engine.setting import Setting
+from circuitome.errors import InputError, MemoryBudgetError, UnknownNameError
 from circuitome.models.loading import load
 from circuitome.weights.logits import direct_logit_attribution
 
@@ -98,3 +99,13 @@ def test_estimates_and_what_is_refused(small):
 def test_smollm2_parts_sum_to_its_logit_difference(smollm2, small_ioi):
     found = direct_logit_attribution(smollm2, small_ioi)
     torch.testing.assert_close(found.samples.sum(1), uncapped(smollm2, small_ioi), atol=1e-4, rtol=1e-4)
+
+
+def test_a_setting_gives_the_same_and_says_where_prompts_are_missing(small):
+    model, task = small("gpt2"), random_task(3)
+    calls = []
+    setting = Setting(model, task, progress=lambda *at: calls.append(at))
+    torch.testing.assert_close(direct_logit_attribution(setting).samples, direct_logit_attribution(model, task).samples)
+    assert calls[-1] == ("attributing logits", 3, 3)
+    with pytest.raises(InputError, match="needs prompts: call it with a model and a task"):
+        direct_logit_attribution(model)

@@ -1,6 +1,6 @@
 """An atlas of the heads of a model: one row a head, with every score, its interval and its chance level."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,22 +8,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError, unknown_name
 from circuitome.graph.node import Node
 from circuitome.heads.atlas.capture import watching_heads
 from circuitome.heads.atlas.copying import COPYING, TOKEN_COPYING, TOP, Copying, copies, token_copying
 from circuitome.heads.atlas.head_score import HeadScore, named
-from circuitome.heads.atlas.patterns import PATTERNS, chance_levels, chunks, measure, random_model
+from circuitome.heads.atlas.patterns import PATTERNS, beside_noise, chance_levels, chunks, measure
 from circuitome.heads.atlas.repeated import Repeated, repeated_tokens, usual_period
 from circuitome.models.model import Model
 from circuitome.results import Estimate
 from circuitome.weights.copying import copying_scores
 
-Progress = Callable[[int, int], None]
-
 TOKENS = 64
 """Tokens that are put through every head by themselves."""
 EIGENVALUES = ("eigenvalue_copying", "how far W_E W_OV W_U has positive eigenvalues: copying by weights alone", "ratio")
+WHAT = {**PATTERNS, **COPYING, **TOKEN_COPYING, EIGENVALUES[0]: EIGENVALUES[1:]}
+"""By name of score: what it says, and its unit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,16 +85,14 @@ class Atlas:
         }
 
 
+@method
 def head_atlas(
-    model: Model,
+    setting: Setting,
     *,
     n: int = 16,
     period: int | None = None,
-    seed: int = 0,
     random: Sequence[int] = (0,),
     more: Sequence[HeadScore] = (),
-    max_memory: int | None = None,
-    progress: Progress | None = None,
 ) -> Atlas:
     """Every score of every head: patterns and copying on `n` repeated random sequences, and copying by weights.
 
@@ -105,27 +104,17 @@ def head_atlas(
     Raises `InputError` for numbers that cannot be or do not fit the model, `UnsupportedModelError` for a model that
     shows no attention probabilities.
     """
-    repeated = repeated_tokens(model, n=n, period=usual_period(model) if period is None else period, seed=seed)
-    tell = progress or (lambda done, total: None)
-    steps = 1 + len(random)
-    samples = measured(model, repeated, max_memory)
-    tell(1, steps)
-    others = []
-    for done, one in enumerate(random, 2):
-        others.append({name: s.mean(0) for name, s in measured(random_model(model, one), repeated, max_memory).items()})
-        tell(done, steps)
+    model = setting.model
+    repeated = repeated_tokens(model, n=n, period=usual_period(model) if period is None else period, seed=setting.seed)
+    scores = beside_noise(setting, random, lambda one: measured(one, repeated), WHAT, _chance(model, repeated))
     front = repeated.inputs.ids[0, : repeated.front].tolist()
-    found = Atlas(
-        named(_scores(model, repeated, samples, others)), model.name, repeated, model.decode(front) if front else ""
-    )
-    return found.joined(*more)
+    return Atlas(scores, model.name, repeated, model.decode(front) if front else "").joined(*more)
 
 
-def measured(
-    model: Model, repeated: Repeated, max_memory: int | None = None
-) -> dict[str, Float[Tensor, "_ layer head"]]:
+def measured(setting: Setting, repeated: Repeated) -> dict[str, Float[Tensor, "_ layer head"]]:
     """Samples of every score by name: a row a sequence, a row a token put through the heads, or a single row."""
-    parts = [one_pass(model, replace(repeated, inputs=one)) for one in chunks(model, repeated.inputs, max_memory)]
+    model = setting.model
+    parts = [one_pass(model, replace(repeated, inputs=inputs)) for inputs in chunks(setting, repeated.inputs)]
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     if not copies(model):
         return {name: whole[name] for name in PATTERNS}
@@ -159,22 +148,10 @@ def one_pass(model: Model, repeated: Repeated) -> dict[str, Tensor]:
     return {**found, **copying.scores(seen), **{name: place[:, once].flatten(0, 1) for name, place in places.items()}}
 
 
-def _scores(
-    model: Model, repeated: Repeated, samples: Mapping[str, Tensor], others: Sequence[Mapping[str, Tensor]]
-) -> list[HeadScore]:
-    what = {**PATTERNS, **COPYING, **TOKEN_COPYING, EIGENVALUES[0]: EIGENVALUES[1:]}
-    chance = {
+def _chance(model: Model, repeated: Repeated) -> dict[str, float]:
+    """What a head scores that knows nothing, by score."""
+    return {
         **dict.fromkeys((*COPYING, EIGENVALUES[0]), 0.0),
         **dict.fromkeys(TOKEN_COPYING, TOP / int(model.hf.config.vocab_size)),
         **chance_levels(repeated, model.causal),
     }
-    return [
-        HeadScore(
-            name,
-            *what[name],
-            samples[name],
-            chance[name],
-            torch.stack([other[name] for other in others]) if others else None,
-        )
-        for name in samples
-    ]

@@ -1,6 +1,6 @@
 """Induction heads: which heads are some, how much the model learns in context, and what of that goes without them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from circuitome.engine.batches import DEFAULT_MEMORY
 from circuitome.engine.frozen_attention import frozen_patterns
+from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
 from circuitome.graph.node import Node
 from circuitome.heads.atlas.all_heads import one_pass
@@ -21,8 +22,6 @@ from circuitome.heads.long_context.needles import own_text
 from circuitome.models.inputs import Inputs
 from circuitome.models.model import Model
 from circuitome.results import Estimate, mean
-
-Progress = Callable[[int, int], None]
 
 LENGTH = 128
 """Tokens of a piece of text, at most."""
@@ -121,17 +120,9 @@ class Induction:
 PARTS = ("without", "random", "difference")
 
 
+@method
 def induction(
-    model: Model,
-    *,
-    n: int = 8,
-    period: int | None = None,
-    k: int = 5,
-    draws: int = 3,
-    text: str | None = None,
-    seed: int = 0,
-    max_memory: int | None = None,
-    progress: Progress | None = None,
+    setting: Setting, *, n: int = 8, period: int | None = None, k: int = 5, draws: int = 3, text: str | None = None
 ) -> Induction:
     """Prefix matching and copying of every head, in-context learning, and both without the `k` strongest heads.
 
@@ -144,6 +135,7 @@ def induction(
     Raises `InputError` for numbers that cannot be, `UnsupportedModelError` for a model without attention probabilities.
     Source: Olsson et al. 2022, arXiv:2209.11895, arguments 1 to 3.
     """
+    model, seed = setting.model, setting.seed
     heads = model.graph.n_layers * model.graph.n_heads
     if not 1 <= k <= heads // 2:
         raise InputError(
@@ -153,20 +145,20 @@ def induction(
     if draws < 1:
         raise InputError(f"draws is the number of random sets of heads and must be at least 1, got {draws}.")
     layout = repeated_tokens(model, n=n, period=usual_period(model) if period is None else period, seed=seed)
-    prefix, copying = _scores(model, layout, max_memory)
+    prefix, copying = _scores(setting, layout)
     strongest = prefix.mean.flatten().argsort(descending=True, stable=True).tolist()
     sets = [strongest[:k], *_draws(strongest[k:], k, draws, seed)]
     pieces = _pieces(model, text)
-    runs = [*_memory_chunks(model, layout.inputs, max_memory), *_memory_chunks(model, pieces, max_memory)]
-    tell = progress or (lambda done, total: None)
+    own = _memory_chunks(setting, layout.inputs)
+    runs = [*own, *_memory_chunks(setting, pieces)]
+    tell = setting.tell("batches with heads switched off")
     found: list[list[Tensor]] = []
     for done, inputs in enumerate(runs, 1):
         found.append(losses_without(model, inputs, [_keep(model, one) for one in sets]))
         tell(done, len(runs))
-    own = len(_memory_chunks(model, layout.inputs, max_memory))
     names = [(), *(tuple(str(Node.head(*divmod(i, model.graph.n_heads))) for i in one) for one in sets)]
     whole, without, *random = (
-        Losses(heads, torch.cat([run[i] for run in found[:own]]), _joined([run[i] for run in found[own:]]))
+        Losses(heads, torch.cat([run[i] for run in found[: len(own)]]), _joined([run[i] for run in found[len(own) :]]))
         for i, heads in enumerate(names)
     )
     return Induction(prefix, copying, layout, whole, without, tuple(random))
@@ -211,8 +203,9 @@ def _compared(part: str, whole: Tensor, without: Tensor, *random: Tensor) -> Est
     return mean(values[part], UNIT)
 
 
-def _scores(model: Model, layout: Repeated, max_memory: int | None) -> tuple[HeadScore, HeadScore | None]:
-    parts = [one_pass(model, replace(layout, inputs=inputs)) for inputs in chunks(model, layout.inputs, max_memory)]
+def _scores(setting: Setting, layout: Repeated) -> tuple[HeadScore, HeadScore | None]:
+    model = setting.model
+    parts = [one_pass(model, replace(layout, inputs=inputs)) for inputs in chunks(setting, layout.inputs)]
 
     def score(name: str, what: tuple[str, str], chance: float) -> HeadScore:
         return HeadScore(name, *what, torch.cat([part[name] for part in parts]), chance)
@@ -237,11 +230,12 @@ def _losses(model: Model, inputs: Inputs) -> Float[Tensor, "batch pos"]:
     return nn.functional.cross_entropy(logits.transpose(1, 2), inputs.ids[:, 1:], reduction="none").cpu()
 
 
-def _memory_chunks(model: Model, inputs: Inputs | None, max_memory: int | None) -> list[Inputs]:
+def _memory_chunks(setting: Setting, inputs: Inputs | None) -> list[Inputs]:
     """Parts of a batch with room for all logits beside what a pass takes."""
     if inputs is None:
         return []
-    return chunks(model, inputs, (DEFAULT_MEMORY if max_memory is None else max_memory) // 3)
+    budget = DEFAULT_MEMORY if setting.max_memory is None else setting.max_memory
+    return chunks(setting.but(max_memory=budget // 3), inputs)
 
 
 def _pieces(model: Model, text: str | None) -> Inputs | None:

@@ -1,6 +1,6 @@
 """Scores of attention patterns on repeated random tokens: which heads look where, by position or by repetition."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
@@ -9,12 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitome.engine.batches import tokens_within
+from circuitome.engine.setting import Setting, method
 from circuitome.heads.atlas.head_score import HeadScore, named
 from circuitome.heads.atlas.repeated import Repeated
 from circuitome.models.inputs import Inputs
 from circuitome.models.model import Model
-
-Progress = Callable[[int, int], None]
 
 FIRST = 4
 """First query of the scores by position: before it, the first four keys are all there is."""
@@ -48,14 +47,8 @@ class PatternScores:
         return self.scores[name]
 
 
-def pattern_scores(
-    model: Model,
-    repeated: Repeated,
-    *,
-    random: Sequence[int] = (),
-    max_memory: int | None = None,
-    progress: Progress | None = None,
-) -> PatternScores:
+@method
+def pattern_scores(setting: Setting, repeated: Repeated, *, random: Sequence[int] = ()) -> PatternScores:
     """Scores of every head's attention A[q, k], each a mean over queries on each sequence; one pass.
 
     With P the period, r the earlier repeats, sums over keys and means over queries:
@@ -70,30 +63,36 @@ def pattern_scores(
     Source: Olsson et al. 2022, arXiv:2209.11895 (prefix matching); Wang et al. 2022, arXiv:2211.00593 (previous and
     duplicate token); Xiao et al. 2023, arXiv:2309.17453 (sinks; the paper shows maps, the mass is ours).
     """
-    passes = 1 + len(random)
-    tell = progress or (lambda done, total: None)
-    samples = _samples(model, repeated, max_memory)
-    tell(1, passes)
-    others: list[dict[str, Tensor]] = []
+    chance = chance_levels(repeated, setting.model.causal)
+    return PatternScores(beside_noise(setting, random, lambda one: _samples(one, repeated), PATTERNS, chance), repeated)
+
+
+def beside_noise(
+    setting: Setting,
+    random: Sequence[int],
+    measure: Callable[[Setting], Mapping[str, Float[Tensor, "n layer head"]]],
+    what: Mapping[str, tuple[str, str]],
+    chance: Mapping[str, float],
+) -> dict[str, HeadScore]:
+    """Scores of the heads of a model by name, and beside them those of its `random_model` of every seed in `random`.
+
+    `measure` gives the samples of every score of a model by name; `what` says what each score means and its unit.
+    """
+    tell = setting.tell("models read, with and without noise for weights")
+    samples = measure(setting)
+    tell(1, 1 + len(random))
+    noise: list[dict[str, Tensor]] = []
     for done, seed in enumerate(random, 2):
-        found = _samples(random_model(model, seed), repeated, max_memory)
-        others.append({name: values.mean(0) for name, values in found.items()})
-        tell(done, passes)
-    chance = chance_levels(repeated, model.causal)
-    return PatternScores(
-        named(
-            [
-                HeadScore(
-                    name,
-                    *PATTERNS[name],
-                    samples[name],
-                    chance[name],
-                    torch.stack([other[name] for other in others]) if others else None,
-                )
-                for name in PATTERNS
-            ]
-        ),
-        repeated,
+        scores = measure(setting.but(model=random_model(setting.model, seed)))
+        noise.append({name: values.mean(0) for name, values in scores.items()})
+        tell(done, 1 + len(random))
+    return named(
+        [
+            HeadScore(
+                name, *what[name], values, chance[name], torch.stack([one[name] for one in noise]) if noise else None
+            )
+            for name, values in samples.items()
+        ]
     )
 
 
@@ -147,9 +146,9 @@ def random_model(model: Model, seed: int) -> Model:
     return Model(hf.eval(), model.tokenizer, f"random {model.name}")
 
 
-def _samples(model: Model, repeated: Repeated, max_memory: int | None) -> dict[str, Float[Tensor, "n layer head"]]:
+def _samples(setting: Setting, repeated: Repeated) -> dict[str, Float[Tensor, "n layer head"]]:
     """Every score on every sequence, from one pass over all of them."""
-    parts = [_pass(model, replace(repeated, inputs=inputs)) for inputs in chunks(model, repeated.inputs, max_memory)]
+    parts = [_pass(setting.model, replace(repeated, inputs=inputs)) for inputs in chunks(setting, repeated.inputs)]
     return {name: torch.cat([part[name] for part in parts]) for name in PATTERNS}
 
 
@@ -160,8 +159,8 @@ def _pass(model: Model, repeated: Repeated) -> dict[str, Float[Tensor, "batch la
     return {name: torch.stack([layer[name] for layer in layers], 1).cpu() for name in PATTERNS}
 
 
-def chunks(model: Model, inputs: Inputs, max_memory: int | None) -> list[Inputs]:
+def chunks(setting: Setting, inputs: Inputs) -> list[Inputs]:
     """The sequences in groups that fit into the memory budget, at least one at a time."""
-    size = max(1, tokens_within(model, max_memory, gradients=False) // inputs.ids.shape[1])
+    size = max(1, tokens_within(setting.model, setting.max_memory, gradients=False) // inputs.ids.shape[1])
     fields = (inputs.ids, inputs.mask, inputs.positions, inputs.read)
     return [Inputs(*parts) for parts in zip(*(one.split(size) for one in fields), strict=True)]

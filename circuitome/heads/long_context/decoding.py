@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
+from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError, MemoryBudgetError, unknown_name
 from circuitome.heads.long_context.needles import Case
 from circuitome.heads.long_context.streaming import learned_positions
@@ -77,20 +78,17 @@ class Read:
     """Keys and values of all tokens but the last."""
 
 
+@method
 def read_prompts(
-    model: Model,
-    cases: Sequence[Case],
-    *,
-    attention: Changed | None = None,
-    more: int = 0,
-    max_memory: int | None = None,
+    setting: Setting, cases: Sequence[Case], *, attention: Changed | None = None, more: int = 0
 ) -> list[Read]:
     """All prompts, in batches of equal length. The text that they share is read once.
 
     `attention` changes how they are read, `more` is how many tokens shall follow. Raises `InputError` where the model
     has no positions for so many, `UnsupportedModelError` where its attention cannot be looked at, `MemoryBudgetError`
-    where the keys and values of all prompts take more than `max_memory` bytes.
+    where the keys and values of all prompts take more than the memory budget.
     """
+    model, max_memory = setting.model, setting.max_memory
     check_replaceable(model)
     need = sum(len(case.ids) + more for case in cases) * 2 * model.heads.kv * model.heads.width * model.dtype.itemsize
     need *= len(model.blocks)

@@ -1,13 +1,14 @@
 """Do retrieval heads do it? Answers with them masked, beside answers with as many other heads masked."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError, unknown_name
 from circuitome.graph.node import Node
 from circuitome.heads.long_context.decoding import (
@@ -21,14 +22,12 @@ from circuitome.heads.long_context.decoding import (
 )
 from circuitome.heads.long_context.needles import Case, recall
 from circuitome.heads.long_context.retrieval import STEPS
-from circuitome.models.model import Model
 from circuitome.results import Estimate, bootstrap, mean
 
 WHERE = ("decode", "everywhere")
 """Where heads are masked: only after the prompt was read, as published, or while it is read as well."""
 
 Head = tuple[int, int]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +62,9 @@ class MaskCheck:
         return found
 
 
+@method
 def mask_heads(
-    model: Model,
+    setting: Setting,
     cases: Sequence[Case] | Sequence[Read],
     heads: Sequence[Head],
     *,
@@ -74,8 +74,6 @@ def mask_heads(
     draws: int = 5,
     decode: bool = True,
     steps: int = STEPS,
-    seed: int = 0,
-    progress: Progress | None = None,
 ) -> MaskCheck:
     """Answers to `cases` with `heads` masked, and with as many random others, never `heads` or `avoid`, masked.
 
@@ -87,11 +85,11 @@ def mask_heads(
 
     Raises `InputError` for unknown heads, modes and places, or too few other heads to draw from.
     """
-    check = _Check.of(model, heads, avoid, mode, where, draws, seed)
+    check = _Check.of(setting, heads, avoid, mode, where, draws)
     plain = [one for one in cases if isinstance(one, Read)]
     if not plain:
-        plain = read_prompts(model, [one for one in cases if isinstance(one, Case)], more=steps)
-    return check.run(model, plain, decode=decode, steps=steps, progress=progress)
+        plain = read_prompts(setting, [one for one in cases if isinstance(one, Case)], more=steps)
+    return check.run(setting, plain, decode=decode, steps=steps)
 
 
 @dataclass(frozen=True)
@@ -105,8 +103,9 @@ class _Check:
 
     @classmethod
     def of(
-        cls, model: Model, heads: Sequence[Head], avoid: Sequence[Head], mode: str, where: str, draws: int, seed: int
+        cls, setting: Setting, heads: Sequence[Head], avoid: Sequence[Head], mode: str, where: str, draws: int
     ) -> "_Check":
+        model = setting.model
         for name, value, known in (("mode", mode, MODES), ("place to mask", where, WHERE)):
             if value not in known:
                 raise unknown_name(name, value, known)
@@ -124,14 +123,13 @@ class _Check:
             )
         if draws < 1:
             raise InputError(f"draws is how often random heads are masked and must be at least 1, got {draws}.")
-        source = random.Random(seed)
+        source = random.Random(setting.seed)
         drawn = tuple(tuple(sorted(source.sample(others, len(heads)))) for _ in range(draws))
         return cls(tuple(heads), drawn, mode, where)
 
-    def run(
-        self, model: Model, plain: Sequence[Read], *, decode: bool, steps: int, progress: Progress | None
-    ) -> MaskCheck:
+    def run(self, setting: Setting, plain: Sequence[Read], *, decode: bool, steps: int) -> MaskCheck:
         """All conditions on all prompts."""
+        model, tell = setting.model, setting.tell("masking heads")
         sets: list[tuple[Head, ...]] = [(), self.heads, *self.draws]
         n = sum(len(batch.rows) for batch in plain)
         log_probs, recalls = torch.full((len(sets), n), torch.nan), torch.full((len(sets), n), torch.nan)
@@ -150,8 +148,7 @@ class _Check:
                     words = [recall(model.decode(ids), case.answer) for ids, case in zip(said, read.cases, strict=True)]
                     recalls[index, rows] = torch.tensor(words)
                 done += 1
-                if progress:
-                    progress(done, total)
+                tell(done, total)
         return MaskCheck(self.heads, self.draws, self.mode, self.where, log_probs, recalls)
 
 

@@ -5,7 +5,7 @@ that token is the one the model says. Source: Wu et al. 2024, arXiv:2404.15574, 
 retrieval_head_detection.py.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
 from circuitome.graph.node import Node
 from circuitome.heads.long_context.decoding import Changed, Read, at_line_end, greedy, read_prompts
 from circuitome.heads.long_context.needles import DEPTHS, LENGTHS, Case, Needle, needle_cases, recall
-from circuitome.models.model import Model
 from circuitome.results import LEVEL, Estimate, mean, resample_means
 
 STEPS = 24
@@ -28,9 +28,6 @@ RETRIEVAL = 0.1
 """Score from which on a head is called a retrieval head."""
 STRONG = 0.5
 """Score above which it is called strong."""
-
-Progress = Callable[[int, int], None]
-"""Called with prompts done and prompts in all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,15 +101,15 @@ class RetrievalScores:
         return self.heads(int((self.mean >= RETRIEVAL).sum()))
 
 
+@method
 def retrieval_scores(
-    model: Model,
+    setting: Setting,
     *,
     lengths: Sequence[int] = LENGTHS,
     depths: Sequence[float] = DEPTHS,
     text: str | None = None,
     needles: Sequence[Needle] | None = None,
     steps: int = STEPS,
-    progress: Progress | None = None,
 ) -> RetrievalScores:
     """Scores of all heads over every needle at every depth of every length (see `needle_cases`).
 
@@ -121,14 +118,14 @@ def retrieval_scores(
     """
     if steps < 1:
         raise InputError(f"steps is the largest number of tokens of an answer and must be at least 1, got {steps}.")
-    cases = needle_cases(model, lengths=lengths, depths=depths, text=text, needles=needles)
-    return score_read(model, read_prompts(model, cases, more=steps), steps=steps, progress=progress)
+    cases = needle_cases(setting.model, lengths=lengths, depths=depths, text=text, needles=needles)
+    return score_read(setting, read_prompts(setting, cases, more=steps), steps=steps)
 
 
-def score_read(
-    model: Model, batches: Sequence[Read], *, steps: int = STEPS, progress: Progress | None = None
-) -> RetrievalScores:
+@method
+def score_read(setting: Setting, batches: Sequence[Read], *, steps: int = STEPS) -> RetrievalScores:
     """The same for prompts that were read already."""
+    model, tell = setting.model, setting.tell("decoding")
     total, done = sum(len(batch.rows) for batch in batches), 0
     found: dict[int, tuple[Case, str, float, Tensor, Tensor]] = {}
     stopped = at_line_end(model)
@@ -142,8 +139,7 @@ def score_read(
             words = model.decode(said).strip()
             found[row] = case, words, recall(words, case.answer), paper, code
         done += len(batch.rows)
-        if progress:
-            progress(done, total)
+        tell(done, total)
     cases, answers_, recalls, paper_, code_ = zip(*(found[row] for row in sorted(found)), strict=True)
     return RetrievalScores(cases, answers_, torch.tensor(recalls), torch.stack(paper_), torch.stack(code_))
 

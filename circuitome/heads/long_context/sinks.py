@@ -3,7 +3,7 @@
 Source: Xiao et al. 2023, arXiv:2309.17453, section 3.1, which shows maps; the number is ours.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
 from circuitome.models.inputs import Inputs
 from circuitome.models.model import Model
@@ -49,19 +50,16 @@ class SinkMass:
         return float((self.mean[0] >= threshold).float().mean())
 
 
+@method
 def sink_mass(
-    model: Model,
-    ids: Int[Tensor, "text pos"],
-    *,
-    first: Sequence[int] = FIRST,
-    start: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    setting: Setting, ids: Int[Tensor, "text pos"], *, first: Sequence[int] = FIRST, start: int | None = None
 ) -> SinkMass:
     """Sink mass of every head over texts of equal length; `start` is the largest of `first` unless given.
 
     Patterns are looked at block by block and never kept. Raises `InputError` for texts too short for `first`,
     `UnsupportedModelError` for a model without attention weights.
     """
+    model, tell = setting.model, setting.tell("attention to the first tokens")
     start = max(first, default=0) if start is None else start
     texts, length = ids.shape
     if not first or min(first) < 1 or start < max(first):
@@ -83,8 +81,7 @@ def sink_mass(
 
         with torch.no_grad(), model.watching_attention(look):
             model.logits(Inputs.whole(some))
-        if progress:
-            progress(min(row + ROWS, texts), texts)
+        tell(min(row + ROWS, texts), texts)
     return SinkMass(tuple(first), start, samples, uniform)
 
 

@@ -8,7 +8,7 @@ and to sink j it is min(t, sinks + window - 1) - j. So one pass with two rotatio
 same scores.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
+from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
 from circuitome.models.attention import Asked, attending, by_group, check_replaceable, mix, rotation
 from circuitome.models.inputs import Inputs
@@ -29,20 +30,13 @@ CHUNK = 256
 CHANGING = ("dynamic", "longrope")
 """Rotary variants whose frequencies depend on the largest position."""
 
-Progress = Callable[[int, int], None]
-"""Called with tokens done and tokens in all."""
 Table = tuple[Float[Tensor, "1 pos rotary"], Float[Tensor, "1 pos rotary"]]
 """Cosines and sines of positions 0, 1, ..."""
 
 
+@method
 def stream_losses(
-    model: Model,
-    ids: Int[Tensor, " pos"],
-    *,
-    sinks: int = 4,
-    window: int = 256,
-    chunk: int = CHUNK,
-    progress: Progress | None = None,
+    setting: Setting, ids: Int[Tensor, " pos"], *, sinks: int = 4, window: int = 256, chunk: int = CHUNK
 ) -> Float[Tensor, " pos-1"]:
     """Negative log-likelihood in nats of tokens 1, 2, ... of `ids`, each after all before it were fed one by one.
 
@@ -53,6 +47,7 @@ def stream_losses(
 
     Raises `InputError` for sizes that cannot be, `UnsupportedModelError` where attention cannot be replaced.
     """
+    model, tell = setting.model, setting.tell("streaming")
     check_stream(model, ids, sinks, window)
     chunk = max(1, min(chunk, _most_at_once(model, sinks, window), len(ids) - 1))
     rotated = learned_positions(model) is None
@@ -72,18 +67,17 @@ def stream_losses(
                     cache,
                 )
                 losses.append(_nll(model.every_logits(inputs)[0], tokens[1:]))
-            if progress:
-                progress(start + len(tokens) - 1, len(ids) - 1)
+            tell(start + len(tokens) - 1, len(ids) - 1)
     return torch.cat(losses)
 
 
-def dense_losses(
-    model: Model, ids: Int[Tensor, " pos"], *, chunk: int = 2 * CHUNK, progress: Progress | None = None
-) -> Float[Tensor, " pos-1"]:
+@method
+def dense_losses(setting: Setting, ids: Int[Tensor, " pos"], *, chunk: int = 2 * CHUNK) -> Float[Tensor, " pos-1"]:
     """The same from the plain model, which keeps every token in its cache.
 
     Raises `InputError` for fewer than two tokens, or more than the model has learned positions for.
     """
+    model, tell = setting.model, setting.tell("reading with every token kept")
     limit = learned_positions(model)
     if len(ids) < 2:
         raise InputError(f"A loss needs at least 2 tokens, got {len(ids)}.")
@@ -102,8 +96,7 @@ def dense_losses(
             mask = positions.new_ones(1, end)
             inputs = Inputs(tokens[None, :-1], mask, positions[None], tokens.new_zeros(1), cache)
             losses.append(_nll(model.every_logits(inputs)[0], tokens[1:]))
-            if progress:
-                progress(end, len(ids) - 1)
+            tell(end, len(ids) - 1)
     return torch.cat(losses)
 
 

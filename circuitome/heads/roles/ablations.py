@@ -7,8 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitome.engine.ablation import WriterValues
-from circuitome.engine.batches import batches
+from circuitome.engine.ablation import WriterValues, ablated_values
 from circuitome.engine.partial_forward import dense_copies
 from circuitome.heads.roles.context import Part, Subject
 from circuitome.heads.roles.head_ablation import HeadRun, Look
@@ -59,7 +58,7 @@ def knock(
     At the end that costs about a twentieth of a pass a head, as one token runs on from the head's layer; at all
     positions, on a few prompts, what stands behind the shared prefix does.
     """
-    n, count = len(subject.task), len(subject.heads)
+    n, count, tell = len(subject.task), len(subject.heads), subject.setting.tell("ablating heads at the last position")
     at_end, focus, without, right = (torch.full((n, count), torch.nan) for _ in range(4))
     shifts = torch.zeros(count, count)
     whole, own = _whole_focus(evidence, movers), focus_targets(evidence)
@@ -78,7 +77,7 @@ def knock(
                 if drops:
                     focus[rows[:, None], mine] = (sum(drops[1:], drops[0]) / whole).T
                 shifts[mine] -= lost[:, :, torch.arange(count), own].sum(1) / n
-                subject.tell("taking heads out at the end", mine[-1] + 1, count)
+                tell(mine[-1] + 1, count)
             if name_movers:
                 seen = torch.zeros_like(evidence.targets[rows])[None]
                 silenced = run.all_without(_by_layer(subject, name_movers), _noting(subject, seen, masks))
@@ -114,7 +113,7 @@ def _raised_without(
 
 def _portions(subject: Subject, run: HeadRun) -> Iterator[tuple[int, list[int], list[int]]]:
     """Layer, heads and their places, as many heads as can run together."""
-    limit = dense_copies(subject.model, run.inputs, subject.max_memory)
+    limit = dense_copies(subject.model, run.inputs, subject.setting.max_memory)
     for layer, heads in subject.layers.items():
         for start in range(0, len(heads), limit):
             some = heads[start : start + limit]
@@ -167,19 +166,16 @@ def _end_masks(subject: Subject, rows: Sequence[int], run: HeadRun) -> Float[Ten
 def _everywhere(subject: Subject) -> Float[Tensor, "some head"]:
     """Heads taken out at all positions behind the prefix that clean and corrupted prompts share."""
     model, some = subject.model, replace(subject.task, pairs=subject.task.pairs[:KNOCKED])
+    setting, tell = subject.setting.but(prompts=some), subject.setting.tell("ablating heads at all positions")
     found = torch.zeros(len(some), len(subject.heads))
-    shared = subject.replacement.from_prompts
     with torch.no_grad():
-        for batch in batches(model, some, shared_prefix=shared, corrupted=shared, max_memory=subject.max_memory):
+        for batch in setting.batches():
             activations = model.record(batch.clean, logits=False)
-            if batch.corrupted is not None:
-                ablated = WriterValues.of(model, batch.corrupted)
-            else:
-                ablated = subject.replacement.at(batch, WriterValues.of(model, activations), some)
+            ablated = ablated_values(model, some, batch, subject.replacement, WriterValues.of(model, activations))
             run, rows = HeadRun(model, batch.clean, activations, ablated), torch.tensor(batch.rows)
             metric = subject.metric(batch.rows, run.final[None])[0]
             for layer, heads, mine in _portions(subject, run):
                 final = run.without(layer, heads)
                 found[rows[:, None], mine] = (metric - subject.metric(batch.rows, final)).T.cpu()
-                subject.tell("taking heads out everywhere", mine[-1] + 1, len(subject.heads))
+                tell(mine[-1] + 1, len(subject.heads))
     return found

@@ -1,25 +1,22 @@
 """Some heads of a model on the prompts of a task: what all measurements of them share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitome.engine.ablation import Ablation, AblationValues, WriterValues
-from circuitome.engine.batches import Batch, check_aligned, make_batch, read_tokens
+from circuitome.engine.ablation import WriterValues
+from circuitome.engine.batches import Batch, check_aligned, group_rows, make_batch, read_tokens
 from circuitome.engine.readout import Readout
+from circuitome.engine.setting import Setting
 from circuitome.errors import InputError
 from circuitome.heads.roles.head_ablation import HeadRun
 from circuitome.heads.roles.positions import places
 from circuitome.heads.roles.unembedding import Unembedding
 from circuitome.models.activations import ActivationCache
-from circuitome.models.model import Model
 from circuitome.tasks.task import Task
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
 
 Head = tuple[int, int]
 """Layer and head."""
@@ -40,33 +37,28 @@ class Part:
 class Subject:
     """Heads of one model on one task. The head axis of every result is in the order of `heads`."""
 
-    def __init__(
-        self,
-        model: Model,
-        task: Task,
-        heads: Sequence[Head],
-        *,
-        ablation: Ablation = "corrupted",
-        max_memory: int | None = None,
-        progress: Progress | None = None,
-    ) -> None:
+    def __init__(self, setting: Setting, heads: Sequence[Head]) -> None:
         """Raises `InputError` for a model that is not causal, `TaskError` for pairs that cannot be swapped."""
+        model, task = setting.model, setting.task
         if not model.causal:
             raise InputError(
                 f"{model.name} is not causal: what it reads at the end changes everything before it, so what its heads "
                 "do cannot be told apart. Explain circuits of causal models."
             )
-        self.replacement = AblationValues.of(model, task, ablation)
+        self.replacement = setting.replacement
         if self.replacement.from_prompts:
             check_aligned(task)
-        self.model, self.task, self.heads, self.max_memory = model, task, tuple(heads), max_memory
-        self.tell: Progress = progress or (lambda what, done, total: None)
+        self.setting, self.model, self.task, self.heads = setting, model, task, tuple(heads)
         self.places = places(task)
         self.unembedding = Unembedding(model)
         self.slot = {head: i for i, head in enumerate(self.heads)}
         self.layers: dict[int, list[int]] = {}
         for layer, head in sorted(self.heads):
             self.layers.setdefault(layer, []).append(head)
+
+    def groups(self) -> list[tuple[int, ...]]:
+        """Rows of the task in groups whose whole prompts run together."""
+        return group_rows(self.model, self.task, shared_prefix=False, max_memory=self.setting.max_memory)
 
     def slots(self, layer: int) -> list[int]:
         """Where the heads of a layer are on the head axis."""

@@ -2,37 +2,26 @@
 
 from collections.abc import Sequence
 
-from circuitome.engine.ablation import Ablation
 from circuitome.engine.circuit_run import check_graph
+from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError, unknown_name
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.node import Node
 from circuitome.heads.atlas.patterns import PatternScores, pattern_scores
 from circuitome.heads.atlas.repeated import repeated_tokens, usual_period
 from circuitome.heads.roles.ablations import knock
-from circuitome.heads.roles.context import Head, Progress, Subject
+from circuitome.heads.roles.context import Head, Subject
 from circuitome.heads.roles.features import facts, movers
 from circuitome.heads.roles.measure import measure
 from circuitome.heads.roles.result import Explanation
 from circuitome.heads.roles.rules import verdict
-from circuitome.models.model import Model
-from circuitome.tasks.task import Task
 
 SEQUENCES = 8
 """Sequences of repeated random tokens."""
 
 
-def explain(
-    model: Model,
-    circuit: Circuit,
-    task: Task,
-    *,
-    heads: Sequence[str] | None = None,
-    ablation: Ablation = "corrupted",
-    seed: int = 0,
-    max_memory: int | None = None,
-    progress: Progress | None = None,
-) -> Explanation:
+@method
+def explain(setting: Setting, circuit: Circuit, *, heads: Sequence[str] | None = None) -> Explanation:
     """The role of every head of a circuit (or of some of its `heads`), with the evidence.
 
     Two rounds: where heads look, what they write and their direct effects name the movers; then every head is taken out
@@ -43,10 +32,10 @@ def explain(
     Source of the tests: Wang et al. 2022, arXiv:2211.00593, sections 3 and appendix; Olsson et al. 2022,
     arXiv:2209.11895. Scores, thresholds and the order of the rounds are ours.
     """
-    check_graph(model, circuit)
-    subject = Subject(model, task, _chosen(circuit, heads), ablation=ablation, max_memory=max_memory, progress=progress)
+    check_graph(setting.model, circuit)
+    subject = Subject(setting, _chosen(circuit, heads))
     evidence, parts = measure(subject)
-    generic = _generic(model, seed, max_memory)
+    generic = _generic(setting)
     knocks = knock(subject, evidence, parts, *movers(evidence, facts(evidence, generic)))
     known = tuple(facts(evidence, generic, knocks))
     return Explanation(circuit, evidence, knocks, generic, known, tuple(map(verdict, known)))
@@ -63,9 +52,10 @@ def _chosen(circuit: Circuit, names: Sequence[str] | None) -> list[Head]:
     return sorted(heads[name] for name in dict.fromkeys(names or heads))
 
 
-def _generic(model: Model, seed: int, max_memory: int | None) -> PatternScores | None:
+def _generic(setting: Setting) -> PatternScores | None:
+    model = setting.model
     try:
-        repeated = repeated_tokens(model, n=SEQUENCES, period=usual_period(model), seed=seed)
+        repeated = repeated_tokens(model, n=SEQUENCES, period=usual_period(model), seed=setting.seed)
     except InputError:  # too few positions or tokens
         return None
-    return pattern_scores(model, repeated, max_memory=max_memory)
+    return pattern_scores(setting, repeated)

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitome.engine.batches import group_rows
 from circuitome.errors import NumericsError
 from circuitome.heads.roles.context import Head, Part, Subject
 from circuitome.heads.roles.head_ablation import HeadRun
@@ -88,17 +87,18 @@ def measure(subject: Subject) -> tuple[Evidence, list[Part]]:
     Costs three passes over the prompts: clean, corrupted, and what stands before the end for a cache.
     Raises `NumericsError` for a metric that is not finite, `UnsupportedModelError` for a model that shows no attention.
     """
+    tell = subject.setting.tell("looking at heads")
     found: dict[str, list[Tensor]] = {}
     parts: list[Part] = []
     order: list[int] = []
     with torch.no_grad():
-        for rows in group_rows(subject.model, subject.task, shared_prefix=False, max_memory=subject.max_memory):
+        for rows in subject.groups():
             part, values = _batch(subject, rows)
             for name, value in values.items():
                 found.setdefault(name, []).append(value.cpu())
             parts.append(part)
             order += rows
-            subject.tell("looking at heads", len(order), len(subject.task))
+            tell(len(order), len(subject.task))
     back = torch.tensor(order).argsort()
     whole = {name: torch.cat(values)[back] for name, values in found.items()}
     for name in ("metric", "ablated_metric"):
