@@ -40,7 +40,7 @@ def _processor() -> str:
 
 
 def _cache() -> str:
-    from circuitome.models.loading import cache_folder
+    from circuitome.models.gguf import cache_folder
 
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)

@@ -3,22 +3,24 @@
 import hashlib
 import importlib.util
 import os
-import shutil
-import tempfile
+import socket
 from collections.abc import Callable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
+from huggingface_hub import constants
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from circuitome.errors import InputError, UnknownNameError, unknown_name
 from circuitome.models.check import check_model
 from circuitome.models.families import family_of
+from circuitome.models.gguf import dequantised, quiet
 from circuitome.models.known import KNOWN, known_model
 from circuitome.models.model import Model
+from circuitome.progress import Progress, silent
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -43,6 +45,8 @@ BUNDLED: dict[str, Callable[[], Path]] = {DEFAULT_MODEL: smollm2_file}
 """Models that have a short name: what finds their file."""
 SHORT_NAMES = (*BUNDLED, *KNOWN)
 """All names that need no hub."""
+HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
+"""All models of supported architectures that the hub knows without their owner's name."""
 
 
 def load(
@@ -52,6 +56,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     check: bool = True,
+    progress: Progress = silent,
 ) -> Model:
     """A model ready for every method, with Hugging Face's numerics and untouched weights.
 
@@ -60,14 +65,15 @@ def load(
     dequantised once and cached as safetensors. `dtype` defaults to the checkpoint's own, float32 for GGUF. Before it
     is returned the model is checked on a short input.
 
-    Raises `UnknownNameError`, `UnsupportedModelError`, `AdapterError`, or `InputError` for files that cannot be read.
+    Raises `UnknownNameError`, `UnsupportedModelError`, `AdapterError`, `NumericsError` for weights that give NaN, or
+    `InputError` for files that cannot be read.
     """
     if isinstance(model, PreTrainedModel):
         hf, name = model, model.config._name_or_path or type(model).__name__
     else:
         name = str(model)
-        hf, found = _known(name, dtype) if name in KNOWN else _read(name, *_locate(name), dtype)
-        tokenizer = tokenizer or found
+        hf, its_tokenizer = _known(name, dtype) if name in KNOWN else _read(name, *_locate(name, progress), dtype)
+        tokenizer = tokenizer or its_tokenizer
     if device is not None:
         hf.to(device)  # type: ignore[arg-type]
     loaded = Model(hf, tokenizer, Path(name).name if Path(name).exists() else name)
@@ -76,22 +82,38 @@ def load(
     return loaded
 
 
-def _locate(name: str) -> tuple[str, dict[str, Any]]:
+def _locate(name: str, progress: Progress) -> tuple[str, dict[str, Any]]:
     """Where transformers finds the model, and whether it may ask the hub."""
-    if name in BUNDLED:
-        return str(_dequantised(BUNDLED[name]())), {"local_files_only": True}
+    local = {"local_files_only": True}
     path = Path(name).expanduser()
+    if name in BUNDLED:
+        return str(dequantised(BUNDLED[name](), progress)), local
     if path.suffix == ".gguf":
         if not path.is_file():
             raise InputError(f"There is no file {name}. Give the path of a .gguf file that exists.")
-        return str(_dequantised(path)), {"local_files_only": True}
+        return str(dequantised(path, progress)), local
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"The folder {name} holds no config.json, so it is not a saved transformers model.")
-        return str(path), {"local_files_only": True}
-    if "/" not in name and get_close_matches(name.lower(), SHORT_NAMES, n=1, cutoff=0.85):
-        raise unknown_name("model", name, SHORT_NAMES)  # mistyped: no need to wait for the hub's answer
-    return name, {}
+        return str(path), local
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise InputError(f"There is no folder {name}. Give the path of a saved transformers model.")
+    if "/" not in name and name not in HUB_NAMES:
+        hint = "A model of the hub is named with its owner, such as HuggingFaceTB/SmolLM2-135M; a folder by its path."
+        raise unknown_name("model", name, (*SHORT_NAMES, *HUB_NAMES), hint)
+    return name, {} if _hub_answers() else local
+
+
+def _hub_answers() -> bool:
+    """Whether the hub can be reached: without this look at it, transformers would try for half a minute."""
+    if getproxies().get("https"):
+        return True
+    address = urlsplit(constants.ENDPOINT)
+    try:
+        socket.create_connection((address.hostname, address.port or 443), timeout=3).close()
+    except OSError:
+        return False
+    return True
 
 
 def _known(name: str, dtype: torch.dtype | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -102,17 +124,16 @@ def _known(name: str, dtype: torch.dtype | None) -> tuple[PreTrainedModel, PreTr
 def _read(
     name: str, folder: str, options: dict[str, Any], dtype: torch.dtype | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
-    try:
-        config = AutoConfig.from_pretrained(folder, **options)
-        family_of(config)  # refuse before gigabytes are read
-        with _quiet():
+    with quiet():
+        try:
+            family_of(AutoConfig.from_pretrained(folder, **options))  # refuse before gigabytes are read
             hf = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto", **options)
-    except (OSError, ValueError) as error:
-        raise _unreadable(name, error) from error
-    try:
-        return hf, AutoTokenizer.from_pretrained(folder, **options)
-    except (OSError, ValueError):
-        return hf, None  # a model without a tokenizer still takes token ids
+        except (OSError, ValueError) as error:
+            raise _unreadable(name, error) from error
+        try:
+            return hf, AutoTokenizer.from_pretrained(folder, **options)
+        except (OSError, ValueError):
+            return hf, None  # a model without a tokenizer still takes token ids
 
 
 def _unreadable(name: str, error: Exception) -> InputError:
@@ -124,62 +145,6 @@ def _unreadable(name: str, error: Exception) -> InputError:
         f"{known} It is no local folder or .gguf file either, and the hub did not give it: {reason} "
         "Give a path, or one of the known names."
     )
-
-
-def cache_folder() -> Path:
-    """Where dequantised models are kept: $CIRCUITOME_CACHE, else circuitome under the user's cache folder."""
-    base = os.environ.get("CIRCUITOME_CACHE")
-    if base:
-        return Path(base)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "circuitome"
-
-
-def _dequantised(gguf: Path) -> Path:
-    """A folder with the float32 weights of a GGUF file; made on the first call, in one rename."""
-    stat = gguf.resolve().stat()
-    key = hashlib.sha256(f"{gguf.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
-    folder = cache_folder() / f"{gguf.stem}-{key}"
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        with _quiet():
-            _convert(gguf, staging)
-        if not folder.is_dir():  # another process may have been first
-            staging.rename(folder)
-    except (ImportError, OSError, ValueError) as error:
-        raise InputError(f"The GGUF file {gguf} cannot be read: {error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return folder
-
-
-def _convert(gguf: Path, target: Path) -> None:
-    where: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
-    hf = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **where)
-    config = hf.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config  # transformers refuses to save a model that it believes to be quantised
-    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    plain.load_state_dict(hf.state_dict())
-    plain.save_pretrained(target)
-    AutoTokenizer.from_pretrained(str(gguf.parent), **where).save_pretrained(target)
-
-
-class _quiet:
-    """Inside, transformers draws no progress bars and logs errors only."""
-
-    def __enter__(self) -> None:
-        self.verbosity = transformers_logging.get_verbosity()
-        self.bars = transformers_logging.is_progress_bar_enabled()
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-
-    def __exit__(self, *_: object) -> None:
-        transformers_logging.set_verbosity(self.verbosity)
-        if self.bars:
-            transformers_logging.enable_progress_bar()
 
 
 def weights_hash(model: Model) -> str:
