@@ -1,5 +1,6 @@
 """A circuit: a set of edges of one graph, with set algebra, removal of dangling parts, and a text form."""
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,11 +149,12 @@ class Circuit:
 
     def to_graphml(self, path: str | Path, scores: Float[Tensor, "writers readers"] | None = None) -> None:
         """Write GraphML of `to_networkx`."""
-        exchange.write_graphml(path, self.graph, self.mask, scores)
+        nx.write_graphml(self.to_networkx(scores), path)
 
     def to_json(self, path: str | Path, scores: Float[Tensor, "writers readers"] | None = None) -> None:
         """Write the attribution-graph JSON that Neuronpedia reads; a link's weight is its score, or 1."""
-        exchange.write_json(path, self.graph, self.mask, scores)
+        network = exchange.attribution_graph(self.graph, self.mask, scores, Path(path).stem)
+        Path(path).write_text(json.dumps(network, indent=1), encoding="utf-8")
 
     def to_csv(self, path: str | Path, scores: Float[Tensor, "writers readers"] | None = None) -> None:
         """Write one line an edge: from, to, score."""

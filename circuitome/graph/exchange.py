@@ -58,11 +58,6 @@ def to_networkx(graph: Graph, mask: Tensor, scores: Tensor | None) -> nx.MultiDi
     return network
 
 
-def write_graphml(path: str | Path, graph: Graph, mask: Tensor, scores: Tensor | None) -> None:
-    """GraphML, for Gephi, yEd, Cytoscape and others."""
-    nx.write_graphml(to_networkx(graph, mask, scores), path)
-
-
 def write_csv(path: str | Path, graph: Graph, mask: Tensor, scores: Tensor | None) -> None:
     """One line an edge: from, to, score (empty where not given)."""
     with open(path, "w", newline="", encoding="utf-8") as file:
@@ -102,12 +97,6 @@ def attribution_graph(graph: Graph, mask: Tensor, scores: Tensor | None, name: s
         "nodes": [_node(graph, node, index) for index, node in enumerate(names)],
         "links": links,
     }
-
-
-def write_json(path: str | Path, graph: Graph, mask: Tensor, scores: Tensor | None) -> None:
-    """The circuit as attribution-graph JSON."""
-    text = json.dumps(attribution_graph(graph, mask, scores, Path(path).stem), indent=1)
-    Path(path).write_text(text, encoding="utf-8")
 
 
 FEATURE_TYPES = {"logits": "logit", "head": "head", "mlp": "mlp"}

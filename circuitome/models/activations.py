@@ -1,6 +1,6 @@
 """What one forward pass showed of every block, and the hooks that write it down."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,7 +36,11 @@ class ActivationCache:
 def recording(
     blocks: Sequence[Block], final_norm: nn.Module, activations: ActivationCache, start: int = 0
 ) -> Iterator[None]:
-    """Inside, a forward pass writes what it shows on `activations`, from position `start` on; but for the logits."""
+    """Inside, a forward pass writes what it shows on `activations`, from position `start` on; but for the logits.
+
+    What q, k, v, the MLPs and the final norm read is recorded as views of their own, so that a gradient taken with
+    respect to one of them comes through that reader alone and not through the residual connection beside it.
+    """
 
     def final(module: nn.Module, args: tuple[Any, ...]) -> Any:
         resid = args[0].view_as(args[0])
@@ -45,8 +49,8 @@ def recording(
 
     with ExitStack() as stack:
         for block in blocks:
-            for remove in _record_block(block, activations, start):
-                stack.callback(remove)
+            for handle in _record_block(block, activations, start):
+                stack.callback(handle.remove)
         stack.callback(final_norm.register_forward_pre_hook(final, prepend=True).remove)
         yield
 
@@ -57,45 +61,39 @@ def _from(start: int, t: Tensor) -> Tensor:
 
 
 def _record_block(block: Block, activations: ActivationCache, start: int) -> list[Any]:
-    """Install the hooks that write one block's values on the activations; gives what removes them.
+    """The installed hooks that write one block's values on the activations."""
 
-    The tensors that q, k, v and the MLP read are recorded as views of their own, so that a gradient taken with respect
-    to one of them comes through that reader alone and not through the residual connection beside it.
-    """
-    projected: list[Tensor] = []
+    def reads(values: list[Tensor]) -> Callable[..., None]:
+        """Notes what a module is given."""
+        return lambda module, args: values.append(_from(start, args[0]))
 
-    def resid_pre(module: nn.Module, args: tuple[Any, ...]) -> None:
-        if module is block.projections[0] or block.attention_norm is not None:
-            activations.resid_pre.append(_from(start, args[0]))
+    def gives(values: list[Tensor]) -> Callable[..., None]:
+        """Notes what a module gives."""
+        return lambda module, args, output: values.append(_from(start, output))
 
     def projection(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        projected.append(_from(start, output))
-        if len(projected) == len(block.projections):
-            activations.projected.append(list(projected))
-            projected.clear()
+        if module is block.projections[0]:
+            activations.projected.append([])
+        activations.projected[-1].append(_from(start, output))
 
-    def output_in(module: nn.Module, args: tuple[Any, ...]) -> None:
-        activations.z.append(_from(start, args[0]))
-
-    def output_out(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        activations.attention_out.append(_from(start, output))
+    def apart(x: Tensor) -> Tensor:
+        return x.view(len(activations.z[-1]), -1, x.shape[-1])  # OPT's MLP has joined batch and position to one axis
 
     def resid_mid(module: nn.Module, args: tuple[Any, ...]) -> Any:
-        shaped = args[0].view(len(activations.z[-1]), -1, args[0].shape[-1])  # OPT flattens batch and position here
-        activations.resid_mid.append(_from(start, shaped))
-        return (shaped.view_as(args[0]), *args[1:])
+        resid = apart(args[0])
+        activations.resid_mid.append(_from(start, resid))
+        return (resid.view_as(args[0]), *args[1:])
 
     def mlp_out(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        activations.mlp_out.append(_from(start, output.reshape(len(activations.z[-1]), -1, output.shape[-1])))
+        activations.mlp_out.append(_from(start, apart(output.contiguous())))
 
     first_mlp, last_mlp = block.mlp_ends
     first_attention = block.attention_norm.module if block.attention_norm else block.projections[0]
-    handles = [
-        first_attention.register_forward_pre_hook(resid_pre),
+    return [
+        first_attention.register_forward_pre_hook(reads(activations.resid_pre)),
         *(module.register_forward_hook(projection) for module in block.projections),
-        block.output.register_forward_pre_hook(output_in),
-        *([block.output.register_forward_hook(output_out)] if block.attention_post else []),
+        block.output.register_forward_pre_hook(reads(activations.z)),
+        *([block.output.register_forward_hook(gives(activations.attention_out))] if block.attention_post else []),
         first_mlp.register_forward_pre_hook(resid_mid),
         last_mlp.register_forward_hook(mlp_out),
     ]
-    return [handle.remove for handle in handles]

@@ -113,7 +113,7 @@ class Block:
 
     def reader_biases(self) -> Float[Tensor, "reader d_head"]:
         """Bias of each q, k and v reader; zeros where the projection has none."""
-        biases = [_bias(module) for module in self.projections]
+        biases = [_bias_or_zero(module) for module in self.projections]
         if self.fused == "interleaved":
             return biases[0].unflatten(0, (self.heads.q, 3, self.heads.width)).transpose(0, 1).flatten(0, 1)
         return torch.cat(biases).unflatten(0, (self.heads.readers, self.heads.width))
@@ -129,8 +129,7 @@ class Block:
 
     def output_bias(self) -> Float[Tensor, " d_model"] | None:
         """Bias of the output projection, float32: a part of the stream that is no head's; None without one."""
-        bias: Any = getattr(self.output, "bias", None)
-        return None if bias is None else bias.detach().float()
+        return _bias(self.output)
 
     def join_heads(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos d_model"]:
         """What the attention adds to the stream when its heads' scaled outputs are `z`; float32."""
@@ -161,8 +160,7 @@ class Block:
 
     def mlp_bias(self) -> Float[Tensor, " d_model"] | None:
         """Bias of the MLP's last projection, float32: a part of the stream that is no neuron's; None without one."""
-        bias: Any = getattr(self.mlp_writer, "bias", None)
-        return None if bias is None else bias.detach().float()
+        return _bias(self.mlp_writer)
 
     @property
     def mlp_ends(self) -> tuple[nn.Module, nn.Module]:
@@ -184,7 +182,14 @@ def _weight(module: nn.Module) -> Tensor:
     return weight if isinstance(module, nn.Linear) else weight.T
 
 
-def _bias(module: nn.Module) -> Tensor:
+def _bias(module: nn.Module) -> Tensor | None:
+    """A projection's bias, float32."""
+    bias: Any = getattr(module, "bias", None)
+    return None if bias is None else bias.detach().float()
+
+
+def _bias_or_zero(module: nn.Module) -> Tensor:
+    """A projection's bias in its own dtype, zeros where it has none."""
     weight = _weight(module)
     bias: Any = getattr(module, "bias", None)
     return weight.new_zeros(len(weight)) if bias is None else bias.detach()

@@ -4,7 +4,7 @@ Paths are attribute names: `layers` and `final_norm` from the causal language mo
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from circuitome.errors import UnsupportedModelError, unknown_name
@@ -72,50 +72,30 @@ _LLAMA = Family(
     attention_norm="input_layernorm",
     mlp_norm="post_attention_layernorm",
 )
+_POST_NORMS = replace(
+    _LLAMA,
+    attention_post_norm="post_attention_layernorm",
+    mlp_post_norm="post_feedforward_layernorm",
+    refusal=_post_norm_refusal,
+)
+_OPT = Family(
+    model_types=("opt",),
+    layers="model.decoder.layers",
+    final_norm="model.decoder.final_layer_norm",
+    attention="self_attn",
+    projections=("q_proj", "k_proj", "v_proj"),
+    output="out_proj",
+    mlp=("fc1", "activation_fn", "fc2"),
+    attention_norm="self_attn_layer_norm",
+    mlp_norm="final_layer_norm",
+    refusal=_opt_refusal,
+)
 
 FAMILIES: tuple[Family, ...] = (
     _LLAMA,
-    Family(
-        model_types=("phi3",),
-        layers="model.layers",
-        final_norm="model.norm",
-        attention="self_attn",
-        projections=("qkv_proj",),
-        fused="blocks",
-        output="o_proj",
-        mlp=("mlp",),
-        attention_norm="input_layernorm",
-        mlp_norm="post_attention_layernorm",
-    ),
-    Family(
-        model_types=("gemma2", "gemma3_text"),
-        layers="model.layers",
-        final_norm="model.norm",
-        attention="self_attn",
-        projections=("q_proj", "k_proj", "v_proj"),
-        output="o_proj",
-        mlp=("mlp",),
-        attention_norm="input_layernorm",
-        mlp_norm="pre_feedforward_layernorm",
-        attention_post_norm="post_attention_layernorm",
-        mlp_post_norm="post_feedforward_layernorm",
-        gain_offset=1.0,
-        refusal=_post_norm_refusal,
-    ),
-    Family(
-        model_types=("olmo2",),
-        layers="model.layers",
-        final_norm="model.norm",
-        attention="self_attn",
-        projections=("q_proj", "k_proj", "v_proj"),
-        output="o_proj",
-        mlp=("mlp",),
-        attention_norm=None,
-        mlp_norm=None,
-        attention_post_norm="post_attention_layernorm",
-        mlp_post_norm="post_feedforward_layernorm",
-        refusal=_post_norm_refusal,
-    ),
+    replace(_LLAMA, model_types=("phi3",), projections=("qkv_proj",), fused="blocks"),
+    replace(_POST_NORMS, model_types=("gemma2", "gemma3_text"), mlp_norm="pre_feedforward_layernorm", gain_offset=1.0),
+    replace(_POST_NORMS, model_types=("olmo2",), attention_norm=None, mlp_norm=None),
     Family(
         model_types=("gpt2",),
         layers="transformer.h",
@@ -142,28 +122,15 @@ FAMILIES: tuple[Family, ...] = (
         mlp_norm="post_attention_layernorm",
         parallel=lambda config: bool(config.use_parallel_residual),
     ),
-    Family(
-        model_types=("opt",),
-        layers="model.decoder.layers",
-        final_norm="model.decoder.final_layer_norm",
-        attention="self_attn",
-        projections=("q_proj", "k_proj", "v_proj"),
-        output="out_proj",
-        mlp=("fc1", "activation_fn", "fc2"),
-        attention_norm="self_attn_layer_norm",
-        mlp_norm="final_layer_norm",
-        refusal=_opt_refusal,
-    ),
-    Family(
+    _OPT,
+    replace(
+        _OPT,
         model_types=("circuitome_known",),
         layers="layers",
         final_norm="final_norm",
-        attention="self_attn",
-        projections=("q_proj", "k_proj", "v_proj"),
-        output="out_proj",
-        mlp=("fc1", "activation_fn", "fc2"),
         attention_norm=None,
         mlp_norm=None,
+        refusal=lambda config: "",
     ),
 )
 

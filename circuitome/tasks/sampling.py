@@ -11,7 +11,7 @@ from string import Formatter
 from typing import TypeVar
 
 from circuitome.errors import TaskError
-from circuitome.tasks.task import Pair, Tokens, continuation, make_pair
+from circuitome.tasks.task import Pair, Task, Tokens, continuation, make_pair
 
 T = TypeVar("T")
 
@@ -87,8 +87,10 @@ def enough(found: list[T], kind: str, need: int, *, of: int) -> list[T]:
     return found
 
 
-def draw_pairs(name: str, n: int, seed: int, draw: Callable[[Random, int], Pair]) -> tuple[Pair, ...]:
-    """`n` different pairs from `draw(rng, index)`, the same for the same seed.
+def draw_task(
+    name: str, n: int, seed: int, draw: Callable[[Random, int], Pair], metric: str = "logit_diff", options: str = ""
+) -> Task:
+    """The task of `n` different pairs from `draw(rng, index)`, the same for the same seed; `options` are in its source.
 
     `draw` is called with one index until it gives a pair that is new, so what it derives from the index stays
     balanced. Raises `TaskError` when no new pairs come, or when pairs of one template do not align.
@@ -109,7 +111,7 @@ def draw_pairs(name: str, n: int, seed: int, draw: Callable[[Random, int], Pair]
             )
         pairs[pair.clean, pair.corrupted] = pair
     _check_aligned(pairs.values())
-    return tuple(pairs.values())
+    return Task(name, tuple(pairs.values()), metric, seed, f"generator {name}{options}")
 
 
 def _check_aligned(pairs: Iterable[Pair]) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from circuitome.errors import TaskError
 from circuitome.tasks.generators import words as lists
-from circuitome.tasks.sampling import Template, draw_pairs, one_token_words
+from circuitome.tasks.sampling import Template, draw_task, one_token_words
 from circuitome.tasks.task import Pair
 
 TEMPLATE = Template("t", "The {A} saw {B} and {A2}{_end}")
@@ -41,15 +41,15 @@ def _coin(rng: Random, index: int) -> Pair:
 
 
 def test_pairs_are_all_different_or_an_error() -> None:
-    assert {pair.clean for pair in draw_pairs("coin", 3, 0, _coin)} == {(0,), (1,), (2,)}
+    assert {pair.clean for pair in draw_task("coin", 3, 0, _coin).pairs} == {(0,), (1,), (2,)}
     with pytest.raises(TaskError, match="coin: found 3 different prompt pairs for this tokenizer, not 4"):
-        draw_pairs("coin", 4, 0, _coin)
+        draw_task("coin", 4, 0, _coin)
 
 
 @pytest.mark.parametrize("n", [0, -3])
 def test_n_must_be_positive(n: int) -> None:
     with pytest.raises(TaskError, match=f"at least 1, got {n}"):
-        draw_pairs("coin", n, 0, _coin)
+        draw_task("coin", n, 0, _coin)
 
 
 def test_pairs_of_one_template_must_align() -> None:
@@ -57,7 +57,7 @@ def test_pairs_of_one_template_must_align() -> None:
         return Pair((index,) * (index + 1), (9,), (0,), (1,), template="long", roles={"end": index})
 
     with pytest.raises(TaskError, match="long: this tokenizer spells two prompts of one template differently"):
-        draw_pairs("long", 2, 0, draw)
+        draw_task("long", 2, 0, draw)
 
 
 @pytest.mark.parametrize("name", [name for name in dir(lists) if name.isupper()])

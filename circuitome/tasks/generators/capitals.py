@@ -4,7 +4,7 @@ from collections import defaultdict
 from random import Random
 
 from circuitome.tasks.generators.words import CAPITALS
-from circuitome.tasks.sampling import Template, draw_pairs, enough, is_one_token
+from circuitome.tasks.sampling import Template, draw_task, enough, is_one_token
 from circuitome.tasks.task import Pair, Task, Tokens, continuation
 
 SENTENCES = (
@@ -36,7 +36,7 @@ def capitals(model: Tokens, n: int = 64, seed: int = 0) -> Task:
         answers, wrongs = [" " + CAPITALS[country]], [" " + CAPITALS[other]]
         return template.pair(model, {"country": country}, {"country": other}, answers=answers, wrongs=wrongs)
 
-    return Task("capitals", draw_pairs("capitals", n, seed, draw), "logit_diff", seed, "generator capitals")
+    return draw_task("capitals", n, seed, draw)
 
 
 def _by_length(tokens: Tokens) -> dict[int, list[str]]:

@@ -3,7 +3,7 @@
 from random import Random
 
 from circuitome.tasks.generators.words import ARGUMENTS, NOUNS
-from circuitome.tasks.sampling import Template, draw_pairs, one_token_words
+from circuitome.tasks.sampling import Template, draw_task, one_token_words
 from circuitome.tasks.task import Pair, Task, Tokens
 
 TEMPLATE = Template(
@@ -49,4 +49,4 @@ def docstring(model: Tokens, n: int = 64, seed: int = 0) -> Task:
             wrongs=[" " + word for slot, word in clean.items() if slot != "C_def"],
         )
 
-    return Task("docstring", draw_pairs("docstring", n, seed, draw), "logit_diff_max", seed, "generator docstring")
+    return draw_task("docstring", n, seed, draw, "logit_diff_max")

@@ -3,7 +3,7 @@
 from random import Random
 
 from circuitome.tasks.generators.words import FEMALE_NAMES, FEMALE_PEOPLE, MALE_NAMES, MALE_PEOPLE
-from circuitome.tasks.sampling import Template, draw_pairs, one_token_words
+from circuitome.tasks.sampling import Template, draw_task, one_token_words
 from circuitome.tasks.task import Pair, Task, Tokens
 
 NAME_TEMPLATES = (
@@ -41,5 +41,4 @@ def gendered_pronoun(model: Tokens, n: int = 64, seed: int = 0) -> Task:
         answers, wrongs = [PRONOUNS[right]], [PRONOUNS[1 - right]]
         return template.pair(model, {"person": clean}, {"person": corrupted}, answers=answers, wrongs=wrongs)
 
-    pairs = draw_pairs("gendered-pronoun", n, seed, draw)
-    return Task("gendered-pronoun", pairs, "logit_diff", seed, "generator gendered-pronoun")
+    return draw_task("gendered-pronoun", n, seed, draw)

@@ -6,7 +6,7 @@ from random import Random
 
 from circuitome.errors import TaskError
 from circuitome.tasks.generators.words import EVENTS
-from circuitome.tasks.sampling import Template, draw_pairs, one_token_words
+from circuitome.tasks.sampling import Template, draw_task, one_token_words
 from circuitome.tasks.task import Pair, Task, Tokens, continuation
 
 TEMPLATE = Template("greater-than", "The {noun} lasted from the year {XX}{YY}{_rest} to the year {_again}")
@@ -57,7 +57,7 @@ def greater_than(model: Tokens, n: int = 64, seed: int = 0) -> Task:
         answers, wrongs = [k for k in years.keys if k > key], [k for k in years.keys if k <= key]
         return TEMPLATE.pair(model, clean, corrupted, answers=answers, wrongs=wrongs)
 
-    return Task("greater-than", draw_pairs("greater-than", n, seed, draw), "prob_diff", seed, "generator greater-than")
+    return draw_task("greater-than", n, seed, draw, "prob_diff")
 
 
 def _years(tokens: Tokens) -> Years:

@@ -3,7 +3,7 @@
 from random import Random
 
 from circuitome.tasks.generators.words import NOUNS
-from circuitome.tasks.sampling import Template, draw_pairs, one_token_words
+from circuitome.tasks.sampling import Template, draw_task, one_token_words
 from circuitome.tasks.task import Pair, Task, Tokens
 
 LENGTH = 10
@@ -35,7 +35,7 @@ def induction(model: Tokens, n: int = 64, seed: int = 0) -> Task:
         wrong = rng.choice([word for word in sequence if word not in (a, b)])
         return _template(spot).pair(model, clean, {"A1": other}, answers=[" " + b], wrongs=[" " + wrong])
 
-    return Task("induction", draw_pairs("induction", n, seed, draw), "logit_diff", seed, "generator induction")
+    return draw_task("induction", n, seed, draw)
 
 
 def _template(spot: int) -> Template:

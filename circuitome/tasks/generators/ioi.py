@@ -6,7 +6,7 @@ from random import Random
 
 from circuitome.errors import unknown_name
 from circuitome.tasks.generators.words import FEMALE_NAMES, MALE_NAMES, OBJECTS, PLACES
-from circuitome.tasks.sampling import Template, draw_pairs, one_token_words
+from circuitome.tasks.sampling import Template, draw_task, one_token_words
 from circuitome.tasks.task import Pair, Task, Tokens
 
 SENTENCES = (
@@ -63,8 +63,8 @@ def ioi(model: Tokens, n: int = 64, seed: int = 0, *, corruption: str = "s2-rand
         pair = template.pair(model, words, change, answers=[" " + io], wrongs=[" " + subject])
         return replace(pair, roles={**pair.roles, "S1+1": pair.roles["S1"] + 1})
 
-    source = f"generator ioi, corruption {corruption}" + (", paraphrased" if paraphrased else "")
-    return Task("ioi", draw_pairs("ioi", n, seed, draw), "logit_diff", seed, source)
+    options = f", corruption {corruption}" + (", paraphrased" if paraphrased else "")
+    return draw_task("ioi", n, seed, draw, options=options)
 
 
 def _templates(name: str, sentences: tuple[str, ...]) -> tuple[Template, ...]:

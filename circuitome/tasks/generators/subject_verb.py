@@ -3,7 +3,7 @@
 from random import Random
 
 from circuitome.tasks.generators.words import COUNTABLE_NOUNS
-from circuitome.tasks.sampling import Template, draw_pairs, enough, is_one_token, one_token_words
+from circuitome.tasks.sampling import Template, draw_task, enough, is_one_token, one_token_words
 from circuitome.tasks.task import Pair, Task, Tokens
 
 TEMPLATES = (
@@ -44,4 +44,4 @@ def subject_verb(model: Tokens, n: int = 64, seed: int = 0) -> Task:
             wrongs=verbs[1 - number],
         )
 
-    return Task("subject-verb", draw_pairs("subject-verb", n, seed, draw), "logit_diff", seed, "generator subject-verb")
+    return draw_task("subject-verb", n, seed, draw)

@@ -101,11 +101,11 @@ def variants_of(
     for name, other in TASKS.items() if others else ():
         if name != task.name:
             try:
-                drawn_task = other(model, n=count, seed=seed)
+                draw_task = other(model, n=count, seed=seed)
             except InputError:  # words that this tokenizer lacks
                 continue
-            if does(model, drawn_task):
-                found[name] = drawn_task
+            if does(model, draw_task):
+                found[name] = draw_task
     return found
 
 
