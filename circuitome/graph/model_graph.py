@@ -98,14 +98,13 @@ class Graph:
 
     @cached_property
     def mask(self) -> Bool[Tensor, "writers readers"]:
-        """True where an edge exists."""
-        mask = torch.zeros(len(self.writers), len(self.readers), dtype=torch.bool)
-        for layer in range(self.n_layers):
-            mask[: self.upstream_of_attention(layer), self.attention_columns(layer)] = True
-            if self.mlps:
-                mask[: self.upstream_of_mlp(layer), self.mlp_column(layer)] = True
-        mask[:, -1] = True
-        return mask
+        """True where an edge exists: where the writer has written before the reader reads."""
+        written = torch.tensor([2 * node.layer + (node.kind == "mlp") for node in self.writer_nodes])
+        written[: len(self.embeds)] = -1
+        late = 0 if self.parallel else 1
+        read = torch.tensor([2 * node.layer + late * (node.kind == "mlp") for node in self.reader_nodes])
+        read[-1] = 2 * self.n_layers
+        return written[:, None] < read
 
     @cached_property
     def n_edges(self) -> int:
@@ -113,23 +112,24 @@ class Graph:
         return int(self.mask.sum())
 
     @cached_property
-    def inputs(self) -> Bool[Tensor, "writers readers"]:
-        """True where the reader is an input of the writer: `a9.h6.q` and `a9.kv2.k` of `a9.h6`, `m7.in` of `m7`."""
-        inputs = torch.zeros(len(self.writers), len(self.readers), dtype=torch.bool)
-        for layer in range(self.n_layers):
-            rows, columns = self.head_rows(layer), self.attention_columns(layer)
-            for head in range(self.n_heads):
-                kv = self.kv_head(head)
-                for offset in (head, self.n_heads + kv, self.n_heads + self.n_kv_heads + kv):
-                    inputs[rows.start + head, columns.start + offset] = True
-            if self.mlps:
-                inputs[self.mlp_row(layer), self.mlp_column(layer)] = True
-        return inputs
+    def inputs_of(self) -> tuple[tuple[int, ...], ...]:
+        """By row: the columns of the writer's own inputs, `a9.h6.q`, `a9.kv2.k` and `a9.kv2.v` of `a9.h6`."""
+
+        def inputs(node: Node) -> tuple[Node, ...]:
+            if node.kind == "head":
+                kv = Node("kv", node.layer, self.kv_head(node.index))
+                return node.reads("q"), kv.reads("k"), kv.reads("v")
+            return (node.reads("in"),) if node.kind == "mlp" else ()
+
+        return tuple(tuple(map(self.column, inputs(node))) for node in self.writer_nodes)
 
     @cached_property
-    def inputs_of(self) -> tuple[tuple[int, ...], ...]:
-        """By row: the columns of the writer's own inputs."""
-        return tuple(tuple(row.nonzero().flatten().tolist()) for row in self.inputs)
+    def inputs(self) -> Bool[Tensor, "writers readers"]:
+        """True where the reader is an input of the writer: `inputs_of` as a matrix."""
+        inputs = torch.zeros_like(self.mask)
+        for row, columns in enumerate(self.inputs_of):
+            inputs[row, list(columns)] = True
+        return inputs
 
     @cached_property
     def rows_of(self) -> tuple[tuple[int, ...], ...]:

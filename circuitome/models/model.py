@@ -77,9 +77,9 @@ class Model:
         return self.hf.dtype
 
     @property
-    def unembedding(self) -> nn.Module:
-        """The language-model head."""
-        return self.hf.get_output_embeddings()  # type: ignore[no-any-return]
+    def unembedding(self) -> Any:
+        """The language-model head, a linear layer."""
+        return self.hf.get_output_embeddings()
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, special tokens as the tokenizer adds them by default."""
@@ -130,10 +130,10 @@ class Model:
         return self._call(inputs).logits  # type: ignore[no-any-return]
 
     def record(self, inputs: Inputs, *, logits: bool = True, start: int = 0, whole: bool = True) -> ActivationCache:
-        """One forward pass and what it showed. Without `logits` the pass ends before the final norm.
+        """One forward pass and what it showed, from position `start` on.
 
-        They begin at position `start`; what comes before is not kept. Without `whole` the last MLP runs only at
-        `inputs.read`, after which nothing else of it is read, and is 0 elsewhere.
+        Without `logits` the pass ends before the final norm. Without `whole` the last MLP runs only at `inputs.read`,
+        since no other position of it can reach the logits there; the cache has 0 at the others.
         """
         activations = ActivationCache()
         with self.reserved(), ExitStack() as stack:
@@ -209,16 +209,12 @@ class Model:
     @contextmanager
     def eager_attention(self) -> Iterator[None]:
         """Inside, the model computes its attention probabilities in the open. Entering walks over all modules."""
-        with self.reserved():
+        with self.reserved(), ExitStack() as stack:
             before = self.hf.config._attn_implementation
-            switch = isinstance(before, str) and before != "eager"
-            if switch:
+            if isinstance(before, str) and before != "eager":
                 self.hf.set_attn_implementation("eager")
-            try:
-                yield
-            finally:
-                if switch:
-                    self.hf.set_attn_implementation(before)
+                stack.callback(self.hf.set_attn_implementation, before)
+            yield
 
     def starting_from(self, resid: Float[Tensor, "batch pos d_model"]) -> AbstractContextManager[None]:
         """Inside, every forward pass starts block 0 from `resid` in place of the embeddings."""
@@ -243,15 +239,11 @@ class Model:
     @contextmanager
     def frozen_parameters(self) -> Iterator[None]:
         """Inside, parameters take no gradients; afterwards each is as it was."""
-        with self.reserved():
-            wanted = [p for p in self.hf.parameters() if p.requires_grad]
-            for p in wanted:
-                p.requires_grad_(False)
-            try:
-                yield
-            finally:
-                for p in wanted:
-                    p.requires_grad_(True)
+        with self.reserved(), ExitStack() as stack:
+            for parameter in [parameter for parameter in self.hf.parameters() if parameter.requires_grad]:
+                parameter.requires_grad_(False)
+                stack.callback(parameter.requires_grad_, True)
+            yield
 
     def attend(
         self, layer: int, values: Float[Tensor, "batch pos reader d_head"], call: Call
@@ -293,8 +285,8 @@ class Model:
         if pattern is None:
             raise UnsupportedModelError(
                 f"{self.name} ({self.hf.config.model_type}) gives no attention probabilities at "
-                f"{Node('attention', layer)}, even "
-                "with eager attention. Methods that read attention patterns cannot be used on it."
+                f"{Node('attention', layer)}, even with eager attention. Methods that read attention patterns cannot "
+                "be used on it."
             )
         return pattern
 
@@ -302,13 +294,13 @@ class Model:
         self, resid: Float[Tensor, "batch d_model"], tokens: Sequence[int] | None = None
     ) -> Float[Tensor, "batch vocab"]:
         """Logits of a final residual, of all tokens or of some: final norm, unembedding, soft cap."""
-        normed = self.final_norm.module(resid)
-        if tokens is None:
-            logits = self.unembedding(normed)
-        else:
-            bias: Any = getattr(self.unembedding, "bias", None)
-            weight: Any = self.unembedding.weight
-            logits = nn.functional.linear(normed, weight[tokens], None if bias is None else bias[tokens])
+        with self.reserved():
+            normed, head = self.final_norm(resid), self.unembedding
+            if tokens is None:
+                logits = head(normed)
+            else:
+                weight, bias = head.weight, getattr(head, "bias", None)
+                logits = nn.functional.linear(normed, weight[tokens], None if bias is None else bias[tokens])
         cap = getattr(self.hf.config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap  # type: ignore[no-any-return]
 
@@ -371,15 +363,15 @@ class Model:
 
     @contextmanager
     def _last_mlp_only_at(self, inputs: Inputs) -> Iterator[None]:
-        """Inside, the last block's MLP runs at `inputs.read` alone and gives 0 at all other positions.
+        """Inside a reservation: the last block's MLP runs at `inputs.read` alone and gives 0 at all other positions.
 
         Its first module picks these positions, its last one puts what comes out back among zeros. Some models (OPT)
         have joined batch and position to one axis before.
         """
         first, last = self.blocks[-1].mlp_ends
+        enter, leave = first.forward, last.forward
         batch, pos = inputs.ids.shape
         at_read = torch.arange(batch, device=inputs.read.device) * pos + inputs.read
-        enter, leave = first.forward, last.forward
 
         def pick(x: Tensor) -> Tensor:
             picked = x.flatten(0, -2)[at_read]
@@ -390,7 +382,7 @@ class Model:
             whole = out.new_zeros(batch * pos, out.shape[-1]).index_copy(0, at_read, out.flatten(0, -2))
             return whole if out.ndim == 2 else whole.unflatten(0, (batch, pos))
 
-        with self.reserved(), replaced(first, pick), replaced(last, put):
+        with replaced(first, pick), replaced(last, put):
             yield
 
 

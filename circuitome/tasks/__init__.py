@@ -9,10 +9,6 @@ from circuitome.tasks.generators.greater_than import greater_than as greater_tha
 from circuitome.tasks.generators.induction import induction as induction
 from circuitome.tasks.generators.ioi import ioi as ioi
 from circuitome.tasks.generators.subject_verb import subject_verb as subject_verb
-from circuitome.tasks.losses import LOSSES as LOSSES
-from circuitome.tasks.losses import Loss as Loss
-from circuitome.tasks.losses import loss_of as loss_of
-from circuitome.tasks.losses import loss_unit as loss_unit
 from circuitome.tasks.pair_files import from_file as from_file
 from circuitome.tasks.task import Pair as Pair
 from circuitome.tasks.task import Task as Task
