@@ -17,7 +17,10 @@ from circuitome.graph.model_graph import Graph
 
 @dataclass(frozen=True, eq=False)
 class Circuit:
-    """A set of edges. `len` counts edges; `|`, `&`, `-`, `^`, `~`, `<=` and `in` work as on sets."""
+    """A set of edges. `len` counts edges; `|`, `&`, `-`, `^`, `~`, `<=` and `in` work as on sets.
+
+    Raises `InputError` for a mask of another shape or with edges that the graph lacks, and for circuits of two graphs.
+    """
 
     graph: Graph
     """The graph that the edges belong to."""
@@ -36,7 +39,7 @@ class Circuit:
 
     @classmethod
     def of(cls, graph: Graph, edges: Iterable[str]) -> "Circuit":
-        """The circuit that holds the named edges. Raises for names that are no edges of `graph`."""
+        """The circuit that holds the named edges. Raises as `Graph.edge` for names that are no edges of `graph`."""
         mask = torch.zeros_like(graph.mask)
         for name in edges:
             mask[graph.edge(name)] = True

@@ -57,13 +57,13 @@ def _identities(model: Model, activations: ActivationCache) -> Iterator[tuple[st
     """
     assert activations.final is not None and activations.logits is not None
     for layer, block in enumerate(model.blocks):
-        normed = block.attend_inputs(activations.resid_pre[layer])
+        attention, normed = Node("attention", layer), block.attend_inputs(activations.resid_pre[layer])
         online = torch.einsum("bpd,red->bpre", normed, block.reader_weights()) + block.reader_biases()
-        yield f"a{layer}.q/k/v", online, block.split(activations.projected[layer])
+        yield f"{attention}.q/k/v", online, block.split(activations.projected[layer])
         if (norm := block.attention_norm) is not None:
             x = activations.resid_pre[layer]
             own = norm.gain * norm.centre(x) / norm.sigma(x) + (0.0 if norm.bias is None else norm.bias)
-            yield f"a{layer} norm", own, normed
+            yield f"{attention} norm", own, normed
         z = activations.z[layer].float().unflatten(-1, (model.heads.q, model.heads.width))
         if block.attention_post is not None:
             z = z / block.attention_post.sigma(activations.attention_out[layer])[..., None]
@@ -82,7 +82,7 @@ def _check_groups(model: Model, activations: ActivationCache, layer: int, call: 
     block, graph, heads = model.blocks[layer], model.graph, model.heads
     values = block.split(activations.projected[layer]).clone()
     before = model.attend(layer, values, call)
-    _close(model, f"a{layer} (attention)", before.flatten(-2), activations.z[layer])
+    _close(model, f"{Node('attention', layer)} (attention)", before.flatten(-2), activations.z[layer])
     values[:, :, heads.q + 2 * heads.kv - 1] *= 2
     after = model.attend(layer, values, call)
     factors = [2.0 if graph.kv_head(head) == heads.kv - 1 else 1.0 for head in range(heads.q)]

@@ -142,14 +142,6 @@ class KnownForCausalLM(PreTrainedModel):
         self.lm_head = nn.Linear(config.hidden_size, config.output_size, bias=False)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The token embedding."""
-        return self.embed_tokens
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The unembedding."""
-        return self.lm_head
-
     def forward(
         self,
         input_ids: Int[Tensor, "batch pos"] | None = None,

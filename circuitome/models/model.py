@@ -82,15 +82,18 @@ class Model:
         return self.hf.get_output_embeddings()
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a prompt, special tokens as the tokenizer adds them by default."""
+        """Token ids of a prompt, special tokens as the tokenizer adds them by default.
+
+        Raises `InputError` without a tokenizer, and for text with a word that it lacks.
+        """
         return self._ids(text)
 
     def encode_answer(self, text: str) -> list[int]:
-        """Token ids of a continuation, without special tokens."""
+        """Token ids of a continuation, without special tokens. Raises as `encode`."""
         return self._ids(text, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids."""
+        """The text of token ids. Raises `InputError` without a tokenizer."""
         return str(self._need_tokenizer().decode(list(ids)))
 
     def _ids(self, text: str, **options: bool) -> list[int]:

@@ -47,7 +47,7 @@ class Norm:
         return float(getattr(self.module, "variance_epsilon", None) or self.module.eps)  # type: ignore[arg-type]
 
     def centre(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """X minus its mean over coordinates where the norm does so, in float32."""
+        """The residual x as the norm divides it: minus its mean over coordinates under LayerNorm; float32."""
         x = x.float()
         return x - x.mean(-1, keepdim=True) if self.centred else x
 

@@ -65,9 +65,8 @@ def mean_outputs(model):
     return [torch.cat([out[row] for out in outputs]).mean(0) for row in range(len(model.graph.writers))]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("ablation", ["corrupted", "zero", "mean"])
-@pytest.mark.parametrize("density", [0.15, 0.6])
+@pytest.mark.parametrize("density", [0.15, pytest.param(0.6, marks=pytest.mark.slow)])
 def test_any_circuit_equals_the_written_out_run(model, ablation, density):
     generator = torch.Generator().manual_seed(1)
     mask = (torch.rand(model.graph.mask.shape, generator=generator) < density) & model.graph.mask
@@ -83,7 +82,6 @@ def test_any_circuit_equals_the_written_out_run(model, ablation, density):
         torch.testing.assert_close(logits[i : i + 1], expected, atol=2e-5, rtol=2e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("ablation", ["corrupted", "zero"])
 def test_eap_is_the_gradient_of_the_edge_mask(model, ablation):
     total = torch.zeros(model.graph.mask.shape)
