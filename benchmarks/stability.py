@@ -13,10 +13,10 @@ from speed import HERE, bare_forward, machine, medians, one_thread
 
 import circuitome as cm
 from circuitome.validation.robustness.backup_heads import backups
-from circuitome.validation.robustness.rediscovery import research
+from circuitome.validation.robustness.rediscovery import rediscovery
 from circuitome.validation.robustness.shuffled_labels import shuffled_null
 from circuitome.validation.robustness.stability import bootstrap_stability
-from circuitome.validation.robustness.transfer import across, variants_of
+from circuitome.validation.robustness.transfer import transfer, variants_of
 
 SIZE = 500
 TASKS = ("seed 1", "paraphrase", "greater-than", "gendered-pronoun")
@@ -51,10 +51,10 @@ def costs(model: cm.Model, task: cm.Task, repeats: int) -> dict[str, object]:
         "forward": lambda: forward(model, task),
         "backups_direct_only": lambda: backups(model, task, top=0),
         "backups": lambda: backups(model, task),
-        "research": lambda: research(model, task, heads, edges=SIZE, before=scores),
+        "research": lambda: rediscovery(model, task, heads, edges=SIZE, before=scores),
         "bootstrap_stability": lambda: bootstrap_stability(scores, SIZE),
         "shuffled_null": lambda: shuffled_null(scores, SIZE),
-        "across_two_scored_tasks": lambda: across(model, rest, size=SIZE, scores=known),
+        "across_two_scored_tasks": lambda: transfer(model, rest, size=SIZE, scores=known),
     }
     seconds = medians(jobs, repeats)
     ratios = {name: round(value / seconds["forward"], 1) for name, value in seconds.items() if name != "forward"}
@@ -74,9 +74,9 @@ def found(model: cm.Model, task: cm.Task) -> dict[str, object]:
     """Backups, stability and the matrix of tasks."""
     scores = cm.eap_ig(model, task)
     taken = backups(model, task)
-    again = research(model, task, taken.knocked, edges=SIZE, before=scores)
+    again = rediscovery(model, task, taken.knocked, edges=SIZE, before=scores)
     others = {name: one for name, one in variants_of(model, task).items() if name in TASKS}
-    matrix = across(model, {"ioi": task, **others}, size=SIZE, scores={"ioi": scores})
+    matrix = transfer(model, {"ioi": task, **others}, size=SIZE, scores={"ioi": scores})
     return {
         "backups": {
             "knocked": taken.knocked,

@@ -1,6 +1,7 @@
 """Commands that show what there is: show, tasks, methods, models, doctor."""
 
 from pathlib import Path
+from typing import Any
 
 from circuitome.cli.app import Json, app, first_line
 
@@ -70,3 +71,18 @@ def doctor(*, as_json: Json = False) -> None:
     show.table("Doctor", rows, as_json, "")
     if any(row["state"] == "missing" for row in rows):
         raise SystemExit(1)
+
+
+def print_run(run: Any, folder: Path, as_json: bool) -> None:
+    """A finished run: what it says, how to repeat it, and where its page is."""
+    from circuitome.runs.store import to_json
+
+    if as_json:
+        print(to_json({**run.manifest, "folder": str(folder)}))
+        return
+    from rich.console import Console
+
+    from circuitome.present import terminal
+    from circuitome.present.stored import document
+
+    terminal.show(document(run, folder), Console(highlight=False))

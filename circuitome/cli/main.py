@@ -5,7 +5,19 @@ import sys
 
 from cyclopts import CycloptsError
 
-from circuitome.cli import conv, explaining, finding, listing, routes, single_heads, streaming, validity, weights  # noqa: F401  # each adds its commands to the app
+# Each module adds its commands to the app.
+from circuitome.cli import (
+    conv,  # noqa: F401
+    explaining,  # noqa: F401
+    finding,  # noqa: F401
+    listing,  # noqa: F401
+    routes,  # noqa: F401
+    single_heads,  # noqa: F401
+    streaming,  # noqa: F401
+    studies,  # noqa: F401
+    validity,  # noqa: F401
+    weights,  # noqa: F401
+)
 from circuitome.cli.app import app
 from circuitome.errors import CircuitomeError
 

@@ -119,17 +119,17 @@ class AblationValues:
     """By template and prompt length (`EVERYWHERE`: over all prompts and positions): means, with a batch axis of 1."""
 
     @classmethod
-    def of(cls, model: Model, task: Task, kind: str) -> "AblationValues":
-        """Runs the corrupted prompts once where means are needed.
+    def of(cls, model: Model, task: Task, kind: str, max_memory: int | None = None) -> "AblationValues":
+        """Runs the corrupted prompts once where means are needed, in batches that take at most `max_memory` bytes.
 
         Raises `InputError` for mean-position when a prompt is the only one of its template and length: its mean would
         be that prompt.
         """
         check_ablation(kind)
         if kind == "mean":
-            return cls(kind, {EVERYWHERE: _mean_over_positions(model, task)})
+            return cls(kind, {EVERYWHERE: _mean_over_positions(model, task, max_memory)})
         if kind == "mean-position":
-            return cls(kind, _mean_by_position(model, task))
+            return cls(kind, _mean_by_position(model, task, max_memory))
         return cls(kind)
 
     @property
@@ -152,13 +152,13 @@ class AblationValues:
         return filled
 
 
-def _mean_over_positions(model: Model, task: Task) -> WriterValues:
+def _mean_over_positions(model: Model, task: Task, max_memory: int | None) -> WriterValues:
     total: list[Tensor] | None = None
     count = 0.0
     corrupted = replace(
         task, pairs=tuple(replace(pair, clean=pair.corrupted, roles={}, answer_position=-1) for pair in task.pairs)
     )
-    for batch in batches(model, corrupted, shared_prefix=False, corrupted=False):
+    for batch in batches(model, corrupted, shared_prefix=False, corrupted=False, max_memory=max_memory):
         with torch.no_grad():
             values = WriterValues.of(model, model.record(batch.clean, logits=False))
         real = batch.clean.real()
@@ -174,7 +174,7 @@ def _group(pair: Pair) -> tuple[str, int]:
     return pair.template, len(pair.clean)
 
 
-def _mean_by_position(model: Model, task: Task) -> dict[tuple[str, int], WriterValues]:
+def _mean_by_position(model: Model, task: Task, max_memory: int | None) -> dict[tuple[str, int], WriterValues]:
     groups = [_group(pair) for pair in task.pairs]
     for row, group in enumerate(groups):
         if groups.count(group) == 1:
@@ -184,7 +184,7 @@ def _mean_by_position(model: Model, task: Task) -> dict[tuple[str, int], WriterV
                 f"has {group[1]} tokens. Use --ablation mean, more prompts (--n), or prompts of equal length."
             )
     sums: dict[tuple[str, int], WriterValues] = {}
-    for batch in batches(model, task, shared_prefix=False):
+    for batch in batches(model, task, shared_prefix=False, max_memory=max_memory):
         values = corrupted_values(model, batch)
         for i, row in enumerate(batch.rows):
             group = groups[row]

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitome.engine.ablation import Ablation, AblationValues, WriterValues, scaled_heads
-from circuitome.engine.batches import Batch, batches
+from circuitome.engine.ablation import AblationValues, WriterValues, scaled_heads
+from circuitome.engine.batches import Batch
 from circuitome.errors import InputError
 from circuitome.graph.circuits import Circuit
 from circuitome.models.model import Call, Model
@@ -227,33 +227,6 @@ def demand(circuit: Circuit, *, coupled: bool) -> Demand:
             is_kv = graph.reader_nodes[column].kind == "kv"
             needed[column] = needed.get(column, False) or everywhere[row] or is_kv
     return Demand({column: rows[::-1] for column, rows in parents.items()}, everywhere)
-
-
-def run_circuit(
-    model: Model,
-    task: Task,
-    circuit: Circuit,
-    *,
-    ablation: Ablation = "corrupted",
-    shared_prefix: bool = True,
-    max_memory: int | None = None,
-) -> Float[Tensor, "prompts vocab"]:
-    """Logits [prompts, vocab] after the last token of each clean prompt, with every edge outside `circuit` ablated.
-
-    The full circuit gives the plain model's logits, the empty one (corrupted ablation) those of the corrupted prompts.
-    Raises `InputError` if the circuit belongs to a model of another shape.
-    """
-    check_graph(model, circuit)
-    replacement = AblationValues.of(model, task, ablation)
-    corrupted = replacement.from_prompts
-    shared = shared_prefix and corrupted
-    rows: list[int] = []
-    parts: list[Tensor] = []
-    with torch.inference_mode():
-        for batch in batches(model, task, shared_prefix=shared, corrupted=corrupted, max_memory=max_memory):
-            parts.append(circuit_logits(model, baseline(model, task, batch, replacement), circuit))
-            rows += batch.rows
-    return torch.cat(parts)[torch.tensor(rows).argsort()]
 
 
 def check_graph(model: Model, circuit: Circuit) -> None:

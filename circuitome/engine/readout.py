@@ -2,12 +2,24 @@
 
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitome.errors import NumericsError
 from circuitome.models.model import Model
 from circuitome.tasks.losses import loss_of
 from circuitome.tasks.task import Task
+
+
+def check_numbers(values: Tensor, what: str) -> None:
+    """Raises `NumericsError` if `values` holds NaN or infinity."""
+    if not bool(torch.isfinite(values).all()):
+        bad = int((~torch.isfinite(values)).sum())
+        raise NumericsError(
+            f"The {what} is not finite in {bad} of {values.numel()} numbers. The model's weights may be damaged, or "
+            "its dtype too narrow; try the model in float32."
+        )
 
 
 class Readout:
@@ -24,8 +36,13 @@ class Readout:
         self.loss = loss_of(narrow[0] if narrow else task, kind)
 
     def __call__(self, final: Float[Tensor, "copies batch d_model"]) -> Float[Tensor, "copies batch"]:
-        """Loss of every prompt in every copy, from the residual in front of the final norm at the position read."""
+        """Loss of every prompt in every copy, from the residual in front of the final norm at the position read.
+
+        Raises `NumericsError` at NaN or infinity.
+        """
         copies = len(final)
         logits = self.model.unembed(final.flatten(0, 1).to(self.model.dtype), self.tokens)
         clean = logits if self.clean is None else self.clean.repeat(copies, 1)
-        return self.loss(logits, clean, self.rows * copies).view(copies, -1)
+        losses = self.loss(logits, clean, self.rows * copies).view(copies, -1)
+        check_numbers(losses, "loss")
+        return losses

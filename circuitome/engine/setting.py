@@ -17,7 +17,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload, runtime_checkable
 
-from circuitome.engine.ablation import AblationValues, check_ablation
+from torch import Tensor
+
+from circuitome.engine.ablation import AblationValues, WriterValues, ablated_values, check_ablation
 from circuitome.engine.batches import Batch, batches
 from circuitome.engine.checkpoint import Checkpoint
 from circuitome.engine.circuit_run import Baseline, baseline
@@ -25,6 +27,7 @@ from circuitome.errors import InputError
 from circuitome.models.loading import weights_hash
 from circuitome.models.model import Model
 from circuitome.progress import Progress, silent
+from circuitome.results import Estimate, bootstrap, mean
 from circuitome.tasks.task import Task
 
 
@@ -70,7 +73,7 @@ class Setting:
     @cached_property
     def replacement(self) -> AblationValues:
         """What ablated writers write; made once, which costs a pass over the corrupted prompts for the means."""
-        return AblationValues.of(self.model, self.task, self.ablation)
+        return AblationValues.of(self.model, self.task, self.ablation, self.max_memory)
 
     def batches(self, *, gradients: bool = False) -> Iterator[Batch]:
         """The prompts in batches that fit the budget; corrupted runs stand beside them where values are theirs.
@@ -92,10 +95,22 @@ class Setting:
         """The clean prompts alone and whole, in batches that fit the budget: for what ablates nothing."""
         return batches(self.model, self.task, shared_prefix=False, corrupted=False, max_memory=self.max_memory)
 
+    def ablated_values(self, batch: Batch, clean: WriterValues) -> WriterValues:
+        """What ablated writers write on a batch whose clean values are `clean`."""
+        return ablated_values(self.model, self.task, batch, self.replacement, clean)
+
     def baselines(self, *, gradients: bool = False) -> Iterator[Baseline]:
         """Batch by batch, everything that does not depend on a circuit; see `Baseline`."""
         for batch in self.batches(gradients=gradients):
             yield baseline(self.model, self.task, batch, self.replacement)
+
+    def estimate(self, columns: Tensor, statistic: Callable[[Tensor], Tensor], unit: str) -> Estimate:
+        """`statistic` of the means of per-prompt `columns` [prompts, columns], resampled by the task's templates."""
+        return bootstrap(columns, statistic, unit, seed=self.seed, groups=self.task.groups)
+
+    def mean(self, values: Tensor, unit: str) -> Estimate:
+        """The mean of per-prompt `values`, resampled by the task's templates."""
+        return mean(values, unit, seed=self.seed, groups=self.task.groups)
 
     @cached_property
     def key(self) -> tuple[str, ...]:
@@ -167,4 +182,5 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
         kind("model", kind.POSITIONAL_ONLY, annotation=Model),
         kind("task", kind.POSITIONAL_ONLY, annotation=Task),
     ]
-    return inspect.Signature([*first, *own, *ends])
+    rest = [parameter for parameter in own if parameter.kind is kind.VAR_KEYWORD]
+    return inspect.Signature([*first, *(parameter for parameter in own if parameter not in rest), *ends, *rest])

@@ -1,6 +1,7 @@
 """Edge scores and the ways from scores to a circuit: the n strongest, all above a threshold, greedy from the logits."""
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from circuitome.errors import InputError
 from circuitome.graph import exchange
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.model_graph import Graph
-from circuitome.results import LEVEL, resample_means
+from circuitome.results import LEVEL, interval, resample_means
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +93,12 @@ class EdgeScores:
         rows = [(name, self[name]) for name in circuit]
         return sorted(rows, key=lambda item: -abs(item[1]))
 
-    def intervals(self, circuit: Circuit, *, seed: int = 0, level: float = LEVEL) -> Float[Tensor, "2 writers readers"]:
-        """Low and high ends of the bootstrap interval over prompts of every edge in `circuit`; NaN elsewhere.
+    def intervals(
+        self, circuit: Circuit, *, seed: int = 0, level: float = LEVEL, groups: Sequence[int] = ()
+    ) -> Float[Tensor, "2 writers readers"]:
+        """Low and high ends of the bootstrap interval of every edge in `circuit`; NaN elsewhere.
+
+        Over prompts, or over templates where `groups` says which prompts share one (`Task.groups`).
 
         Raises `InputError` when the scores were made without keeping `samples`.
         """
@@ -103,11 +108,10 @@ class EdgeScores:
         chosen = circuit.mask[self.graph.mask]
         if len(self.samples) < 2 or not bool(chosen.any()):
             return ends
-        tail = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-        parts = [
-            torch.quantile(resample_means(part.double(), seed=seed, resamples=1000), tail, dim=0)
-            for part in self.samples[:, chosen].split(4096, dim=1)  # torch.quantile takes at most 2**24 numbers
-        ]
+        parts = []
+        for part in self.samples[:, chosen].double().split(4096, dim=1):  # torch.quantile takes at most 2**24 numbers
+            draws = resample_means(part, seed=seed, resamples=1000, groups=groups)
+            parts.append(torch.stack(interval(part.mean(0), draws, len(part), groups, level)))
         ends[:, circuit.mask] = torch.cat(parts, 1).float()
         return ends
 

@@ -32,7 +32,7 @@ def render(payload: dict[str, Any]) -> str:
         headline=sections.headline(payload),
         circuit=circuit.svg(drawing),
         strongest=sections.strongest(drawing),
-        shared=_shared_note(drawing),
+        shared=shared_note(drawing),
         unit=text(unit),
         curve=_curve(payload),
         edge_count=f"{len(drawing.edges):,}",
@@ -72,7 +72,7 @@ def _curve(payload: Mapping[str, Any]) -> str:
     return tag("figure", {"id": "curve-figure"}, figure) + sections.curve_table(payload)
 
 
-def _shared_note(drawing: Drawing) -> str:
+def shared_note(drawing: Drawing) -> str:
     """The legend's line about keys and values, for models whose query heads share them."""
     if not drawing.grid.shared:
         return "Keys and values end at the head itself."

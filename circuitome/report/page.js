@@ -1,4 +1,4 @@
-const data = JSON.parse(document.getElementById("data").textContent);
+const data = JSON.parse((document.getElementById("circuit-data") ?? document.getElementById("data")).textContent);
 const columns = data.edges;
 const edges = columns.from.map((from, i) => ({
   rank: i + 1,

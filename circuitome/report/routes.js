@@ -47,7 +47,7 @@ function describe(route, edge) {
 }
 
 function start() {
-  const data = JSON.parse(document.getElementById("data").textContent);
+  const data = JSON.parse((document.getElementById("routes-data") ?? document.getElementById("data")).textContent);
   data.routes.forEach((route, index) => {
     const figure = document.getElementById(`route-${index}`);
     const slider = document.getElementById(`threshold-${index}`);

@@ -199,7 +199,7 @@ def _reference(
         edges=among,
         ablation=spec.ablation,  # type: ignore[arg-type]  # `check` has seen it
         max_memory=spec.max_memory,
-        progress=lambda done, total: tell("exact patching", done, total),
+        progress=tell,
         checkpoint=path,
     )
     return found, among

@@ -92,10 +92,6 @@ def run_patch(spec: PatchSpec, progress: Progress | None = None) -> Run:
     model, task = spec.prepare()
     maps = []
     for direction in ("noise", "denoise"):
-
-        def step(done: int, total: int, what: str = f"patching, {direction}") -> None:
-            tell(what, done, total)
-
         found = patch(
             model,
             task,
@@ -103,7 +99,7 @@ def run_patch(spec: PatchSpec, progress: Progress | None = None) -> Run:
             direction=direction,
             by_position=spec.by_position or None,
             max_memory=spec.max_memory,
-            progress=step,
+            progress=tell,
         )
         maps.append(found)
     sign = (
@@ -132,7 +128,7 @@ def run_path(spec: PathSpec, progress: Progress | None = None) -> Run:
             threshold=spec.threshold,
             freeze_mlps=spec.freeze_mlps,
             max_memory=spec.max_memory,
-            progress=lambda done, total: tell("receivers asked about", done, total),
+            progress=tell,
         )
         maps = [effects for level in trace.levels for effects in level]
         more = {"tree": _tree(trace), "edges": len(trace.circuit), "circuit": list(trace.circuit)}
@@ -147,7 +143,7 @@ def run_path(spec: PathSpec, progress: Progress | None = None) -> Run:
         receiver_positions=_positions(spec.to_positions) if spec.to_positions else None,
         freeze_mlps=spec.freeze_mlps,
         max_memory=spec.max_memory,
-        progress=lambda done, total: tell("senders", done, total),
+        progress=tell,
     )
     return _run(spec, "path", model, task, [found], sign, start, {"to": list(spec.to)})
 

@@ -169,7 +169,7 @@ def find(spec: FindSpec, progress: Progress | None = None, partial: Path | None 
         ablation=spec.ablation,  # type: ignore[arg-type]  # `check` has seen it
         seed=spec.seed,
         max_memory=spec.max_memory,
-        progress=lambda done, total: tell("measuring circuits", done, total),
+        progress=tell,
     )
     tell("writing", 0, 1)
     manifest = _manifest(spec, model, task, found, curve)

@@ -52,7 +52,11 @@ class Job:
 
     def common(self) -> dict[str, Any]:
         """What every method that runs the model takes."""
-        return {"ablation": self.ablation, "max_memory": self.max_memory, "progress": self.progress}
+        return {
+            "ablation": self.ablation,
+            "max_memory": self.max_memory,
+            "progress": lambda what, done, total: self.progress(done, total),
+        }
 
     def checkpoint(self, name: str) -> Path | None:
         """A file of that name for what is done so far."""
@@ -152,7 +156,7 @@ def _acdc(job: Job) -> Found:
     found = {}
     for index, threshold in enumerate(thresholds):
 
-        def tell(done: int, total: int, before: int = index) -> None:
+        def tell(what: str, done: int, total: int, before: int = index) -> None:
             job.progress(before * total + done, len(thresholds) * total)
 
         path = job.checkpoint(f"acdc-{threshold:g}.safetensors")
@@ -182,7 +186,7 @@ def _acdc(job: Job) -> Found:
 def default_threshold(job: Job) -> float:
     """A small part of what the loss changes when everything is ablated, to one digit."""
     loss = job.settings.get("loss", "metric")
-    gap = loss_gap(job.model, job.task, loss, job.ablation, job.max_memory)  # type: ignore[arg-type]
+    gap = loss_gap(job.model, job.task, loss, ablation=job.ablation, max_memory=job.max_memory)
     if not gap > 0:
         raise InputError(
             f"{job.model.name} does not do the task {job.task.name}: its loss is no lower than with everything ablated."
@@ -201,7 +205,7 @@ def _magnitude(job: Job) -> Found:
 
 
 def _routes(job: Job) -> Found:
-    scores = route_scores(job.model, job.task, max_memory=job.max_memory, progress=job.progress)
+    scores = route_scores(job.model, job.task, max_memory=job.max_memory, progress=job.common()["progress"])
     return Found(scores, scores.top(job.edges))
 
 

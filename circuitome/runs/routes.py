@@ -100,7 +100,7 @@ def run_trace(spec: TraceSpec, progress: Progress | None = None) -> Run:
         generated(model, ids, spec.generate, tell) if spec.generate else (ids, [place_of(spec.position, len(ids))])
     )
     tell("tracing", 0, 1)
-    graphs = trace(model, [ids], [places], spec.settings(), spec.max_memory)[0]
+    graphs = trace(model, [ids], [places], spec.settings(), max_memory=spec.max_memory)[0]
     tell("tracing", 1, 1)
     routes = [_route(model, ids, graph, spec, ids[graph.position + 1] if spec.generate else None) for graph in graphs]
     sign = (
@@ -192,7 +192,7 @@ def run_routes(spec: RoutesSpec, progress: Progress | None = None) -> Run:
         given,
         norm=spec.norm,
         max_memory=spec.max_memory,
-        progress=lambda done, total: tell("texts", done, total),
+        progress=tell,
     )
     manifest = {
         **described(spec.model, model, "routes", spec.command(), [prompt_ids(model, text) for text in texts]),

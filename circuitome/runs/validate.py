@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from circuitome.engine.setting import Setting
 from circuitome.errors import InputError, RunError
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
@@ -74,13 +75,13 @@ def run_validate(spec: ValidateSpec, progress: Progress | None = None, partial: 
         quick=spec.quick,
         seed=spec.seed,
         max_memory=spec.max_memory,
-        memory=partial,
+        checkpoint=partial,
         progress=tell,
     )
     smaller, left_out = circuit, tuple[str, ...]()
     if spec.shrink:
         path = None if partial is None else partial / "measured.safetensors"
-        evaluator = Evaluator(model, task, ablation, spec.max_memory, memory=path)
+        evaluator = Evaluator(Setting(model, task, ablation, spec.max_memory, checkpoint=path))
         smaller, left_out = shrink(evaluator, circuit, verdict.minimality)
     again = PromptSpec(**found.manifest["prompts_from"])
     manifest = {

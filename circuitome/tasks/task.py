@@ -106,6 +106,10 @@ class Task:
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def rows_of(self, template: str) -> list[int]:
+        """The prompts of a template."""
+        return [row for row, pair in enumerate(self.pairs) if pair.template == template]
+
     @property
     def unit(self) -> str:
         """Unit of the metric, e.g. "logits"."""

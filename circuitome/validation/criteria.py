@@ -1,12 +1,12 @@
 """From results to the lines of a verdict card: value, interval, what it stands beside, and whether it holds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from circuitome.results import Estimate
-from circuitome.validation.tests import hypotheses as hypothesis
 from circuitome.validation.tests.completeness_minimality import Completeness, Minimality
-from circuitome.validation.tests.hypotheses import TestResult, holm
+from circuitome.validation.tests.hypotheses import ALPHA, POWERFUL, TestResult, better_than_random, holm, nearness
+from circuitome.validation.tests.nulls import SHAPED
 
 FAITHFUL = (0.8, 1.2)
 """Faithfulness within these passes."""
@@ -39,6 +39,8 @@ class Criterion:
     """pass, fail or unclear."""
     note: str = ""
     """What else to know."""
+    said: str = ""
+    """The value in words, where a number alone would mislead."""
 
 
 def missing(name: str, note: str) -> Criterion:
@@ -80,33 +82,74 @@ def minimal(found: Minimality, seed: int = 0) -> Criterion:
 
 
 def beats_chance(own: float, nulls: Mapping[str, Sequence[float]]) -> list[Criterion]:
-    """The circuit beside circuits that share its number of edges by layer and kind, or by node."""
+    """The circuit compared with circuits that share its number of edges by layer and kind, or by node.
+
+    It passes where its share is nearer to 1 than that of each of them.
+    """
     rows = []
-    for name in ("layered", "rewired"):
-        best = max(nulls[name])
-        beside = f"mean {_mean(nulls[name]):.3f} of {len(nulls[name])}"
-        verdict = PASS if own > best else FAIL
-        rows.append(Criterion(f"beats {name} circuits", own - best, None, None, beside, "above the best", verdict))
+    for name in SHAPED:
+        best = max(nulls[name], key=nearness)
+        ahead = nearness(own) - nearness(best)
+        said = f"{own:.3f} against the best of {len(nulls[name])}: {best:.3f} ({ahead:+.3f})"
+        verdict = PASS if ahead > 0 else FAIL
+        against = f"{name} random circuits, mean {_mean(nulls[name]):.3f}"
+        rows.append(
+            Criterion(f"beats {name} circuits", ahead, None, None, against, "nearer to 1 than each", verdict, said=said)
+        )
     return rows
 
 
 def tested(tests: Sequence[TestResult], notes: Mapping[str, str]) -> list[Criterion]:
-    """Hypothesis tests as lines; their p-values corrected for there being several (Holm 1979)."""
-    corrected = holm([one.p_value for one in tests])
-    return [_tested(one, p, len(tests), notes.get(one.name, "")) for one, p in zip(tests, corrected, strict=True)]
+    """Hypothesis tests as lines of the verdict.
+
+    Where rejecting speaks for the circuit, p-values are corrected for there being several such tests (Holm 1979). Where
+    rejecting speaks against it they are not: a correction would turn failures into passes.
+    """
+    good = [test for test in tests if test.name in GOOD]
+    corrected = dict(zip((test.name for test in good), holm([test.p_value for test in good]), strict=True))
+    return [
+        _rejection_passes(test, corrected[test.name], len(good), notes.get(test.name, ""))
+        if test.name in GOOD
+        else _rejection_fails(test, notes.get(test.name, ""))
+        for test in tests
+    ]
 
 
-def _tested(test: TestResult, corrected: float, tests: int, note: str) -> Criterion:
-    words = f"p {test.p_value:.3g}, corrected {corrected:.3g}, of: {test.null}"
-    rejected = replace(test, p_value=corrected).rejected()
-    if test.name not in GOOD:
-        threshold = f"corrected p at least {hypothesis.ALPHA}"
-        return Criterion(test.name, test.statistic, None, None, words, threshold, FAIL if rejected else PASS, note)
+def _rejection_passes(test: TestResult, corrected: float, tests: int, note: str) -> Criterion:
+    """A line for a test whose rejection speaks for the circuit."""
     # With few draws even a win over all of them proves nothing.
-    best = hypothesis.better_than_random("", 1.0, [0.0] * test.n).p_value * tests
-    verdict = PASS if rejected else FAIL if best < hypothesis.ALPHA else UNCLEAR
-    threshold = f"corrected p below {hypothesis.ALPHA}"
-    return Criterion(test.name, test.statistic, None, None, words, threshold, verdict, note)
+    best = better_than_random("", 1.0, [0.0] * test.n).p_value * tests
+    verdict = PASS if corrected < ALPHA else FAIL if best < ALPHA else UNCLEAR
+    words = f"H0: {test.null}, p = {test.p_value:.3g}, corrected {corrected:.3g}"
+    return Criterion(test.name, test.statistic, None, None, words, f"corrected p below {ALPHA}", verdict, note)
+
+
+def _rejection_fails(test: TestResult, note: str) -> Criterion:
+    """A line for a test whose rejection speaks against the circuit; unrejected it says something only with power."""
+    weak = test.power < POWERFUL
+    verdict = FAIL if test.rejected() else UNCLEAR if weak else PASS
+    words = f"H0: {test.null}, p = {test.p_value:.3g}"
+    few = f"with {test.n} it would notice a clear difference in {test.power:.0%} of cases" if weak else ""
+    note = "; ".join(part for part in (note, few) if part)
+    return Criterion(test.name, test.statistic, None, None, words, f"p at least {ALPHA}", verdict, note)
+
+
+def answer(criteria: Sequence[Criterion]) -> tuple[str, str]:
+    """The verdict in a word, and the reason in a sentence.
+
+    ESTABLISHED where every criterion passes, NOT ESTABLISHED where one fails, INCONCLUSIVE where none fails but the
+    data do not decide on some.
+    """
+    failed, unclear = ([c.name for c in criteria if c.verdict == kind] for kind in (FAIL, UNCLEAR))
+    if failed:
+        return "NOT ESTABLISHED", f"It fails {_listed(failed)}."
+    if unclear:
+        return "INCONCLUSIVE", f"Nothing speaks against it, but these prompts do not decide on {_listed(unclear)}."
+    return "ESTABLISHED", f"It passes all {len(criteria)} criteria."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + names[-1]
 
 
 def _mean(values: Sequence[float]) -> float:

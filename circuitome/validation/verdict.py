@@ -1,23 +1,21 @@
 """Is the circuit real? Every criterion in one call: value, interval, null, and whether it holds against a threshold."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from circuitome.engine.ablation import Ablation
 from circuitome.engine.circuit_run import check_graph
+from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
-from circuitome.models.model import Model
 from circuitome.results import Estimate
 from circuitome.tasks.task import Task
 from circuitome.validation import criteria
-from circuitome.validation.criteria import FAIL, Criterion
+from circuitome.validation.criteria import Criterion
 from circuitome.validation.faithfulness.auc import SHARES, Areas, areas, benchmark_sizes
 from circuitome.validation.faithfulness.evaluator import Evaluator
 from circuitome.validation.faithfulness.variants import (
@@ -35,9 +33,6 @@ from circuitome.validation.tests import hypotheses as hypothesis
 from circuitome.validation.tests.completeness_minimality import Completeness, Minimality, completeness, minimality
 from circuitome.validation.tests.nulls import NULLS
 from circuitome.validation.tests.significance import EdgeTest, edge_test, necessity
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being measured, how much of it is done, and how much there is."""
 
 FEWEST_PROMPTS = 8
 """Prompts below which no test over prompts is run."""
@@ -108,7 +103,17 @@ class Verdict:
     @property
     def holds(self) -> bool:
         """Whether no criterion failed."""
-        return all(one.verdict != FAIL for one in self.criteria)
+        return self.answer != "NOT ESTABLISHED"
+
+    @property
+    def answer(self) -> str:
+        """ESTABLISHED, NOT ESTABLISHED or INCONCLUSIVE; see `criteria.answer`."""
+        return criteria.answer(self.criteria)[0]
+
+    @property
+    def reason(self) -> str:
+        """Why, in a sentence."""
+        return criteria.answer(self.criteria)[1]
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain JSON values."""
@@ -117,6 +122,8 @@ class Verdict:
         sets = zip(found.sets, found.kinds, *values, strict=True)
         edges = self.edges
         return {
+            "answer": self.answer,
+            "reason": self.reason,
             "criteria": [asdict(one) for one in self.criteria],
             "variants": {name: one.to_dict() for name, one in self.variants.items()},
             "ablations": [asdict(one) for one in self.ablations],
@@ -143,126 +150,93 @@ class Verdict:
         }
 
 
+@method
 def validate(
-    model: Model,
+    setting: Setting,
     circuit: Circuit,
-    task: Task,
     *,
-    ablation: Ablation = "corrupted",
     scores: EdgeScores | None = None,
     others: Mapping[str, Task] | None = None,
     groups: Mapping[str, Sequence[str]] | None = None,
     quick: bool = False,
     truth: Circuit | None = None,
-    seed: int = 0,
-    max_memory: int | None = None,
-    memory: Path | None = None,
-    progress: Progress | None = None,
 ) -> Verdict:
     """Test a circuit as the literature does: faithful, complete, minimal, against chance, and by hypothesis tests.
 
     Everything is measured on the prompts of `task` with `ablation` outside the circuit. `scores`, those that the
     circuit comes from, add the areas CPR and CMD; `others` are tasks with the same clean prompts and other corrupted
     ones; `groups` are sets of nodes (such as the heads of each role) to knock out together; `truth` is the true circuit
-    where it is known. `quick` takes fewer subsets, so that some verdicts stay unclear. `memory` is a folder in which
-    measurements are kept, from which the same call goes on after a stop.
+    where it is known. `quick` takes fewer subsets, so that some verdicts stay unclear. The setting's
+    checkpoint is a folder in which measurements are kept, from which the same call goes on after a stop.
     Raises `InputError` for an empty circuit, one of another model, or a model that does not do the task.
     """
-    check_graph(model, circuit)
+    check_graph(setting.model, circuit)
     if len(circuit) == 0:
         raise InputError("The circuit is empty; there is nothing to validate.")
-    tell = progress or (lambda what, done, total: None)
-    effort = QUICK if quick else FULL
-    path = None if memory is None else memory / "measured.safetensors"
-    evaluator = Evaluator(model, task, ablation, max_memory, memory=path)
-
-    def step(what: str) -> Callable[[int, int], None]:
-        return lambda done, total: tell(what, done, total)
-
-    own, empty, shares = _circuit_and_nulls(evaluator, circuit, effort, seed, step("circuit and nulls"))
-    clean = evaluator.clean
-    variants = faithfulness_variants(own, clean, empty, task.unit, seed) | distribution_variants(
-        evaluator, circuit, seed
-    )
-    complete = completeness(
-        evaluator,
-        circuit,
-        draws=effort.subsets,
-        greedy=effort.greedy,
-        groups=groups,
-        seed=seed,
-        progress=step("completeness"),
-    )
-    minimal = minimality(
-        evaluator, circuit, sets=effort.halves, readers=effort.others, seed=seed, progress=step("minimality")
-    )
-    tested, edges, damage = _tests(evaluator, circuit, own, shares, effort, seed, step)
+    effort, folder, seed = QUICK if quick else FULL, setting.checkpoint, setting.seed
+    evaluator = Evaluator(setting.but(checkpoint=None if folder is None else folder / "measured.safetensors"))
+    own, empty, shares = _circuit_and_nulls(evaluator, circuit, effort)
+    variants = faithfulness_variants(setting, own, evaluator.clean, empty) | distribution_variants(evaluator, circuit)
+    complete = completeness(evaluator, circuit, draws=effort.subsets, greedy=effort.greedy, groups=groups, seed=seed)
+    minimal = minimality(evaluator, circuit, sets=effort.halves, readers=effort.others, seed=seed)
+    tested, edges, damage = _tests(evaluator, circuit, own, shares, effort)
+    more = _others(evaluator, setting, circuit, scores, others or {}) if effort.others else {}
     lines = [
         criteria.faithful(variants["normalised"], shares["random"]),
         criteria.complete(complete, seed),
         criteria.minimal(minimal, seed),
         *criteria.beats_chance(shares["own"][0], shares),
         *tested,
+        *(robust_criteria(more["robustness"]) if more else ()),
     ]
-    robust: dict[str, Any] = {}
-    if effort.others:
-        robust = robustness(
-            model,
-            circuit,
-            task,
-            scores,
-            ablation=ablation,
-            seed=seed,
-            max_memory=max_memory,
-            memory=memory,
-            progress=progress,
-        )
-        lines += robust_criteria(robust)
-    area, curve = (None, ()) if scores is None or quick else _areas(evaluator, scores, empty, step("size and share"))
-    if effort.others:
-        nodes = evaluator.circuits([node_circuit(circuit)])[0]
-        variants["nodes alone"] = faithfulness_variants(nodes, clean, empty, task.unit, seed)["normalised"]
     evaluator.save()
     return Verdict(
         criteria=tuple(lines),
-        variants=variants,
-        templates=by_template(task, own, clean, empty),
-        spread=over_prompts(own, clean, empty),
+        variants=variants | more.pop("variants", {}),
+        templates=by_template(setting, own, evaluator.clean, empty),
+        spread=over_prompts(own, evaluator.clean, empty),
         completeness=complete,
         minimality=minimal,
         nulls={name: shares[name] for name in NULLS},
-        ablations=_others(effort, model, circuit, task, ablation, others or {}, seed, max_memory, memory, tell),
         edges=edges,
         damage=damage,
-        areas=area,
-        curve=curve,
-        robustness=robust,
         known=None if truth is None else _against(truth, circuit, scores),
+        **more,
     )
 
 
+def _others(
+    evaluator: Evaluator, setting: Setting, circuit: Circuit, scores: EdgeScores | None, others: Mapping[str, Task]
+) -> dict[str, Any]:
+    """What only the whole suite measures: robustness, areas under the curve, nodes alone, other ablations."""
+    robust = robustness(setting, circuit, scores)
+    area, curve = (None, ()) if scores is None else _areas(evaluator, scores)
+    nodes = evaluator.circuits([node_circuit(circuit)])[0]
+    alone = faithfulness_variants(setting, nodes, evaluator.clean, evaluator.empty)["normalised"]
+    return {
+        "robustness": robust,
+        "areas": area,
+        "curve": curve,
+        "variants": {"nodes alone": alone},
+        "ablations": other_ablations(setting, circuit, others, setting.checkpoint),
+    }
+
+
 def _circuit_and_nulls(
-    evaluator: Evaluator, circuit: Circuit, effort: Effort, seed: int, progress: Callable[[int, int], None]
+    evaluator: Evaluator, circuit: Circuit, effort: Effort
 ) -> tuple[Tensor, Tensor, dict[str, list[float]]]:
     """Metric of the circuit and of the empty one on each prompt; faithfulness of it ("own") and of each kind of null.
 
     Raises `InputError` where the model does not do the task.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(evaluator.setting.seed)
     chance = {
         name: [make(circuit, generator) for _ in range(effort.random if name == "random" else effort.shaped)]
         for name, make in NULLS.items()
     }
     every = [circuit, Circuit.empty(circuit.graph), *(one for group in chance.values() for one in group)]
-    metrics = evaluator.circuits(every, progress)
-    clean, empty = evaluator.clean, metrics[1]
-    gap = float(clean.mean() - empty.mean())
-    if not gap > 0:
-        name, metric = evaluator.model.name, evaluator.task.metric
-        raise InputError(
-            f"{name} does not do the task {evaluator.task.name}: its mean {metric} is {float(clean.mean()):.3f}, and "
-            f"{float(empty.mean()):.3f} with everything ablated, so there is no behaviour to explain."
-        )
+    metrics = evaluator.circuits(every, "circuit and random circuits")
+    empty, gap = metrics[1], evaluator.checked_gap()
     values = ((metrics.mean(1) - empty.mean()) / gap).tolist()
     shares, at = {"own": values[:1]}, 2
     for name, group in chance.items():
@@ -277,17 +251,14 @@ def _tests(
     own: Tensor,
     shares: Mapping[str, list[float]],
     effort: Effort,
-    seed: int,
-    step: Callable[[str], Callable[[int, int], None]],
 ) -> tuple[list[Criterion], EdgeTest | None, tuple[float, list[float]] | None]:
     """The lines of all hypothesis tests, corrected together; what single edges change, and what cutting C out costs."""
-    clean, notes, rows = evaluator.clean, dict[str, str](), list[Criterion]()
-    tests = [hypothesis.better_than_random("sufficiency", shares["own"][0], shares["random"])]
+    clean, seed, notes, rows = evaluator.clean, evaluator.setting.seed, dict[str, str](), list[Criterion]()
+    nearest = [hypothesis.nearness(share) for share in shares["random"]]
+    tests = [hypothesis.better_than_random("sufficiency", hypothesis.nearness(shares["own"][0]), nearest)]
     edges, damage = None, None
     if effort.necessity:
-        test, hurt, others = necessity(
-            evaluator, circuit, draws=effort.necessity, seed=seed, progress=step("necessity")
-        )
+        test, hurt, others = necessity(evaluator, circuit, draws=effort.necessity, seed=seed)
         tests, damage = [*tests, test], (hurt, others)
     if len(clean) < FEWEST_PROMPTS:
         note = f"{len(clean)} prompts; tests over prompts need at least {FEWEST_PROMPTS}"
@@ -296,21 +267,17 @@ def _tests(
         rest = evaluator.circuits([~circuit])[0]
         tests += [hypothesis.equivalence(own, clean), hypothesis.independence(rest, clean, seed=seed)]
     if effort.edges:
-        edges = edge_test(evaluator, circuit, most=effort.edges, seed=seed, progress=step("single edges"))
+        edges = edge_test(evaluator, circuit, most=effort.edges, seed=seed)
         tests.append(edges.summary)
         notes["minimal edges"] = f"{len(edges.unneeded)} of {len(edges.edges)} edges are no better than useless ones"
     return [*criteria.tested(tests, notes), *rows], edges, damage
 
 
-def _areas(
-    evaluator: Evaluator, scores: EdgeScores, empty: Tensor, progress: Callable[[int, int], None]
-) -> tuple[Areas, tuple[tuple[float, float, float], ...]]:
+def _areas(evaluator: Evaluator, scores: EdgeScores) -> tuple[Areas, tuple[tuple[float, float, float], ...]]:
     """CPR and CMD at the benchmark's sizes: circuits by signed score for the one, by its size for the other."""
     sizes = benchmark_sizes(scores.graph)
     circuits = [scores.top(n, signed=signed) for signed in (True, False) for n in sizes]
-    clean = evaluator.clean
-    gap = float(clean.mean() - empty.mean())
-    means = (evaluator.circuits(circuits, progress).mean(1) - empty.mean()) / gap
+    means = (evaluator.circuits(circuits, "size and share").mean(1) - evaluator.empty.mean()) / evaluator.gap
     shares = [n / scores.graph.n_edges for n in sizes] if len(sizes) < len(SHARES) else list(SHARES)
     signed, absolute = means[: len(sizes)].tolist(), means[len(sizes) :].tolist()
     performance, distance = areas(shares, signed), areas(shares, absolute)
@@ -328,31 +295,3 @@ def _against(truth: Circuit, circuit: Circuit, scores: EdgeScores | None) -> dic
         "edge AUROC": edge_auroc(ranked, truth),
         "node AUROC": node_auroc(ranked, truth),
     }
-
-
-def _others(
-    effort: Effort,
-    model: Model,
-    circuit: Circuit,
-    task: Task,
-    ablation: str,
-    others: Mapping[str, Task],
-    seed: int,
-    max_memory: int | None,
-    memory: Path | None,
-    tell: Progress,
-) -> tuple[OtherAblation, ...]:
-    if not effort.others:
-        return ()
-    rows = other_ablations(
-        model,
-        circuit,
-        task,
-        ablation,
-        others,
-        seed=seed,
-        max_memory=max_memory,
-        memory=memory,
-        progress=lambda done, total: tell("other ablations", done, total),
-    )
-    return tuple(rows)

@@ -8,7 +8,8 @@ import circuitome as cm
 from circuitome.discovery.search.pruning import ORDERS, Step, acdc
 from circuitome.engine.ablation import AblationValues
 from circuitome.engine.batches import batches
-from circuitome.engine.circuit_run import baseline, circuit_logits, run_circuit
+from circuitome.engine.circuit_run import baseline, circuit_logits
+from circuitome.engine.run_circuit import run_circuit
 from circuitome.errors import InputError, UnknownNameError
 from circuitome.graph.circuits import Circuit
 from circuitome.tasks.losses import loss_of
@@ -108,7 +109,7 @@ def test_a_killed_run_goes_on_with_the_same_result(tmp_path):
     path = tmp_path / "acdc.safetensors"
     turns = iter(range(10**6))
 
-    def kill(done, total):
+    def kill(what, done, total):
         if next(turns) == 17:
             raise KeyboardInterrupt
 

@@ -8,7 +8,7 @@ from referee import inputs_of
 from circuitome.discovery.attribution.edges import eap
 from circuitome.discovery.attribution.nodes import atp
 from circuitome.discovery.search.baselines import magnitude, random_scores
-from circuitome.engine.circuit_run import run_circuit
+from circuitome.engine.run_circuit import run_circuit
 from circuitome.errors import UnknownNameError
 from circuitome.graph.node_scores import NodeScores
 from circuitome.models.model import Model
@@ -153,8 +153,8 @@ def test_edges_take_the_weaker_end_and_the_readers_sign():
 
 def test_names_files_and_progress(tmp_path):
     model, seen = tiny("gpt2"), []
-    scores = atp(model, TASK, progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (6, 6) and seen == sorted(seen)
+    scores = atp(model, TASK, progress=lambda *at: seen.append(at))
+    assert seen[-1] == ("scoring nodes", 3, 3) and seen == sorted(seen)
     scores.save(tmp_path / "nodes.safetensors")
     again = NodeScores.load(tmp_path / "nodes.safetensors")
     assert again.graph == scores.graph and again.method == scores.method == "atp with QK fix"

@@ -5,7 +5,7 @@ import torch
 from families import random_task, tiny
 
 from circuitome.discovery.patching.edge import exact
-from circuitome.engine.circuit_run import run_circuit
+from circuitome.engine.run_circuit import run_circuit
 from circuitome.errors import InputError
 from circuitome.graph.circuits import Circuit
 
@@ -38,7 +38,7 @@ def test_an_exact_score_is_the_circuit_without_one_edge(name, ablation):
 def test_a_killed_run_goes_on(tmp_path):
     model, path = tiny("gpt2"), tmp_path / "exact.safetensors"
 
-    def kill(done, total):
+    def kill(what, done, total):
         if done > total // 2:
             raise KeyboardInterrupt
 

@@ -9,7 +9,7 @@ from families import random_task, tiny
 from circuitome.discovery.attribution.edges import eap, eap_ig
 from circuitome.discovery.patching.edge import exact
 from circuitome.discovery.search.pruning import loss_gap
-from circuitome.engine.circuit_run import run_circuit
+from circuitome.engine.run_circuit import run_circuit
 from circuitome.errors import InputError, TaskError, UnknownNameError
 from circuitome.graph.circuits import Circuit
 from circuitome.tasks.losses import loss_of, loss_unit

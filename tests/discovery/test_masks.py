@@ -18,8 +18,9 @@ from circuitome.discovery.search.learned_masks import (
 )
 from circuitome.engine.ablation import AblationValues
 from circuitome.engine.batches import batches
-from circuitome.engine.circuit_run import baseline, run_circuit
+from circuitome.engine.circuit_run import baseline
 from circuitome.engine.masked_run import masked_final
+from circuitome.engine.run_circuit import run_circuit
 from circuitome.errors import InputError, MemoryBudgetError, UnknownNameError
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
@@ -139,7 +140,7 @@ def test_the_seed_decides(toy):
 def test_subnetwork_probing_scores_edges_by_their_weaker_node(toy, ablation):
     seen = []
     scores = subnetwork_probing(
-        toy, TASK, nodes=6, steps=10, ablation=ablation, progress=lambda done, total: seen.append((done, total))
+        toy, TASK, nodes=6, steps=10, ablation=ablation, progress=lambda what, done, total: seen.append((done, total))
     )
     assert seen == [(step + 1, 10) for step in range(10)]
     chance = -scores.values[:, -1]  # the logits' side of an edge is open

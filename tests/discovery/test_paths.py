@@ -8,7 +8,7 @@ from families import random_task, tiny
 from referee import inputs_of
 
 from circuitome.discovery.patching.path import path_patch, trace_back
-from circuitome.engine.circuit_run import run_circuit
+from circuitome.engine.run_circuit import run_circuit
 from circuitome.errors import InputError, UnknownNameError
 from circuitome.graph.circuits import Circuit
 

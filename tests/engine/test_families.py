@@ -6,7 +6,7 @@ from families import CONFIGS, random_task, tiny
 from referee import inputs_of, masked_logits, writer_outputs
 
 from circuitome.discovery.attribution.edges import eap, eap_ig
-from circuitome.engine.circuit_run import run_circuit
+from circuitome.engine.run_circuit import run_circuit
 from circuitome.graph.circuits import Circuit
 
 TASK = random_task(3)

@@ -322,7 +322,8 @@ def test_means_are_over_successful_runs():
     assert float(scores.frequency[1, 0]) == 1.0
     assert scores.heads(1) == ((1, 0),) == scores.retrieval_heads()
     name, estimate = scores.top(1)[0]
-    assert name == "a1.h0" and estimate.n == 2 and estimate.low == pytest.approx(0.4)
+    stretch = 12.706 / 1.960 * 2**0.5  # Student's t with one degree of freedom: two runs say little
+    assert name == "a1.h0" and estimate.n == 2 and estimate.low == pytest.approx(0.6 - 0.2 * stretch, rel=1e-3)
 
 
 def test_without_a_success_means_are_over_all_runs_and_say_so():

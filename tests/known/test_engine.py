@@ -7,7 +7,7 @@ import torch
 from families import random_task
 
 import circuitome as cm
-from circuitome.engine.circuit_run import run_circuit
+from circuitome.engine.run_circuit import run_circuit
 from circuitome.models.check import check_model
 from circuitome.models.inputs import Inputs
 from circuitome.models.known import KnownConfig, KnownForCausalLM

@@ -9,7 +9,7 @@ from families import random_task, tiny
 from torch import Tensor
 
 from circuitome.discovery.attribution.edges import eap
-from circuitome.engine.circuit_run import run_circuit
+from circuitome.engine.run_circuit import run_circuit
 from circuitome.engine.setting import Setting, method
 from circuitome.graph.circuits import Circuit
 from circuitome.models.inputs import Inputs

@@ -9,7 +9,7 @@ import torch
 from families import random_task
 
 import circuitome as cm
-from circuitome.engine.circuit_run import run_circuit
+from circuitome.engine.run_circuit import run_circuit
 from circuitome.graph.circuits import Circuit
 from circuitome.models.loading import load, weights_hash
 from circuitome.tasks import TASKS

@@ -8,7 +8,7 @@ import torch
 import circuitome as cm
 from circuitome.errors import InputError
 from circuitome.validation.robustness.stability import compare_scores
-from circuitome.validation.robustness.transfer import across, by_template, does, variants_of
+from circuitome.validation.robustness.transfer import by_template, does, transfer, variants_of
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_templates_become_tasks(tasks):
 
 @pytest.mark.slow
 def test_circuits_of_one_behaviour_do_each_other(toy, tasks):
-    found = across(toy, tasks, size=12, method=cm.eap)
+    found = transfer(toy, tasks, size=12, search=cm.eap)
     assert torch.equal(found.overlap.matrix("edges").diagonal(), torch.ones(3))
     own = cm.faithfulness(toy, found.circuits[1], tasks["ABBA"])
     assert found["ABBA", "ABBA"] == own.share
@@ -54,7 +54,7 @@ def test_what_is_at_hand_is_used(toy, tasks):
     def never(model, task):
         raise AssertionError("scores were at hand")
 
-    found = across(toy, tasks, size=9, method=never, scores=scores, circuits={"all": truth})
+    found = transfer(toy, tasks, size=9, search=never, scores=scores, circuits={"all": truth})
     assert found.circuits[0] == truth and found.circuits[1] == scores["ABBA"].top(9)
     assert found.matrix[0].tolist() == pytest.approx([1, 1, 1], abs=1e-5)
     assert found.overlap.overlaps[1][2] == compare_scores(scores["ABBA"], scores["BABA"], 9)
@@ -67,11 +67,11 @@ def test_a_task_that_the_model_does_not_do(toy, tasks):
     )
     assert does(toy, tasks["all"]) and not does(toy, wrong)
     with pytest.raises(InputError, match=r"does not do the task wrong.*variants_of"):
-        across(toy, {"all": tasks["all"], "wrong": wrong}, size=9, method=cm.eap)
+        transfer(toy, {"all": tasks["all"], "wrong": wrong}, size=9, search=cm.eap)
     with pytest.raises(InputError, match=r"compared with each other; got only all"):
-        across(toy, {"all": tasks["all"]}, size=9)
+        transfer(toy, {"all": tasks["all"]}, size=9)
     with pytest.raises(InputError, match=r"Circuits of 0 edges"):
-        across(toy, tasks, size=0, method=cm.eap)
+        transfer(toy, tasks, size=0, search=cm.eap)
 
 
 @pytest.mark.slow

@@ -45,11 +45,11 @@ def test_nulls_keep_what_they_promise(circuit, name):
     made = [NULLS[name](circuit, generator) for _ in range(5)]
     assert all(len(one) == len(circuit) for one in made)
     assert len({hash(one) for one in made}) == 5 and circuit not in made
-    if name == "rewired":
+    if name == "degree-matched":
         for one in made:
             assert torch.equal(one.mask.sum(0), circuit.mask.sum(0))
             assert torch.equal(one.mask.sum(1), circuit.mask.sum(1))
-    if name == "layered":
+    if name == "layer-matched":
         span = circuit.graph.attention_columns(1)
         heads = circuit.graph.head_rows(0)
         queries = slice(span.start, span.start + circuit.graph.n_heads)

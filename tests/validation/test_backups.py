@@ -7,7 +7,8 @@ import torch
 from families import CONFIGS, random_task, tiny
 
 import circuitome as cm
-from circuitome.engine.circuit_run import run_circuit
+from circuitome.engine.run_circuit import run_circuit
+from circuitome.engine.setting import Setting
 from circuitome.errors import InputError, UnknownNameError
 from circuitome.graph.circuits import Circuit
 from circuitome.models.check import check_model
@@ -16,7 +17,7 @@ from circuitome.models.model import Model
 from circuitome.validation.faithfulness.evaluator import Evaluator
 from circuitome.validation.robustness.backup_heads import backups, grew
 from circuitome.validation.robustness.direct_effects import direct_contributions, knocked_contributions
-from circuitome.validation.robustness.rediscovery import research, strengths
+from circuitome.validation.robustness.rediscovery import rediscovery, strengths
 
 TASK = random_task(3, lengths=(5, 6))
 QUICK = (("gemma2", "mean"), ("llama", "corrupted"))
@@ -78,7 +79,7 @@ def test_direct_contributions_are_single_edges_into_the_logits(name, ablation):
     model = tiny(name)
     graph, full = model.graph, Circuit.full(model.graph)
     out = [graph.row(one) for one in ("a0.h1", "a1.h3")]
-    evaluator = Evaluator(model, TASK, ablation)
+    evaluator = Evaluator(Setting(model, TASK, ablation))
     before, knocked = direct_contributions(evaluator), knocked_contributions(evaluator, out)
 
     frozen, gone = full.mask.clone(), full.mask.clone()
@@ -124,7 +125,7 @@ def test_what_the_final_norm_does_is_no_backup():
     """In random models with norms contributions grow when others go, by the norm alone where nothing reacts."""
     model, task = tiny("llama"), random_task(12)
     last = ["a2.h1", "a2.h3"]
-    evaluator = Evaluator(model, task)
+    evaluator = Evaluator(Setting(model, task))
     knocked = knocked_contributions(evaluator, [model.graph.row(one) for one in last])
     before = direct_contributions(evaluator)
     earlier = slice(0, model.graph.head_rows(2).start)
@@ -136,7 +137,7 @@ def test_what_the_final_norm_does_is_no_backup():
 
 
 def test_searching_again_finds_the_planted_backup(planted, task):
-    found = research(planted, task, [MOVER], edges=8, ablation="zero")
+    found = rediscovery(planted, task, [MOVER], edges=8, knock_out="zero")
     assert [one.name for one in found.risen if one.joined] == ["a3.h0"]
     own = next(one for one in found.rises if one.name == "a3.h0")
     assert own.before.value == pytest.approx(0, abs=1e-6) and own.after.value == pytest.approx(10, abs=0.1)
@@ -145,7 +146,7 @@ def test_searching_again_finds_the_planted_backup(planted, task):
     assert found.after.values[planted.graph.row(MOVER)].abs().max() == 0
     told = found.to_dict()
     assert told["kept"] + len(told["gained"]) == 8 and told["gained"][0]["edge"] == "a3.h0->logits"
-    again = research(planted, task, [MOVER], edges=8, ablation="zero", before=found.before)
+    again = rediscovery(planted, task, [MOVER], edges=8, knock_out="zero", before=found.before)
     assert torch.equal(again.after.values, found.after.values)
 
 
@@ -183,11 +184,11 @@ def test_bad_input(planted, task):
     with pytest.raises(InputError, match=r"at least 8; known-ioi has 4"):
         backups(planted, cm.ground_truth.task("known-ioi", 4))
     with pytest.raises(InputError, match=r"at least 8; known-ioi has 4"):
-        research(planted, cm.ground_truth.task("known-ioi", 4), [MOVER], edges=4)
+        rediscovery(planted, cm.ground_truth.task("known-ioi", 4), [MOVER], edges=4)
     with pytest.raises(InputError, match=r"hold no per-prompt samples"):
-        research(planted, task, [MOVER], edges=4, before=cm.magnitude(planted, task))
+        rediscovery(planted, task, [MOVER], edges=4, before=cm.magnitude(planted, task))
     with pytest.raises(InputError, match=r"cannot be held"):
-        research(planted, task, [MOVER], edges=4, ablation="corrupted")
+        rediscovery(planted, task, [MOVER], edges=4, knock_out="corrupted")
     with pytest.raises(InputError, match=r"a0.h0 cannot react to a knock-out of a2.h0"):
         backups(planted, task, [MOVER], top=0)["a0.h0"]
     swapped = cm.Task("swapped", tuple(cm.tasks.Pair(p.corrupted, p.clean, p.answers, p.wrongs) for p in task.pairs))

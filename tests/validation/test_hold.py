@@ -9,8 +9,9 @@ from circuitome.discovery.patching.edge import exact
 from circuitome.engine.ablate_outputs import AblatedOutputs, ablate, replace_outputs
 from circuitome.engine.ablation import AblationValues, WriterValues, writer_vectors
 from circuitome.engine.batches import batches
-from circuitome.engine.circuit_run import baseline, run_circuit
+from circuitome.engine.circuit_run import baseline
 from circuitome.engine.knock_out import KnockOut
+from circuitome.engine.run_circuit import run_circuit
 from circuitome.errors import InputError, UnknownNameError
 from circuitome.graph.circuits import Circuit
 

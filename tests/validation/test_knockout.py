@@ -6,8 +6,9 @@ from families import CONFIGS, random_task, tiny
 
 from circuitome.engine.ablation import AblationValues
 from circuitome.engine.batches import batches
-from circuitome.engine.circuit_run import baseline, run_circuit
+from circuitome.engine.circuit_run import baseline
 from circuitome.engine.knock_out import KnockOut
+from circuitome.engine.run_circuit import run_circuit
 from circuitome.graph.circuits import Circuit
 
 TASK = random_task(3, lengths=(5, 6))

@@ -6,7 +6,8 @@ from families import CONFIGS, random_task, tiny
 
 from circuitome.engine.ablation import AblationValues
 from circuitome.engine.batches import batches
-from circuitome.engine.circuit_run import baseline, run_circuit
+from circuitome.engine.circuit_run import baseline
+from circuitome.engine.run_circuit import run_circuit
 from circuitome.engine.subcircuits import Subcircuits
 from circuitome.graph.circuits import Circuit
 

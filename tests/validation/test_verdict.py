@@ -6,6 +6,7 @@ from families import random_task, tiny
 
 import circuitome as cm
 from circuitome.discovery.attribution.edges import eap
+from circuitome.engine.setting import Setting
 from circuitome.errors import InputError, RunError, UnknownNameError
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.model_graph import Graph
@@ -52,7 +53,7 @@ def test_the_truth_passes_everything(verdict):
 def test_the_truth_without_one_edge_is_not_faithful_or_not_complete(known):
     model, task, truth = known
     for edge in truth:
-        evaluator = Evaluator(model, task)
+        evaluator = Evaluator(Setting(model, task))
         damaged = truth - Circuit.of(truth.graph, [edge])
         own = evaluator.circuits([damaged, Circuit.empty(truth.graph)]).mean(1)
         share = (own[0] - own[1]) / (evaluator.clean.mean() - own[1])
@@ -64,7 +65,7 @@ def test_the_truth_without_one_edge_is_not_faithful_or_not_complete(known):
 def test_a_useless_node_is_not_minimal_and_shrinking_removes_it(known):
     model, task, truth = known
     padded = truth | Circuit.of(truth.graph, USELESS)
-    evaluator = Evaluator(model, task)
+    evaluator = Evaluator(Setting(model, task))
     found = minimality(evaluator, padded)
     assert {name for name in found.useless() if not is_reader(name)} == {"a1.h1", "m1"}
     assert {"a1.h1.q", "a1.kv1.v"} <= set(found.useless())
@@ -77,17 +78,17 @@ def test_a_useless_node_is_not_minimal_and_shrinking_removes_it(known):
 @pytest.mark.slow
 def test_a_useless_edge_is_no_better_than_chance(known):
     model, task, truth = known
-    found = edge_test(Evaluator(model, task), truth | Circuit.of(truth.graph, USELESS))
+    found = edge_test(Evaluator(Setting(model, task)), truth | Circuit.of(truth.graph, USELESS))
     assert set(found.unneeded) == set(USELESS) and found.summary.rejected()
-    assert not edge_test(Evaluator(model, task), truth).summary.rejected()
+    assert not edge_test(Evaluator(Setting(model, task)), truth).summary.rejected()
 
 
 def test_each_part_changes_what_leaving_it_out_changes():
     model, task = tiny("llama"), random_task(3, lengths=(5, 6))
     draw = torch.Generator().manual_seed(0)
     circuit = Circuit(model.graph, model.graph.mask & (torch.rand(model.graph.mask.shape, generator=draw) < 0.6))
-    found = minimality(Evaluator(model, task), circuit, sets=0)
-    slow = Evaluator(model, task)
+    found = minimality(Evaluator(Setting(model, task)), circuit, sets=0)
+    slow = Evaluator(Setting(model, task))
     whole = slow.circuits([circuit])[0].mean()
     for name in ("a0.h1", "m1", "a2.h0.q", "a1.kv1.v", "m2.in", "logits"):
         mask = circuit.mask.clone()
@@ -102,7 +103,7 @@ def test_each_part_changes_what_leaving_it_out_changes():
 
 def test_identities(known):
     model, task, _ = known
-    evaluator = Evaluator(model, task)
+    evaluator = Evaluator(Setting(model, task))
     full = Circuit.full(model.graph)
     none = torch.zeros(1, len(model.graph.writers), dtype=torch.bool)
     torch.testing.assert_close(evaluator.ablate(none)[0], evaluator.clean, atol=1e-5, rtol=1e-5)
@@ -134,9 +135,9 @@ def test_the_nodes_alone_hold_all_edges_between_them(known):
 @pytest.mark.slow
 def test_cutting_the_truth_out_hurts_most(known):
     model, task, truth = known
-    test, damage, others = necessity(Evaluator(model, task), truth)
+    test, damage, others = necessity(Evaluator(Setting(model, task)), truth)
     assert test.rejected() and damage > max(others)
-    all_of_it, _, none = necessity(Evaluator(model, task), Circuit.full(model.graph))
+    all_of_it, _, none = necessity(Evaluator(Setting(model, task)), Circuit.full(model.graph))
     assert not all_of_it.rejected() and none == []
 
 
@@ -150,16 +151,16 @@ def test_a_stopped_validation_goes_on_with_the_same_result(known, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        validate(model, truth, task, quick=True, memory=tmp_path, progress=kill)
-    evaluator = Evaluator(model, task, memory=tmp_path / "measured.safetensors")
+        validate(model, truth, task, quick=True, checkpoint=tmp_path, progress=kill)
+    evaluator = Evaluator(Setting(model, task, checkpoint=tmp_path / "measured.safetensors"))
     evaluator.circuits([truth])
     evaluator.save()
-    again = Evaluator(model, task, memory=tmp_path / "measured.safetensors")
+    again = Evaluator(Setting(model, task, checkpoint=tmp_path / "measured.safetensors"))
     again.bases = None  # nothing may be run
     torch.testing.assert_close(again.circuits([truth]), evaluator.circuits([truth]))
-    assert validate(model, truth, task, quick=True, memory=tmp_path).to_dict() == whole.to_dict()
+    assert validate(model, truth, task, quick=True, checkpoint=tmp_path).to_dict() == whole.to_dict()
     with pytest.raises(RunError, match="another validation run"):
-        Evaluator(model, cm.ground_truth.task("known-ioi", 20), memory=tmp_path / "measured.safetensors")
+        Evaluator(Setting(model, cm.ground_truth.task("known-ioi", 20), checkpoint=tmp_path / "measured.safetensors"))
 
 
 def test_few_prompts_leave_verdicts_unclear(known):
@@ -177,4 +178,4 @@ def test_bad_input(known):
     with pytest.raises(InputError, match="another model"):
         validate(model, Circuit.full(Graph(1, 1, 1)), task)
     with pytest.raises(InputError, match="no head or MLP"):
-        minimality(Evaluator(model, task), Circuit.of(model.graph, ["embed->logits"]))
+        minimality(Evaluator(Setting(model, task)), Circuit.of(model.graph, ["embed->logits"]))

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitome.engine.ablation import WriterValues, writer_vectors
-from circuitome.errors import NumericsError
+from circuitome.engine.readout import check_numbers
 from circuitome.models.activations import ActivationCache
 from circuitome.models.block import Block
 from circuitome.models.inputs import Inputs
@@ -139,16 +139,6 @@ def _constant(block: Block, norm: Norm) -> Tensor:
     if norm.bias is not None:
         constant = constant + block.reader_weights().float() @ norm.bias
     return constant
-
-
-def check_numbers(values: Tensor, what: str) -> None:
-    """Raises `NumericsError` if `values` holds NaN or infinity."""
-    if not bool(torch.isfinite(values).all()):
-        bad = int((~torch.isfinite(values)).sum())
-        raise NumericsError(
-            f"The {what} is not finite on {bad} of {values.numel()} prompts. The model's weights may be damaged, or "
-            "its dtype too narrow; try the model in float32."
-        )
 
 
 def contract(model: Model, delta: WriterValues, gradients: ReaderGradients) -> Float[Tensor, "batch writers readers"]:

@@ -13,64 +13,39 @@ Source: Kramár et al. 2024, arXiv:2403.00745, sections 3.1 and 3.1.1. Departure
 positions (the paper scores positions apart, then adds them up: the same for q and v); no GradDrop.
 """
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitome.discovery.attribution.contraction import check_numbers
 from circuitome.discovery.attribution.edges import eap
-from circuitome.engine.ablation import Ablation, AblationValues
-from circuitome.engine.batches import batches
-from circuitome.engine.circuit_run import Baseline, baseline
+from circuitome.engine.circuit_run import Baseline
+from circuitome.engine.readout import check_numbers
+from circuitome.engine.setting import Setting, method
 from circuitome.graph.node_scores import NodeScores
 from circuitome.models.model import Model
 from circuitome.tasks.task import Task
 
-Progress = Callable[[int, int], None]
-"""Called with the prompts done and the prompts in all."""
 
-
-def atp(
-    model: Model,
-    task: Task,
-    *,
-    qk_fix: bool = True,
-    ablation: Ablation = "corrupted",
-    max_memory: int | None = None,
-    progress: Progress | None = None,
-) -> NodeScores:
+@method
+def atp(setting: Setting, *, qk_fix: bool = True) -> NodeScores:
     """Scores of all writers and readers, in units of the metric; `.edges()` makes edge scores of them.
 
     An ablated q, k or v is what that reader makes of a residual stream in which every writer is ablated. The score of
     a writer is the sum of its edges' scores in `eap`, that of `m7.in` the one of `m7`. The score at the logits is the
-    exact effect of ablating everything. `max_memory` is in bytes, beside the weights.
+    exact effect of ablating everything.
     Raises `UnknownNameError` for another ablation, `NumericsError` at NaN, `MemoryBudgetError` where not even one
     prompt fits.
     """
-    graph, total = model.graph, 2 * len(task)
-    edges = eap(
-        model,
-        task,
-        ablation=ablation,
-        max_memory=max_memory,
-        progress=None if progress is None else lambda done, _: progress(done, total),
-    )
-    replacement = AblationValues.of(model, task, ablation)
-    corrupted = replacement.from_prompts
+    model, task, graph = setting.model, setting.task, setting.model.graph
+    edges = eap(setting)
     writers, readers = edges.values.sum(1), torch.zeros(len(graph.readers))
     for layer in range(graph.n_layers):
         readers[graph.mlp_column(layer)] = writers[graph.mlp_row(layer)]
-    done = len(task)
-    for batch in batches(
-        model, task, shared_prefix=corrupted, corrupted=corrupted, max_memory=max_memory, gradients=True
-    ):
-        base = baseline(model, task, batch, replacement)
+    done = 0
+    for base in setting.baselines(gradients=True):
         readers += _reader_sums(model, task, base, qk_fix=qk_fix).cpu() / len(task)
-        done += len(batch.rows)
-        if progress:
-            progress(done, total)
+        done += len(base.batch.rows)
+        setting.progress("scoring nodes", done, len(task))
     return NodeScores(graph, writers, readers, task.unit, "atp with QK fix" if qk_fix else "atp")
 
 

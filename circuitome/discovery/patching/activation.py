@@ -5,24 +5,22 @@ corrupted run with clean ones (what is enough). Source: Wang et al. 2022, arXiv:
 arXiv:2404.15255.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from circuitome.engine.batches import Batch, batches, check_aligned, first_difference
+from circuitome.engine.batches import Batch, check_aligned, first_difference
 from circuitome.engine.partial_forward import PartialForward, dense_copies
 from circuitome.engine.readout import Readout
+from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError, unknown_name
 from circuitome.graph.node import Node
 from circuitome.models.activations import ActivationCache
 from circuitome.models.model import Model
 from circuitome.results import EffectMap
 from circuitome.tasks.task import Task
-
-Progress = Callable[[int, int], None]
-"""Called with the runs done and the runs in all."""
 
 WHAT = ("heads", "mlps", "resid")
 DIRECTIONS = ("noise", "denoise")
@@ -42,15 +40,9 @@ class Site:
     """Row and column of the map."""
 
 
+@method
 def patch(
-    model: Model,
-    task: Task,
-    what: str = "heads",
-    *,
-    direction: str = "noise",
-    by_position: bool | None = None,
-    max_memory: int | None = None,
-    progress: Progress | None = None,
+    setting: Setting, what: str = "heads", *, direction: str = "noise", by_position: bool | None = None
 ) -> EffectMap:
     """The change of the metric when one part's output is patched, for every head, MLP or place of the residual stream.
 
@@ -65,6 +57,7 @@ def patch(
         raise unknown_name("direction", direction, DIRECTIONS)
     if what == "resid" and by_position is False:
         raise InputError("Patching the whole residual stream swaps the prompts; patch it by position.")
+    model, task = setting.model, setting.task
     check_aligned(task)
     positions = what == "resid" or bool(by_position)
     offsets = _offsets(model, task) if positions else [None]
@@ -73,7 +66,7 @@ def patch(
     plain = torch.empty(2, len(task))
     done = 0
     with torch.no_grad():
-        for batch in batches(model, task, max_memory=max_memory):
+        for batch in setting.but(ablation="corrupted").batches():
             clean = model.record(batch.clean)
             assert batch.corrupted is not None and clean.final is not None and batch.corrupted.final is not None
             readout = Readout(model, task, batch.rows, "metric")
@@ -84,15 +77,14 @@ def patch(
             base, donor = (clean, batch.corrupted) if direction == "noise" else (batch.corrupted, clean)
             unpatched = both[0 if direction == "noise" else 1]
             run = PartialForward(model, batch.clean)
-            for some, final in _runs(model, run, batch, base, donor, what, sites, max_memory):
+            for some, final in _runs(model, run, batch, base, donor, what, sites, setting.max_memory):
                 effects = -readout(final).cpu() - unpatched
                 for site, effect in zip(some, effects, strict=True):
                     samples[list(batch.rows), site.cell[0], site.cell[1]] = effect
                 done += len(some) * len(batch.rows)
-                if progress:
-                    progress(done, len(sites) * len(task))
+                setting.progress(f"patching {what}, {direction}", done, len(sites) * len(task))
     name = f"patching {what}, {direction}"
-    return EffectMap(name, rows, columns, samples, plain[0], plain[1], task.unit)
+    return EffectMap(name, rows, columns, samples, plain[0], plain[1], task.unit, task.groups)
 
 
 def _offsets(model: Model, task: Task) -> list[int | None]:

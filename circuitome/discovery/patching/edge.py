@@ -4,87 +4,54 @@ Source: Conmy et al. 2023, arXiv:2304.14997, section 3 (a single edge's effect).
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from circuitome.discovery.attribution.contraction import check_numbers
-from circuitome.engine.ablation import Ablation, AblationValues, WriterValues, ablated_values, writer_vectors
-from circuitome.engine.batches import Batch, batches
-from circuitome.engine.checkpoint import Checkpoint
+from circuitome.engine.ablation import WriterValues, writer_vectors
+from circuitome.engine.batches import Batch
 from circuitome.engine.partial_forward import PartialForward, dense_copies
 from circuitome.engine.readout import Readout
+from circuitome.engine.setting import Setting, method
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
 from circuitome.models.activations import ActivationCache
-from circuitome.models.model import Model
 from circuitome.tasks.losses import loss_unit
-from circuitome.tasks.task import Task
-
-Progress = Callable[[int, int], None]
-"""Called with the edges done and the edges in all, each counted once a prompt."""
 
 
-def exact(
-    model: Model,
-    task: Task,
-    *,
-    edges: Circuit | None = None,
-    loss: str = "metric",
-    ablation: Ablation = "corrupted",
-    max_memory: int | None = None,
-    progress: Progress | None = None,
-    checkpoint: Path | None = None,
-) -> EdgeScores:
+@method
+def exact(setting: Setting, *, edges: Circuit | None = None, loss: str = "metric") -> EdgeScores:
     """The change of the metric when one edge carries its ablated value and the rest of the model reacts, edge by edge.
 
     `edges` restricts the work to some edges; the others score 0. Costs a part of a forward pass for every edge: only
     what comes after the edge runs again. `loss`, a name in `LOSSES`, may stand for the metric: with "kl" a score is
-    minus the divergence from the clean model. `checkpoint` is a file for what is done so far, from which the same call
-    goes on. Raises `RunError` if the checkpoint belongs to another run, `UnknownNameError` for another loss or
+    minus the divergence from the clean model. Work is kept in the setting's checkpoint, from which the same call goes
+    on. Raises `RunError` if the checkpoint belongs to another run, `UnknownNameError` for another loss or
     ablation, `NumericsError` at NaN.
     """
-    wanted = model.graph.mask if edges is None else edges.mask
-    job = _Exact(model, task, wanted, loss, ablation, max_memory, checkpoint)
     with torch.no_grad():
-        return job.run(progress)
+        return _Exact(setting, setting.model.graph.mask if edges is None else edges.mask, loss).run()
 
 
 class _Exact:
-    def __init__(
-        self,
-        model: Model,
-        task: Task,
-        wanted: Tensor,
-        loss: str,
-        ablation: Ablation,
-        max_memory: int | None,
-        checkpoint: Path | None,
-    ) -> None:
-        self.model, self.task, self.graph, self.wanted = model, task, model.graph, wanted
-        self.replacement = AblationValues.of(model, task, ablation)
-        self.max_memory, self.loss = max_memory, loss
-        edges = hashlib.sha256(wanted.numpy().tobytes()).hexdigest()
-        self.checkpoint = Checkpoint(checkpoint, "exact", task.data_hash(), loss, ablation, repr(model.graph), edges)
-        self.samples = torch.full((len(task), *wanted.shape), torch.nan)
+    def __init__(self, setting: Setting, wanted: Tensor, loss: str) -> None:
+        self.setting, self.wanted, self.loss = setting, wanted, loss
+        self.model, self.task, self.graph = setting.model, setting.task, setting.model.graph
+        self.checkpoint = setting.kept("exact", loss, hashlib.sha256(wanted.numpy().tobytes()).hexdigest())
+        self.samples = torch.full((len(self.task), *wanted.shape), torch.nan)
         if before := self.checkpoint.read():
             self.samples = before[0]["samples"]
 
-    def run(self, progress: Progress | None) -> EdgeScores:
+    def run(self) -> EdgeScores:
         """All batches, all readers."""
-        corrupted = self.replacement.from_prompts
         total, done = int(self.wanted.sum()) * len(self.task), 0
-        for batch in batches(
-            self.model, self.task, shared_prefix=corrupted, corrupted=corrupted, max_memory=self.max_memory
-        ):
+        for batch in self.setting.batches():
             rows = list(batch.rows)
             for column, effects in self._columns(batch, rows):
                 self.samples[rows, :, column] = effects
                 done += int(self.wanted[:, column].sum()) * len(rows)
-                if progress:
-                    progress(done, total)
+                self.setting.progress("patching edges", done, total)
                 if self.graph.reader_nodes[column].kind == "mlp":
                     self.checkpoint.write({"samples": self.samples}, {})
         samples = self.samples.nan_to_num()[:, self.graph.mask]
@@ -99,13 +66,13 @@ class _Exact:
         activations = model.record(batch.clean, logits=False)
         assert activations.final is not None
         clean = WriterValues.of(model, activations)
-        ablated = ablated_values(model, self.task, batch, self.replacement, clean)
+        ablated = self.setting.ablated_values(batch, clean)
         vectors = writer_vectors(model, ablated.minus(clean))
         logits = None if self.loss == "metric" else model.logits(batch.clean)
         readout, run = Readout(model, self.task, batch.rows, self.loss, logits), PartialForward(model, batch.clean)
         read = torch.arange(len(rows)), batch.clean.read
         plain = -readout(activations.final[read][None])[0]
-        copies = dense_copies(model, batch.clean, self.max_memory)
+        copies = dense_copies(model, batch.clean, self.setting.max_memory)
         for column in range(len(self.graph.readers)):
             senders = self.wanted[:, column].nonzero().flatten()
             known = self.samples[rows][:, :, column]
@@ -116,7 +83,6 @@ class _Exact:
             for some in senders.split(copies):
                 final = self._final(activations, run, column, vectors[some], read)
                 effects[:, some] = (-readout(final) - plain).T.cpu()
-                check_numbers(effects[:, some], "effect")
             yield column, effects
 
     def _final(

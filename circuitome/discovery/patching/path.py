@@ -14,19 +14,18 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitome.engine.ablation import WriterValues, corrupted_values
-from circuitome.engine.batches import Batch, batches
+from circuitome.engine.batches import Batch
 from circuitome.engine.partial_forward import PartialForward, dense_copies
 from circuitome.engine.readout import Readout
+from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.node import Node
 from circuitome.models.activations import ActivationCache
 from circuitome.models.model import Model
+from circuitome.progress import silent
 from circuitome.results import EffectMap
 from circuitome.tasks.task import Pair, Task
-
-Progress = Callable[[int, int], None]
-"""Called with the runs done and the runs in all."""
 
 Positions = str | int | Sequence[str | int]
 """Token positions: "all", "end" (the one read), names of a task's roles such as "S2", or indices; several in a list."""
@@ -35,9 +34,9 @@ SWEEP_NUMBERS = 50_000_000
 """Numbers that the senders' differences may take at once: 200 MB."""
 
 
+@method
 def path_patch(
-    model: Model,
-    task: Task,
+    setting: Setting,
     receivers: str | Sequence[str] = "logits",
     *,
     senders: Sequence[str] | None = None,
@@ -45,8 +44,6 @@ def path_patch(
     receiver_positions: Positions | None = None,
     freeze_mlps: bool = False,
     together: bool = False,
-    max_memory: int | None = None,
-    progress: Progress | None = None,
 ) -> EffectMap:
     """The change of the metric when receivers get what a sender writes on the corrupted prompt, sender by sender.
 
@@ -61,7 +58,7 @@ def path_patch(
     after recomputes. Raises `UnknownNameError` for names of the graph or roles that do not exist, `InputError` for
     logits beside other receivers, no receiver, or positions outside a prompt.
     """
-    graph = model.graph
+    model, task, graph = setting.model, setting.task, setting.model.graph
     names = [receivers] if isinstance(receivers, str) else list(receivers)
     columns = sorted({graph.column(name) for name in names})
     logits = len(graph.readers) - 1
@@ -80,21 +77,22 @@ def path_patch(
     plain = torch.empty(2, len(task))
     done = 0
     with torch.no_grad():
-        for batch in batches(model, task, max_memory=max_memory):
-            job = _Paths(model, task, batch, columns, sender_positions, receiver_positions, freeze_mlps, max_memory)
+        for batch in setting.but(ablation="corrupted").batches():
+            job = _Paths(setting, batch, columns, sender_positions, receiver_positions, freeze_mlps)
             plain[:, list(batch.rows)] = job.plain.cpu()
             for index, values in job.metrics(chosen, live):
                 samples[list(batch.rows), index] = (values - job.plain[0]).cpu()
                 done += len(batch.rows)
-                if progress:
-                    progress(done, len(live) * len(task))
+                setting.progress("patching paths", done, len(live) * len(task))
     name = f"path patching into {', '.join(graph.readers[c] for c in columns)}"
     if together:
-        return EffectMap(name, ("senders",), ("together",), samples[..., None], plain[0], plain[1], task.unit)
-    return _map(model, name, rows, samples, plain, task.unit)
+        return EffectMap(
+            name, ("senders",), ("together",), samples[..., None], plain[0], plain[1], task.unit, task.groups
+        )
+    return _map(model, task, name, rows, samples, plain)
 
 
-def _map(model: Model, name: str, rows: Sequence[int], samples: Tensor, plain: Tensor, unit: str) -> EffectMap:
+def _map(model: Model, task: Task, name: str, rows: Sequence[int], samples: Tensor, plain: Tensor) -> EffectMap:
     """Effects of single senders, laid out by layer and head."""
     graph = model.graph
     cells = torch.full((len(samples), graph.n_layers + 1, graph.n_heads + 1), torch.nan)
@@ -103,7 +101,8 @@ def _map(model: Model, name: str, rows: Sequence[int], samples: Tensor, plain: T
         head = node.index if node.kind == "head" else graph.n_heads
         cells[:, graph.layer_of[row] + 1, head] = samples[:, i]
     labels = ("embed", *(str(Node("attention", layer)) for layer in range(graph.n_layers)))
-    return EffectMap(name, labels, (*(f"h{h}" for h in range(graph.n_heads)), "mlp"), cells, plain[0], plain[1], unit)
+    columns = (*(f"h{head}" for head in range(graph.n_heads)), "mlp")
+    return EffectMap(name, labels, columns, cells, plain[0], plain[1], task.unit, task.groups)
 
 
 class _Paths:
@@ -111,15 +110,14 @@ class _Paths:
 
     def __init__(
         self,
-        model: Model,
-        task: Task,
+        setting: Setting,
         batch: Batch,
         columns: Sequence[int],
         sender_positions: Positions,
         receiver_positions: Positions | None,
         freeze_mlps: bool,
-        max_memory: int | None,
     ) -> None:
+        model, task = setting.model, setting.task
         self.model, self.graph, self.batch, self.freeze_mlps = model, model.graph, batch, freeze_mlps
         self.columns, self.logits = columns, len(model.graph.readers) - 1
         self.clean: ActivationCache = model.record(batch.clean, logits=False)
@@ -133,7 +131,7 @@ class _Paths:
         needed = torch.stack(list(self.where.values())).any(0).flatten()
         self.at = needed.nonzero().flatten()  # batch * pos that any receiver reads
         self.sent = self._positions(task, sender_positions).flatten()[self.at][:, None].float()
-        self.copies = dense_copies(model, batch.clean, max_memory)
+        self.copies = dense_copies(model, batch.clean, setting.max_memory)
         self.rest = PartialForward(model, batch.clean)
 
     def _default(self, column: int) -> str:
@@ -166,7 +164,7 @@ class _Paths:
     def _received(self, chosen: Bool[Tensor, "copies writers"]) -> dict[int, Float[Tensor, "copies at d_model"]]:
         """What each receiver sees at the positions that any receiver reads, for each set of senders."""
         graph, blocks = self.graph, self.model.blocks
-        weights = chosen.to(self.final)
+        weights = chosen.float().to(self.final.device)  # sums over senders run in float32 whatever the model's dtype
         change = weights[:, :1, None] * (self.delta.embed.flatten(0, 1)[self.at] * self.sent)
         seen: dict[int, Tensor] = {}
         for layer in range(min(graph.n_layers, max(graph.reader_layer[c] for c in self.columns) + 1)):
@@ -278,30 +276,26 @@ class Trace:
     """By depth, the effects on each receiver that was asked about."""
     receivers: tuple[tuple[str, ...], ...]
     """By depth, the receivers."""
+    certain: bool = True
+    """Whether intervals over prompts had a say; with one prompt there are none, and only sizes decided."""
 
 
+@method
 def trace_back(
-    model: Model,
-    task: Task,
-    *,
-    depth: int = 3,
-    width: int = 5,
-    threshold: float = 0.02,
-    freeze_mlps: bool = True,
-    max_memory: int | None = None,
-    progress: Progress | None = None,
+    setting: Setting, *, depth: int = 3, width: int = 5, threshold: float = 0.02, freeze_mlps: bool = True
 ) -> Trace:
     """Start at the logits, keep the senders that matter, ask who writes into their inputs, and so on to `depth`.
 
     A sender is kept for a receiver if its effect is at least `threshold` of the gap between clean and corrupted metric,
     its interval does not hold 0, and it is among the `width` strongest. Receivers count at all positions, since heads
-    found on the way may act before the end. With `freeze_mlps` effects are those of single
-    edges, so the circuit can be run; else MLPs in between are part of an edge. `progress` gets the receivers asked
-    about and those known so far. Raises `InputError` for depth or width below 1.
+    found on the way may act before the end. With `freeze_mlps` effects are those of single edges, so the circuit can be
+    run; else MLPs in between are part of an edge. With a single prompt there is no interval: then the size alone
+    decides, and `certain` is False. Raises `InputError` for depth or width below 1.
     """
     if depth < 1 or width < 1:
         raise InputError(f"depth and width must be at least 1, got {depth} and {width}.")
-    graph = model.graph
+    model, graph = setting.model, setting.model.graph
+    quiet = setting.but(progress=silent)
     mask = torch.zeros_like(graph.mask)
     levels, asked = [], []
     todo, known = ["logits"], {"logits"}
@@ -310,16 +304,13 @@ def trace_back(
         maps, found = [], list[int]()
         for receiver in todo:
             where = None if receiver == "logits" else "all"
-            effects = path_patch(
-                model, task, receiver, receiver_positions=where, freeze_mlps=freeze_mlps, max_memory=max_memory
-            )
+            effects = path_patch(quiet, receiver, receiver_positions=where, freeze_mlps=freeze_mlps)
             for row in _kept(model, effects, width, threshold):
                 mask[row, graph.column(receiver)] = True
                 found.append(row)
             maps.append(effects)
             done += 1
-            if progress:
-                progress(done, len(known))
+            setting.progress("tracing receivers back", done, len(known))
         levels.append(tuple(maps))
         asked.append(tuple(todo))
         inputs = dict.fromkeys(graph.readers[c] for row in found for c in graph.inputs_of[row])
@@ -327,14 +318,14 @@ def trace_back(
         known |= set(todo)
         if not todo:
             break
-    return Trace(Circuit(graph, mask), tuple(levels), tuple(asked))
+    return Trace(Circuit(graph, mask), tuple(levels), tuple(asked), len(setting.task) > 1)
 
 
 def _kept(model: Model, effects: EffectMap, width: int, threshold: float) -> list[int]:
     """Rows of the senders that matter."""
     rows = []
     for name, estimate in effects.top(width):
-        certain = not estimate.low <= 0 <= estimate.high
-        if certain and abs(estimate.value) >= threshold * abs(effects.gap):
+        may_be_nothing = estimate.n > 1 and estimate.low <= 0 <= estimate.high
+        if not may_be_nothing and abs(estimate.value) >= threshold * abs(effects.gap):
             rows.append(model.graph.row(name))
     return rows

@@ -5,7 +5,7 @@ of an MLP what it adds; no target and no threshold. A group's mean is over its t
 Source: Ferrando and Voita 2024, arXiv:2403.00824, section 4 (importances over data sets).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,13 +17,12 @@ from circuitome.discovery.routes.forward import RoutePass
 from circuitome.discovery.routes.proximity import attention_proximity, check_norm, importances, proximity
 from circuitome.discovery.routes.tracing import Prompt, plain_task, prompt_ids
 from circuitome.engine.batches import group_rows, make_batch
+from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError, unknown_name
 from circuitome.graph.node import Node
 from circuitome.models.model import Model
 from circuitome.results import Estimate, bootstrap
 
-Progress = Callable[[int, int], None]
-"""Called with the texts done and the texts in all."""
 Labels = Sequence[str] | Sequence[Sequence[str]]
 """One label a text, or one a token of every text."""
 ALL = "all"
@@ -112,23 +111,19 @@ class RouteImportance:
         return sorted(heads, key=lambda item: -item[1])[:n]
 
 
+@method
 def route_importance(
-    model: Model,
-    texts: Sequence[Prompt],
-    labels: Labels | None = None,
-    *,
-    norm: str = "l1",
-    max_memory: int | None = None,
-    progress: Progress | None = None,
+    setting: Setting, texts: Sequence[Prompt], labels: Labels | None = None, *, norm: str = "l1"
 ) -> RouteImportance:
     """Mean importance of every head and MLP over the tokens of `texts`, by label.
 
     `labels` holds one label a text (domain, language) or one a token of every text (part of speech, `token_labels`).
-    Texts are streamed in batches of alike lengths; the result does not depend on them. `max_memory` is in bytes, beside
-    the weights. Time: one forward pass, and 3 operations a token, key it sees, head and residual coordinate.
+    Texts are streamed in batches of alike lengths; the result does not depend on them. Time: one
+    forward pass, and 3 operations a token, key it sees, head and residual coordinate.
 
     Raises `InputError` for no texts, an empty text, or labels that do not fit, and `UnknownNameError` for another norm.
     """
+    model = setting.model
     check_norm(norm)
     if not len(texts):
         raise InputError("There are no texts; route_importance needs at least one.")
@@ -139,7 +134,7 @@ def route_importance(
     task = plain_task(encoded)
     found: dict[int, list[tuple[Tensor, float, int]]] = {}
     done = 0
-    for rows in group_rows(model, task, shared_prefix=False, max_memory=max_memory):
+    for rows in group_rows(model, task, shared_prefix=False, max_memory=setting.max_memory):
         seen = RoutePass.of(model, make_batch(model, task, rows, shared_prefix=False, corrupted=False).clean)
         with model.eager_attention():
             by_token = _by_token(seen, [len(encoded[row]) for row in rows], norm)
@@ -149,8 +144,7 @@ def route_importance(
             sums, counts = member @ values, member.sum(1)
             found[row] = [(sums[g], float(counts[g]), g) for g in counts.nonzero().flatten().tolist()]
         done += len(rows)
-        if progress:
-            progress(done, len(texts))
+        setting.progress("tracing texts", done, len(texts))
     kept = [one for row in sorted(found) for one in found[row]]
     return RouteImportance(
         model.graph.n_layers,

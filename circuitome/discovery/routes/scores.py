@@ -14,8 +14,6 @@ benchmark (hannamw/eap-ig). Departure: that code takes the mean of the importanc
 here edges are weighted by the route, so that queries, keys and values differ.
 """
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -24,40 +22,37 @@ from circuitome.discovery.routes.forward import RoutePass
 from circuitome.discovery.routes.proximity import importances, proximity
 from circuitome.engine.ablation import WriterValues, writer_vectors
 from circuitome.engine.batches import batches
+from circuitome.engine.readout import check_numbers
+from circuitome.engine.setting import Setting, method
 from circuitome.errors import UnsupportedModelError
 from circuitome.graph.edge_scores import EdgeScores
-from circuitome.models.model import Model
-from circuitome.tasks.task import Task
-
-Progress = Callable[[int, int], None]
-"""Called with the prompts done and the prompts in all."""
 
 PIECE = 600_000
 """Numbers of writers' vectors that are compared with the stream at once."""
 
 
-def route_scores(
-    model: Model, task: Task, *, norm: str = "l1", max_memory: int | None = None, progress: Progress | None = None
-) -> EdgeScores:
+@method
+def route_scores(setting: Setting, *, norm: str = "l1") -> EdgeScores:
     """How much of the route to the prediction each edge carries on the clean prompts, mean over prompts; from 0 to 1.
 
     It has no sign and sees no contrast: edges that any prediction needs (previous-token heads, the last MLPs) rank as
-    high as those that tell the right answer from the wrong one. `max_memory` is in bytes, beside the weights.
+    high as those that tell the right answer from the wrong one.
     Raises `UnsupportedModelError` for a model without attention probabilities or that is not causal.
     """
+    model, task = setting.model, setting.task
     if not model.causal:
         raise UnsupportedModelError(f"{model.name} is not causal; routes as edge scores are made for causal models.")
     graph = model.graph
     samples = torch.empty(len(task), graph.n_edges)
     done = 0
-    for batch in batches(model, task, shared_prefix=False, corrupted=False, max_memory=max_memory):
+    for batch in batches(model, task, shared_prefix=False, corrupted=False, max_memory=setting.max_memory):
         seen = RoutePass.of(model, batch.clean)
         with model.eager_attention():
             scores = _Flow(seen, norm).run()
+        check_numbers(scores, "share of the route")
         samples[list(batch.rows)] = scores.cpu()[:, graph.mask]
         done += len(batch.rows)
-        if progress:
-            progress(done, len(task))
+        setting.progress("tracing routes", done, len(task))
     values = torch.zeros(graph.mask.shape)
     values[graph.mask] = samples.mean(0)
     return EdgeScores(graph, values, "share of the route", f"routes, {norm}", samples)

@@ -13,7 +13,7 @@ the stream does not feed the logits itself, are measured by proximity.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import overload
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -30,6 +30,7 @@ from circuitome.discovery.routes.proximity import (
     renormalized,
 )
 from circuitome.engine.batches import group_rows, make_batch
+from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError, NumericsError
 from circuitome.graph.node import Node
 from circuitome.models.model import Model
@@ -62,78 +63,47 @@ class RouteSettings:
         check_norm(self.norm)
 
 
-@overload
+@method
 def routes(
-    model: Model,
-    prompts: str | Sequence[int],
+    setting: Setting,
+    prompts: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
     *,
     position: int = -1,
     threshold: float = THRESHOLD,
     norm: str = "l1",
     renormalize: bool = False,
     contrast: tuple[str, str] | None = None,
-    max_memory: int | None = None,
-) -> RouteGraph: ...
-
-
-@overload
-def routes(
-    model: Model,
-    prompts: list[str] | list[list[int]],
-    *,
-    position: int = -1,
-    threshold: float = THRESHOLD,
-    norm: str = "l1",
-    renormalize: bool = False,
-    contrast: tuple[str, str] | None = None,
-    max_memory: int | None = None,
-) -> list[RouteGraph]: ...
-
-
-def routes(
-    model: Model,
-    prompts: str | Sequence[int] | list[str] | list[list[int]],
-    *,
-    position: int = -1,
-    threshold: float = THRESHOLD,
-    norm: str = "l1",
-    renormalize: bool = False,
-    contrast: tuple[str, str] | None = None,
-    max_memory: int | None = None,
-) -> RouteGraph | list[RouteGraph]:
-    """The route into the prediction after the token at `position`: a graph for one prompt, a list for several.
+) -> Any:
+    """The route into the prediction after the token at `position`: a `RouteGraph` for one prompt, a list for several.
 
     A prompt is a text or token ids; several run in batches, whose size does not change the routes. Tokens after
     `position` (negative: from the end) do not count. `threshold` is the least importance of an edge, a share of the
     node it goes into. `renormalize` sets each part (one head at one key, residual, MLP) below the threshold to 0,
     brings the rest to a sum of 1, and then keeps all that is left. `contrast` is described in the module's docstring.
-    `max_memory` is in bytes, beside the weights.
 
     Raises `InputError` for an empty prompt, a position outside it, a threshold outside (0, 1) and a contrast token that
     is several tokens, `UnknownNameError` for another norm, `NumericsError` at NaN, `UnsupportedModelError` for a model
     that gives no attention probabilities.
     """
-    settings = RouteSettings(threshold, norm, renormalize, contrast)
+    model, settings = setting.model, RouteSettings(threshold, norm, renormalize, contrast)
     one = isinstance(prompts, str) or len(prompts) == 0 or isinstance(prompts[0], int)
     several: Sequence[Prompt] = [prompts] if one else prompts  # type: ignore[list-item, assignment]
     encoded = [prompt_ids(model, prompt) for prompt in several]
     targets = [[place_of(position, len(ids))] for ids in encoded]
-    found = [graphs[0] for graphs in trace(model, encoded, targets, settings, max_memory)]
+    found = [graphs[0] for graphs in trace(setting, encoded, targets, settings)]
     return found[0] if one else found
 
 
+@method
 def trace(
-    model: Model,
-    prompts: Sequence[Sequence[int]],
-    targets: Sequence[Sequence[int]],
-    settings: RouteSettings,
-    max_memory: int | None = None,
+    setting: Setting, prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], settings: RouteSettings
 ) -> list[list[RouteGraph]]:
     """Routes into every target position of every prompt, from one forward pass a prompt."""
+    model = setting.model
     tokens = None if settings.contrast is None else contrast_tokens(model, settings.contrast)
     task = plain_task(prompts)
     found: list[list[RouteGraph]] = [[] for _ in prompts]
-    for rows in group_rows(model, task, shared_prefix=False, max_memory=max_memory):
+    for rows in group_rows(model, task, shared_prefix=False, max_memory=setting.max_memory):
         seen = RoutePass.of(model, make_batch(model, task, rows, shared_prefix=False, corrupted=False).clean)
         goals = [Goal(index, target) for index, row in enumerate(rows) for target in targets[row]]
         ends = torch.stack([seen.pre(len(model.blocks))[goal.prompt, goal.position] for goal in goals])

@@ -6,22 +6,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from circuitome.engine.setting import Setting, method
 from circuitome.graph.edge_scores import EdgeScores
-from circuitome.models.model import Model
 from circuitome.models.norms import Norm
-from circuitome.tasks.task import Task
 
 
-def magnitude(model: Model, task: Task) -> EdgeScores:
+@method
+def magnitude(setting: Setting) -> EdgeScores:
     """Weights alone: score(u -> v) = |output weights of u| |input weights of v|, Frobenius norms, norm gains folded in.
 
-    The prompts do not count; `task` is there so that the function is called like every other method. Positive, without
-    the metric's sign or unit. Weights: of `embed` the embedding matrix, of a head its rows of the output projection, of
-    an MLP its last matrix; of a q, k or v reader its rows of the projection, of an MLP the matrices that read the
-    stream, of the logits the unembedding. A norm is divided by the root of the number of vectors in its matrix, so that
-    wide parts are not strong for that alone. Of an MLP under a post-norm the norm's gain counts as its only vector.
+    The prompts do not count. Positive, without the metric's sign or unit. Weights: of `embed` the embedding matrix,
+    of a head its rows of the output projection, of an MLP its last matrix; of a q, k or v reader its rows of the
+    projection, of an MLP the matrices that read the stream, of the logits the unembedding. A norm is divided by the
+    root of the number of vectors in its matrix, so that wide parts are not strong for that alone. Of an MLP under a
+    post-norm the norm's gain counts as its only vector.
     """
-    graph = model.graph
+    model, graph = setting.model, setting.model.graph
     out, into = torch.zeros(len(graph.writers)), torch.zeros(len(graph.readers))
     out[0] = _size(_matrix(model.hf.get_input_embeddings()))
     into[-1] = _size(_gained(_matrix(model.unembedding), model.final_norm))
@@ -34,14 +34,12 @@ def magnitude(model: Model, task: Task) -> EdgeScores:
     return EdgeScores(graph, out[:, None] * into * graph.mask, "product of weight norms", "magnitude")
 
 
-def random_scores(model: Model, task: Task, seed: int = 0) -> EdgeScores:
-    """Scores drawn evenly from [0, 1), so that `top(n)` is a random circuit; the same for the same `seed`.
-
-    `task` is there so that the function is called like every other method.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.rand(model.graph.mask.shape, generator=generator) * model.graph.mask
-    return EdgeScores(model.graph, values, "random number", f"random, seed {seed}")
+@method
+def random_scores(setting: Setting) -> EdgeScores:
+    """Scores drawn evenly from [0, 1), so that `top(n)` is a random circuit; the same for the setting's seed."""
+    graph, generator = setting.model.graph, torch.Generator().manual_seed(setting.seed)
+    values = torch.rand(graph.mask.shape, generator=generator) * graph.mask
+    return EdgeScores(graph, values, "random number", f"random, seed {setting.seed}")
 
 
 def _sizes(matrices: Float[Tensor, "node vector d_model"]) -> Float[Tensor, " node"]:

@@ -11,19 +11,18 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitome.discovery.attribution.contraction import check_numbers
 from circuitome.discovery.attribution.edges import eap_ig
-from circuitome.engine.ablation import Ablation, AblationValues
 from circuitome.engine.batches import DEFAULT_MEMORY, group_rows, make_batch
 from circuitome.engine.checkpoint import Checkpoint
 from circuitome.engine.circuit_run import Baseline, baseline
 from circuitome.engine.masked_run import masked_final
+from circuitome.engine.readout import check_numbers
+from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError, MemoryBudgetError, unknown_name
 from circuitome.graph.edge_scores import EdgeScores
 from circuitome.models.model import Model
@@ -57,8 +56,6 @@ SAVE_EVERY = 10
 LISTENING = 1e-7
 """A closed mask of this size changes no output, but has the gradient that an open one would have."""
 
-Progress = Callable[[int, int], None]
-"""Called with the steps done and the steps in all."""
 Spread = Callable[[Tensor], Tensor]
 """From one number a mask to [writers, readers]."""
 
@@ -79,19 +76,8 @@ def chance_whole(log_alpha: Float[Tensor, " mask"]) -> Float[Tensor, " mask"]:
     return torch.sigmoid(log_alpha - OPEN_SHIFT)
 
 
-def edge_pruning(
-    model: Model,
-    task: Task,
-    *,
-    edges: int = 1000,
-    steps: int = 240,
-    loss: str = "both",
-    seed: int = 0,
-    ablation: Ablation = "corrupted",
-    max_memory: int | None = None,
-    progress: Progress | None = None,
-    checkpoint: Path | None = None,
-) -> EdgeScores:
+@method
+def edge_pruning(setting: Setting, *, edges: int = 1000, steps: int = 240, loss: str = "both") -> EdgeScores:
     """Minus the chance that each edge is open, after learning: `.top(edges)` is the circuit that was trained.
 
     Every edge has a hard-concrete mask z; reader v sees the sum over u of z online(u) + (1 - z) ablated(u). Minimised
@@ -103,41 +89,30 @@ def edge_pruning(
     few times `edges` of them open, not from all open; the expected number of open edges meets its falling target
     exactly at each step (all log_alpha shift by one number, which is what the Lagrange multiplier aims at), and
     in the last quarter of the steps masks are hard: the `edges` strongest after some noise, with straight-through
-    gradients, so that what is trained is what is returned. Nodes have no masks of their own. `checkpoint` is a file for
-    the state, from which the same call goes on after it was stopped, with the same result.
+    gradients, so that what is trained is what is returned. Nodes have no masks of their own. The state is kept in the
+    setting's checkpoint, from which the same call goes on after it was stopped, with the same result.
 
     Raises `InputError` unless 1 <= edges <= edges of the graph and steps >= 1, `UnknownNameError` for another loss or
-    ablation, `NumericsError` at NaN, `MemoryBudgetError` where not even one prompt fits into `max_memory` bytes,
+    ablation, `NumericsError` at NaN, `MemoryBudgetError` where not even one prompt fits,
     `RunError` if the checkpoint belongs to another run.
     """
-    graph = model.graph
-    objective = _Objective(model, task, loss, seed, ablation, max_memory)
+    graph = setting.model.graph
+    objective = _Objective(setting, loss)
     _check("edges", edges, graph.n_edges, steps)
-    strength = eap_ig(model, task, ablation=ablation, max_memory=max_memory).values[graph.mask].abs()
+    strength = eap_ig(setting).values[graph.mask].abs()
     rank = torch.empty(graph.n_edges)
     rank[strength.argsort(descending=True, stable=True)] = torch.arange(1.0, graph.n_edges + 1)
 
     def spread(masks: Tensor) -> Tensor:
         return torch.zeros(graph.mask.shape).masked_scatter(graph.mask, masks)
 
-    kept = Checkpoint(checkpoint, "edge-pruning", *objective.key, edges, steps)
-    found = _learn(objective, spread, -STEEPNESS * rank.log(), START * edges, edges, steps, progress, kept)
-    return EdgeScores(graph, -spread(found), "chance of being open", f"edge-pruning, {edges} edges, {loss}")
+    kept = setting.kept("edge-pruning", setting.seed, loss, edges, steps)
+    chances = _learn(objective, spread, -STEEPNESS * rank.log(), START * edges, edges, steps, kept)
+    return EdgeScores(graph, -spread(chances), "chance of being open", f"edge-pruning, {edges} edges, {loss}")
 
 
-def subnetwork_probing(
-    model: Model,
-    task: Task,
-    *,
-    nodes: int = 100,
-    steps: int = 240,
-    loss: str = "both",
-    seed: int = 0,
-    ablation: Ablation = "corrupted",
-    max_memory: int | None = None,
-    progress: Progress | None = None,
-    checkpoint: Path | None = None,
-) -> EdgeScores:
+@method
+def subnetwork_probing(setting: Setting, *, nodes: int = 100, steps: int = 240, loss: str = "both") -> EdgeScores:
     """Edge scores from one mask a writer, after learning a circuit of `nodes` writers.
 
     A writer with mask m writes m online + (1 - m) ablated, for all its readers alike. An edge's score is minus the
@@ -147,19 +122,19 @@ def subnetwork_probing(
     Source: Cao et al. 2021, arXiv:2104.03514, in ACDC's form (corrupted activations instead of zeros). Departure: the
     number of open masks follows a target instead of a weight on their sum. Raises as `edge_pruning`.
     """
-    graph = model.graph
-    objective = _Objective(model, task, loss, seed, ablation, max_memory)
+    graph = setting.model.graph
+    objective = _Objective(setting, loss)
     _check("nodes", nodes, len(graph.writers), steps)
 
     def spread(masks: Tensor) -> Tensor:
         return masks[:, None] * graph.mask
 
     start = torch.full((len(graph.writers),), math.log(0.9 / 0.1))
-    kept = Checkpoint(checkpoint, "subnetwork-probing", *objective.key, nodes, steps)
-    found = _learn(objective, spread, start, float(chance_open(start).sum()), nodes, steps, progress, kept)
-    reading = (graph.inputs * found[:, None]).amax(0)
+    kept = setting.kept("subnetwork-probing", setting.seed, loss, nodes, steps)
+    chances = _learn(objective, spread, start, float(chance_open(start).sum()), nodes, steps, kept)
+    reading = (graph.inputs * chances[:, None]).amax(0)
     reading[-1] = 1.0
-    values = -torch.minimum(found[:, None], reading) * graph.mask
+    values = -torch.minimum(chances[:, None], reading) * graph.mask
     return EdgeScores(graph, values, "chance of being open", f"subnetwork-probing, {nodes} nodes, {loss}")
 
 
@@ -177,10 +152,14 @@ def _learn(
     first: float,
     size: int,
     steps: int,
-    progress: Progress | None,
     kept: Checkpoint,
 ) -> Float[Tensor, " mask"]:
-    """Chance of being open of every mask, summing to `size`; trained from `start`, shifted to sum to `first`."""
+    """Chance of being open of every mask, summing to `size`; trained from `start`, shifted to sum to `first`.
+
+    Where all masks are asked for there is nothing to learn: all are open.
+    """
+    if size == len(start):
+        return torch.ones_like(start)
     first = max(float(size), min(first, 0.9 * len(start)))
     log_alpha = _meeting(start, first)
     average, square = torch.zeros_like(log_alpha), torch.zeros_like(log_alpha)
@@ -206,8 +185,7 @@ def _learn(
             kept.write(
                 state | {"generator": objective.generator.get_state()}, {"order": objective.order, "done": step + 1}
             )
-        if progress:
-            progress(step + 1, steps)
+        objective.setting.progress("learning masks", step + 1, steps)
     return chance_open(_meeting(log_alpha, size))
 
 
@@ -262,22 +240,17 @@ class _Clean:
 class _Objective:
     """The loss of a mask on one minibatch after another, in an order shuffled each time all have had their turn."""
 
-    def __init__(
-        self, model: Model, task: Task, loss: str, seed: int, ablation: Ablation, max_memory: int | None
-    ) -> None:
+    def __init__(self, setting: Setting, loss: str) -> None:
         """Prompts alike in length share a minibatch. Raises for an unknown loss or ablation or too little memory."""
         if loss not in MASK_LOSSES:
             raise unknown_name("loss", loss, MASK_LOSSES)
-        self.model, self.task, self.loss = model, task, loss
-        self.generator = torch.Generator().manual_seed(seed)
-        self.key = [task.data_hash(), loss, seed, ablation, repr(model.graph)]
-        self.replacement = AblationValues.of(model, task, ablation)
-        budget = DEFAULT_MEMORY if max_memory is None else max_memory
-        corrupted = self.replacement.from_prompts
-        self.shared = corrupted
-        order = [
-            row for rows in group_rows(model, task, shared_prefix=corrupted, max_memory=max_memory) for row in rows
-        ]
+        self.setting, self.loss = setting, loss
+        self.model, self.task = model, task = setting.model, setting.task
+        self.generator = torch.Generator().manual_seed(setting.seed)
+        budget = DEFAULT_MEMORY if setting.max_memory is None else setting.max_memory
+        self.shared = setting.replacement.from_prompts
+        groups = group_rows(model, task, shared_prefix=self.shared, max_memory=setting.max_memory)
+        order = [row for rows in groups for row in rows]
         self.groups = _parts(order, _prompts_within(model, task, budget))
         tokens = sum(len(pair.clean) for pair in task.pairs)
         self.keeps = tokens * model.bytes_per_token(gradients=False) <= budget
@@ -309,7 +282,7 @@ class _Objective:
         rows = self.groups[group]
         with torch.no_grad():
             batch = make_batch(self.model, self.task, rows, shared_prefix=self.shared, corrupted=self.shared)
-            base = baseline(self.model, self.task, batch, self.replacement)
+            base = baseline(self.model, self.task, batch, self.setting.replacement)
             logits = self.model.logits(batch.clean)
         clean = _Clean(base, logits, self.task.score(logits, rows))
         if self.keeps:

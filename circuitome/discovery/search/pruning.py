@@ -5,30 +5,20 @@ asked about many at a time, each question on the assumption that earlier ones en
 otherwise, the rest are asked again. Source: Conmy et al. 2023, arXiv:2304.14997, algorithm 1.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from circuitome.engine.ablation import Ablation, AblationValues
-from circuitome.engine.batches import batches
-from circuitome.engine.checkpoint import Checkpoint
-from circuitome.engine.circuit_run import baseline
 from circuitome.engine.incremental import IncrementalCircuit, copies_within
 from circuitome.engine.readout import Readout
+from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError, NumericsError, unknown_name
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
-from circuitome.graph.model_graph import Graph
-from circuitome.models.model import Model
 from circuitome.tasks.losses import LOSSES, loss_of
-from circuitome.tasks.task import Task
-
-Progress = Callable[[int, int], None]
-"""Called with the edges decided and the edges in all."""
 
 ORDERS = ("reverse", "normal")
 SURE = 0.25
@@ -89,19 +79,15 @@ class Acdc:
         return EdgeScores(self.circuit.graph, values, unit, f"acdc, threshold {self.threshold:g}")
 
 
+@method
 def acdc(
-    model: Model,
-    task: Task,
+    setting: Setting,
     *,
     threshold: float,
     loss: str = "metric",
     order: str = "reverse",
     absolute: bool = False,
     grouped: bool = False,
-    ablation: Ablation = "corrupted",
-    max_memory: int | None = None,
-    progress: Progress | None = None,
-    checkpoint: Path | None = None,
 ) -> Acdc:
     """The circuit that is left when every edge whose removal raises the mean loss by less than `threshold` is gone.
 
@@ -114,7 +100,7 @@ def acdc(
     another can then be dropped together, so the circuit may differ in a few edges; the changes that steps report are
     estimates within groups, the losses exact.
 
-    `checkpoint` is a file in which the state is kept from time to time; where it exists already, the run goes on from
+    The state is kept in the setting's checkpoint from time to time; where that exists already, the run goes on from
     there with the same result.
     Raises `InputError` for a threshold not above 0, `UnknownNameError` for other names, `NumericsError` at NaN,
     `RunError` if the checkpoint belongs to another run.
@@ -125,39 +111,27 @@ def acdc(
         raise unknown_name("sender order", order, ORDERS)
     if loss not in LOSSES:
         raise unknown_name("loss", loss, LOSSES)
-    search = _Search(model, task, threshold, loss, order, absolute, grouped, ablation, max_memory)
-    key = (task.data_hash(), loss, order, absolute, grouped, threshold, ablation, repr(model.graph))
-    with torch.no_grad(), model.frozen_parameters():
-        return search.run(progress, Checkpoint(checkpoint, "ACDC", *key))
+    with torch.no_grad(), setting.model.frozen_parameters():
+        return _Search(setting, threshold, loss, order, absolute, grouped).run()
 
 
 class _Search:
     """One run of ACDC: the mask so far, and a live circuit for every batch of prompts."""
 
     def __init__(
-        self,
-        model: Model,
-        task: Task,
-        threshold: float,
-        loss: str,
-        order: str,
-        absolute: bool,
-        grouped: bool,
-        ablation: Ablation,
-        max_memory: int | None,
+        self, setting: Setting, threshold: float, loss: str, order: str, absolute: bool, grouped: bool
     ) -> None:
-        self.model, self.task, self.graph = model, task, model.graph
-        self.threshold, self.order, self.absolute, self.grouped = threshold, order, absolute, grouped
-        replacement = AblationValues.of(model, task, ablation)
-        corrupted = replacement.from_prompts
-        with torch.no_grad():
-            made = list(batches(model, task, shared_prefix=corrupted, corrupted=corrupted, max_memory=max_memory))
-            self.bases = [baseline(model, task, batch, replacement) for batch in made]
-            self.readouts = [
-                Readout(model, task, batch.rows, loss, None if loss == "metric" else model.logits(batch.clean))
-                for batch in made
-            ]
-        self.copies = copies_within(model, [base.batch for base in self.bases], max_memory)
+        self.setting, self.threshold = setting, threshold
+        self.model, self.task, self.graph = model, task, _ = setting.model, setting.task, setting.model.graph
+        self.order, self.absolute, self.grouped = order, absolute, grouped
+        self.checkpoint = setting.kept("ACDC", loss, order, absolute, grouped, threshold)
+        self.bases = list(setting.baselines())
+        made = [base.batch for base in self.bases]
+        self.readouts = [
+            Readout(model, task, batch.rows, loss, None if loss == "metric" else model.logits(batch.clean))
+            for batch in made
+        ]
+        self.copies = copies_within(model, made, setting.max_memory)
         self.mask = self.graph.mask.clone()
         self.steps: list[Step] = []
         self.column = len(self.graph.readers) - 1
@@ -165,20 +139,19 @@ class _Search:
         self.live: list[IncrementalCircuit] = []
         self.loss = self.full_loss = float("nan")
 
-    def run(self, progress: Progress | None, checkpoint: Checkpoint) -> Acdc:
+    def run(self) -> Acdc:
         """All readers' turns."""
-        self.load(checkpoint)
+        self.load()
         since = REFRESH
         while self.column >= 0:
             if since >= REFRESH:
                 self.refresh()
-                self.save(checkpoint)
+                self.save()
                 since = 0
             since += self.visit(self.column)
             self.column -= 1
-            if progress:
-                progress(len(self.steps), self.graph.n_edges)
-        self.save(checkpoint)
+            self.setting.progress("deciding on edges", len(self.steps), self.graph.n_edges)
+        self.save()
         circuit = Circuit(self.graph, self.mask)
         return Acdc(circuit, tuple(self.steps), self.loss, self.full_loss, self.threshold, self.evaluations)
 
@@ -322,7 +295,7 @@ class _Search:
             slopes -= torch.stack([live.products(column, rows, one) for one in gradient]).double().cpu()
         return slopes
 
-    def save(self, checkpoint: Checkpoint) -> None:
+    def save(self) -> None:
         """Keep the state."""
         steps = {
             "rows": torch.tensor([step.row for step in self.steps]),
@@ -331,11 +304,11 @@ class _Search:
             "kept": torch.tensor([step.kept for step in self.steps]),
         }
         names = ("column", "loss", "full_loss", "evaluations")
-        checkpoint.write(steps, {name: getattr(self, name) for name in names})
+        self.checkpoint.write(steps, {name: getattr(self, name) for name in names})
 
-    def load(self, checkpoint: Checkpoint) -> None:
+    def load(self) -> None:
         """Go on from a state that was kept, if there is one."""
-        if before := checkpoint.read():
+        if before := self.checkpoint.read():
             steps, state = before
             columns = (steps[name].tolist() for name in ("rows", "columns", "changes", "kept"))
             self.steps = [Step(*step) for step in zip(*columns, strict=True)]
@@ -345,33 +318,32 @@ class _Search:
                 self.mask[step.row, step.column] = step.kept
 
 
-def loss_gap(
-    model: Model, task: Task, loss: str, ablation: Ablation = "corrupted", max_memory: int | None = None
-) -> float:
+@method
+def loss_gap(setting: Setting, loss: str) -> float:
     """Mean loss with everything ablated minus that of the clean model: what any threshold is to be compared with."""
-    replacement = AblationValues.of(model, task, ablation)
-    corrupted, total = replacement.from_prompts, 0.0
-    measure = loss_of(task, loss)
+    model, task = setting.model, setting.task
+    measure, total = loss_of(task, loss), 0.0
     with torch.no_grad():
-        for batch in batches(model, task, shared_prefix=corrupted, corrupted=corrupted, max_memory=max_memory):
-            base, clean = baseline(model, task, batch, replacement), model.logits(batch.clean)
+        for base in setting.baselines():
+            batch, clean = base.batch, model.logits(base.batch.clean)
             at_read = base.final[torch.arange(len(batch.rows), device=clean.device), batch.clean.read]
             ablated = model.unembed(at_read.to(model.dtype))
             total += float((measure(ablated, clean, batch.rows) - measure(clean, clean, batch.rows)).sum())
     return total / len(task)
 
 
+@method
 def roc_sweep(
-    model: Model, task: Task, thresholds: Sequence[float], **options: Any
-) -> "tuple[EdgeScores, dict[float, Circuit]]":
+    setting: Setting, /, thresholds: Sequence[float], **options: Any
+) -> tuple[EdgeScores, dict[float, Circuit]]:
     """ACDC at several thresholds: the circuit at each, and as a score the largest threshold that keeps an edge.
 
     Scores are negative for kept edges (they help), 0 for those that no threshold keeps.
     """
-    graph: Graph = model.graph
+    graph = setting.model.graph
     values = torch.zeros(graph.mask.shape)
     found: dict[float, Circuit] = {}
     for threshold in sorted(thresholds):
-        found[threshold] = acdc(model, task, threshold=threshold, **options).circuit
+        found[threshold] = acdc(setting, threshold=threshold, **options).circuit
         values[found[threshold].mask] = -threshold
     return EdgeScores(graph, values, "threshold", "acdc sweep"), found

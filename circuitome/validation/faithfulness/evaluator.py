@@ -7,26 +7,21 @@ remember it in, a stopped run asks again and has the answers at once.
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitome.engine.ablation import Ablation, AblationValues
-from circuitome.engine.batches import batches, tokens_within
-from circuitome.engine.checkpoint import Checkpoint
-from circuitome.engine.circuit_run import Baseline, baseline, check_graph, circuit_logits
+from circuitome.engine.batches import tokens_within
+from circuitome.engine.circuit_run import Baseline, check_graph, circuit_logits
 from circuitome.engine.knock_out import KnockOut
 from circuitome.engine.partial_forward import dense_copies
-from circuitome.engine.readout import Readout
+from circuitome.engine.readout import Readout, check_numbers
+from circuitome.engine.setting import Setting
 from circuitome.engine.subcircuits import Subcircuits
+from circuitome.errors import InputError
 from circuitome.graph.circuits import Circuit
-from circuitome.models.model import Model
-from circuitome.tasks.task import Task
-
-Progress = Callable[[int, int], None]
-"""Called with the runs done and the runs in all; a run is one circuit or knock-out on one prompt."""
 
 SAVE_EVERY = 10.0
 """Seconds between two writings of what is remembered."""
@@ -37,27 +32,18 @@ AT_ONCE = 64
 class Evaluator:
     """The metric of circuits and knock-outs of one model on one task."""
 
-    def __init__(
-        self,
-        model: Model,
-        task: Task,
-        ablation: Ablation = "corrupted",
-        max_memory: int | None = None,
-        *,
-        keep: bool = True,
-        memory: Path | None = None,
-    ) -> None:
-        """Baselines are made when first needed, and with `keep` kept where all of them fit into the memory budget.
+    def __init__(self, setting: Setting) -> None:
+        """Baselines are made when first needed, and kept where all of them fit into the setting's memory budget.
 
-        `memory` is a file for what was measured. Raises `RunError` where it belongs to another task or model.
+        The setting's checkpoint is a file for what was measured. Raises `RunError` where it belongs to other prompts,
+        weights or another ablation.
         """
-        self.model, self.task, self.ablation, self.max_memory = model, task, ablation, max_memory
-        self.replacement = AblationValues.of(model, task, ablation)
-        tokens = sum(len(pair.clean) for pair in task.pairs)
-        self.keeps = keep and 2 * tokens <= tokens_within(model, max_memory, gradients=False)
+        self.setting, self.model, self.task, self.ablation = setting, setting.model, setting.task, setting.ablation
+        tokens = sum(len(pair.clean) for pair in self.task.pairs)
+        self.keeps = 2 * tokens <= tokens_within(self.model, setting.max_memory, gradients=False)
         self.kept: list[Baseline] = []
         self.known: dict[bytes, Float[Tensor, " prompts"]] = {}
-        self.checkpoint = Checkpoint(memory, "validation", task.data_hash(), ablation, repr(model.graph), model.name)
+        self.checkpoint = setting.kept("validation")
         self.saved = time.monotonic()
         if before := self.checkpoint.read():
             keys, values = before[0]["keys"], before[0]["values"]
@@ -68,15 +54,40 @@ class Evaluator:
         if self.kept:
             yield from self.kept
             return
-        corrupted, made = self.replacement.from_prompts, []
-        for batch in batches(
-            self.model, self.task, shared_prefix=corrupted, corrupted=corrupted, max_memory=self.max_memory
-        ):
-            base = baseline(self.model, self.task, batch, self.replacement)
+        made = []
+        for base in self.setting.baselines():
             if self.keeps:
                 made.append(base)
             yield base
         self.kept = made
+
+    @cached_property
+    def gap(self) -> float:
+        """Mean metric of the whole model minus that with everything ablated: what a share is of."""
+        return float(self.clean.mean() - self.empty.mean())
+
+    def checked_gap(self) -> float:
+        """`gap`, or an error where it is not above 0.
+
+        Raises `InputError` where the model does not do the task: then there is no behaviour to explain; `NumericsError`
+        where a metric is not finite.
+        """
+        clean, empty = self.clean, self.empty
+        for name, values in (("clean", clean), (f"{self.ablation}-ablated", empty)):
+            check_numbers(values, f"metric of {self.model.name} on {name} prompts of {self.task.name}")
+        if not self.gap > 0:
+            raise InputError(
+                f"{self.model.name} does not do the task {self.task.name}: its mean {self.task.metric} is "
+                f"{float(clean.mean()):.3f} on clean prompts and {float(empty.mean()):.3f} with everything ablated "
+                f"({self.ablation}), so there is no behaviour to explain. Try another model, other prompts, or check "
+                "that answer and wrong are not swapped."
+            )
+        return self.gap
+
+    @property
+    def empty(self) -> Float[Tensor, " prompts"]:
+        """The metric with everything ablated."""
+        return self.circuits([Circuit.empty(self.model.graph)])[0]
 
     @property
     def clean(self) -> Float[Tensor, " prompts"]:
@@ -92,9 +103,9 @@ class Evaluator:
         return self.known[key]
 
     def circuits(
-        self, circuits: Sequence[Circuit], progress: Progress | None = None
+        self, circuits: Sequence[Circuit], what: str = "measuring circuits"
     ) -> Float[Tensor, "circuits prompts"]:
-        """The metric of each circuit, everything outside it ablated.
+        """The metric of each circuit, everything outside it ablated; `what` names the work for progress.
 
         Raises `InputError` for a circuit of another model.
         """
@@ -107,10 +118,10 @@ class Evaluator:
             for i in new:
                 yield [i], self.task.score(circuit_logits(self.model, base, circuits[i]), rows)[None]
 
-        return self._answers(keys, measure, progress)
+        return self._answers(keys, measure, what)
 
     def parts(
-        self, circuit: Circuit, gone: Bool[Tensor, "parts writers readers"], progress: Progress | None = None
+        self, circuit: Circuit, gone: Bool[Tensor, "parts writers readers"], what: str = "measuring parts"
     ) -> Float[Tensor, "parts prompts"]:
         """The metric of `circuit` without the edges in `gone`, part by part: as `circuits`, for far less.
 
@@ -125,25 +136,25 @@ class Evaluator:
                 made.clear()  # the last batch's is not needed any more
                 made[id(base)] = Subcircuits(self.model, base, circuit)
             run, readout = made[id(base)], Readout(self.model, self.task, base.batch.rows, "metric")
-            step = run.at_once(self.max_memory)
+            step = run.at_once(self.setting.max_memory)
             for some in (new[i : i + step] for i in range(0, len(new), step)):
                 yield some, -readout(run.final(gone[some]))
 
-        return self._answers(keys, measure, progress)
+        return self._answers(keys, measure, what)
 
     def ablate(
-        self, sets: Bool[Tensor, "sets writers"], progress: Progress | None = None
+        self, sets: Bool[Tensor, "sets writers"], what: str = "measuring knock-outs"
     ) -> Float[Tensor, "sets prompts"]:
         """The metric of the whole model with each set of writers ablated, everything else reacting."""
         keys = [_key("knock-out", one) for one in sets]
 
         def measure(base: Baseline, new: list[int]) -> Iterator[tuple[list[int], Tensor]]:
             run, readout = KnockOut(self.model, base), Readout(self.model, self.task, base.batch.rows, "metric")
-            step = dense_copies(self.model, base.batch.clean, self.max_memory)
+            step = dense_copies(self.model, base.batch.clean, self.setting.max_memory)
             for some in (new[i : i + step] for i in range(0, len(new), step)):
                 yield some, -readout(run.final(sets[some]))
 
-        return self._answers(keys, measure, progress)
+        return self._answers(keys, measure, what)
 
     def logits(self, circuit: Circuit) -> Float[Tensor, "prompts vocab"]:
         """All logits of one circuit; not remembered."""
@@ -169,7 +180,7 @@ class Evaluator:
         self,
         keys: Sequence[bytes],
         measure: Callable[[Baseline, list[int]], Iterator[tuple[list[int], Tensor]]],
-        progress: Progress | None,
+        what: str,
     ) -> Float[Tensor, "questions prompts"]:
         """What is asked by `keys`, measured batch by batch where it is not known yet."""
         new = [i for i, key in enumerate(keys) if key not in self.known and key not in keys[:i]]
@@ -181,8 +192,7 @@ class Evaluator:
                     for some, values in measure(base, group):
                         found[torch.tensor(some)[:, None], torch.tensor(base.batch.rows)] = values.cpu()
                         done += len(some) * len(base.batch.rows)
-                        if progress:
-                            progress(done, total)
+                        self.setting.progress(what, done, total)
                 self.known |= {keys[i]: found[i].clone() for i in group}
                 self.save(SAVE_EVERY)
         return torch.stack([self.known[key] for key in keys]) if keys else found

@@ -7,19 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitome.engine.ablation import Ablation
-from circuitome.errors import InputError, NumericsError
+from circuitome.engine.setting import Setting, method
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
 from circuitome.graph.model_graph import Graph
-from circuitome.models.model import Model
-from circuitome.results import Estimate, bootstrap, mean
-from circuitome.tasks.task import Task
+from circuitome.results import Estimate
 from circuitome.validation.faithfulness.evaluator import Evaluator
 
 SHARE = "share of the clean-ablated gap"
-Progress = Callable[[int, int], None]
-"""Called with the circuit runs done and the circuit runs in all."""
 
 
 @dataclass(frozen=True)
@@ -81,35 +76,24 @@ class Curve:
     """Random circuits a size."""
 
 
-def faithfulness(
-    model: Model,
-    circuit: Circuit,
-    task: Task,
-    *,
-    ablation: Ablation = "corrupted",
-    seed: int = 0,
-    max_memory: int | None = None,
-) -> Faithfulness:
+@method
+def faithfulness(setting: Setting, circuit: Circuit) -> Faithfulness:
     """Normalised faithfulness of `circuit`: (F(C) - F(0)) / (F(M) - F(0)), F the mean metric (Hanna et al. 2024).
 
     Ratio of means, not mean of ratios; 95 % bootstrap interval over prompts. Raises `InputError` if the circuit belongs
     to another model or the model does not do the task (F(M) <= F(0)): then there is no behaviour to explain.
     """
-    return _evaluate(model, [circuit], task, ablation, seed, max_memory, None)[0]
+    return _evaluate(setting, [circuit])[0]
 
 
+@method
 def faithfulness_curve(
-    model: Model,
+    setting: Setting,
     scores: EdgeScores,
-    task: Task,
     *,
     sizes: Sequence[int] = (),
     draws: int = 3,
     select: Callable[[int], Circuit] | None = None,
-    ablation: Ablation = "corrupted",
-    seed: int = 0,
-    max_memory: int | None = None,
-    progress: Progress | None = None,
 ) -> Curve:
     """Faithfulness of the circuits that `scores` gives at each of `sizes`, and of `draws` random circuits of each size.
 
@@ -119,15 +103,15 @@ def faithfulness_curve(
     chosen = tuple(sizes) or default_sizes(scores.graph)
     pick = select or scores.top
     circuits = [pick(size) for size in chosen]
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(setting.seed)
     nulls = [random_circuit(scores.graph, len(circuit), generator) for circuit in circuits for _ in range(draws)]
-    results = _evaluate(model, [*circuits, *nulls], task, ablation, seed, max_memory, progress)
+    results = _evaluate(setting, [*circuits, *nulls])
     found, null = results[: len(circuits)], results[len(circuits) :]
     groups = [null[i : i + draws] for i in range(0, len(null), draws)] if draws else []
     return Curve(
         chosen,
         tuple(found),
-        tuple(_mean_share(group, seed) for group in groups),
+        tuple(_mean_share(setting, group) for group in groups),
         tuple((min(g.value for g in group), max(g.value for g in group)) for group in groups),
         draws,
     )
@@ -155,65 +139,33 @@ def random_circuit(graph: Graph, n: int, generator: torch.Generator) -> Circuit:
     return Circuit(graph, full)
 
 
-def _evaluate(
-    model: Model,
-    circuits: Sequence[Circuit],
-    task: Task,
-    ablation: Ablation,
-    seed: int,
-    max_memory: int | None,
-    progress: Progress | None,
-) -> list[Faithfulness]:
+def _evaluate(setting: Setting, circuits: Sequence[Circuit]) -> list[Faithfulness]:
     """Faithfulness of several circuits on the same prompts; one clean run and one baseline a batch."""
-    evaluator = Evaluator(model, task, ablation, max_memory, keep=False)
-    total = len(circuits) * len(task)
-
-    def tell(done: int, _: int) -> None:
-        if progress:
-            progress(min(done, total), total)
-
-    found = evaluator.circuits([Circuit.empty(model.graph), *circuits], tell)
-    clean, empty = evaluator.clean, found[0]
-    _check_gap(model, task, ablation, clean, empty)
-    return [
-        _result(c, metric, clean, empty, task.unit, ablation, seed)
-        for c, metric in zip(circuits, found[1:], strict=True)
-    ]
+    evaluator = Evaluator(setting)
+    metrics = evaluator.circuits([Circuit.empty(setting.model.graph), *circuits])[1:]
+    evaluator.checked_gap()
+    return [_result(evaluator, circuit, metric) for circuit, metric in zip(circuits, metrics, strict=True)]
 
 
-def _check_gap(model: Model, task: Task, ablation: str, clean: Tensor, empty: Tensor) -> None:
-    for name, values in (("clean", clean), (ablation, empty)):
-        if not bool(torch.isfinite(values).all()):
-            row = int((~torch.isfinite(values)).nonzero()[0])
-            raise NumericsError(f"The metric of {model.name} on {name} prompt {row} of task {task.name} is not finite.")
-    if float(clean.mean()) <= float(empty.mean()):
-        raise InputError(
-            f"{model.name} does not do the task {task.name}: its mean {task.metric} is {float(clean.mean()):.3f} on "
-            f"clean prompts and {float(empty.mean()):.3f} with everything ablated ({ablation}), so there is "
-            "no behaviour to explain. Try another model, other prompts, or check that answer and wrong are not swapped."
-        )
-
-
-def _result(
-    circuit: Circuit, metric: Tensor, clean: Tensor, empty: Tensor, unit: str, ablation: str, seed: int
-) -> Faithfulness:
-    samples = torch.stack([metric, clean, empty], 1)
+def _result(evaluator: Evaluator, circuit: Circuit, metric: Tensor) -> Faithfulness:
+    setting, (clean, empty) = evaluator.setting, (evaluator.clean, evaluator.empty)
+    samples, unit = torch.stack([metric, clean, empty], 1), setting.task.unit
     return Faithfulness(
-        share=bootstrap(samples, _share, SHARE, seed=seed),
-        circuit=mean(metric, unit, seed=seed),
-        model=mean(clean, unit, seed=seed),
-        empty=mean(empty, unit, seed=seed),
+        share=setting.estimate(samples, share_of_gap, SHARE),
+        circuit=setting.mean(metric, unit),
+        model=setting.mean(clean, unit),
+        empty=setting.mean(empty, unit),
         n_edges=len(circuit),
-        ablation=ablation,
+        ablation=setting.ablation,
         samples=samples,
     )
 
 
-def _share(means: Tensor) -> Tensor:
+def share_of_gap(means: Tensor) -> Tensor:
     """(F(C) - F(0)) / (F(M) - F(0)) of columns circuit, model, empty."""
     return (means[:, 0] - means[:, 2]) / (means[:, 1] - means[:, 2])
 
 
-def _mean_share(group: Sequence[Faithfulness], seed: int) -> Estimate:
+def _mean_share(setting: Setting, group: Sequence[Faithfulness]) -> Estimate:
     """Faithfulness of the mean metric over several circuits."""
-    return bootstrap(torch.stack([one.samples for one in group]).mean(0), _share, SHARE, seed=seed)
+    return setting.estimate(torch.stack([result.samples for result in group]).mean(0), share_of_gap, SHARE)

@@ -1,7 +1,8 @@
 """Faithfulness as different papers define it, under every ablation, by template and over prompts."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,17 +10,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitome.engine.ablation import ABLATIONS
+from circuitome.engine.setting import Setting
 from circuitome.errors import InputError
 from circuitome.graph.circuits import Circuit
-from circuitome.models.model import Model
-from circuitome.results import Estimate, bootstrap, mean
+from circuitome.progress import silent
+from circuitome.results import Estimate
 from circuitome.tasks.losses import kl
 from circuitome.tasks.task import Task
 from circuitome.validation.faithfulness.evaluator import Evaluator
-from circuitome.validation.faithfulness.share import SHARE
-
-Progress = Callable[[int, int], None]
-"""Called with the ablations measured and the ablations in all."""
+from circuitome.validation.faithfulness.share import SHARE, share_of_gap
 
 
 @dataclass(frozen=True)
@@ -35,11 +34,10 @@ class OtherAblation:
 
 
 def faithfulness_variants(
+    setting: Setting,
     own: Float[Tensor, " prompts"],
     clean: Float[Tensor, " prompts"],
     empty: Float[Tensor, " prompts"],
-    unit: str,
-    seed: int = 0,
 ) -> dict[str, Estimate]:
     """Faithfulness from per-prompt metrics of circuit, model and empty circuit.
 
@@ -48,32 +46,28 @@ def faithfulness_variants(
     - ratio of means: F(C) / F(M); mean of ratios: the mean over prompts of the same, unstable where the model's metric
       is near 0.
     """
-    columns = torch.stack([own, clean, empty, own / clean], 1)
-
-    def estimate(statistic: Callable[[Tensor], Tensor], unit: str) -> Estimate:
-        return bootstrap(columns, statistic, unit, seed=seed)
-
+    estimate = partial(setting.estimate, torch.stack([own, clean, empty, own / clean], 1))
     return {
-        "normalised": estimate(lambda m: (m[:, 0] - m[:, 2]) / (m[:, 1] - m[:, 2]), SHARE),
-        "difference": estimate(lambda m: (m[:, 1] - m[:, 0]).abs(), unit),
+        "normalised": estimate(share_of_gap, SHARE),
+        "difference": estimate(lambda m: (m[:, 1] - m[:, 0]).abs(), setting.task.unit),
         "ratio of means": estimate(lambda m: m[:, 0] / m[:, 1], "share of the model's metric"),
         "mean of ratios": estimate(lambda m: m[:, 3], "share of the model's metric"),
     }
 
 
-def distribution_variants(evaluator: Evaluator, circuit: Circuit, seed: int = 0) -> dict[str, Estimate]:
+def distribution_variants(evaluator: Evaluator, circuit: Circuit) -> dict[str, Estimate]:
     """How near the circuit's whole output is to the model's, at the position read, beside that of the empty circuit.
 
     - KL: KL(model || circuit) over the vocabulary, in nats, mean over prompts.
     - argmax agreement: share of prompts on which both give the same first token.
     """
-    clean = evaluator.clean_logits()
+    clean, setting = evaluator.clean_logits(), evaluator.setting
     found: dict[str, Estimate] = {}
     for name, one in (("circuit", circuit), ("empty circuit", Circuit.empty(circuit.graph))):
         logits = evaluator.logits(one)
-        found[f"KL, {name}"] = mean(kl(clean, logits), "nats", seed=seed)
+        found[f"KL, {name}"] = setting.mean(kl(clean, logits), "nats")
         same = (clean.argmax(-1) == logits.argmax(-1)).float()
-        found[f"argmax agreement, {name}"] = mean(same, "share of prompts", seed=seed)
+        found[f"argmax agreement, {name}"] = setting.mean(same, "share of prompts")
     return found
 
 
@@ -87,55 +81,50 @@ def node_circuit(circuit: Circuit) -> Circuit:
 
 
 def other_ablations(
-    model: Model,
-    circuit: Circuit,
-    task: Task,
-    found_with: str,
-    others: Mapping[str, Task],
-    *,
-    seed: int = 0,
-    max_memory: int | None = None,
-    memory: Path | None = None,
-    progress: Progress | None = None,
-) -> list[OtherAblation]:
-    """Normalised faithfulness under each ablation but `found_with`, and under those of `others`.
+    setting: Setting, circuit: Circuit, others: Mapping[str, Task], folder: Path | None = None
+) -> tuple[OtherAblation, ...]:
+    """Normalised faithfulness under each ablation but the setting's, and under those of `others`.
 
     `others` are tasks with the same clean prompts and other corrupted ones, by name (IOI's ABC distribution); they are
-    measured with corrupted and mean-position. An ablation that cannot be is listed with the reason.
+    measured with corrupted and mean-position. An ablation that cannot be is listed with the reason. Measurements are
+    kept in `folder`.
     """
-    plans = [(name, task, name) for name in ABLATIONS if name != found_with]
+    plans = [(name, setting.task, name) for name in ABLATIONS if name != setting.ablation]
     for name, other in others.items():
         plans += [(f"{kind}, {name} prompts", other, kind) for kind in ("corrupted", "mean-position")]
     rows = []
     for index, (name, prompts, kind) in enumerate(plans):
-        path = None if memory is None else memory / f"{name.replace(', ', '-').replace(' ', '-')}.safetensors"
+        path = None if folder is None else folder / f"{name.replace(', ', '-').replace(' ', '-')}.safetensors"
+        here = setting.but(prompts=prompts, ablation=kind, checkpoint=path, progress=silent)
         try:
-            evaluator = Evaluator(model, prompts, kind, max_memory, keep=False, memory=path)  # type: ignore[arg-type]
+            evaluator = Evaluator(here)
             own, empty = evaluator.circuits([circuit, Circuit.empty(circuit.graph)])
             evaluator.save()
         except InputError as error:
             rows.append(OtherAblation(name, None, str(error)))
             continue
-        rows.append(
-            OtherAblation(name, faithfulness_variants(own, evaluator.clean, empty, task.unit, seed)["normalised"])
-        )
-        if progress:
-            progress(index + 1, len(plans))
-    return rows
+        rows.append(OtherAblation(name, faithfulness_variants(here, own, evaluator.clean, empty)["normalised"]))
+        setting.progress("other ablations", index + 1, len(plans))
+    return tuple(rows)
 
 
 def by_template(
-    task: Task, own: Float[Tensor, " prompts"], clean: Float[Tensor, " prompts"], empty: Float[Tensor, " prompts"]
+    setting: Setting,
+    own: Float[Tensor, " prompts"],
+    clean: Float[Tensor, " prompts"],
+    empty: Float[Tensor, " prompts"],
 ) -> dict[str, Estimate]:
     """Normalised faithfulness of each template's prompts; none where there is only one template."""
+    task = setting.task
     names = sorted({pair.template for pair in task.pairs})
     if len(names) < 2:
         return {}
-    found = {}
+    shares = {}
     for name in names:
-        rows = [i for i, pair in enumerate(task.pairs) if pair.template == name]
-        found[name or "none"] = faithfulness_variants(own[rows], clean[rows], empty[rows], task.unit)["normalised"]
-    return found
+        rows = task.rows_of(name)
+        part = setting.but(prompts=replace(task, pairs=tuple(task.pairs[row] for row in rows)))
+        shares[name or "none"] = faithfulness_variants(part, own[rows], clean[rows], empty[rows])["normalised"]
+    return shares
 
 
 def over_prompts(

@@ -6,29 +6,23 @@ Sources: Wang et al. 2022, arXiv:2211.00593, section 3.4 (backup name movers); M
 Rushing & Nanda 2024, arXiv:2402.15390 (how much of it is the final norm).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from scipy.stats import t as student
+from scipy.stats import ttest_1samp
 from torch import Tensor
 
 from circuitome.engine.ablate_outputs import ablated_rows
-from circuitome.engine.ablation import Ablation
+from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
-from circuitome.graph.circuits import Circuit
 from circuitome.graph.model_graph import Graph
-from circuitome.models.model import Model
-from circuitome.results import Estimate, mean
-from circuitome.tasks.task import Task
+from circuitome.results import Estimate
 from circuitome.validation.faithfulness.evaluator import Evaluator
 from circuitome.validation.robustness.direct_effects import Direct, direct_contributions, knocked_contributions
 from circuitome.validation.tests.hypotheses import ALPHA, holm
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being measured, how much of it is done, and how much there is."""
 
 LEAST = 0.01
 """A backup's direct contribution grows by at least this share of the clean-ablated gap."""
@@ -142,18 +136,9 @@ class Backups:
         }
 
 
+@method
 def backups(
-    model: Model,
-    task: Task,
-    heads: Sequence[str] | None = None,
-    *,
-    ablation: Ablation = "corrupted",
-    k: int = HEADS,
-    top: int = 8,
-    least: float = LEAST,
-    seed: int = 0,
-    max_memory: int | None = None,
-    progress: Progress | None = None,
+    setting: Setting, heads: Sequence[str] | None = None, *, k: int = HEADS, top: int = 8, least: float = LEAST
 ) -> Backups:
     """Knock out `heads` and find the heads and MLPs that take over.
 
@@ -166,30 +151,29 @@ def backups(
     Raises `InputError` for fewer than 8 prompts, when no part is left that could react, or when the model does not do
     the task; `UnknownNameError` for heads that do not exist.
     """
+    model, task = setting.model, setting.task
     if len(task) < FEWEST_PROMPTS:
         raise InputError(
             f"Backups are found by a test over prompts, which needs at least {FEWEST_PROMPTS}; {task.name} has "
             f"{len(task)}. Take more prompts (--n)."
         )
-    tell = progress or (lambda what, done, total: None)
     if heads is not None:
         _can_react(model.graph, ablated_rows(model, heads))  # refuse before anything runs
-    evaluator = Evaluator(model, task, ablation, max_memory)
-    tell("direct contributions", 0, 2)
-    before = direct_contributions(evaluator)
-    gap = _gap(evaluator, before)
+    evaluator = Evaluator(setting)
+    before, gap = direct_contributions(evaluator), evaluator.checked_gap()
+    setting.progress("direct effects", 1, 2)
     rows = ablated_rows(model, _movers(before, k, least * gap) if heads is None else heads)
     able = _can_react(model.graph, rows)
-    tell("direct contributions", 1, 2)
     knocked = knocked_contributions(evaluator, rows)
+    setting.progress("direct effects", 2, 2)
     after, frozen = knocked.after, knocked.frozen
     growth = after.samples - frozen.samples
     order = [r for r in growth.mean(0).argsort(descending=True).tolist() if able[r]]
-    totals = _totals(evaluator, rows, order[:top], before.metric, after.metric, tell)
+    totals = _totals(evaluator, rows, order[:top], before.metric, after.metric)
     corrected = dict(zip(order, holm([grew(growth[:, row]) for row in order]), strict=True))
 
     def estimate(values: Tensor) -> Estimate:
-        return mean(values, task.unit, seed=seed)
+        return setting.mean(values, task.unit)
 
     def reaction(row: int) -> Reaction:
         first, middle, last = (estimate(one.samples[:, row]) for one in (before, frozen, after))
@@ -199,7 +183,7 @@ def backups(
 
     return Backups(
         tuple(model.graph.writers[row] for row in rows),
-        ablation,
+        setting.ablation,
         estimate(before.metric),
         estimate(after.metric),
         estimate(before.metric - after.metric),
@@ -217,10 +201,9 @@ def backups(
 def grew(change: Float[Tensor, " prompts"]) -> float:
     """P of a one-sided paired t-test; null: the mean change over prompts is at most 0. No spread: 0 or 1."""
     values = change.double()
-    centre, spread = float(values.mean()), float(values.std())
-    if spread <= 1e-9 * abs(centre) or spread == 0:
-        return 0.0 if centre > 0 else 1.0
-    return float(student.sf(centre / (spread / len(values) ** 0.5), len(values) - 1))
+    if float(values.std()) <= 1e-9 * abs(float(values.mean())):
+        return 0.0 if float(values.mean()) > 0 else 1.0
+    return float(ttest_1samp(values.numpy(), 0.0, alternative="greater").pvalue)
 
 
 def _movers(before: Direct, k: int, least: float) -> list[str]:
@@ -247,21 +230,8 @@ def _can_react(graph: Graph, rows: Sequence[int]) -> Bool[Tensor, " writers"]:
     return able
 
 
-def _gap(evaluator: Evaluator, before: Direct) -> float:
-    """Metric of the whole model minus metric with everything ablated."""
-    model, task = evaluator.model, evaluator.task
-    clean = float(before.metric.mean())
-    empty = float(evaluator.circuits([Circuit.empty(model.graph)]).mean())
-    if not clean > empty:
-        raise InputError(
-            f"{model.name} does not do the task {task.name}: its mean {task.metric} is {clean:.3f}, and {empty:.3f} "
-            "with everything ablated, so there is nothing to take over."
-        )
-    return clean - empty
-
-
 def _totals(
-    evaluator: Evaluator, knocked: Sequence[int], rows: Sequence[int], intact: Tensor, left: Tensor, tell: Progress
+    evaluator: Evaluator, knocked: Sequence[int], rows: Sequence[int], intact: Tensor, left: Tensor
 ) -> dict[int, tuple[Tensor, Tensor]]:
     """What the metric loses, on every prompt, when each of `rows` is knocked out alone and beside `knocked`."""
     if not rows:
@@ -270,6 +240,6 @@ def _totals(
     for i, row in enumerate(rows):
         sets[i :: len(rows), row] = True
     sets[len(rows) :, list(knocked)] = True
-    metric = evaluator.ablate(sets, lambda done, total: tell("total contributions", done, total))
+    metric = evaluator.ablate(sets, "total effects")
     alone, beside = metric.split(len(rows))
     return {row: (intact - alone[i], left - beside[i]) for i, row in enumerate(rows)}

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from circuitome.discovery.attribution.edges import eap_ig
 from circuitome.engine.ablate_outputs import ablate, ablated_rows
+from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
-from circuitome.models.model import Model
-from circuitome.results import Estimate, mean
-from circuitome.tasks.task import Task
+from circuitome.results import Estimate
 from circuitome.validation.robustness.backup_heads import FEWEST_PROMPTS, grew
 from circuitome.validation.tests.hypotheses import ALPHA, holm
 
@@ -39,7 +38,7 @@ class Rise:
 
 
 @dataclass(frozen=True, eq=False)
-class Research:
+class Rediscovery:
     """Two searches, without and with the knock-out."""
 
     knocked: tuple[str, ...]
@@ -81,36 +80,36 @@ class Research:
         }
 
 
-def research(
-    model: Model,
-    task: Task,
+@method
+def rediscovery(
+    setting: Setting,
     heads: Sequence[str],
     *,
     edges: int,
-    ablation: str = "mean",
+    knock_out: str = "mean",
+    search: Callable[[Setting], EdgeScores] = eap_ig,
     before: EdgeScores | None = None,
-    method: Callable[[Model, Task], EdgeScores] = eap_ig,
-    seed: int = 0,
-) -> Research:
-    """Score all edges with `heads` knocked out, by the same `method` as before, and see whose strength rose.
+) -> Rediscovery:
+    """Score all edges with `heads` knocked out, by the same `search` as before, and see whose strength rose.
 
     The strength of a head or MLP is minus the sum of the scores of all edges that leave it: to first order, what the
-    metric loses when it is corrupted. The knock-out (`ablation`: mean or zero, at every position) holds in every pass
-    of the method, see `ablate`; edges out of knocked-out heads score 0. `before` are scores of the intact model
-    where they are at hand. Costs the method once, or twice.
+    metric loses when it is corrupted. The knock-out (`knock_out`: mean or zero, at every position) holds in every
+    pass of the search, see `ablate`; edges out of knocked-out heads score 0. `before` are scores of the intact model
+    where they are at hand. Costs the search once, or twice.
     Raises as `ablate` and `EdgeScores.top`, and `InputError` for fewer than 8 prompts or scores without samples.
     """
+    model, task = setting.model, setting.task
     if len(task) < FEWEST_PROMPTS:
         raise InputError(
             f"Whether a strength rose is tested over prompts, which needs at least {FEWEST_PROMPTS}; {task.name} has "
             f"{len(task)}. Take more prompts (--n)."
         )
     rows = ablated_rows(model, heads)
-    first = method(model, task) if before is None else before
+    first = search(setting) if before is None else before
     first.top(edges)  # refuse sizes and scores that cannot be before the search
     old = strengths(first)
-    with ablate(model, task, heads, ablation=ablation):
-        second = method(model, task)
+    with ablate(model, task, heads, ablation=knock_out):
+        second = search(setting)
     new = strengths(second)
     if old.shape != new.shape:
         raise InputError(
@@ -125,12 +124,12 @@ def research(
 
     def rise(row: int, p: float) -> Rise:
         name = model.graph.writers[row]
-        was, now, change = (mean(values[:, row], task.unit, seed=seed) for values in (old, new, growth))
+        was, now, change = (setting.mean(values[:, row], task.unit) for values in (old, new, growth))
         return Rise(name, was, now, change, p, name in joined)
 
     names = tuple(model.graph.writers[row] for row in rows)
     rises = tuple(rise(row, p) for row, p in zip(order, corrected, strict=True))
-    return Research(names, ablation, first, second, edges, rises)
+    return Rediscovery(names, knock_out, first, second, edges, rises)
 
 
 def strengths(scores: EdgeScores) -> Float[Tensor, "prompts writers"]:

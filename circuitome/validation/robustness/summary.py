@@ -1,27 +1,25 @@
 """Would another day have given the same circuit? Backups, resampled and other prompts, other tasks, other methods."""
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from circuitome.discovery.attribution.edges import eap, eap_ig
-from circuitome.engine.ablation import Ablation
+from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
-from circuitome.models.model import Model
+from circuitome.progress import silent
 from circuitome.tasks import TASKS
 from circuitome.tasks.task import Task
 from circuitome.validation.criteria import FAIL, PASS, UNCLEAR, Criterion
 from circuitome.validation.robustness.backup_heads import backups
-from circuitome.validation.robustness.rediscovery import research
+from circuitome.validation.robustness.rediscovery import rediscovery
 from circuitome.validation.robustness.shuffled_labels import shuffled_null
 from circuitome.validation.robustness.stability import bootstrap_stability, method_agreement
-from circuitome.validation.robustness.transfer import across, variants_of
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being measured, how much of it is done, and how much there is."""
+from circuitome.validation.robustness.transfer import transfer, variants_of
 
 OTHER_TASKS = 2
 """Other tasks that the circuit is tried on."""
@@ -33,74 +31,56 @@ DROP = 0.1
 """How much less faithful it may be on other prompts of its task."""
 
 
-def robustness(
-    model: Model,
-    circuit: Circuit,
-    task: Task,
-    scores: EdgeScores | None = None,
-    *,
-    ablation: Ablation = "corrupted",
-    seed: int = 0,
-    max_memory: int | None = None,
-    memory: Path | None = None,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
+@method
+def robustness(setting: Setting, circuit: Circuit, scores: EdgeScores | None = None) -> dict[str, Any]:
     """What becomes of a circuit when heads, prompts, tasks or methods change, as plain JSON values by section.
 
-    - backups: the strongest heads knocked out, who took over (`backups`); research: EAP-IG again without them.
+    - backups: the strongest heads knocked out, who took over (`backups`); rediscovery: EAP-IG again without them.
     - stability: EAP-IG's circuit of the same size on resampled prompts (`bootstrap_stability`).
     - shuffled: the same with answers and wrong answers exchanged at random (`shuffled_null`).
-    - across: the circuit on another seed, paraphrases, templates and other tasks, and theirs here (`across`).
+    - transfer: the circuit on another seed, paraphrases, templates and other tasks, and theirs here (`transfer`).
     - methods: overlap with the circuits of EAP and EAP-IG, and of `scores` where they come from elsewhere.
 
-    A section that cannot be holds only a "note" with the reason. Finished sections are kept in the folder `memory`.
+    A section that cannot be holds only a "note" with the reason. Scores by EAP-IG with their
+    samples are not computed again. Finished sections are kept in the setting's checkpoint, a folder.
     """
-    tell = progress or (lambda what, done, total: None)
-    size = len(circuit)
-    found: dict[str, EdgeScores] = {}
+    size, (model, task) = len(circuit), (setting.model, setting.task)
+    quiet = setting.but(progress=silent, checkpoint=None)
 
+    @functools.cache
     def reference() -> EdgeScores:
-        if "eap-ig" not in found:
-            found["eap-ig"] = eap_ig(model, task, ablation=ablation, max_memory=max_memory)
-        return found["eap-ig"]
+        known = scores is not None and scores.samples is not None and scores.method.startswith("eap-ig, 5")
+        return scores if scores is not None and known else eap_ig(quiet)
 
     def knocked() -> dict[str, Any]:
-        taken = backups(model, task, ablation=ablation, top=TOTALS, seed=seed, max_memory=max_memory)
-        kind = ablation if ablation in ("mean", "zero") else "mean"
-        again = research(model, task, taken.knocked, edges=size, ablation=kind, before=reference(), seed=seed)
-        return {**_short(taken.to_dict(), "reactions"), "research": _short(again.to_dict(), "gained", "lost")}
+        taken = backups(quiet, top=TOTALS)
+        kind = setting.ablation if setting.ablation in ("mean", "zero") else "mean"
+        again = rediscovery(quiet, taken.knocked, edges=size, knock_out=kind, before=reference())
+        return {**_short(taken.to_dict(), "reactions"), "rediscovery": _short(again.to_dict(), "gained", "lost")}
 
     def elsewhere() -> dict[str, Any]:
-        tasks = {"these prompts": task, **_few_others(variants_of(model, task, seed=seed))}
-        return across(
-            model,
-            tasks,
-            size=size,
-            scores={"these prompts": reference()},
-            circuits={"these prompts": circuit},
-            ablation=ablation,
-            seed=seed,
-            max_memory=max_memory,
-        ).to_dict()
+        here = "these prompts"
+        tasks = {here: task, **_few_others(variants_of(model, task, seed=setting.seed))}
+        return transfer(quiet, tasks, size=size, scores={here: reference()}, circuits={here: circuit}).to_dict()
 
     def methods() -> dict[str, Any]:
-        every = {"eap": eap(model, task, ablation=ablation, max_memory=max_memory), "eap-ig": reference()}
+        every = {"eap": eap(quiet), "eap-ig": reference()}
         if scores is not None and not scores.method.startswith(("eap-ig", "eap,")):
             every[scores.method or "this circuit's"] = scores
         return method_agreement(every, size).to_dict()
 
     sections: dict[str, Callable[[], dict[str, Any]]] = {
         "backups": knocked,
-        "stability": lambda: bootstrap_stability(reference(), size, seed=seed).to_dict(),
-        "shuffled": lambda: shuffled_null(reference(), size, seed=seed).to_dict(),
-        "across": elsewhere,
+        "stability": lambda: bootstrap_stability(reference(), size, seed=setting.seed).to_dict(),
+        "shuffled": lambda: shuffled_null(reference(), size, seed=setting.seed).to_dict(),
+        "transfer": elsewhere,
         "methods": methods,
     }
     made = {}
     for done, (name, make) in enumerate(sections.items()):
-        tell("robustness", done, len(sections))
-        made[name] = _kept(memory, name, make)
-    tell("robustness", len(sections), len(sections))
+        setting.progress("robustness", done, len(sections))
+        made[name] = _kept(setting.checkpoint, name, make)
+    setting.progress("robustness", len(sections), len(sections))
     return made
 
 
@@ -122,7 +102,7 @@ def robust_criteria(found: Mapping[str, Any]) -> list[Criterion]:
         lines.append(
             Criterion("stability", spread["mean"], spread["low"], spread["high"], beside, threshold, verdict, note)
         )
-    if "faithfulness" in (away := found["across"]):
+    if "faithfulness" in (away := found["transfer"]):
         own, *others = zip(away["names"], away["faithfulness"][0], strict=True)
         fresh = [one for name, one in others if name.startswith("seed ")]
         if fresh:

@@ -10,28 +10,27 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitome.discovery.attribution.edges import eap_ig
-from circuitome.engine.ablation import Ablation
 from circuitome.engine.circuit_run import check_graph
+from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
 from circuitome.models.model import Model
-from circuitome.results import Estimate, bootstrap, mean
+from circuitome.progress import silent
+from circuitome.results import Estimate
 from circuitome.tasks import TASKS
 from circuitome.tasks.generators.ioi import ioi
 from circuitome.tasks.task import Task
 from circuitome.validation.faithfulness.evaluator import Evaluator
+from circuitome.validation.faithfulness.share import SHARE, share_of_gap
 from circuitome.validation.robustness.stability import AgreementMatrix, check_size, method_agreement
 
-SHARE = "share of the clean-ablated gap"
 FEWEST_PROMPTS = 8
 """Prompts that a template needs to be a task of its own."""
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True, eq=False)
-class Across:
+class Transfer:
     """Circuits of several tasks side by side: how far they overlap, and how well each does the other tasks."""
 
     names: tuple[str, ...]
@@ -124,68 +123,56 @@ def by_template(task: Task, least: int = FEWEST_PROMPTS) -> dict[str, Task]:
     return {name: replace(task, pairs=tuple(pairs)) for name, pairs in sorted(groups.items()) if len(pairs) >= least}
 
 
-def does(model: Model, task: Task, *, ablation: Ablation = "corrupted") -> bool:
+@method
+def does(setting: Setting) -> bool:
     """Whether the metric is higher on clean prompts than with everything ablated: the interval's low end above 0."""
-    evaluator = Evaluator(model, task, ablation, keep=False)
-    empty = evaluator.circuits([Circuit.empty(model.graph)])[0]
-    return mean(evaluator.clean - empty, task.unit).low > 0
+    evaluator = Evaluator(setting.but(progress=silent))
+    return setting.mean(evaluator.clean - evaluator.empty, setting.task.unit).low > 0
 
 
-def across(
-    model: Model,
+@method
+def transfer(
+    setting: Setting,
     tasks: Mapping[str, Task],
     *,
     size: int,
-    method: Callable[[Model, Task], EdgeScores] = eap_ig,
+    search: Callable[[Setting], EdgeScores] = eap_ig,
     scores: Mapping[str, EdgeScores] | None = None,
     circuits: Mapping[str, Circuit] | None = None,
-    ablation: Ablation = "corrupted",
-    seed: int = 0,
-    max_memory: int | None = None,
-    progress: Progress | None = None,
-) -> Across:
-    """The circuit of every task by `method`, their overlaps, and the faithfulness of each on each.
+) -> Transfer:
+    """The circuit of every task by `search`, their overlaps, and the faithfulness of each on each.
 
     A circuit is the `size` strongest edges of the task's scores. `scores` and `circuits` may give what is at hand for
-    some of the tasks by name. Costs the method once a task, two passes, and one circuit run for every pair of tasks.
+    some of the tasks by name. Costs the search once a task, two passes, and one circuit run for every pair of tasks.
     Raises `InputError` for fewer than two tasks, a circuit of another model, or a task that the model does not do.
     """
     if len(tasks) < 2:
         raise InputError(f"Tasks are compared with each other; got only {', '.join(tasks) or 'none'}.")
-    tell = progress or (lambda what, done, total: None)
-    found = dict(scores or {})
-    for done, (name, task) in enumerate(tasks.items()):
-        tell("scoring", done, len(tasks))
-        if name not in found:
-            found[name] = method(model, task)
-    chosen = [(circuits or {}).get(name) or found[name].top(size) for name in tasks]
+    settings = {name: setting.but(prompts=task, progress=silent) for name, task in tasks.items()}
+    every, total = dict(scores or {}), 2 * len(tasks)
+    for done, (name, here) in enumerate(settings.items()):
+        every[name] = every.get(name) or search(here)
+        setting.progress("other tasks", done + 1, total)
+    chosen = [(circuits or {}).get(name) or every[name].top(size) for name in tasks]
     for circuit in chosen:
         check_size(circuit)
-        check_graph(model, circuit)
+        check_graph(setting.model, circuit)
     columns = []
-    for done, (name, task) in enumerate(tasks.items()):
-        tell("measuring", done, len(tasks))
-        columns.append(_shares(Evaluator(model, task, ablation, max_memory, keep=False), name, chosen, seed))
+    for done, here in enumerate(settings.values()):
+        columns.append(_shares(Evaluator(here), chosen))
+        setting.progress("other tasks", len(tasks) + done + 1, total)
     rows = tuple(tuple(column[i] for column in columns) for i in range(len(chosen)))
-    overlap = method_agreement({name: found[name] for name in tasks}, size)
-    return Across(tuple(tasks), tuple(chosen), overlap, rows)
+    overlap = method_agreement({name: every[name] for name in tasks}, size)
+    return Transfer(tuple(tasks), tuple(chosen), overlap, rows)
 
 
-def _shares(evaluator: Evaluator, name: str, circuits: list[Circuit], seed: int) -> list[Estimate]:
+def _shares(evaluator: Evaluator, circuits: list[Circuit]) -> list[Estimate]:
     """Faithfulness of each circuit on one task."""
-    empty, *metrics = evaluator.circuits([Circuit.empty(evaluator.model.graph), *circuits])
-    clean = evaluator.clean
-    if not float(clean.mean()) > float(empty.mean()):
-        raise InputError(
-            f"{evaluator.model.name} does not do the task {name}: its mean {evaluator.task.metric} is "
-            f"{float(clean.mean()):.3f}, and {float(empty.mean()):.3f} with everything ablated. Leave it out; "
-            "variants_of gives only tasks that the model does."
-        )
-
-    def share(means: Tensor) -> Tensor:
-        return (means[:, 0] - means[:, 2]) / (means[:, 1] - means[:, 2])
-
-    return [bootstrap(torch.stack([metric, clean, empty], 1), share, SHARE, seed=seed) for metric in metrics]
+    evaluator.checked_gap()
+    metrics, (clean, empty) = evaluator.circuits(circuits), (evaluator.clean, evaluator.empty)
+    return [
+        evaluator.setting.estimate(torch.stack([metric, clean, empty], 1), share_of_gap, SHARE) for metric in metrics
+    ]
 
 
 def _first(task: Task, n: int) -> Task:

@@ -3,7 +3,7 @@
 Source: Wang et al. 2022, arXiv:2211.00593, section 4 and appendix; K are sets of the circuit's nodes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +14,6 @@ from circuitome.errors import InputError
 from circuitome.graph.circuits import Circuit
 from circuitome.results import Estimate, bootstrap
 from circuitome.validation.faithfulness.evaluator import Evaluator
-
-Progress = Callable[[int, int], None]
-"""Called with the subsets measured and the subsets in all."""
 
 CANDIDATES = 10
 """Nodes among which a greedy step chooses."""
@@ -35,6 +32,8 @@ class Completeness:
     """Metric of the circuit without K, and of the model without K, on each prompt."""
     gap: float
     """F(M) - F(0), the unit of `scores`."""
+    groups: tuple[int, ...] = ()
+    """Each prompt's template, over which intervals are taken."""
 
     @property
     def circuit(self) -> Float[Tensor, " sets"]:
@@ -63,7 +62,9 @@ class Completeness:
             nan = float("nan")
             return Estimate(nan, nan, nan, GAP_SHARE, self.samples.shape[-1])
         missing = (self.samples[0] - self.samples[1])[chosen].T
-        return bootstrap(missing, lambda means: means.abs().mean(1) / abs(self.gap), GAP_SHARE, seed=seed)
+        return bootstrap(
+            missing, lambda means: means.abs().mean(1) / abs(self.gap), GAP_SHARE, seed=seed, groups=self.groups
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +77,8 @@ class Minimality:
     """For each K, F(C without K and the part) - F(C without K) on each prompt; 0 where K holds the part."""
     gap: float
     """F(M) - F(0), the unit of `scores`."""
+    groups: tuple[int, ...] = ()
+    """Each prompt's template, over which intervals are taken."""
 
     @property
     def scores(self) -> Float[Tensor, " parts"]:
@@ -101,7 +104,8 @@ class Minimality:
             scores = means.unflatten(1, shape).abs().amax(1) / abs(self.gap)
             return (scores < least).double().mean(1)
 
-        return bootstrap(self.changes[:, chosen].flatten(0, 1).T, share, "share of the nodes", seed=seed)
+        changes = self.changes[:, chosen].flatten(0, 1).T
+        return bootstrap(changes, share, "share of the nodes", seed=seed, groups=self.groups)
 
 
 def completeness(
@@ -112,7 +116,6 @@ def completeness(
     greedy: int = 5,
     groups: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> Completeness:
     """Compare circuit and model without K: `draws` random K (each node with chance 1/2), groups, and the worst K found.
 
@@ -134,8 +137,7 @@ def completeness(
         kinds.append(name)
     total = len(sets) + greedy * min(CANDIDATES, len(nodes))
     samples = _both(evaluator, circuit, torch.stack(sets)) if sets else torch.empty(2, 0, len(evaluator.task))
-    if progress:
-        progress(len(sets), total)
+    evaluator.setting.progress("completeness", len(sets), total)
     chosen: list[int] = []
     for step in range(min(greedy, len(nodes))):
         rest = [row for row in nodes if row not in chosen]
@@ -147,10 +149,9 @@ def completeness(
         sets.append(tried[best])
         kinds.append("greedy")
         samples = torch.cat([samples, both[:, best, None]], 1)
-        if progress:
-            progress(min(total, len(sets) + (step + 1) * CANDIDATES), total)
+        evaluator.setting.progress("completeness", min(total, len(sets) + (step + 1) * CANDIDATES), total)
     names = tuple(tuple(graph.writers[i] for i in one.nonzero().flatten().tolist()) for one in sets)
-    return Completeness(names, tuple(kinds), samples, _gap(evaluator, circuit))
+    return Completeness(names, tuple(kinds), samples, evaluator.gap, evaluator.task.groups)
 
 
 def minimality(
@@ -160,7 +161,6 @@ def minimality(
     sets: int = 1,
     readers: bool = True,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> Minimality:
     """For each part of the circuit, the largest change that leaving it out makes, over K = nothing and random halves.
 
@@ -171,18 +171,14 @@ def minimality(
     generator = torch.Generator().manual_seed(seed)
     nodes = _rows(circuit)
     halves = [[r for r in nodes if torch.rand((), generator=generator) < 0.5] for _ in range(sets)]
-    changes, total = [], (1 + sets) * len(names)
+    changes = []
     for done, half in enumerate([[], *halves]):
         base = Circuit(circuit.graph, circuit.mask & ~_set(circuit, half)[:, None])
         touched = torch.tensor([bool((base.mask & one).any()) for one in gone])
-
-        def tell(count: int, _: int, before: int = done) -> None:
-            if progress:
-                progress(before * len(names) + count // len(evaluator.task), total)
-
-        found = evaluator.parts(base, torch.cat([torch.zeros_like(gone[:1]), gone]), tell)
+        what = f"minimality, {done + 1} of {1 + sets}"
+        found = evaluator.parts(base, torch.cat([torch.zeros_like(gone[:1]), gone]), what)
         changes.append((found[1:] - found[0]) * touched[:, None])
-    return Minimality(names, torch.stack(changes), _gap(evaluator, circuit))
+    return Minimality(names, torch.stack(changes), evaluator.gap, evaluator.task.groups)
 
 
 def parts_of(circuit: Circuit, *, readers: bool) -> tuple[tuple[str, ...], Bool[Tensor, "parts writers readers"]]:
@@ -272,8 +268,3 @@ def _set(circuit: Circuit, rows: Sequence[int]) -> Bool[Tensor, " writers"]:
     chosen = torch.zeros(len(circuit.graph.writers), dtype=torch.bool)
     chosen[list(rows)] = True
     return chosen
-
-
-def _gap(evaluator: Evaluator, circuit: Circuit) -> float:
-    empty = evaluator.circuits([Circuit.empty(circuit.graph)])[0]
-    return float(evaluator.clean.mean() - empty.mean())

@@ -4,13 +4,16 @@ Source: Shi et al. 2024, arXiv:2410.13032, with two corrections of the published
 (the code compares the mean score difference with one half), and many tests at once are corrected for (Holm 1979).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.stats import binom
+from scipy.stats import norm as normal
 from torch import Tensor
 
 from circuitome.errors import InputError
@@ -18,6 +21,10 @@ from circuitome.errors import InputError
 ALPHA = 0.05
 EPSILON = 0.1
 """Equivalence: how far the share of wins may be from one half."""
+CLEARLY = 0.1
+"""Share of wins at which a circuit clearly differs from the model."""
+POWERFUL = 0.8
+"""Power from which on an unrejected null counts for something."""
 QUANTILE = 0.9
 """Share of random circuits or edges that must be beaten."""
 
@@ -38,6 +45,8 @@ class TestResult:
     """In [0, 1]."""
     n: int
     """Prompts or draws it rests on."""
+    power: float = 1.0
+    """Chance that it would reject if the null were clearly wrong: what an unrejected null is worth."""
 
     def rejected(self, alpha: float = ALPHA) -> bool:
         """Whether the null hypothesis is refused at level `alpha`."""
@@ -55,18 +64,19 @@ def equivalence(
 
     Null: |P(circuit > model) - 1/2| <= epsilon. With w wins in n prompts without a tie and t = |w / n - 1/2|,
     p = P(|K / n - 1/2| >= t) for K ~ Binomial(n, 1/2 + epsilon): the null's edge, where such a t is likeliest.
-    All ties give p = 1. Raises `InputError` for fewer than two prompts or scores of different length.
+    All ties give p = 1. Power: the chance of a rejection where the circuit scores above the model on 10 % of prompts.
+    Raises `InputError` for fewer than two prompts or scores of different length.
     """
     _paired(circuit, model)
     wins, n = int((circuit > model).sum()), int((circuit != model).sum())
     null = f"the circuit scores above the model on {50 - 100 * epsilon:.0f} to {50 + 100 * epsilon:.0f} % of prompts"
     if n == 0:
         return TestResult("equivalence", null, 0.5, 1.0, 0)
-    far = abs(wins / n - 0.5)
-    k = torch.arange(n + 1).double()
-    extreme = (k / n - 0.5).abs() >= far - 1e-12
-    p = float(torch.from_numpy(binom.pmf(k.numpy(), n, 0.5 + epsilon))[extreme].sum())
-    return TestResult("equivalence", null, wins / n, min(1.0, p), n)
+    k = np.arange(n + 1)
+    far, chance = np.abs(k / n - 0.5), binom.pmf(k, n, 0.5 + epsilon)
+    p_values = np.array([chance[far >= own - 1e-12].sum() for own in far])  # of every number of wins
+    power = float(binom.pmf(k, n, CLEARLY)[p_values < ALPHA].sum())
+    return TestResult("equivalence", null, wins / n, min(1.0, float(p_values[wins])), n, power)
 
 
 def independence(
@@ -80,7 +90,8 @@ def independence(
 
     Null: scores of the complement are independent of the model's. Statistic: HSIC = trace(K H L H) / n^2 with Gaussian
     kernels whose width is the median distance (Gretton et al. 2007); p from `permutations` of the prompts,
-    (1 + permuted at least as large) / (1 + permutations). Constant scores give p = 1. Raises as `equivalence`.
+    (1 + permuted at least as large) / (1 + permutations). Constant scores give p = 1. Power: that of the test of a
+    correlation of .7 on as many prompts, which HSIC with these kernels comes near to. Raises as `equivalence`.
     """
     _paired(complement, model)
     n = len(model)
@@ -88,7 +99,7 @@ def independence(
     first, second = _kernel(complement), _kernel(model)
     null = "what is left without the circuit says nothing about the model's score"
     if first is None or second is None:
-        return TestResult("independence", null, 0.0, 1.0, n)
+        return TestResult("independence", null, 0.0, 1.0, n, _power_of_correlation(n))
     centred = centre @ first @ centre
     value = float((centred * second).sum()) / n**2
     generator = torch.Generator().manual_seed(seed)
@@ -96,11 +107,14 @@ def independence(
     for _ in range(permutations):
         order = torch.randperm(n, generator=generator)
         larger += float((centred * second[order][:, order]).sum()) / n**2 >= value - 1e-12
-    return TestResult("independence", null, value, (1 + larger) / (1 + permutations), n)
+    p = (1 + larger) / (1 + permutations)
+    return TestResult("independence", null, value, p, n, _power_of_correlation(n))
 
 
 def better_than_random(name: str, own: float, random: Sequence[float], *, quantile: float = QUANTILE) -> TestResult:
     """Does `own` beat at least `quantile` of random draws (larger is better)? Rejection: yes, surely more.
+
+    For a share, of which 1 is best and 3 as bad as -1, give minus its distance from 1; see `nearness`.
 
     Null: P(own > random) <= quantile; p = P(K >= wins) for K ~ Binomial(n, quantile). Ties are no wins.
     Used for sufficiency (faithfulness against random circuits) and partial necessity (damage of the knock-out against
@@ -112,6 +126,11 @@ def better_than_random(name: str, own: float, random: Sequence[float], *, quanti
     wins, n = sum(own > other for other in random), len(random)
     null = f"it beats at most {100 * quantile:.0f} % of random ones"
     return TestResult(name, null, wins / n, float(binom.sf(wins - 1, n, quantile)), n)
+
+
+def nearness(share: float) -> float:
+    """How near a share is to 1, the whole model: minus its distance. Overshooting is no better than falling short."""
+    return -abs(1.0 - share)
 
 
 def needed_edges(
@@ -129,7 +148,8 @@ def needed_edges(
     wins = (changes[:, None] > random[None]).sum(1)
     corrected = holm(binom.cdf(wins.numpy(), n, quantile).tolist())
     null = f"leaving the edge out changes more than {100 * quantile:.0f} % of useless edges do"
-    return [TestResult("minimality", null, int(w) / n, p, n) for w, p in zip(wins.tolist(), corrected, strict=True)]
+    power = float(holm([binom.cdf(0, n, quantile)] * len(changes))[0] < ALPHA)
+    return [TestResult("minimality", null, w / n, p, n, power) for w, p in zip(wins.tolist(), corrected, strict=True)]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -140,6 +160,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
         corrected[i] = largest
     return corrected
+
+
+def _power_of_correlation(n: int, correlation: float = 0.7) -> float:
+    """Power of the two-sided test of a correlation at `ALPHA` (Fisher's z), 0 below 5 prompts."""
+    if n < 5:
+        return 0.0
+    return float(normal.sf(normal.isf(ALPHA / 2) - math.atanh(correlation) * (n - 3) ** 0.5))
 
 
 def _paired(a: Tensor, b: Tensor) -> None:

@@ -9,7 +9,7 @@ SWAPS = 10
 """Attempted swaps for each edge of a rewired circuit."""
 
 
-def layered_circuit(circuit: Circuit, generator: torch.Generator) -> Circuit:
+def layer_matched_circuit(circuit: Circuit, generator: torch.Generator) -> Circuit:
     """A circuit with as many edges between every kind and layer of writer and every kind and layer of reader."""
     graph = circuit.graph
     readers = [(node.kind, node.layer, node.input) for node in graph.reader_nodes]
@@ -25,7 +25,7 @@ def layered_circuit(circuit: Circuit, generator: torch.Generator) -> Circuit:
     return Circuit(graph, mask)
 
 
-def rewired_circuit(circuit: Circuit, generator: torch.Generator) -> Circuit:
+def degree_matched_circuit(circuit: Circuit, generator: torch.Generator) -> Circuit:
     """A circuit in which every writer and every reader has as many edges as before: pairs of edges exchange ends."""
     graph, mask = circuit.graph, circuit.mask.clone()
     edges = mask.nonzero().tolist()
@@ -43,8 +43,10 @@ def rewired_circuit(circuit: Circuit, generator: torch.Generator) -> Circuit:
 
 NULLS = {
     "random": lambda circuit, generator: random_circuit(circuit.graph, len(circuit), generator),
-    "layered": layered_circuit,
-    "rewired": rewired_circuit,
+    "layer-matched": layer_matched_circuit,
+    "degree-matched": degree_matched_circuit,
 }
-"""By name: (circuit, generator) -> one circuit of the same size. Random: from the whole graph; layered: the same number
-between all layers and kinds of parts; rewired: the same number at every node."""
+"""By name: (circuit, generator) -> one circuit of the same size. Random: from the whole graph; layer-matched: the same
+number between all layers and kinds of parts; degree-matched: the same number at every node."""
+SHAPED = ("layer-matched", "degree-matched")
+"""Nulls that share the circuit's shape."""

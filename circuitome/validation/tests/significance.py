@@ -3,8 +3,8 @@
 Source: Shi et al. 2024, arXiv:2410.13032; see `hypothesis` for the tests themselves.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -15,9 +15,6 @@ from circuitome.graph.model_graph import Graph
 from circuitome.validation.faithfulness.evaluator import Evaluator
 from circuitome.validation.tests import hypotheses as hypothesis
 from circuitome.validation.tests.hypotheses import TestResult
-
-Progress = Callable[[int, int], None]
-"""Called with the runs done and the runs in all."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ class EdgeTest:
         """The test of the circuit: rejected if any edge's is. Its statistic is the share of edges rejected."""
         smallest = min(self.results, key=lambda one: one.p_value)
         share = sum(one.rejected() for one in self.results) / len(self.results)
-        return TestResult("minimal edges", smallest.null, share, smallest.p_value, len(self.useless))
+        return replace(smallest, name="minimal edges", statistic=share)
 
     @property
     def unneeded(self) -> tuple[str, ...]:
@@ -53,7 +50,6 @@ def edge_test(
     most: int = 100,
     draws: int = 50,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> EdgeTest:
     """Test up to `most` of the circuit's edges, drawn at random, against useless ones.
 
@@ -66,13 +62,10 @@ def edge_test(
     every = circuit.mask.nonzero()
     chosen = every[torch.randperm(len(every), generator=generator)[:most]].tolist()
     chosen.sort(key=lambda edge: -edge[1])
-    total = len(chosen) + 2 * draws
     gone = torch.zeros(len(chosen) + 1, *circuit.mask.shape, dtype=torch.bool)
     for k, (row, column) in enumerate(chosen):
         gone[k + 1, row, column] = True
-    found = evaluator.parts(circuit, gone).mean(1)
-    if progress:
-        progress(len(chosen), total)
+    metrics = evaluator.parts(circuit, gone, "single edges").mean(1)
     paths: list[Circuit] = []
     left_out: list[list[int]] = []
     while len(paths) < draws:
@@ -82,10 +75,8 @@ def edge_test(
             edges = path.mask.nonzero()
             left_out.append(edges[int(torch.randint(len(edges), (), generator=generator))].tolist())
     useless = _useless_changes(evaluator, circuit, paths, left_out)
-    if progress:
-        progress(total, total)
     names = tuple(graph.edge_name(row, column) for row, column in chosen)
-    changes = (found[1:] - found[0]).abs()
+    changes = (metrics[1:] - metrics[0]).abs()
     return EdgeTest(names, changes, useless, tuple(hypothesis.needed_edges(changes, useless)))
 
 
@@ -103,7 +94,7 @@ def _useless_changes(
         without = others.clone()
         without[row, column] = True
         gone += [others, without]
-    means = evaluator.parts(union, torch.stack(gone)).mean(1).view(-1, 2)
+    means = evaluator.parts(union, torch.stack(gone), "useless edges").mean(1).view(-1, 2)
     return (means[:, 1] - means[:, 0]).abs()
 
 
@@ -124,7 +115,7 @@ def random_path(graph: Graph, generator: torch.Generator) -> Circuit:
 
 
 def necessity(
-    evaluator: Evaluator, circuit: Circuit, *, draws: int = 50, seed: int = 0, progress: Progress | None = None
+    evaluator: Evaluator, circuit: Circuit, *, draws: int = 50, seed: int = 0
 ) -> tuple[TestResult, float, list[float]]:
     """Does cutting the circuit's edges hurt the model more than cutting as many others? Rejection: yes, surely.
 
@@ -135,7 +126,7 @@ def necessity(
     others = graph.mask & ~circuit.mask
     size = min(len(circuit), int(others.sum()))
     sets = [circuit, *(_drawn(others, size, graph, generator) for _ in range(draws if size else 0))]
-    means = evaluator.circuits([Circuit(graph, graph.mask & ~one.mask) for one in sets], progress).mean(1)
+    means = evaluator.circuits([Circuit(graph, graph.mask & ~one.mask) for one in sets], "necessity").mean(1)
     damage = (evaluator.clean.mean() - means).tolist()
     drawn = damage[1:] or [damage[0]]  # a circuit of all edges has no others to be compared with
     return hypothesis.better_than_random("necessity", damage[0], drawn), damage[0], damage[1:]

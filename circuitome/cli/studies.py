@@ -1,0 +1,124 @@
+"""One command for each study, made from its settings: fields are options, the lines below them the help."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from inspect import Parameter as Kind
+from inspect import Signature
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from docstring_parser import parse_from_object
+
+from circuitome.cli.app import app
+from circuitome.cli.progress import duration, watched
+from circuitome.studies.catalog import STUDIES
+from circuitome.studies.settings import RUN, Flag, Settings
+from circuitome.studies.study import Study
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """Where a run goes and how it is shown; the same for every study."""
+
+    out: Path | None = None
+    """Folder of the run; a name under runs/ by default."""
+    resume: Flag = False
+    """Go on with a run that was stopped."""
+    dry_run: Flag = False
+    """Print passes, seconds and memory, and stop."""
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False
+    """Print JSON in place of tables."""
+
+
+def command(study: Study) -> Callable[..., None]:
+    """The function behind a study's command: its positional argument, its settings, the frame."""
+    argument = study.settings.argument
+
+    def called(*args: str, settings: Settings | None = None, frame: Frame | None = None) -> None:
+        given: dict[str, Any] = {argument: args[0]} if argument and args else {}
+        _perform(study, replace(settings or study.settings(), **given), frame or Frame())
+
+    flat, framed = Parameter(name="*"), Parameter(name="*", group=RUN)
+    parameters = [
+        Kind("settings", Kind.KEYWORD_ONLY, default=study.settings(), annotation=Annotated[study.settings, flat]),
+        Kind("frame", Kind.KEYWORD_ONLY, default=Frame(), annotation=Annotated[Frame, framed]),
+    ]
+    if argument is not None:
+        parameters.insert(0, _positional(study.settings, argument))
+    called.__name__, called.__doc__ = study.name, study.settings.__doc__
+    called.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return called
+
+
+def _positional(settings: type[Settings], argument: str) -> Kind:
+    """The positional argument, with the help of its field; required where the field's default is empty."""
+    default = getattr(settings(), argument)
+    return Kind(
+        argument,
+        Kind.POSITIONAL_ONLY,
+        default=Kind.empty if default == "" else default,
+        annotation=Annotated[str, Parameter(help=field_lines(settings)[argument])],
+    )
+
+
+def field_lines(settings: type[Settings]) -> dict[str, str]:
+    """By field, the line below it, of settings and their bases."""
+    lines: dict[str, str] = {}
+    for kind in reversed(settings.__mro__[:-1]):
+        lines |= {line.arg_name: line.description or "" for line in parse_from_object(kind).params}
+    return lines
+
+
+def _perform(study: Study, settings: Settings, frame: Frame) -> None:
+    from circuitome.cli.listing import print_run
+    from circuitome.studies.frame import cost, perform
+
+    if frame.dry_run:
+        with watched() as progress:
+            estimate = cost(study, settings, progress)
+        _print_cost(study, settings, estimate, frame.as_json)
+        return
+    with watched() as progress, stoppable(study, settings, frame):
+        run, folder = perform(study, settings, out=frame.out, resume=frame.resume, progress=progress)
+    print_run(run, folder, frame.as_json)
+
+
+@contextmanager
+def stoppable(study: Study, settings: Settings, frame: Frame) -> Iterator[None]:
+    """Inside, an interruption says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        from circuitome.runs.store import partial_of
+        from circuitome.studies.frame import default_folder
+
+        partial = partial_of(frame.out or default_folder(study, settings))
+        if not partial.is_dir():
+            raise
+        print(f"Stopped; {partial} holds what was done. Repeat the command with --resume to go on.", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _print_cost(study: Study, settings: Settings, estimate: Any, as_json: bool) -> None:
+    from circuitome.studies.settings import command_line
+
+    line = command_line(study.name, settings)
+    if as_json:
+        print(json.dumps({"command": line, **asdict(estimate)}))
+        return
+    print(f"{line} would")
+    for kind, count in estimate.passes.items():
+        print(f"  run {count:>7,.6g} {kind} passes over {estimate.texts:,} texts")
+    seconds = duration(estimate.seconds)
+    notes = "".join(f", {name} {value:,}" for name, value in estimate.notes.items())
+    print(f"  take about {seconds} and {estimate.bytes / 1e9:.1f} GB{notes}")
+    print("Nothing was written.")
+
+
+for _study in STUDIES.values():
+    app.command(command(_study), name=_study.name)

@@ -1,0 +1,31 @@
+"""A circuit by itself: the model's logits with every other edge ablated."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitome.engine.circuit_run import check_graph, circuit_logits
+from circuitome.engine.readout import check_numbers
+from circuitome.engine.setting import Setting, method
+from circuitome.graph.circuits import Circuit
+
+
+@method
+def run_circuit(setting: Setting, circuit: Circuit) -> Float[Tensor, "prompts vocab"]:
+    """Logits [prompts, vocab] after the last token of each clean prompt, with every edge outside `circuit` ablated.
+
+    The full circuit gives the plain model's logits, the empty one (corrupted ablation) those of the corrupted prompts.
+    Raises `InputError` if the circuit belongs to a model of another shape, `NumericsError` at NaN or infinity.
+
+        logits = cm.run_circuit(model, task, scores.top(500), ablation="mean")
+    """
+    check_graph(setting.model, circuit)
+    rows: list[int] = []
+    parts: list[Tensor] = []
+    with torch.inference_mode():
+        for base in setting.baselines():
+            parts.append(circuit_logits(setting.model, base, circuit))
+            rows += base.batch.rows
+    logits = torch.cat(parts)[torch.tensor(rows).argsort()]
+    check_numbers(logits, "logits")
+    return logits

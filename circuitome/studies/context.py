@@ -1,0 +1,77 @@
+"""What a study's run is given besides its settings: the model, its prompts, progress, and a place to keep work in."""
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+from circuitome.engine.setting import Setting
+from circuitome.models.loading import load
+from circuitome.models.model import Model
+from circuitome.progress import Progress, silent
+from circuitome.runs.reopen import Reopened, reopened
+from circuitome.studies.settings import ModelSettings, PromptSettings, RunSettings, Settings
+from circuitome.tasks.task import Task
+
+
+class Context:
+    """Everything around one run. Model and prompts are made when they are first asked for."""
+
+    def __init__(self, settings: Settings, progress: Progress = silent, folder: Path | None = None) -> None:
+        """`folder` is where long work keeps what is done so far; None: nowhere."""
+        self.settings, self.progress, self.folder = settings, progress, folder
+
+    @cached_property
+    def model(self) -> Model:
+        """The settings' model, or that of the run they name. Raises what `load` raises."""
+        if isinstance(self.settings, RunSettings):
+            return self.found.model
+        assert isinstance(self.settings, ModelSettings), "these settings name no model"
+        self.progress("loading the model", 0, 1)
+        model = load(self.settings.model)
+        self.progress("loading the model", 1, 1)
+        return model
+
+    @cached_property
+    def task(self) -> Task:
+        """The settings' prompts, or those of the run they name."""
+        if isinstance(self.settings, RunSettings):
+            return self.found.task
+        assert isinstance(self.settings, PromptSettings), "these settings name no prompts"
+        return self.settings.origin().draw(self.model, aligned=self.ablation not in ("zero", "mean"))
+
+    @cached_property
+    def found(self) -> Reopened:
+        """The run that the settings name: its model, prompts and circuit. Raises `RunError` where they changed."""
+        assert isinstance(self.settings, RunSettings), "these settings name no run"
+        self.progress("loading the run", 0, 1)
+        run = reopened(Path(self.settings.run))
+        self.progress("loading the run", 1, 1)
+        return run
+
+    @property
+    def ablation(self) -> str:
+        """What ablated edges carry: of the settings, or of the run they name."""
+        if isinstance(self.settings, RunSettings):
+            return self.found.ablation
+        return str(getattr(self.settings, "ablation", "corrupted"))
+
+    @cached_property
+    def setting(self) -> Setting:
+        """What methods are given: model, prompts if there are any, ablation, budget, seed, progress."""
+        prompts = self.task if isinstance(self.settings, (PromptSettings, RunSettings)) else None
+        return Setting(
+            self.model,
+            prompts,
+            ablation=self.ablation if prompts is not None else "corrupted",
+            max_memory=self.settings.max_memory,
+            seed=self.settings.seed,
+            progress=self.progress,
+        )
+
+    def tell(self, what: str) -> Callable[[int, int], None]:
+        """Progress on one phase: a function of how much is done and how much there is."""
+        return lambda done, total: self.progress(what, done, total)
+
+    def file(self, name: str) -> Path | None:
+        """A file in which a long method keeps what is done so far."""
+        return None if self.folder is None else self.folder / name

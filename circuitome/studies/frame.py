@@ -1,0 +1,166 @@
+"""From settings to a saved run: what every study gets without a line of its own.
+
+Command line, manifest, folder, what is kept for resuming, page, and what a run would cost.
+"""
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from circuitome.engine.batches import tokens_within
+from circuitome.errors import CircuitomeError
+from circuitome.models.model import Inputs, Model
+from circuitome.present.page import page
+from circuitome.present.stored import document, dumped
+from circuitome.progress import Progress, silent
+from circuitome.runs.record import described_task, recorded
+from circuitome.runs.store import Run, check_free, open_partial, save_run
+from circuitome.studies.context import Context
+from circuitome.studies.settings import PromptSettings, RunSettings, Settings, command_line
+from circuitome.studies.study import Findings, Study, Work
+
+BACKWARD, CIRCUIT = 2.2, 1.2
+"""What a forward and backward pass, and a circuit's pass, cost in forward passes; measured on SmolLM2."""
+PROGRAM = 600_000_000
+"""Bytes of the program itself."""
+TIMED = 8
+"""Texts in the pass that is timed."""
+
+
+def perform(
+    study: Study,
+    settings: Settings,
+    *,
+    out: Path | None = None,
+    resume: bool = False,
+    progress: Progress = silent,
+) -> tuple[Run, Path]:
+    """Do the study, save its run with its page, and give the run and its folder (`out`, or under runs/).
+
+    What long methods keep for `resume` lies beside the folder and goes when the run is saved. A folder that cannot take
+    the run is refused before the work. Raises what settings, models and methods raise; bad input leaves nothing behind.
+    """
+    settings.check()
+    folder = out or default_folder(study, settings)
+    if folder.is_file() or (folder.exists() and not (folder / "manifest.json").is_file()):
+        check_free(folder, "")
+    command = command_line(study.name, settings)
+    partial = open_partial(folder, command, resume=resume)
+    start = time.perf_counter()
+    context = Context(settings, progress, partial)
+    try:
+        findings = study.run(settings, context)
+    except (CircuitomeError, KeyboardInterrupt) as error:
+        if not resume and (isinstance(error, CircuitomeError) or not kept(partial)):
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    run = Run(manifest(study, settings, context, findings, start), dict(findings.tensors))
+    save_run(run, folder, {"report.html": page(document(run, folder))})
+    return run, folder
+
+
+def default_folder(study: Study, settings: Settings) -> Path:
+    """Where a run goes when nobody says: under runs/, or beside the run that it is about."""
+    if isinstance(settings, RunSettings):
+        return Path(settings.run).resolve().parent / settings.folder_name(study.name)
+    return Path("runs") / settings.folder_name(study.name)
+
+
+def kept(partial: Path) -> bool:
+    """Whether a stopped run has kept anything that `--resume` could go on from."""
+    return any(path.name != "command.txt" for path in partial.iterdir())
+
+
+def manifest(study: Study, settings: Settings, context: Context, findings: Findings, start: float) -> dict[str, Any]:
+    """Exactly what was done and what came out, as plain JSON values."""
+    command, held = command_line(study.name, settings), vars(context)
+    model, task = held.get("model"), held.get("task")
+    data = str(findings.more.get("data_hash", "")) if task is None else task.data_hash()
+    return {
+        **recorded(study.name, command, model=model, asked=_asked(settings, context), data=data),
+        "title": findings.title,
+        "sign": findings.sign,
+        "seed": settings.seed,
+        "settings": _plain(asdict(settings)),
+        **_about_prompts(settings, context),
+        **findings.more,
+        "results": dict(findings.results),
+        "blocks": dumped(findings.blocks),
+        "seconds": round(time.perf_counter() - start, 2),
+    }
+
+
+def _asked(settings: Settings, context: Context) -> str:
+    """The name by which the model was asked for."""
+    return context.found.origin.model if isinstance(settings, RunSettings) else str(getattr(settings, "model", ""))
+
+
+def _about_prompts(settings: Settings, context: Context) -> dict[str, Any]:
+    if isinstance(settings, RunSettings):
+        found = context.found
+        of = {"folder": settings.run, "key": found.run.manifest["key"], "command": found.run.manifest["command"]}
+        about = {"ablation": found.ablation, "run": of, "prompts_from": found.origin.to_dict()}
+        return {**described_task(found.model, found.task), **about}
+    if isinstance(settings, PromptSettings):
+        about = {"ablation": context.ablation, "prompts_from": settings.origin().to_dict()}
+        return {**described_task(context.model, context.task), **about}
+    return {}
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run will cost."""
+
+    passes: dict[str, float]
+    """Passes over all texts by kind: forward, forward-backward, circuit."""
+    texts: int
+    """Prompts or pieces of text that each pass runs over."""
+    seconds: float
+    """Estimate from one timed pass on this machine."""
+    bytes: int
+    """Estimate of the peak memory: weights, one batch, and the program itself."""
+    notes: dict[str, Any]
+    """What else is known beforehand."""
+
+
+def cost(study: Study, settings: Settings, progress: Progress = silent) -> Cost:
+    """What the study would cost: passes counted, seconds from one timed pass, bytes from the memory model.
+
+    Loads the model and draws the prompts, but does none of the work. Raises as `perform` does before the work.
+    """
+    settings.check()
+    context = Context(settings, progress)
+    work = study.work(settings, context)
+    passes = {"forward": work.forward, "forward-backward": work.backward, "circuit": work.circuit}
+    shown = {kind: round(count, 1) for kind, count in passes.items() if count}
+    if not shown:
+        return Cost({}, work.texts, 1.0, PROGRAM, dict(work.notes))
+    seconds = _timed(context.model, work) * (work.forward + BACKWARD * work.backward + CIRCUIT * work.circuit)
+    return Cost(shown, work.texts, seconds, _bytes(context.model, work, settings.max_memory), dict(work.notes))
+
+
+def _timed(model: Model, work: Work) -> float:
+    """Seconds of a forward pass over all texts, from some of them."""
+    some = min(TIMED, work.texts)
+    inputs = Inputs.whole(torch.ones(some, work.tokens, dtype=torch.long, device=model.device))
+    with torch.no_grad():
+        model.logits(inputs)  # the first pass of a process also warms caches up
+        start = time.perf_counter()
+        model.logits(inputs)
+    return (time.perf_counter() - start) * work.texts / some
+
+
+def _bytes(model: Model, work: Work, max_memory: int | None) -> int:
+    gradients = work.backward > 0
+    weights = sum(p.numel() * p.itemsize for p in model.hf.parameters())
+    tokens = min(tokens_within(model, max_memory, gradients=gradients), work.texts * work.tokens)
+    return weights + tokens * model.bytes_per_token(gradients=gradients) + PROGRAM

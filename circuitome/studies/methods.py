@@ -1,0 +1,263 @@
+"""What `--method` can be: how each method is called, what it takes, and which circuit it means."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from circuitome.discovery.attribution.edges import eap, eap_ig
+from circuitome.discovery.attribution.nodes import atp
+from circuitome.discovery.patching.edge import exact
+from circuitome.discovery.routes.scores import route_scores
+from circuitome.discovery.search.baselines import magnitude, random_scores
+from circuitome.discovery.search.learned_masks import edge_pruning, subnetwork_probing
+from circuitome.discovery.search.pruning import acdc, loss_gap
+from circuitome.engine.setting import Setting
+from circuitome.errors import InputError, unknown_name
+from circuitome.graph.circuits import Circuit
+from circuitome.graph.edge_scores import EdgeScores
+from circuitome.graph.model_graph import Graph
+from circuitome.tasks.losses import LOSSES
+
+THRESHOLD_SHARE = 1 / 500
+"""ACDC's threshold where none is given, as a share of the loss between the clean and the ablated model."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a method is asked: everything that decides its circuit."""
+
+    setting: Setting
+    """Model, prompts, ablation, budget, seed and progress."""
+    edges: int
+    """Size of the circuit that is wanted."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of this method that were given."""
+    folder: Path | None = None
+    """Where long methods keep what is done so far."""
+
+    def kept(self, name: str) -> Setting:
+        """The setting with a file of that name for what is done so far."""
+        return self.setting.but(checkpoint=None if self.folder is None else self.folder / f"{name}.safetensors")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a method gives."""
+
+    scores: EdgeScores
+    """One number an edge."""
+    circuit: Circuit
+    """The circuit."""
+    others: Mapping[int, Circuit] = field(default_factory=dict)
+    """Other circuits of the same search by their size, where the method finds more than one."""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """What else there is to say; plain JSON."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to find circuits."""
+
+    run: Callable[[Search], Result]
+    """The call."""
+    what: str
+    """One line about it."""
+    takes: tuple[str, ...] = ()
+    """Settings it takes beside a loss: steps, threshold, order, absolute, grouped."""
+    losses: tuple[str, ...] = ("metric",)
+    """Losses it can be asked for; the first is the default."""
+    work: Callable[[Mapping[str, Any], Graph], tuple[float, float]] = lambda settings, graph: (4.0, 1.0)
+    """About how many forward passes, and forward and backward ones, over all prompts it takes with some settings."""
+    resumes: bool = False
+    """Whether it keeps what is done so far, so that a stopped run can go on."""
+    score: str = "the change of the metric when the edge is corrupted, mean over prompts: negative means the edge helps"
+    """What a score is."""
+    note: str | None = None
+    """What sets it apart in a comparison with the others."""
+
+    def refuse(self, name: str, settings: Mapping[str, Any]) -> None:
+        """Raises `InputError` for a setting that this method, called `name`, does not take."""
+        for setting in settings:
+            if setting not in self.takes and setting != "loss":
+                users = ", ".join(other for other, method in METHODS.items() if setting in method.takes)
+                raise InputError(f"--{setting} means nothing to {name}; it belongs to {users}.")
+        loss = settings.get("loss", self.losses[0])
+        if loss in self.losses:
+            return
+        users = ", ".join(other for other, method in METHODS.items() if loss in method.losses)
+        reason = ""
+        if name in ("eap", "atp"):
+            reason = " Its gradient is taken at the clean model, where that of a distance to the clean model is zero."
+        raise InputError(f"{name} cannot score by the loss {loss}.{reason} Use {users} for it, or --loss metric.")
+
+
+def _scored(function: Callable[..., EdgeScores], **fixed: Any) -> Callable[[Search], Result]:
+    """A method whose circuit is the edges with the largest scores."""
+
+    def run(search: Search) -> Result:
+        scores = function(search.setting, **search.options, **fixed)
+        return Result(scores, scores.top(search.edges))
+
+    return run
+
+
+def _exact(search: Search) -> Result:
+    scores = exact(search.kept("exact"), **search.options)
+    return Result(scores, scores.top(search.edges))
+
+
+def _atp(search: Search) -> Result:
+    nodes = atp(search.setting)
+    scores = nodes.edges()
+    strongest = [{"node": node, "score": score} for node, score in nodes.ranked()[:20]]
+    return Result(scores, scores.top(search.edges), notes={"nodes": strongest})
+
+
+def _learned(function: Callable[..., EdgeScores], size: str) -> Callable[[Search], Result]:
+    """A method that trains masks: its circuit is what it trained for."""
+
+    def run(search: Search) -> Result:
+        writers = len(search.setting.model.graph.writers)
+        wanted = {size: search.edges if size == "edges" else max(1, writers // 3)}
+        scores = function(search.kept(function.__name__), **search.options, **wanted)
+        return Result(scores, scores.top(search.edges))
+
+    return run
+
+
+def _acdc(search: Search) -> Result:
+    """ACDC at every threshold; the circuit is the one whose size is nearest to what was asked for."""
+    options = dict(search.options)
+    thresholds = sorted(set(options.pop("threshold", ()))) or [default_threshold(search)]
+    searches = {}
+    for index, threshold in enumerate(thresholds):
+
+        def tell(what: str, done: int, total: int, before: int = index) -> None:
+            search.setting.progress(what, before * total + done, len(thresholds) * total)
+
+        kept = search.kept(f"acdc-{threshold:g}").but(progress=tell)
+        searches[threshold] = acdc(kept, threshold=threshold, **options)
+    circuits = {threshold: result for threshold, result in searches.items() if len(result.circuit)}
+    if not circuits:
+        raise InputError(
+            f"ACDC keeps no edge at {' or '.join(f'{t:g}' for t in thresholds)}: no single edge matters that much. "
+            f"Choose a --threshold below {thresholds[0]:g}; the loss of the whole model is "
+            f"{searches[thresholds[0]].full_loss:.4g}."
+        )
+    best = min(circuits, key=lambda threshold: abs(len(circuits[threshold].circuit) - search.edges))
+    sweep = [
+        {"threshold": t, "edges": len(result.circuit), "loss": result.loss, "evaluations": result.evaluations}
+        for t, result in searches.items()
+    ]
+    unit = search.setting.task.unit if options.get("loss", "metric") == "metric" else options["loss"]
+    return Result(
+        circuits[best].scores(unit),
+        circuits[best].circuit,
+        {len(result.circuit): result.circuit for result in circuits.values()},
+        {"threshold": best, "sweep": sweep},
+    )
+
+
+def default_threshold(search: Search) -> float:
+    """A small part of what the loss changes when everything is ablated, to one digit."""
+    gap = loss_gap(search.setting, search.options.get("loss", "metric"))
+    if not gap > 0:
+        raise InputError(
+            f"{search.setting.model.name} does not do the task {search.setting.task.name}: its loss is no lower than "
+            "with everything ablated."
+        )
+    return float(f"{THRESHOLD_SHARE * gap:.0e}")
+
+
+METHODS: dict[str, Method] = {
+    "eap": Method(_scored(eap), "edge attribution patching: one gradient, on the clean run"),
+    "eap-ig": Method(
+        _scored(eap_ig),
+        "the gradient averaged along the path from ablated to clean embeddings",
+        ("steps",),
+        LOSSES,
+        lambda settings, graph: (4.0, settings.get("steps", 5)),
+    ),
+    "eap-ig-activations": Method(
+        _scored(eap_ig, variant="activations"),
+        "the gradient averaged along each part's own output; slow",
+        ("steps",),
+        LOSSES,
+        lambda settings, graph: (4.0, settings.get("steps", 5) * (2 * graph.n_layers + 1)),
+    ),
+    "clean-corrupted": Method(
+        _scored(eap_ig, variant="clean-corrupted"),
+        "the gradient averaged over the clean and the ablated run",
+        (),
+        LOSSES,
+        lambda settings, graph: (4.0, 2.0),
+    ),
+    "exact": Method(
+        _exact,
+        "every edge patched by itself, the rest of the model reacting: ground truth; takes hours",
+        losses=LOSSES,
+        work=lambda settings, graph: (0.3 * graph.n_edges, 0.0),
+        resumes=True,
+    ),
+    "acdc": Method(
+        _acdc,
+        "edge after edge from the logits back, dropped where the loss hardly rises; minutes",
+        ("threshold", "order", "absolute", "grouped"),
+        LOSSES,
+        lambda settings, graph: (graph.n_edges / 15 * len(settings.get("threshold", (1,))), 0.0),
+        True,
+        "minus the change of the loss on the edge's turn, dropped edges scaled below kept ones: "
+        "negative means the edge helps",
+    ),
+    "edge-pruning": Method(
+        _learned(edge_pruning, "edges"),
+        "a mask on every edge, learned by gradient descent for circuits of the given size; minutes",
+        ("steps",),
+        ("both", "kl", "metric"),
+        lambda settings, graph: (4.0, 0.6 * settings.get("steps", 240)),
+        True,
+        "minus the chance that the edge's mask is open after learning: -1 is surely open",
+    ),
+    "subnetwork-probing": Method(
+        _learned(subnetwork_probing, "nodes"),
+        "a mask on every head and MLP, learned by gradient descent; minutes",
+        ("steps",),
+        ("both", "kl", "metric"),
+        lambda settings, graph: (4.0, 0.6 * settings.get("steps", 240)),
+        True,
+        "minus the smaller chance of being open of the edge's two nodes: -1 is surely open",
+    ),
+    "atp": Method(
+        _atp,
+        "attribution patching of nodes, queries and keys by their attention pattern (QK fix of AtP*)",
+        work=lambda settings, graph: (6.0, 2.0),
+        score="the smaller change of the metric when either end of the edge is corrupted: negative means it helps",
+    ),
+    "routes": Method(
+        _scored(route_scores),
+        "information flow routes of the clean prompts: one forward pass, no corrupted prompt",
+        work=lambda settings, graph: (3.0, 0.0),
+        score="the share of the route to the prediction that the edge carries, mean over prompts: never negative",
+        note=(
+            "Sees the clean prompts alone: also generic parts that every prediction needs, which no corrupted prompt "
+            "changes; not which edges tell the right answer from the wrong one, which is what patching methods see."
+        ),
+    ),
+    "random": Method(
+        _scored(random_scores), "edges drawn at random: what any method must beat", score="a random number"
+    ),
+    "magnitude": Method(
+        _scored(magnitude),
+        "size of the weights at both ends, no prompt looked at: what any method must beat",
+        score="the product of the sizes of the output and the input weights",
+    ),
+}
+"""By name."""
+
+
+def named(name: str) -> Method:
+    """The method called `name`. Raises `UnknownNameError`."""
+    if name not in METHODS:
+        raise unknown_name("method", name, METHODS)
+    return METHODS[name]

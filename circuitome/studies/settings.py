@@ -1,0 +1,185 @@
+"""What every study is asked: frozen settings whose fields, with the line below each, are its command's options.
+
+A field's name is its option, underscores as hyphens; its type says how it is read. `Argument` makes a field the
+command's positional argument. Nothing here imports torch, so that `--help` is quick.
+"""
+
+import hashlib
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_type_hints
+
+from cyclopts import Group, Parameter, Token
+from typing_extensions import override
+
+from circuitome.errors import InputError
+
+if TYPE_CHECKING:
+    from circuitome.runs.draw import Origin
+
+
+def comma_separated(kind: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
+    """Names between commas, from all times that an option was given."""
+    return tuple(name for token in tokens for part in token.value.split(",") if (name := part.strip()))
+
+
+def numbers_between_commas(kind: Any, tokens: Sequence[Token]) -> tuple[float, ...]:
+    """Numbers between commas, from all times that an option was given."""
+    return tuple(float(text) for text in comma_separated(kind, tokens))
+
+
+def whole_numbers_between_commas(kind: Any, tokens: Sequence[Token]) -> tuple[int, ...]:
+    """Whole numbers between commas, from all times that an option was given."""
+    return tuple(int(text) for text in comma_separated(kind, tokens))
+
+
+def _size(kind: Any, tokens: Sequence[Token]) -> int:
+    return number_of_bytes(tokens[0].value)
+
+
+def number_of_bytes(text: str) -> int:
+    """Bytes of a size such as 500MB, 2GB, 1.5GiB or a plain number. Raises `InputError`."""
+    match = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]?)(i?)B?\s*", text, flags=re.IGNORECASE)
+    try:
+        number = float(match[1]) if match else -1.0
+    except ValueError:
+        number = -1.0
+    if match is None or number <= 0:
+        raise InputError(f"--max-memory {text!r} is not a size. Write it like 500MB, 2GB or 1500000000.")
+    return int(number * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " "))
+
+
+_LIST = {"negative": "", "n_tokens": 1, "accepts_keys": False, "show_default": lambda value: ",".join(map(str, value))}
+Argument = Parameter(parse=False)
+"""Marks the field that is the command's positional argument."""
+Flag = Annotated[bool, Parameter(negative="", show_default=False)]
+"""Something that is switched on."""
+Names = Annotated[tuple[str, ...], Parameter(converter=comma_separated, **_LIST)]
+"""Names, with commas between."""
+Numbers = Annotated[tuple[float, ...], Parameter(converter=numbers_between_commas, **_LIST)]
+"""Numbers, with commas between."""
+WholeNumbers = Annotated[tuple[int, ...], Parameter(converter=whole_numbers_between_commas, **_LIST)]
+"""Whole numbers, with commas between."""
+RUN = Group("Run", sort_key=9)
+"""Options that every study has, last on the help page."""
+Bytes = Annotated[int | None, Parameter(converter=_size, negative="", group=RUN)]
+"""A size in bytes, which may be written as 500MB or 2GB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What all studies are asked; abstract."""
+
+    argument: ClassVar[str | None] = None
+    """The field that is the command's positional argument, where it has one."""
+
+    seed: Annotated[int, Parameter(group=RUN)] = 0
+    """Seed of everything that is drawn: prompts, resamples, random circuits, learning."""
+    max_memory: Bytes = None
+    """What the work may take beside the weights, e.g. 500MB or 2GB."""
+
+    def check(self) -> None:
+        """Raises `InputError` for settings that cannot be, before anything is loaded."""
+
+    def subject(self) -> str:
+        """What it is about, for the name of the run's folder."""
+        return ""
+
+    def folder_name(self, study: str) -> str:
+        """A readable name for the folder of the run; other settings, another name."""
+        digest = hashlib.sha256(command_line(study, self).encode()).hexdigest()[:6]
+        return "-".join(plain_name(part) for part in (self.subject(), study, digest) if part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings(Settings):
+    """A study of a model without a task's prompts; abstract."""
+
+    model: str = "smollm2-135m"
+    """A name that `circuitome models` lists, a hub name, a folder or a .gguf file."""
+
+    @override
+    def subject(self) -> str:
+        return Path(self.model).stem if "/" in self.model else self.model
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSettings(ModelSettings):
+    """A study of a model on prompt pairs; abstract."""
+
+    argument: ClassVar[str | None] = "task"
+
+    task: Annotated[str, Argument] = "ioi"
+    """A name that `circuitome tasks` lists, or, with --data, any name for the task."""
+    n: int = 64
+    """Number of prompt pairs that are drawn."""
+    data: str | None = None
+    """JSONL or CSV file with columns clean, corrupted, answer, wrong, in place of a generator."""
+
+    @override
+    def check(self) -> None:
+        self.origin().check()
+
+    def origin(self) -> "Origin":
+        """Where model and prompts come from."""
+        from circuitome.runs.draw import Origin
+
+        return Origin(task=self.task, model=self.model, n=self.n, seed=self.seed, data=self.data)
+
+    @override
+    def subject(self) -> str:
+        return f"{self.task}-{super().subject()}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(Settings):
+    """A study of the circuit of a finished run; abstract."""
+
+    argument: ClassVar[str | None] = "run"
+
+    run: Annotated[str, Argument] = ""
+    """Folder of a run that holds a circuit."""
+
+    @override
+    def folder_name(self, study: str) -> str:
+        return f"{Path(self.run).resolve().name}-{study}"
+
+
+def plain_name(text: str) -> str:
+    """A text as part of a folder's name: letters, digits, dots and hyphens."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "run"
+
+
+def options(settings: type[Settings] | Settings) -> dict[str, Any]:
+    """By field, in order: the name of its option."""
+    hints = get_type_hints(settings if isinstance(settings, type) else type(settings), include_extras=True)
+    return {field.name: _option(field.name, hints[field.name]) for field in fields(settings)}
+
+
+def _option(name: str, hint: Any) -> str:
+    marks = [mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Parameter)]
+    given = [next(iter(mark.name or ()), "") for mark in marks]
+    return next((option for option in given if option), "--" + name.replace("_", "-"))
+
+
+def command_line(study: str, settings: Settings) -> str:
+    """The command line that repeats a run: what differs from the defaults, and always the positional argument."""
+    words = ["circuitome", study]
+    if settings.argument is not None:
+        words.append(str(getattr(settings, settings.argument)))
+    names = options(settings)
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if field.name == settings.argument or value == field.default:
+            continue
+        option = names[field.name]
+        if value is True:
+            words.append(option)
+        elif isinstance(value, tuple):
+            words.append(f"{option}={','.join(map(str, value))}")
+        else:
+            words += [option, str(value)] if not str(value).startswith("-") else [f"{option}={value}"]
+    return shlex.join(words)

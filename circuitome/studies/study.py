@@ -1,0 +1,69 @@
+"""What a study is: its settings, its run, what it costs, and what it found."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from circuitome.present.blocks import Block
+from circuitome.studies.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from circuitome.studies.context import Context
+    from circuitome.tasks.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What a study found."""
+
+    title: str
+    """What was asked, in a line."""
+    sign: str
+    """What signs and intervals mean, in a sentence or two."""
+    results: Mapping[str, Any]
+    """Its numbers, as plain JSON values."""
+    blocks: Sequence[Block]
+    """What it says, for every view."""
+    tensors: Mapping[str, "Tensor"] = field(default_factory=dict)
+    """Scores, circuits and per-prompt values."""
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """Further entries of the manifest: method, ablation, sequences ..., as plain JSON values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a study will cost, in passes over texts of one length."""
+
+    texts: int
+    """Number of prompts or pieces of text."""
+    tokens: int
+    """Tokens of each, the longest counts."""
+    forward: float = 0.0
+    """Forward passes over all of them."""
+    backward: float = 0.0
+    """Forward and backward passes over all of them."""
+    circuit: float = 0.0
+    """Passes of circuits over all of them."""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """What else is known beforehand, such as the size of the circuit."""
+
+    @classmethod
+    def over(cls, task: "Task", **passes: Any) -> "Work":
+        """Passes over all prompts of a task."""
+        return cls(texts=len(task), tokens=max(len(pair.clean) for pair in task.pairs), **passes)
+
+
+@dataclass(frozen=True)
+class Study:
+    """One question that circuitome answers: a command, a page, and entries of a run folder."""
+
+    name: str
+    """Its command."""
+    settings: type[Settings]
+    """What it is asked: a frozen dataclass, whose first docstring line is the command's help."""
+    run: Callable[[Any, "Context"], Findings]
+    """Does the work: settings and context to findings."""
+    work: Callable[[Any, "Context"], Work]
+    """What it will cost, without doing it."""
