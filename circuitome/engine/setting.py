@@ -17,12 +17,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from circuitome.engine.ablation import AblationValues, WriterValues, ablated_values, check_ablation
 from circuitome.engine.batches import Batch, batches
 from circuitome.engine.checkpoint import Checkpoint
 from circuitome.engine.circuit_run import Baseline, baseline
+from circuitome.engine.readout import Readout
 from circuitome.errors import InputError
 from circuitome.models.loading import weights_hash
 from circuitome.models.model import Model
@@ -75,33 +77,40 @@ class Setting:
         """What ablated writers write; made once, which costs a pass over the corrupted prompts for the means."""
         return AblationValues.of(self.model, self.task, self.ablation, self.max_memory)
 
-    def batches(self, *, gradients: bool = False) -> Iterator[Batch]:
+    def batches(self, what: str = "", *, gradients: bool = False) -> Iterator[Batch]:
         """The prompts in batches that fit the budget; corrupted runs stand beside them where values are theirs.
 
-        `gradients` says what the batches are for, which decides their size.
+        Where `what` says what is done with them, progress is told of the prompts after each batch. `gradients` says
+        whether autograd keeps what it needs of them, which decides their size.
         """
         swaps = self.ablation == "corrupted"
-        shared = swaps and self.shared_prefix
-        return batches(
-            self.model,
-            self.task,
-            shared_prefix=shared,
-            corrupted=swaps,
-            max_memory=self.max_memory,
-            gradients=gradients,
-        )
+        return self._told(what, swaps, shared_prefix=swaps and self.shared_prefix, gradients=gradients)
 
-    def clean_batches(self) -> Iterator[Batch]:
+    def clean_batches(self, what: str = "") -> Iterator[Batch]:
         """The clean prompts alone and whole, in batches that fit the budget: for what ablates nothing."""
-        return batches(self.model, self.task, shared_prefix=False, corrupted=False, max_memory=self.max_memory)
+        return self._told(what, False, shared_prefix=False)
+
+    def _told(self, what: str, corrupted: bool, **options: bool) -> Iterator[Batch]:
+        done = 0
+        for batch in batches(self.model, self.task, corrupted=corrupted, max_memory=self.max_memory, **options):
+            yield batch
+            done += len(batch.rows)
+            if what:
+                self.progress(what, done, len(self.task))
+
+    def readout(self, batch: Batch, loss: str = "metric") -> Readout:
+        """Losses of runs on a batch from their final residuals; `loss` is a name in `LOSSES`."""
+        with torch.no_grad():
+            clean = None if loss == "metric" else self.model.logits(batch.clean)
+        return Readout(self.model, self.task, batch.rows, loss, clean)
 
     def ablated_values(self, batch: Batch, clean: WriterValues) -> WriterValues:
         """What ablated writers write on a batch whose clean values are `clean`."""
         return ablated_values(self.model, self.task, batch, self.replacement, clean)
 
-    def baselines(self, *, gradients: bool = False) -> Iterator[Baseline]:
-        """Batch by batch, everything that does not depend on a circuit; see `Baseline`."""
-        for batch in self.batches(gradients=gradients):
+    def baselines(self, what: str = "", *, gradients: bool = False) -> Iterator[Baseline]:
+        """Batch by batch, everything that does not depend on a circuit; see `Baseline`, and `batches` for the rest."""
+        for batch in self.batches(what, gradients=gradients):
             yield baseline(self.model, self.task, batch, self.replacement)
 
     def estimate(self, columns: Tensor, statistic: Callable[[Tensor], Tensor], unit: str) -> Estimate:

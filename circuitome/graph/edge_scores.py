@@ -35,6 +35,13 @@ class EdgeScores:
     samples: Float[Tensor, "prompts edges"] | None = None
     """Score of every edge on every prompt, edges in the order of `graph.mask.nonzero()`; None where not kept."""
 
+    @classmethod
+    def of(cls, graph: Graph, samples: Float[Tensor, "prompts edges"], unit: str, method: str) -> "EdgeScores":
+        """The mean over prompts, with the samples that it is made of."""
+        values = torch.zeros(graph.mask.shape)
+        values[graph.mask] = samples.mean(0)
+        return cls(graph, values, unit, method, samples)
+
     def __repr__(self) -> str:
         return f"EdgeScores({self.method}, {self.graph.n_edges} edges, unit {self.unit})"
 

@@ -163,6 +163,11 @@ class Block:
         return _bias(self.mlp_writer)
 
     @property
+    def attention_end(self) -> nn.Module:
+        """The module whose output the attention adds to the stream."""
+        return self.attention_post.module if self.attention_post else self.output
+
+    @property
     def mlp_ends(self) -> tuple[nn.Module, nn.Module]:
         """First and last module between the residual that the MLP reads and what it adds to the stream."""
         first = self.mlp_norm.module if self.mlp_norm else self.mlp[0]

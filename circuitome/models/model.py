@@ -229,8 +229,7 @@ class Model:
 
     def writing_attention(self, layer: int, out: Float[Tensor, "batch pos d_model"]) -> AbstractContextManager[None]:
         """Inside, what the attention of a block adds to the stream is `out`."""
-        block = self.blocks[layer]
-        return self._writing(block.attention_post.module if block.attention_post else block.output, out)
+        return self._writing(self.blocks[layer].attention_end, out)
 
     def writing_mlp(self, layer: int, out: Float[Tensor, "batch pos d_model"]) -> AbstractContextManager[None]:
         """Inside, what the MLP of a block adds to the stream is `out`."""

@@ -1,5 +1,8 @@
 """Node attribution against autograd, EAP and exact patching; the baselines against what they promise."""
 
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
 import pytest
 import torch
 from families import CONFIGS, random_task, tiny
@@ -9,8 +12,9 @@ from circuitome.discovery.attribution.edges import eap
 from circuitome.discovery.attribution.nodes import atp
 from circuitome.discovery.search.baselines import magnitude, random_scores
 from circuitome.engine.run_circuit import run_circuit
-from circuitome.errors import UnknownNameError
+from circuitome.errors import InputError, UnknownNameError
 from circuitome.graph.node_scores import NodeScores
+from circuitome.models.hooks import replaced
 from circuitome.models.model import Model
 
 TASK = random_task(3)
@@ -64,17 +68,68 @@ def attention_only(model, scores):
 
 @pytest.mark.slow
 def test_without_the_fix_it_is_the_derivative(model):
-    def derivative(row, layer, clean, corrupted):
-        steps = torch.zeros(clean.shape[2], requires_grad=True)
-        with model.frozen_parameters():
-            metric = patched_metric(model, row, layer, clean + steps[:, None] * (corrupted - clean))
-        return torch.autograd.grad(metric, steps)[0]
-
-    expected = readers_by(model, derivative)
+    expected = readers_by(model, partial(derivative, model))
     scores = atp(model, TASK, qk_fix=False)
     torch.testing.assert_close(
         attention_only(model, scores.readers), attention_only(model, expected), atol=1e-5, rtol=1e-4
     )
+
+
+def derivative(model, row, layer, clean, corrupted):
+    """Of one prompt's metric along the change of every q, k and v of a block."""
+    steps = torch.zeros(clean.shape[2], requires_grad=True)
+    with model.frozen_parameters():
+        metric = patched_metric(model, row, layer, clean + steps[:, None] * (corrupted - clean))
+    return torch.autograd.grad(metric, steps)[0] if metric.requires_grad else torch.zeros_like(steps)
+
+
+@contextmanager
+def detached(block):
+    """Inside, no gradient passes a block but along the residual stream."""
+    handles = [
+        module.register_forward_hook(lambda m, args, out: out.detach())
+        for module in (block.attention_end, block.mlp_ends[1])
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@pytest.mark.parametrize("name", ["gpt2", *map(by_speed, ("gemma2", "neox-parallel", "llama", "opt"))])
+def test_grad_drop_averages_sizes_over_gradients_that_pass_one_block_by(name):
+    model = tiny(name)
+
+    def dropped(*case):
+        for block in model.blocks:
+            with detached(block):
+                yield derivative(model, *case)
+
+    sizes = readers_by(model, lambda *case: sum(change.abs() for change in dropped(*case)) / (len(model.blocks) - 1))
+    sums = readers_by(model, lambda *case: sum(dropped(*case), derivative(model, *case)))
+    scores, plain = atp(model, TASK, qk_fix=False, grad_drop=True), atp(model, TASK, qk_fix=False)
+    found, expected = (attention_only(model, values) for values in (scores.readers, sums.sign() * sizes))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert scores.readers[-1] == plain.readers[-1] and scores.method == "atp with GradDrop"
+
+
+def test_grad_drop_sees_what_a_later_block_undoes():
+    model = tiny("gpt2")
+    last = model.blocks[-1]
+    end = torch.randn(model.d_model)
+    with ExitStack() as stack:  # the last MLP takes away whatever the stream brings it
+        stack.enter_context(replaced(last.mlp_ends[0], lambda x: x))
+        stack.enter_context(replaced(last.mlp[-1], lambda x: end - x))
+        plain, dropped = (atp(model, TASK, grad_drop=drop).writers for drop in (False, True))
+    before = slice(0, model.graph.mlp_row(2))
+    assert float(plain[before].abs().max()) < 1e-5
+    assert float(dropped[before].abs().median()) > 1e-3
+
+
+def test_grad_drop_needs_two_blocks():
+    with pytest.raises(InputError, match="only one"):
+        atp(linear_behind_attention("gpt2"), TASK, grad_drop=True)
 
 
 @pytest.mark.slow

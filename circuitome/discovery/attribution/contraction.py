@@ -30,6 +30,8 @@ CONTRACTION_NUMBERS = 24_000_000
 """Numbers held at once while writers and readers are contracted: about 100 MB."""
 LAYERS_AT_ONCE = 6
 """Blocks whose readers go into one matrix product: wide enough to be fast, narrow enough to waste little."""
+Enter = Callable[[Float[Tensor, "point_batch pos d_model"]], AbstractContextManager[None]]
+"""Puts values into the runs inside a `with` block, in place of what some writers write."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class ReaderGradients:
 
     def times(self, weight: float) -> "ReaderGradients":
         """This gradient, scaled."""
-        attention = [LayerGradients(part.g * weight, part.slope * weight, part.centred) for part in self.attention]
+        attention = [LayerGradients(layer.g * weight, layer.slope * weight, layer.centred) for layer in self.attention]
         return ReaderGradients(attention, [g * weight for g in self.mlps], self.final * weight)
 
     @staticmethod
@@ -86,7 +88,7 @@ def reader_gradients(
     inputs: Inputs,
     points: Float[Tensor, "point batch pos d_model"],
     metric: Callable[[Tensor], Tensor],
-    enter: Callable[[Tensor], AbstractContextManager[None]] | None = None,
+    enter: Enter | None = None,
 ) -> tuple[ReaderGradients, WriterValues]:
     """Mean gradient over `points`, and the writers' values in these passes (all points, one behind the other).
 
@@ -101,16 +103,23 @@ def reader_gradients(
         assert activations.logits is not None and activations.final is not None
         values = metric(activations.logits)
         check_numbers(values, "metric")
-        wanted = [*(p for layer in activations.projected for p in layer), *activations.resid_mid, activations.final]
-        connected = [t for t in wanted if t.requires_grad]
-        found = iter(torch.autograd.grad(values.sum(), connected, allow_unused=True))
-    grads = [next(found) if t.requires_grad else None for t in wanted]
-    dense = [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, grads, strict=True)]
+        projections = [p for layer in activations.projected for p in layer]
+        grads = gradients_at(values.sum(), [*projections, *activations.resid_mid, activations.final])
     n = len(model.blocks[0].projections)
-    layers = range(len(model.blocks))
-    attention = [_layer_gradients(model, activations, i, dense[i * n : (i + 1) * n], count) for i in layers]
-    rest = [g.float().unflatten(0, (count, batch)).mean(0) for g in dense[len(layers) * n :]]
+    attention = [
+        _layer_gradients(model, activations, layer, grads[layer * n : (layer + 1) * n], count)
+        for layer in range(len(model.blocks))
+    ]
+    rest = [grad.float().unflatten(0, (count, batch)).mean(0) for grad in grads[len(projections) :]]
     return ReaderGradients(attention, rest[:-1], rest[-1]), WriterValues.of(model, activations)
+
+
+def gradients_at(value: Float[Tensor, ""], tensors: Sequence[Tensor], *, keep_graph: bool = False) -> list[Tensor]:
+    """Gradients of `value` at `tensors`; zeros where it does not depend on one of them."""
+    connected = [tensor for tensor in tensors if tensor.requires_grad]
+    grads = iter(torch.autograd.grad(value, connected, allow_unused=True, retain_graph=keep_graph))
+    by_tensor = [next(grads) if tensor.requires_grad else None for tensor in tensors]
+    return [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, by_tensor, strict=True)]
 
 
 def _layer_gradients(

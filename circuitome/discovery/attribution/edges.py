@@ -1,53 +1,60 @@
 """Edge attribution patching and its integrated-gradients variants: one number an edge from a few passes.
 
-score(u -> v) = mean over prompts of sum over positions of < ablated(u) - clean(u), mean gradient at v's input >,
+    score(u -> v) = mean over prompts of sum over positions of < ablated(u) - clean(u), mean gradient at v's input >,
+
 the first-order change of the metric when v sees u's ablated value. Negative: the edge helps.
 The variants differ only in where the gradient is taken.
 Sources: Syed et al. 2023, arXiv:2310.10348 (EAP); Hanna et al. 2024, arXiv:2403.17806 (EAP-IG).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitome.discovery.attribution.contraction import ReaderGradients, contract, reader_gradients
+from circuitome.discovery.attribution.contraction import Enter, ReaderGradients, contract, reader_gradients
 from circuitome.engine.ablation import WriterValues
 from circuitome.engine.batches import Batch, tokens_within
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError, unknown_name
 from circuitome.graph.edge_scores import EdgeScores
-from circuitome.models.model import Model
-from circuitome.tasks.losses import LOSSES, loss_of, loss_unit
+from circuitome.tasks.losses import LOSSES, Loss, loss_of, loss_unit
 
 VARIANTS = ("inputs", "activations", "clean-corrupted")
+"""Which points the gradient of `eap_ig` is averaged over."""
 
 
 @method
 def eap(setting: Setting, *, loss: str = "metric") -> EdgeScores:
-    """Edge attribution patching: the gradient is taken on the clean run. Two forwards, one backward.
+    """Edge attribution patching: the scores of all edges, with the gradient taken on the clean run.
 
-    Blind to edges behind a saturated softmax; `eap_ig` is nearer to exact patching.
-    Source: Syed et al. 2023, arXiv:2310.10348, equation 2, with its sign kept.
-    Raises `InputError` for a `loss` other than "metric": distances from the clean model have no gradient there.
+    See the formula of the module. Scores are in the metric's unit, per prompt and their mean; negative: the edge helps.
+    Costs two forward passes and one backward. Blind to edges behind a saturated softmax; `eap_ig` is nearer to exact
+    patching. Source: Syed et al. 2023, arXiv:2310.10348, equation 2, with its sign kept.
+
+    Raises `InputError` for a `loss` other than "metric", since distances from the clean model have no gradient there;
+    `UnknownNameError` for a loss or ablation that does not exist; `NumericsError` where the metric is not finite;
+    `MemoryBudgetError` where not even one prompt fits into `max_memory`.
+
+        scores = cm.eap(model, task)
+        circuit = scores.top(100)
     """
-    if loss in LOSSES and loss != "metric":
+    if loss != "metric" and loss in LOSSES:
         raise InputError(
             f"EAP takes its gradient at the clean model, where that of {loss} (its distance to the clean model) is "
             "zero, so every edge would score 0. Use eap_ig, whose gradients are taken on the way there, exact or acdc."
         )
-    return _attribute(_Job(setting, loss), "eap", _at_clean)
+    return _attribute(setting, loss, "eap", _at_clean)
 
 
 @method
 def eap_ig(setting: Setting, *, steps: int = 5, variant: str = "inputs", loss: str = "metric") -> EdgeScores:
-    """Edge attribution patching with integrated gradients. Two forwards and `steps` forward-backwards.
+    """Edge attribution patching with integrated gradients: scores of all edges, with the gradient averaged on the way.
 
-    `variant` says over which points the gradient is averaged:
+    See the formula of the module. Scores are in the metric's unit, per prompt and their mean; negative: the edge helps.
+    Costs two forward passes and `steps` forward-backwards. `variant` says over which points the gradient is averaged:
 
     - inputs: `steps` points between the ablated and the clean embeddings. Source: Hanna et al. 2024, arXiv:2403.17806,
       equation 3. That takes the points k / steps, k = 1..steps; this takes the midpoints (k - 1/2) / steps, whose error
@@ -60,8 +67,10 @@ def eap_ig(setting: Setting, *, steps: int = 5, variant: str = "inputs", loss: s
     With many steps the scores of all edges that leave `embed` sum to metric(ablated) - metric(clean).
     `loss`, a name in `LOSSES`, may stand for the metric: with "kl" a score is minus the divergence from the clean model
     that corrupting the edge causes, in nats.
+
     Raises `InputError` for steps < 1 and for clean-corrupted under zero ablation, whose gradient would be taken at an
-    embedding of zeros, where norms divide by nothing; `UnknownNameError` for another variant or loss.
+    embedding of zeros, where norms divide by nothing; `UnknownNameError` for another variant, loss or ablation;
+    `NumericsError` where the metric is not finite; `MemoryBudgetError` where not even one prompt fits.
 
         scores = cm.eap_ig(model, task, steps=5)
         scores["a5.h1->a9.h6.q"], scores.top(100)
@@ -75,94 +84,70 @@ def eap_ig(setting: Setting, *, steps: int = 5, variant: str = "inputs", loss: s
             "clean-corrupted takes a gradient at the ablated embeddings, and under zero ablation a norm there divides "
             "by nothing: scores would be as large as 1e22. Use eap_ig's inputs, or another ablation."
         )
-    job = _Job(setting, loss)
     middles = tuple((k + 0.5) / steps for k in range(steps))
     if variant == "activations":
-        return _attribute(job, f"eap-ig-activations, {steps} steps", partial(_along_outputs, alphas=middles))
+        return _attribute(setting, loss, f"eap-ig-activations, {steps} steps", partial(_along_outputs, alphas=middles))
     if variant == "clean-corrupted":
-        return _attribute(job, "clean-corrupted", partial(_along_inputs, alphas=(1.0, 0.0)))
-    return _attribute(job, f"eap-ig, {steps} steps", partial(_along_inputs, alphas=middles))
+        return _attribute(setting, loss, "clean-corrupted", partial(_along_inputs, alphas=(1.0, 0.0)))
+    return _attribute(setting, loss, f"eap-ig, {steps} steps", partial(_along_inputs, alphas=middles))
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What every variant is given."""
-
-    setting: Setting
-    loss: str
-
-    @property
-    def model(self) -> Model:
-        return self.setting.model
-
-    def metric(self, batch: Batch) -> Callable[[Tensor], Tensor]:
-        """The task's metric, or minus the loss, of logits [point * batch, vocab], for any number of points."""
-        if self.loss == "metric":
-            score = self.setting.task.score
-            return lambda logits: score(logits, batch.rows * (len(logits) // len(batch.rows)))
-        loss = loss_of(self.setting.task, self.loss)
-        with torch.no_grad():
-            clean = self.model.logits(batch.clean)
-
-        def minus_loss(logits: Tensor) -> Tensor:
-            points = len(logits) // len(batch.rows)
-            return -loss(logits, clean.repeat(points, 1), batch.rows * points)
-
-        return minus_loss
-
-    def chunks(self, batch: Batch, points: Tensor) -> Iterator[Tensor]:
-        """`points` in parts that fit into the memory budget, as even as can be."""
-        tokens = tokens_within(self.model, self.setting.max_memory, gradients=True)
-        at_once = max(1, tokens // batch.clean.ids.numel())
-        return iter(points.chunk(-(-len(points) // at_once)))
+Metric = Callable[[Float[Tensor, "point_batch vocab"]], Float[Tensor, " point_batch"]]
+"""What is differentiated, of logits of any number of points, one point's prompts behind the other's."""
+Scorer = Callable[[Setting, Batch, Metric], Float[Tensor, "batch writers readers"]]
+"""Scores of all edges on one batch."""
 
 
-Scorer = Callable[[_Job, Batch], Float[Tensor, "batch writers readers"]]
-
-
-def _attribute(job: _Job, method: str, scorer: Scorer) -> EdgeScores:
+def _attribute(setting: Setting, loss: str, method: str, scorer: Scorer) -> EdgeScores:
     """Scores of every prompt by `scorer`, batch by batch, and their mean."""
-    model, task = job.model, job.setting.task
-    if job.loss not in LOSSES:
-        raise unknown_name("loss", job.loss, LOSSES)
-    samples = torch.empty(len(task), model.graph.n_edges)
-    done = 0
-    for batch in job.setting.batches(gradients=True):
-        samples[list(batch.rows)] = scorer(job, batch).cpu()[:, model.graph.mask]
-        done += len(batch.rows)
-        job.setting.progress("scoring edges", done, len(task))
-    values = torch.zeros(model.graph.mask.shape)
-    values[model.graph.mask] = samples.mean(0)
-    method += "" if job.loss == "metric" else f", loss {job.loss}"
-    return EdgeScores(model.graph, values, loss_unit(task, job.loss), method, samples)
+    graph, task = setting.model.graph, setting.task
+    measure = loss_of(task, loss)
+    samples = torch.empty(len(task), graph.n_edges)
+    for batch in setting.batches("scoring edges", gradients=True):
+        metric = _metric(setting, batch, measure, needs_clean=loss != "metric")
+        samples[list(batch.rows)] = scorer(setting, batch, metric).cpu()[:, graph.mask]
+    method += "" if loss == "metric" else f", loss {loss}"
+    return EdgeScores.of(graph, samples, loss_unit(task, loss), method)
 
 
-def _at_clean(job: _Job, batch: Batch) -> Tensor:
+def _metric(setting: Setting, batch: Batch, measure: Loss, *, needs_clean: bool) -> Metric:
+    """Minus the loss of logits: the task's metric, or minus the distance from the clean model."""
+    with torch.no_grad():
+        clean = setting.model.logits(batch.clean) if needs_clean else torch.empty(0)
+
+    def minus_loss(logits: Tensor) -> Tensor:
+        points = len(logits) // len(batch.rows)
+        return -measure(logits, clean.repeat(points, 1), batch.rows * points)
+
+    return minus_loss
+
+
+def _at_clean(setting: Setting, batch: Batch, metric: Metric) -> Tensor:
     """The gradient on the clean run, which shows the clean values on the way."""
-    model = job.model
+    model = setting.model
     with torch.no_grad():
         starts = model.embeddings(batch.clean)[None]
-    gradients, clean = reader_gradients(model, batch.clean, starts, job.metric(batch))
-    ablated = job.setting.ablated_values(batch, clean)
-    return contract(model, ablated.minus(clean), gradients)
+    gradients, clean = reader_gradients(model, batch.clean, starts, metric)
+    return contract(model, setting.ablated_values(batch, clean).minus(clean), gradients)
 
 
-def _along_inputs(job: _Job, batch: Batch, alphas: Sequence[float]) -> Tensor:
+def _along_inputs(setting: Setting, batch: Batch, metric: Metric, alphas: Sequence[float]) -> Tensor:
     """The mean gradient over points ablated + alpha (clean - ablated) of the embeddings."""
-    clean, ablated = _endpoints(job, batch)
+    clean, ablated = _endpoints(setting, batch)
     starts = _between(ablated.embed, clean.embed, alphas)
-    return contract(job.model, ablated.minus(clean), _mean_gradients(job, batch, starts, job.model.starting_from))
+    gradients = _mean_gradients(setting, batch, metric, starts, setting.model.starting_from)
+    return contract(setting.model, ablated.minus(clean), gradients)
 
 
-def _along_outputs(job: _Job, batch: Batch, alphas: Sequence[float]) -> Tensor:
+def _along_outputs(setting: Setting, batch: Batch, metric: Metric, alphas: Sequence[float]) -> Tensor:
     """For each group of writers (embed, the heads of a block, an MLP), the mean gradient along that group's output."""
-    model, graph = job.model, job.model.graph
-    clean, ablated = _endpoints(job, batch)
+    model, graph = setting.model, setting.model.graph
+    clean, ablated = _endpoints(setting, batch)
     delta = ablated.minus(clean)
-    scores = _along_inputs(job, batch, alphas)
+    scores = _along_inputs(setting, batch, metric, alphas)
 
-    def fill(rows: slice, start: Tensor, end: Tensor, enter: Callable[[Tensor], AbstractContextManager[None]]) -> None:
-        gradients = _mean_gradients(job, batch, _between(start, end, alphas), enter)
+    def fill(rows: slice, start: Tensor, end: Tensor, enter: Enter) -> None:
+        gradients = _mean_gradients(setting, batch, metric, _between(start, end, alphas), enter)
         scores[:, rows] = contract(model, delta, gradients)[:, rows]
 
     for layer, block in enumerate(model.blocks):
@@ -173,11 +158,12 @@ def _along_outputs(job: _Job, batch: Batch, alphas: Sequence[float]) -> Tensor:
     return scores
 
 
-def _endpoints(job: _Job, batch: Batch) -> tuple[WriterValues, WriterValues]:
+def _endpoints(setting: Setting, batch: Batch) -> tuple[WriterValues, WriterValues]:
     """Clean and ablated outputs of all writers."""
+    model = setting.model
     with torch.no_grad():
-        clean = WriterValues.of(job.model, job.model.record(batch.clean, logits=False, whole=False))
-    return clean, job.setting.ablated_values(batch, clean)
+        clean = WriterValues.of(model, model.record(batch.clean, logits=False, whole=False))
+    return clean, setting.ablated_values(batch, clean)
 
 
 def _between(start: Tensor, end: Tensor, alphas: Sequence[float]) -> Float[Tensor, "point batch pos d_model"]:
@@ -185,11 +171,13 @@ def _between(start: Tensor, end: Tensor, alphas: Sequence[float]) -> Float[Tenso
 
 
 def _mean_gradients(
-    job: _Job, batch: Batch, points: Tensor, enter: Callable[[Tensor], AbstractContextManager[None]]
+    setting: Setting, batch: Batch, metric: Metric, points: Float[Tensor, "point batch pos d_model"], enter: Enter
 ) -> ReaderGradients:
     """Mean gradient over `points`, in as many passes as the memory budget asks for."""
+    tokens = tokens_within(setting.model, setting.max_memory, gradients=True)
+    at_once = max(1, tokens // batch.clean.ids.numel())
     parts = []
-    for some in job.chunks(batch, points):
-        gradients, _ = reader_gradients(job.model, batch.clean, some, job.metric(batch), enter)
+    for some in points.chunk(-(-len(points) // at_once)):
+        gradients, _ = reader_gradients(setting.model, batch.clean, some, metric, enter)
         parts.append(gradients.times(len(some) / len(points)))
     return ReaderGradients.sum(parts)
