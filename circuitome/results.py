@@ -1,4 +1,4 @@
-"""Numbers with their uncertainty: an estimate over prompts and the bootstrap that gives its interval.
+"""Numbers with their uncertainty: one of them (`Estimate`), a table of them (`Samples`), and the bootstrap behind both.
 
 What is resampled are templates, where prompts come from several: prompts of one template resemble one another, and as
 if they were independent, an interval over 64 prompts of 4 templates holds the truth in 45 % of cases instead of 95 %.
@@ -11,16 +11,22 @@ arXiv:1411.5279, section 4). Simulated coverage of 95 % intervals stands in test
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scipy.stats import norm as normal
 from scipy.stats import t as student
 from torch import Tensor
 
+from circuitome.errors import unknown_name
+
 RESAMPLES = 2000
 LEVEL = 0.95
+CELLS = 4096
+"""Columns that are resampled at once: `torch.quantile` takes at most 2**24 numbers."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,8 @@ def bootstrap(
     value = statistic(data.mean(0, keepdim=True))
     low = high = torch.full_like(value, torch.nan)
     if len(data) > 1:
-        low, high = interval(value, statistic(resample_means(data, seed=seed, groups=groups)), len(data), groups, level)
+        draws = statistic(resample_means(data, seed=seed, groups=groups))
+        low, high = _ends(value, draws, len(data), groups, level)
     units = _units(len(data), groups)
     templates = 0 if units is None else int(units.max()) + 1
     return Estimate(float(value), float(low), float(high), unit, len(data), level, templates)
@@ -86,15 +93,39 @@ def mean(values: Float[Tensor, " n"], unit: str, *, seed: int = 0, groups: Seque
     return bootstrap(values[:, None], lambda means: means[:, 0], unit, seed=seed, groups=groups)
 
 
-def interval(
-    value: Tensor, draws: Float[Tensor, "resamples ..."], n: int, groups: Sequence[int] = (), level: float = LEVEL
+def intervals(
+    data: Float[Tensor, "n ..."],
+    *,
+    groups: Sequence[int] = (),
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+) -> Float[Tensor, "2 ..."]:
+    """Low and high ends of the intervals of the means of every column, float32; NaN where there is one row only."""
+    if len(data) < 2:
+        return torch.full((2, *data.shape[1:]), torch.nan)
+    parts = []
+    for part in data.flatten(1).double().split(CELLS, dim=1):
+        draws = resample_means(part, seed=seed, resamples=resamples, groups=groups)
+        parts.append(torch.stack(_ends(part.mean(0), draws, len(part), groups, level)))
+    return torch.cat(parts, 1).float().view(2, *data.shape[1:])
+
+
+def middle(draws: Float[Tensor, "draws ..."], level: float = LEVEL) -> tuple[Tensor, Tensor]:
+    """The two values between which a share `level` of `draws` lies, as many draws below them as above."""
+    tail = (1 - level) / 2
+    return torch.quantile(draws, tail, dim=0), torch.quantile(draws, 1 - tail, dim=0)
+
+
+def _ends(
+    value: Tensor, draws: Float[Tensor, "resamples ..."], n: int, groups: Sequence[int], level: float
 ) -> tuple[Tensor, Tensor]:
     """Low and high ends around `value` from bootstrap `draws`, stretched for the number of units that were drawn."""
     units = _units(n, groups)
     count = n if units is None else int(units.max()) + 1
     tail = (1 - level) / 2
     stretch = float(student.ppf(1 - tail, count - 1) / normal.ppf(1 - tail)) * (count / (count - 1)) ** 0.5
-    low, high = (torch.quantile(draws, q, dim=0) for q in (tail, 1 - tail))
+    low, high = middle(draws, level)
     return value + stretch * (low - value), value + stretch * (high - value)
 
 
@@ -121,42 +152,105 @@ def resample_means(
     return weights @ data / weights.sum(1, keepdim=True)
 
 
-@dataclass(frozen=True, eq=False)
-class EffectMap:
-    """Effects of single parts or places on the metric, laid out for a heat map."""
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Samples:
+    """A number on every prompt for each cell of a table whose axes have labels: what one method measured of many parts.
+
+    A result that is such a table inherits it and adds what else it holds, all by keyword:
+
+        @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+        class HeadScore(Samples):
+            name: str
+
+        score = HeadScore(samples=attention, axes=(("a0", "a1"), ("h0", "h1", "h2")), unit="share", name="sinks")
+        score.mean, score.interval        # over prompts, laid out like the table
+        score.top(5, signed=True)         # [("a1.h0", Estimate), ...]
+        score["a1.h0"]                    # Estimate
+
+    A result that holds several tables has several `Samples`. A table of one axis is a list: axes=((names),).
+    """
+
+    samples: Float[Tensor, "n ..."]
+    """The values, prompts (or sequences) first; NaN in cells that do not exist."""
+    axes: tuple[tuple[str, ...], ...]
+    """Labels of each axis of the table."""
+    unit: str
+    """Unit of the values."""
+    groups: tuple[int, ...] = ()
+    """Each prompt's template (`Task.groups`), which intervals are taken over; empty where prompts are independent."""
+
+    def __repr__(self) -> str:
+        table = " x ".join(str(len(axis)) for axis in self.axes)
+        return f"{type(self).__name__}({table} cells, {len(self.samples)} prompts, {self.unit})"
+
+    def __getitem__(self, name: str) -> Estimate:
+        """The cell called `name`. Raises `UnknownNameError`."""
+        if name not in self._places:
+            raise unknown_name("part", name, tuple(self._places))
+        return self.estimate(*self._places[name])
+
+    @cached_property
+    def mean(self) -> Float[Tensor, " ..."]:
+        """Mean over prompts."""
+        return self.samples.mean(0)
+
+    @cached_property
+    def interval(self) -> tuple[Float[Tensor, " ..."], Float[Tensor, " ..."]]:
+        """Lower and upper ends of the 95 % bootstrap intervals of the means; NaN with one prompt."""
+        low, high = intervals(self.samples, groups=self.groups)
+        return low, high
+
+    def label(self, *cell: int) -> str:
+        """Name of a cell: the labels of its row and column, joined as in a5.h1."""
+        return ".".join(axis[index] for axis, index in zip(self.axes, cell, strict=True))
+
+    def estimate(self, *cell: int) -> Estimate:
+        """One cell's mean with its interval."""
+        values = self.samples.flatten(1)[:, int(np.ravel_multi_index(cell, self.mean.shape))]
+        return mean(values, self.unit, groups=self.groups)
+
+    def top(self, n: int, *, signed: bool = False) -> list[tuple[str, Estimate]]:
+        """The `n` cells with the largest |mean|, with `signed` the largest mean, largest first; ties in order."""
+        strength = (self.mean if signed else self.mean.abs()).flatten()
+        cells = min(n, int((~strength.isnan()).sum()))
+        order = strength.nan_to_num(-torch.inf).argsort(descending=True, stable=True)[:cells]
+        places = torch.stack(torch.unravel_index(order, self.mean.shape), 1).tolist()
+        return [(self.label(*place), self.estimate(*place)) for place in places]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Unit, means and ends of the intervals as plain JSON values, laid out like the table."""
+        low, high = self.interval
+        return {"unit": self.unit, "mean": listed(self.mean), "low": listed(low), "high": listed(high)}
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[int, ...]]:
+        """Every cell by its name."""
+        return {self.label(*cell): cell for cell in product(*map(range, self.mean.shape))}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class EffectMap(Samples):
+    """Effects of single parts or places on the metric, laid out for a heat map of rows and columns.
+
+    `samples` are the metric of the intervened run minus that of the run without; NaN where there is no such part.
+    """
 
     name: str
     """What was done."""
-    rows: tuple[str, ...]
-    """Row labels."""
-    columns: tuple[str, ...]
-    """Column labels."""
-    samples: Float[Tensor, "prompts rows columns"]
-    """Metric of the intervened run minus metric of the run without; NaN where there is no such part."""
     clean: Float[Tensor, " prompts"]
     """Metric of the clean run."""
     corrupted: Float[Tensor, " prompts"]
     """Metric of the corrupted run."""
-    unit: str
-    """Unit of the metric."""
-    groups: tuple[int, ...] = ()
-    """Each prompt's template, over which intervals are taken."""
 
-    @cached_property
-    def mean(self) -> Float[Tensor, "rows columns"]:
-        """Mean effect over prompts."""
-        return self.samples.mean(0)
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """Row labels."""
+        return self.axes[0]
 
-    @cached_property
-    def interval(self) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, "rows columns"]]:
-        """Lower and upper ends of the 95 % bootstrap intervals over prompts; NaN with one prompt."""
-        flat = self.samples.flatten(1).double()
-        if len(flat) == 1:
-            nothing = torch.full_like(self.mean, torch.nan)
-            return nothing, nothing
-        draws = resample_means(flat, seed=0, groups=self.groups)
-        low, high = interval(flat.mean(0), draws, len(flat), self.groups)
-        return low.float().view_as(self.mean), high.float().view_as(self.mean)
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Column labels."""
+        return self.axes[1]
 
     @property
     def gap(self) -> float:
@@ -167,42 +261,29 @@ class EffectMap:
         """Mean effect as a share of the gap between the clean and the corrupted run."""
         return self.mean / self.gap
 
-    def label(self, row: int, column: int) -> str:
+    def label(self, *cell: int) -> str:
         """Name of a cell: a5.h1, m3, or place and position."""
-        name, at = self.rows[row], self.columns[column]
+        name, at = (axis[index] for axis, index in zip(self.axes, cell, strict=True))
         if at.startswith("h"):
             return f"{name}.{at}"
         if at == "mlp":
             return name.replace("a", "m", 1) if name.startswith("a") else name
         return f"{name}@{at}"
 
-    def top(self, n: int) -> list[tuple[str, Estimate]]:
-        """The cells with the largest mean |effect|, each with its interval."""
-        order = self.mean.abs().nan_to_num(-1.0).flatten().argsort(descending=True)[:n].tolist()
-        cells = [divmod(index, len(self.columns)) for index in order]
-        return [(self.label(*cell), self.estimate(*cell)) for cell in cells]
-
-    def estimate(self, row: int, column: int) -> Estimate:
-        """One cell's mean effect with its interval."""
-        low, high = (float(end[row, column]) for end in self.interval)
-        return Estimate(float(self.mean[row, column]), low, high, self.unit, len(self.samples))
-
     def to_dict(self) -> dict[str, Any]:
         """Labels, means, intervals and the metrics of the plain runs, as plain JSON values."""
-        low, high = self.interval
+        plain = {"clean": self.clean, "corrupted": self.corrupted}
         return {
             "name": self.name,
-            "unit": self.unit,
             "rows": list(self.rows),
             "columns": list(self.columns),
-            "mean": _numbers(self.mean),
-            "low": _numbers(low),
-            "high": _numbers(high),
-            "clean": mean(self.clean, self.unit).to_dict(),
-            "corrupted": mean(self.corrupted, self.unit).to_dict(),
+            **super().to_dict(),
+            **{name: mean(values, self.unit, groups=self.groups).to_dict() for name, values in plain.items()},
         }
 
 
-def _numbers(values: Tensor) -> list[list[float | None]]:
-    """Nested lists with None for NaN, which JSON has not."""
-    return [[None if x != x else x for x in row] for row in values.tolist()]
+def listed(values: Tensor) -> Any:
+    """The values as nested lists with None for NaN, which JSON has not."""
+    if values.ndim:
+        return [listed(row) for row in values]
+    return None if values.isnan() else float(values)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from circuitome.results import bootstrap, mean
+from circuitome.errors import UnknownNameError
+from circuitome.results import EffectMap, Samples, bootstrap, intervals, mean
 
 REPEATS = 400
 
@@ -56,3 +57,48 @@ def test_one_prompt_has_no_interval():
     estimate = bootstrap(torch.ones(1, 2), lambda means: means[:, 0] / means[:, 1], "share")
     assert estimate.value == 1.0
     assert estimate.low != estimate.low
+
+
+def table(samples, **more) -> Samples:
+    return Samples(samples=samples, axes=(("a0", "a1"), ("h0", "h1")), unit="logits", **more)
+
+
+def test_a_table_gives_every_cell_as_the_estimate_of_that_cell():
+    samples = torch.randn(6, 2, 2, generator=torch.Generator().manual_seed(0))
+    groups = (0, 0, 1, 1, 2, 2)
+    found = table(samples, groups=groups)
+    expected = mean(samples[:, 1, 0], "logits", groups=groups)
+    assert found["a1.h0"] == expected
+    low, high = found.interval
+    assert (float(low[1, 0]), float(high[1, 0])) == pytest.approx((expected.low, expected.high), abs=1e-6)
+    with pytest.raises(UnknownNameError, match=r"a1\.h7"):
+        found["a1.h7"]
+
+
+def test_the_strongest_cells_come_first_and_cells_that_do_not_exist_never():
+    found = table(torch.tensor([[[1.0, -3.0], [2.0, torch.nan]]] * 2))
+    assert [name for name, _ in found.top(9)] == ["a0.h1", "a1.h0", "a0.h0"]
+    assert [name for name, _ in found.top(2, signed=True)] == ["a1.h0", "a0.h0"]
+    assert found.to_dict()["mean"] == [[1.0, -3.0], [2.0, None]]
+
+
+def test_a_table_of_one_prompt_has_no_intervals():
+    assert all(end.isnan().all() for end in table(torch.ones(1, 2, 2)).interval)
+
+
+def test_large_tables_are_resampled_in_parts_that_change_nothing():
+    samples = torch.randn(5, 5000, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(intervals(samples)[:, 4990:], intervals(samples[:, 4990:]))
+
+
+def test_results_show_themselves_in_a_line():
+    effects = EffectMap(
+        samples=torch.ones(3, 2, 2),
+        axes=(("a0", "a1"), ("h0", "mlp")),
+        unit="logits",
+        name="patching heads",
+        clean=torch.ones(3),
+        corrupted=torch.zeros(3),
+    )
+    assert repr(effects) == "EffectMap(2 x 2 cells, 3 prompts, logits)"
+    assert [name for name, _ in effects.top(4)] == ["a0.h0", "m0", "a1.h0", "m1"]

@@ -13,7 +13,7 @@ from circuitome.errors import InputError
 from circuitome.graph import exchange
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.model_graph import Graph
-from circuitome.results import LEVEL, interval, resample_means
+from circuitome.results import LEVEL, intervals
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,14 +112,9 @@ class EdgeScores:
         if self.samples is None:
             raise InputError("These scores hold no per-prompt samples, so there is no interval to take over prompts.")
         ends = torch.full((2, *self.values.shape), torch.nan)
-        chosen = circuit.mask[self.graph.mask]
-        if len(self.samples) < 2 or not bool(chosen.any()):
-            return ends
-        parts = []
-        for part in self.samples[:, chosen].double().split(4096, dim=1):  # torch.quantile takes at most 2**24 numbers
-            draws = resample_means(part, seed=seed, resamples=1000, groups=groups)
-            parts.append(torch.stack(interval(part.mean(0), draws, len(part), groups, level)))
-        ends[:, circuit.mask] = torch.cat(parts, 1).float()
+        chosen = self.samples[:, circuit.mask[self.graph.mask]]
+        if chosen.shape[1]:
+            ends[:, circuit.mask] = intervals(chosen, groups=groups, seed=seed, resamples=1000, level=level)
         return ends
 
     def save(self, path: str | Path) -> None:

@@ -84,7 +84,15 @@ def patch(
                 done += len(some) * len(batch.rows)
                 setting.progress(f"patching {what}, {direction}", done, len(sites) * len(task))
     name = f"patching {what}, {direction}"
-    return EffectMap(name, rows, columns, samples, plain[0], plain[1], task.unit, task.groups)
+    return EffectMap(
+        name=name,
+        axes=(rows, columns),
+        samples=samples,
+        clean=plain[0],
+        corrupted=plain[1],
+        unit=task.unit,
+        groups=task.groups,
+    )
 
 
 def _offsets(model: Model, task: Task) -> list[int | None]:

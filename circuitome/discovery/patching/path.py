@@ -20,6 +20,7 @@ from circuitome.engine.readout import Readout
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
 from circuitome.graph.circuits import Circuit
+from circuitome.graph.model_graph import Graph
 from circuitome.graph.node import Node
 from circuitome.models.activations import ActivationCache
 from circuitome.models.model import Model
@@ -58,7 +59,7 @@ def path_patch(
     after recomputes. Raises `UnknownNameError` for names of the graph or roles that do not exist, `InputError` for
     logits beside other receivers, no receiver, or positions outside a prompt.
     """
-    model, task, graph = setting.model, setting.task, setting.model.graph
+    task, graph = setting.task, setting.model.graph
     names = [receivers] if isinstance(receivers, str) else list(receivers)
     columns = sorted({graph.column(name) for name in names})
     logits = len(graph.readers) - 1
@@ -85,24 +86,30 @@ def path_patch(
                 done += len(batch.rows)
                 setting.progress("patching paths", done, len(live) * len(task))
     name = f"path patching into {', '.join(graph.readers[c] for c in columns)}"
-    if together:
-        return EffectMap(
-            name, ("senders",), ("together",), samples[..., None], plain[0], plain[1], task.unit, task.groups
-        )
-    return _map(model, task, name, rows, samples, plain)
+    together_axes = (("senders",), ("together",))
+    axes, cells = (together_axes, samples[..., None]) if together else _by_layer(graph, rows, samples)
+    return EffectMap(
+        name=name,
+        axes=axes,
+        samples=cells,
+        clean=plain[0],
+        corrupted=plain[1],
+        unit=task.unit,
+        groups=task.groups,
+    )
 
 
-def _map(model: Model, task: Task, name: str, rows: Sequence[int], samples: Tensor, plain: Tensor) -> EffectMap:
-    """Effects of single senders, laid out by layer and head."""
-    graph = model.graph
+def _by_layer(
+    graph: Graph, rows: Sequence[int], samples: Float[Tensor, "prompts senders"]
+) -> tuple[tuple[tuple[str, ...], ...], Float[Tensor, "prompts layers columns"]]:
+    """Labels of rows and columns, and the effects of single senders laid out by layer and head."""
     cells = torch.full((len(samples), graph.n_layers + 1, graph.n_heads + 1), torch.nan)
     for i, row in enumerate(rows):
         node = graph.writer_nodes[row]
         head = node.index if node.kind == "head" else graph.n_heads
         cells[:, graph.layer_of[row] + 1, head] = samples[:, i]
-    labels = ("embed", *(str(Node("attention", layer)) for layer in range(graph.n_layers)))
-    columns = (*(f"h{head}" for head in range(graph.n_heads)), "mlp")
-    return EffectMap(name, labels, columns, cells, plain[0], plain[1], task.unit, task.groups)
+    layers = ("embed", *(str(Node("attention", layer)) for layer in range(graph.n_layers)))
+    return (layers, (*(f"h{head}" for head in range(graph.n_heads)), "mlp")), cells
 
 
 class _Paths:
