@@ -108,7 +108,7 @@ def test_identities(known):
     none = torch.zeros(1, len(model.graph.writers), dtype=torch.bool)
     torch.testing.assert_close(evaluator.ablate(none)[0], evaluator.clean, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(evaluator.circuits([full])[0], evaluator.clean, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(evaluator.clean_logits(), evaluator.logits(full), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(evaluator.logits(), evaluator.logits(full), atol=1e-5, rtol=1e-5)
     found = completeness(evaluator, full, draws=4, greedy=2)
     torch.testing.assert_close(found.scores, torch.zeros_like(found.scores), atol=1e-4, rtol=0)
     assert found.kinds.count("random") == 4 and found.kinds.count("greedy") == 2

@@ -26,7 +26,9 @@ from circuitome.graph.circuits import Circuit
 SAVE_EVERY = 10.0
 """Seconds between two writings of what is remembered."""
 AT_ONCE = 64
-"""Questions after which answers are noted; where baselines are not kept, they are made again so often."""
+"""Questions after which answers are noted; where baselines do not fit, they are made again so often."""
+CLEAN = hashlib.blake2b(b"clean", digest_size=16).digest()
+"""Key of what the whole model gives."""
 
 
 class Evaluator:
@@ -40,8 +42,8 @@ class Evaluator:
         """
         self.setting, self.model, self.task, self.ablation = setting, setting.model, setting.task, setting.ablation
         tokens = sum(len(pair.clean) for pair in self.task.pairs)
-        self.keeps = 2 * tokens <= tokens_within(self.model, setting.max_memory, gradients=False)
-        self.kept: list[Baseline] = []
+        self.fits = 2 * tokens <= tokens_within(self.model, setting.max_memory, gradients=False)
+        self.baselines: list[Baseline] = []
         self.known: dict[bytes, Float[Tensor, " prompts"]] = {}
         self.checkpoint = setting.kept("validation")
         self.saved = time.monotonic()
@@ -51,15 +53,15 @@ class Evaluator:
 
     def bases(self) -> Iterator[Baseline]:
         """The baseline of every batch."""
-        if self.kept:
-            yield from self.kept
+        if self.baselines:
+            yield from self.baselines
             return
         made = []
         for base in self.setting.baselines():
-            if self.keeps:
+            if self.fits:
                 made.append(base)
             yield base
-        self.kept = made
+        self.baselines = made
 
     @cached_property
     def gap(self) -> float:
@@ -72,7 +74,7 @@ class Evaluator:
         Raises `InputError` where the model does not do the task: then there is no behaviour to explain; `NumericsError`
         where a metric is not finite.
         """
-        clean, empty = self.clean, self.empty
+        empty, clean = self.empty, self.clean
         for name, values in (("clean", clean), (f"{self.ablation}-ablated", empty)):
             check_numbers(values, f"metric of {self.model.name} on {name} prompts of {self.task.name}")
         if not self.gap > 0:
@@ -91,16 +93,10 @@ class Evaluator:
 
     @property
     def clean(self) -> Float[Tensor, " prompts"]:
-        """The metric of the whole model."""
-        key = _key("clean")
-        if key not in self.known:
-            found = torch.empty(len(self.task))
-            with torch.no_grad():
-                for base in self.bases():
-                    rows = list(base.batch.rows)
-                    found[rows] = self.task.score(self.model.logits(base.batch.clean), rows).cpu()
-            self.known[key] = found
-        return self.known[key]
+        """The metric of the whole model; measured along with whatever is asked first."""
+        if CLEAN not in self.known:
+            self.circuits([Circuit.empty(self.model.graph)])
+        return self.known[CLEAN]
 
     def circuits(
         self, circuits: Sequence[Circuit], what: str = "measuring circuits"
@@ -128,7 +124,7 @@ class Evaluator:
         Neighbours in `gone` that leave out edges of the same layers cost least. Raises as `circuits`.
         """
         check_graph(self.model, circuit)
-        keys = [_key("circuit", circuit.mask & ~one) for one in gone]
+        keys = [_key("circuit", circuit.mask & ~left_out) for left_out in gone]
         made: dict[int, Subcircuits] = {}
 
         def measure(base: Baseline, new: list[int]) -> Iterator[tuple[list[int], Tensor]]:
@@ -146,7 +142,7 @@ class Evaluator:
         self, sets: Bool[Tensor, "sets writers"], what: str = "measuring knock-outs"
     ) -> Float[Tensor, "sets prompts"]:
         """The metric of the whole model with each set of writers ablated, everything else reacting."""
-        keys = [_key("knock-out", one) for one in sets]
+        keys = [_key("ablated", writers) for writers in sets]
 
         def measure(base: Baseline, new: list[int]) -> Iterator[tuple[list[int], Tensor]]:
             run, readout = KnockOut(self.model, base), Readout(self.model, self.task, base.batch.rows, "metric")
@@ -156,23 +152,16 @@ class Evaluator:
 
         return self._answers(keys, measure, what)
 
-    def logits(self, circuit: Circuit) -> Float[Tensor, "prompts vocab"]:
-        """All logits of one circuit; not remembered."""
-        check_graph(self.model, circuit)
-        rows: list[int] = []
-        parts = []
-        for base in self.bases():
-            parts.append(circuit_logits(self.model, base, circuit).cpu())
-            rows += base.batch.rows
-        return torch.cat(parts)[torch.tensor(rows).argsort()]
-
-    def clean_logits(self) -> Float[Tensor, "prompts vocab"]:
-        """All logits of the whole model; not remembered."""
-        rows: list[int] = []
-        parts = []
+    def logits(self, circuit: Circuit | None = None) -> Float[Tensor, "prompts vocab"]:
+        """All logits of one circuit, or of the whole model; not remembered."""
+        if circuit is not None:
+            check_graph(self.model, circuit)
+        rows, parts = list[int](), list[Tensor]()
         with torch.no_grad():
             for base in self.bases():
-                parts.append(self.model.logits(base.batch.clean).cpu())
+                clean = base.batch.clean
+                logits = self.model.logits(clean) if circuit is None else circuit_logits(self.model, base, circuit)
+                parts.append(logits.cpu())
                 rows += base.batch.rows
         return torch.cat(parts)[torch.tensor(rows).argsort()]
 
@@ -184,18 +173,23 @@ class Evaluator:
     ) -> Float[Tensor, "questions prompts"]:
         """What is asked by `keys`, measured batch by batch where it is not known yet."""
         new = [i for i, key in enumerate(keys) if key not in self.known and key not in keys[:i]]
-        found = torch.empty(len(keys), len(self.task))
+        answers = torch.empty(len(keys), len(self.task))
         done, total = (len(keys) - len(new)) * len(self.task), len(keys) * len(self.task)
         with torch.no_grad():
             for group in (new[i : i + AT_ONCE] for i in range(0, len(new), AT_ONCE)):
+                clean = None if CLEAN in self.known else torch.empty(len(self.task))
                 for base in self.bases():
-                    for some, values in measure(base, group):
-                        found[torch.tensor(some)[:, None], torch.tensor(base.batch.rows)] = values.cpu()
-                        done += len(some) * len(base.batch.rows)
+                    rows = list(base.batch.rows)
+                    if clean is not None:
+                        clean[rows] = self.task.score(self.model.logits(base.batch.clean), rows).cpu()
+                    for questions, values in measure(base, group):
+                        answers[torch.tensor(questions)[:, None], torch.tensor(rows)] = values.cpu()
+                        done += len(questions) * len(rows)
                         self.setting.progress(what, done, total)
-                self.known |= {keys[i]: found[i].clone() for i in group}
+                self.known |= {keys[i]: answers[i].clone() for i in group}
+                self.known |= {} if clean is None else {CLEAN: clean}
                 self.save(SAVE_EVERY)
-        return torch.stack([self.known[key] for key in keys]) if keys else found
+        return torch.stack([self.known[key] for key in keys]) if keys else answers
 
     def save(self, after: float = 0.0) -> None:
         """Write what is known to the file, where there is one, unless that was done less than `after` seconds ago."""
@@ -206,9 +200,8 @@ class Evaluator:
         self.saved = time.monotonic()
 
 
-def _key(kind: str, what: Tensor | None = None) -> bytes:
-    """A short name for one question."""
+def _key(kind: str, mask: Bool[Tensor, "..."]) -> bytes:
+    """A short name for one question: what is done with the parts or edges of `mask`."""
     digest = hashlib.blake2b(kind.encode(), digest_size=16)
-    if what is not None:
-        digest.update(what.cpu().numpy().tobytes())
+    digest.update(mask.cpu().numpy().tobytes())
     return digest.digest()

@@ -61,14 +61,14 @@ def distribution_variants(evaluator: Evaluator, circuit: Circuit) -> dict[str, E
     - KL: KL(model || circuit) over the vocabulary, in nats, mean over prompts.
     - argmax agreement: share of prompts on which both give the same first token.
     """
-    clean, setting = evaluator.clean_logits(), evaluator.setting
-    found: dict[str, Estimate] = {}
-    for name, one in (("circuit", circuit), ("empty circuit", Circuit.empty(circuit.graph))):
-        logits = evaluator.logits(one)
-        found[f"KL, {name}"] = setting.mean(kl(clean, logits), "nats")
+    clean, setting = evaluator.logits(), evaluator.setting
+    variants: dict[str, Estimate] = {}
+    for name, measured in (("circuit", circuit), ("empty circuit", Circuit.empty(circuit.graph))):
+        logits = evaluator.logits(measured)
+        variants[f"KL, {name}"] = setting.mean(kl(clean, logits), "nats")
         same = (clean.argmax(-1) == logits.argmax(-1)).float()
-        found[f"argmax agreement, {name}"] = setting.mean(same, "share of prompts")
-    return found
+        variants[f"argmax agreement, {name}"] = setting.mean(same, "share of prompts")
+    return variants
 
 
 def node_circuit(circuit: Circuit) -> Circuit:

@@ -1,9 +1,8 @@
 """Would another day have given the same circuit? Backups, resampled and other prompts, other tasks, other methods."""
 
-import functools
-import json
-from collections.abc import Callable, Mapping
-from pathlib import Path
+import hashlib
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 from circuitome.discovery.attribution.edges import eap, eap_ig
@@ -36,52 +35,79 @@ def robustness(setting: Setting, circuit: Circuit, scores: EdgeScores | None = N
     """What becomes of a circuit when heads, prompts, tasks or methods change, as plain JSON values by section.
 
     - backups: the strongest heads knocked out, who took over (`backups`); rediscovery: EAP-IG again without them.
-    - stability: EAP-IG's circuit of the same size on resampled prompts (`bootstrap_stability`).
+    - stability: the circuit of the same size on resampled prompts (`bootstrap_stability`).
     - shuffled: the same with answers and wrong answers exchanged at random (`shuffled_null`).
     - transfer: the circuit on another seed, paraphrases, templates and other tasks, and theirs here (`transfer`).
     - methods: overlap with the circuits of EAP and EAP-IG, and of `scores` where they come from elsewhere.
 
-    A section that cannot be holds only a "note" with the reason. Scores by EAP-IG with their
-    samples are not computed again. Finished sections are kept in the setting's checkpoint, a folder.
+    Scores are those of EAP-IG; where `scores` are such and hold their samples, nothing is scored again.
+    A section that cannot be holds only a "note" with the reason. Finished sections are kept in the setting's
+    checkpoint, a folder. Raises `RunError` where that holds the sections of another circuit, model or task.
     """
-    size, (model, task) = len(circuit), (setting.model, setting.task)
-    quiet = setting.but(progress=silent, checkpoint=None)
-
-    @functools.cache
-    def reference() -> EdgeScores:
-        known = scores is not None and scores.samples is not None and scores.method.startswith("eap-ig, 5")
-        return scores if scores is not None and known else eap_ig(quiet)
-
-    def knocked() -> dict[str, Any]:
-        taken = backups(quiet, top=TOTALS)
-        kind = setting.ablation if setting.ablation in ("mean", "zero") else "mean"
-        again = rediscovery(quiet, taken.knocked, edges=size, knock_out=kind, before=reference())
-        return {**_short(taken.to_dict(), "reactions"), "rediscovery": _short(again.to_dict(), "gained", "lost")}
-
-    def elsewhere() -> dict[str, Any]:
-        here = "these prompts"
-        tasks = {here: task, **_few_others(variants_of(model, task, seed=setting.seed))}
-        return transfer(quiet, tasks, size=size, scores={here: reference()}, circuits={here: circuit}).to_dict()
-
-    def methods() -> dict[str, Any]:
-        every = {"eap": eap(quiet), "eap-ig": reference()}
-        if scores is not None and not scores.method.startswith(("eap-ig", "eap,")):
-            every[scores.method or "this circuit's"] = scores
-        return method_agreement(every, size).to_dict()
-
-    sections: dict[str, Callable[[], dict[str, Any]]] = {
-        "backups": knocked,
-        "stability": lambda: bootstrap_stability(reference(), size, seed=setting.seed).to_dict(),
-        "shuffled": lambda: shuffled_null(reference(), size, seed=setting.seed).to_dict(),
-        "transfer": elsewhere,
-        "methods": methods,
-    }
+    sections = _Sections(setting.but(progress=silent, checkpoint=None), circuit, scores)
+    digests = [hashlib.sha256(circuit.mask.numpy().tobytes()).hexdigest()]
+    digests += [] if scores is None else [hashlib.sha256(scores.values.numpy().tobytes()).hexdigest()]
     made = {}
-    for done, (name, make) in enumerate(sections.items()):
-        setting.progress("robustness", done, len(sections))
-        made[name] = _kept(setting.checkpoint, name, make)
-    setting.progress("robustness", len(sections), len(sections))
+    for done, name in enumerate(SECTIONS):
+        setting.progress("robustness", done, len(SECTIONS))
+        path = None if setting.checkpoint is None else setting.checkpoint / f"{name}.safetensors"
+        kept = setting.but(checkpoint=path).kept(f"robustness, {name}", *digests)
+        if before := kept.read():
+            made[name] = before[1]
+            continue
+        try:
+            made[name] = getattr(sections, name)()
+        except InputError as error:
+            made[name] = {"note": str(error)}
+        kept.write({}, made[name])
+    setting.progress("robustness", len(SECTIONS), len(SECTIONS))
     return made
+
+
+SECTIONS = ("backups", "stability", "shuffled", "transfer", "methods")
+"""Sections of `robustness`: methods of `_Sections`."""
+
+
+class _Sections:
+    """What makes the sections; scores of EAP-IG are made at most once."""
+
+    def __init__(self, setting: Setting, circuit: Circuit, given: EdgeScores | None) -> None:
+        self.setting, self.circuit, self.size, self.given = setting, circuit, len(circuit), given
+
+    @cached_property
+    def scores(self) -> EdgeScores:
+        """Scores by EAP-IG with those of every prompt: the given ones where they are that."""
+        given = self.given
+        known = given is not None and given.samples is not None and given.method.startswith("eap-ig, 5")
+        return given if given is not None and known else eap_ig(self.setting)
+
+    def backups(self) -> dict[str, Any]:
+        reactions = backups(self.setting, top=TOTALS)
+        knock_out = self.setting.ablation if self.setting.ablation in ("mean", "zero") else "mean"
+        again = rediscovery(self.setting, reactions.knocked, edges=self.size, knock_out=knock_out, before=self.scores)
+        return {
+            **_short(reactions.to_dict(), "reactions"),
+            "rediscovery": _short(again.to_dict(), "gained", "lost"),
+        }
+
+    def stability(self) -> dict[str, Any]:
+        return bootstrap_stability(self.scores, self.size, seed=self.setting.seed).to_dict()
+
+    def shuffled(self) -> dict[str, Any]:
+        return shuffled_null(self.scores, self.size, seed=self.setting.seed).to_dict()
+
+    def transfer(self) -> dict[str, Any]:
+        setting, here = self.setting, "these prompts"
+        others = variants_of(setting.model, setting.task, seed=setting.seed)
+        tasks = {here: setting.task, **_few_others(others)}
+        scores, circuits = {here: self.scores}, {here: self.circuit}
+        return transfer(setting, tasks, size=self.size, scores=scores, circuits=circuits).to_dict()
+
+    def methods(self) -> dict[str, Any]:
+        every = {"eap": eap(self.setting), "eap-ig": self.scores}
+        if self.given is not None and not self.given.method.startswith(("eap-ig", "eap,")):
+            every[self.given.method or "this circuit's"] = self.given
+        return method_agreement(every, self.size).to_dict()
 
 
 def robust_criteria(found: Mapping[str, Any]) -> list[Criterion]:
@@ -122,26 +148,10 @@ def _value(stability: Mapping[str, Any]) -> str:
 
 def _few_others(variants: Mapping[str, Task]) -> dict[str, Task]:
     """All variants of the task itself, and the first few other tasks."""
-    others = [name for name in variants if name in TASKS][OTHER_TASKS:]
-    return {name: one for name, one in variants.items() if name not in others}
+    left_out = [name for name in variants if name in TASKS][OTHER_TASKS:]
+    return {name: task for name, task in variants.items() if name not in left_out}
 
 
-def _short(found: dict[str, Any], *names: str) -> dict[str, Any]:
+def _short(section: dict[str, Any], *names: str) -> dict[str, Any]:
     """With lists of parts or edges cut to the first 20."""
-    return found | {name: found[name][:20] for name in names}
-
-
-def _kept(memory: Path | None, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A section from its file, or made and written there."""
-    path = None if memory is None else memory / f"{name}.json"
-    if path is not None and path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
-    try:
-        found = make()
-    except InputError as error:
-        found = {"note": str(error)}
-    if path is not None:
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(found), encoding="utf-8")
-        part.rename(path)
-    return found
+    return section | {name: section[name][:20] for name in names}
