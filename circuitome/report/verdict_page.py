@@ -18,7 +18,7 @@ def render_verdict(payload: Mapping[str, Any]) -> str:
 
     `payload` holds `title`, `command`, `unit`, `edges`, `holds`, `manifest` and, as `Verdict.to_dict` gives them,
     `criteria`, `variants`, `ablations`, `templates`, `spread`, `nulls`, `completeness`, `minimality`, `single_edges`,
-    `areas`, `curve`, `robustness` and `known`.
+    `auc`, `curve`, `robustness` and `known`.
     """
     parts: list[shell.Section] = [
         ("verdict", "The verdict", join(tag("p", {"class": "lede"}, sentence(payload)), _card(payload["criteria"]))),
@@ -28,7 +28,7 @@ def render_verdict(payload: Mapping[str, Any]) -> str:
     ]
     if payload["single_edges"]:
         parts.append(("edges", "Single edges", _edges(payload["single_edges"])))
-    if payload["areas"]:
+    if payload["auc"]:
         parts.append(("sizes", "Faithfulness by size", _sizes(payload)))
     if payload["robustness"]:
         parts.append(("robustness", "Backups, other prompts, tasks and methods", _robustness(payload["robustness"])))
@@ -97,7 +97,7 @@ def _faithfulness(payload: Mapping[str, Any]) -> Markup:
 
 def _sizes(payload: Mapping[str, Any]) -> Markup:
     """CPR and CMD, and the curve they are areas of."""
-    found = payload["areas"]
+    found = payload["auc"]
     note = (
         "Areas of faithfulness f over the share p of edges. CPR is the integral of f (circuits by signed score), CMD "
         "that of |1 - f| (by size of the score); on the linear axis half the weight lies above p = .5."

@@ -15,8 +15,6 @@ INCOMPLETE = 0.2
 USELESS = 0.01
 """Nodes that change less than this share of the gap are useless; a minimal circuit has none."""
 PASS, FAIL, UNCLEAR = "pass", "fail", "unclear"
-GOOD = ("sufficiency", "necessity")
-"""Tests whose rejection is what a real circuit does; rejecting any other speaks against it."""
 
 
 @dataclass(frozen=True)
@@ -57,31 +55,32 @@ def faithful(share: Estimate, random: Sequence[float]) -> Criterion:
     return Criterion("faithfulness", share.value, share.low, share.high, beside, f"{low} to {high}", verdict)
 
 
-def complete(found: Completeness, seed: int = 0) -> Criterion:
+def complete(completeness: Completeness, seed: int = 0) -> Criterion:
     """Mean incompleteness over random subsets, surely below `INCOMPLETE`."""
-    value, worst = found.mean("random", seed), found.worst
+    value, worst = completeness.mean("random", seed), completeness.worst
     verdict = UNCLEAR
     if value.high <= INCOMPLETE:
         verdict = PASS
     elif value.low > INCOMPLETE:
         verdict = FAIL
-    note = f"worst {float(found.scores[worst]):.3f} ({found.kinds[worst]}, {len(found.sets[worst])} nodes knocked out)"
+    nodes, kind = len(completeness.sets[worst]), completeness.kinds[worst]
+    note = f"worst {float(completeness.scores[worst]):.3f} ({kind}, {nodes} nodes ablated)"
     threshold = f"at most {INCOMPLETE}"
     return Criterion("completeness", value.value, value.low, value.high, "0 is complete", threshold, verdict, note)
 
 
-def minimal(found: Minimality, seed: int = 0) -> Criterion:
+def minimal(minimality: Minimality, seed: int = 0) -> Criterion:
     """No node that the circuit can do without."""
-    share = found.useless_share(USELESS, seed)
-    useless = [name for name, score in found.nodes.items() if score < USELESS]
+    share = minimality.useless_share(USELESS, seed)
+    useless = [name for name, score in minimality.nodes.items() if score < USELESS]
     verdict = PASS if not useless else FAIL if not share.low <= 0 else UNCLEAR
     note = f"can go: {', '.join(useless[:12])}{' ...' if len(useless) > 12 else ''}" if useless else ""
     threshold = f"every node changes at least {100 * USELESS:.0f} % of the gap"
-    beside = f"{len(useless)} of {len(found.nodes)} nodes useless"
+    beside = f"{len(useless)} of {len(minimality.nodes)} nodes useless"
     return Criterion("minimality", share.value, share.low, share.high, beside, threshold, verdict, note)
 
 
-def beats_chance(own: float, nulls: Mapping[str, Sequence[float]]) -> list[Criterion]:
+def beats_chance(share: float, nulls: Mapping[str, Sequence[float]]) -> list[Criterion]:
     """The circuit compared with circuits that share its number of edges by layer and kind, or by node.
 
     It passes where its share is nearer to 1 than that of each of them.
@@ -89,8 +88,8 @@ def beats_chance(own: float, nulls: Mapping[str, Sequence[float]]) -> list[Crite
     rows = []
     for name in SHAPED:
         best = max(nulls[name], key=nearness)
-        ahead = nearness(own) - nearness(best)
-        said = f"{own:.3f} against the best of {len(nulls[name])}: {best:.3f} ({ahead:+.3f})"
+        ahead = nearness(share) - nearness(best)
+        said = f"{share:.3f} against the best of {len(nulls[name])}: {best:.3f} ({ahead:+.3f})"
         verdict = PASS if ahead > 0 else FAIL
         against = f"{name} random circuits, mean {_mean(nulls[name]):.3f}"
         rows.append(
@@ -99,27 +98,27 @@ def beats_chance(own: float, nulls: Mapping[str, Sequence[float]]) -> list[Crite
     return rows
 
 
-def tested(tests: Sequence[TestResult], notes: Mapping[str, str]) -> list[Criterion]:
-    """Hypothesis tests as lines of the verdict.
+def hypothesis_criteria(tests: Sequence[TestResult], notes: Mapping[str, str]) -> list[Criterion]:
+    """Hypothesis tests as lines of the verdict; `notes` by name of the test.
 
     Where rejecting speaks for the circuit, p-values are corrected for there being several such tests (Holm 1979). Where
     rejecting speaks against it they are not: a correction would turn failures into passes.
     """
-    good = [test for test in tests if test.name in GOOD]
-    corrected = dict(zip((test.name for test in good), holm([test.p_value for test in good]), strict=True))
+    several = [test for test in tests if test.supports]
+    corrected = dict(zip((test.name for test in several), holm([test.p_value for test in several]), strict=True))
     return [
-        _rejection_passes(test, corrected[test.name], len(good), notes.get(test.name, ""))
-        if test.name in GOOD
+        _rejection_passes(test, corrected[test.name], len(several), notes.get(test.name, ""))
+        if test.supports
         else _rejection_fails(test, notes.get(test.name, ""))
         for test in tests
     ]
 
 
 def _rejection_passes(test: TestResult, corrected: float, tests: int, note: str) -> Criterion:
-    """A line for a test whose rejection speaks for the circuit."""
+    """A line for one of several `tests` whose rejection speaks for the circuit."""
     # With few draws even a win over all of them proves nothing.
-    best = better_than_random("", 1.0, [0.0] * test.n).p_value * tests
-    verdict = PASS if corrected < ALPHA else FAIL if best < ALPHA else UNCLEAR
+    best_possible = better_than_random("", 1.0, [0.0] * test.n).p_value * tests
+    verdict = PASS if corrected < ALPHA else FAIL if best_possible < ALPHA else UNCLEAR
     words = f"H0: {test.null}, p = {test.p_value:.3g}, corrected {corrected:.3g}"
     return Criterion(test.name, test.statistic, None, None, words, f"corrected p below {ALPHA}", verdict, note)
 

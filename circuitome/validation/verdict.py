@@ -1,10 +1,12 @@
 """Is the circuit real? Every criterion in one call: value, interval, null, and whether it holds against a threshold."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from circuitome.engine.circuit_run import check_graph
@@ -16,7 +18,7 @@ from circuitome.results import Estimate
 from circuitome.tasks.task import Task
 from circuitome.validation import criteria
 from circuitome.validation.criteria import Criterion
-from circuitome.validation.faithfulness.auc import SHARES, Areas, areas, benchmark_sizes
+from circuitome.validation.faithfulness.auc import SHARES, AreaUnderCurve, area_under_curve, benchmark_sizes
 from circuitome.validation.faithfulness.evaluator import Evaluator
 from circuitome.validation.faithfulness.variants import (
     OtherAblation,
@@ -29,8 +31,9 @@ from circuitome.validation.faithfulness.variants import (
 )
 from circuitome.validation.ground_truth.roc import edge_auroc, node_auroc, precision_recall
 from circuitome.validation.robustness.summary import robust_criteria, robustness
-from circuitome.validation.tests import hypotheses as hypothesis
+from circuitome.validation.tests import hypotheses
 from circuitome.validation.tests.completeness_minimality import Completeness, Minimality, completeness, minimality
+from circuitome.validation.tests.hypotheses import TestResult
 from circuitome.validation.tests.nulls import NULLS
 from circuitome.validation.tests.significance import EdgeTest, edge_test, necessity
 
@@ -88,7 +91,7 @@ class Verdict:
     """Single edges against useless ones."""
     damage: tuple[float, list[float]] | None = None
     """What cutting the circuit out of the model costs, and what cutting out as many other edges does."""
-    areas: Areas | None = None
+    auc: AreaUnderCurve | None = None
     """CPR and CMD of the scores that the circuit comes from, where they were given."""
     curve: tuple[tuple[float, float, float], ...] = ()
     """By size: share of the edges, faithfulness of the signed top, of the top by size."""
@@ -98,7 +101,7 @@ class Verdict:
     """Where the true circuit was given: precision, recall, AUROC of the scores over edges and nodes."""
 
     def __getitem__(self, name: str) -> Criterion:
-        return next(one for one in self.criteria if one.name == name)
+        return next(criterion for criterion in self.criteria if criterion.name == name)
 
     @property
     def holds(self) -> bool:
@@ -117,33 +120,25 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain JSON values."""
-        found = self.completeness
-        values = (found.circuit.tolist(), found.model.tolist(), found.scores.tolist())
-        sets = zip(found.sets, found.kinds, *values, strict=True)
-        edges = self.edges
+        sets, edges = self.completeness, self.edges
+        columns = (sets.sets, sets.kinds, sets.circuit.tolist(), sets.model.tolist(), sets.scores.tolist())
         return {
             "answer": self.answer,
             "reason": self.reason,
-            "criteria": [asdict(one) for one in self.criteria],
-            "variants": {name: one.to_dict() for name, one in self.variants.items()},
-            "ablations": [asdict(one) for one in self.ablations],
-            "templates": {name: one.to_dict() for name, one in self.templates.items()},
+            "criteria": [asdict(criterion) for criterion in self.criteria],
+            "variants": {name: estimate.to_dict() for name, estimate in self.variants.items()},
+            "ablations": [asdict(ablation) for ablation in self.ablations],
+            "templates": {name: estimate.to_dict() for name, estimate in self.templates.items()},
             "spread": self.spread,
             "nulls": self.nulls,
             "completeness": [
-                {"nodes": list(nodes), "kind": kind, "circuit": own, "model": model, "score": score}
-                for nodes, kind, own, model, score in sets
+                {"nodes": list(nodes), "kind": kind, "circuit": circuit, "model": model, "score": score}
+                for nodes, kind, circuit, model, score in zip(*columns, strict=True)
             ],
             "minimality": dict(zip(self.minimality.names, self.minimality.scores.tolist(), strict=True)),
-            "single_edges": None
-            if edges is None
-            else {
-                "changes": dict(zip(edges.edges, edges.changes.tolist(), strict=True)),
-                "useless": edges.useless.tolist(),
-                "unneeded": list(edges.unneeded),
-            },
+            "single_edges": None if edges is None else edges.to_dict(),
             "damage": None if self.damage is None else {"circuit": self.damage[0], "others": self.damage[1]},
-            "areas": None if self.areas is None else asdict(self.areas),
+            "auc": None if self.auc is None else asdict(self.auc),
             "curve": [list(point) for point in self.curve],
             "robustness": self.robustness,
             "known": self.known,
@@ -175,17 +170,20 @@ def validate(
         raise InputError("The circuit is empty; there is nothing to validate.")
     effort, folder, seed = QUICK if quick else FULL, setting.checkpoint, setting.seed
     evaluator = Evaluator(setting.but(checkpoint=None if folder is None else folder / "measured.safetensors"))
-    own, empty, shares = _circuit_and_nulls(evaluator, circuit, effort)
-    variants = faithfulness_variants(setting, own, evaluator.clean, empty) | distribution_variants(evaluator, circuit)
+    metric, share, null_shares = _circuit_and_nulls(evaluator, circuit, effort)
+    clean, empty = evaluator.clean, evaluator.empty
+    variants = faithfulness_variants(setting, metric, clean, empty) | distribution_variants(evaluator, circuit)
     complete = completeness(evaluator, circuit, draws=effort.subsets, greedy=effort.greedy, groups=groups, seed=seed)
     minimal = minimality(evaluator, circuit, sets=effort.halves, readers=effort.others, seed=seed)
-    tested, edges, damage = _tests(evaluator, circuit, own, shares, effort)
-    more = _others(evaluator, setting, circuit, scores, others or {}) if effort.others else {}
+    tested, edges, damage = _tests(
+        evaluator, circuit, metric, hypotheses.sufficiency(share, null_shares["random"]), effort
+    )
+    more = _others(setting, evaluator, circuit, scores, others or {}) if effort.others else {}
     lines = [
-        criteria.faithful(variants["normalised"], shares["random"]),
+        criteria.faithful(variants["normalised"], null_shares["random"]),
         criteria.complete(complete, seed),
         criteria.minimal(minimal, seed),
-        *criteria.beats_chance(shares["own"][0], shares),
+        *criteria.beats_chance(share, null_shares),
         *tested,
         *(robust_criteria(more["robustness"]) if more else ()),
     ]
@@ -193,11 +191,11 @@ def validate(
     return Verdict(
         criteria=tuple(lines),
         variants=variants | more.pop("variants", {}),
-        templates=by_template(setting, own, evaluator.clean, empty),
-        spread=over_prompts(own, evaluator.clean, empty),
+        templates=by_template(setting, metric, clean, empty),
+        spread=over_prompts(metric, clean, empty),
         completeness=complete,
         minimality=minimal,
-        nulls={name: shares[name] for name in NULLS},
+        nulls=null_shares,
         edges=edges,
         damage=damage,
         known=None if truth is None else _against(truth, circuit, scores),
@@ -206,83 +204,73 @@ def validate(
 
 
 def _others(
-    evaluator: Evaluator, setting: Setting, circuit: Circuit, scores: EdgeScores | None, others: Mapping[str, Task]
+    setting: Setting, evaluator: Evaluator, circuit: Circuit, scores: EdgeScores | None, others: Mapping[str, Task]
 ) -> dict[str, Any]:
     """What only the whole suite measures: robustness, areas under the curve, nodes alone, other ablations."""
-    robust = robustness(setting, circuit, scores)
-    area, curve = (None, ()) if scores is None else _areas(evaluator, scores)
+    auc, curve = (None, ()) if scores is None else _auc(evaluator, scores)
     nodes = evaluator.circuits([node_circuit(circuit)])[0]
     alone = faithfulness_variants(setting, nodes, evaluator.clean, evaluator.empty)["normalised"]
     return {
-        "robustness": robust,
-        "areas": area,
+        "robustness": robustness(setting, circuit, scores),
+        "auc": auc,
         "curve": curve,
         "variants": {"nodes alone": alone},
-        "ablations": other_ablations(setting, circuit, others, setting.checkpoint),
+        "ablations": other_ablations(setting, circuit, others),
     }
 
 
 def _circuit_and_nulls(
     evaluator: Evaluator, circuit: Circuit, effort: Effort
-) -> tuple[Tensor, Tensor, dict[str, list[float]]]:
-    """Metric of the circuit and of the empty one on each prompt; faithfulness of it ("own") and of each kind of null.
+) -> tuple[Float[Tensor, " prompts"], float, dict[str, list[float]]]:
+    """Metric of the circuit on each prompt, its faithfulness, and that of each kind of circuit made by chance.
 
     Raises `InputError` where the model does not do the task.
     """
     generator = torch.Generator().manual_seed(evaluator.setting.seed)
-    chance = {
-        name: [make(circuit, generator) for _ in range(effort.random if name == "random" else effort.shaped)]
-        for name, make in NULLS.items()
+    nulls = {
+        name: [draw(circuit, generator) for _ in range(effort.random if name == "random" else effort.shaped)]
+        for name, draw in NULLS.items()
     }
-    every = [circuit, Circuit.empty(circuit.graph), *(one for group in chance.values() for one in group)]
+    every = [Circuit.empty(circuit.graph), circuit, *(null for group in nulls.values() for null in group)]
     metrics = evaluator.circuits(every, "circuit and random circuits")
-    empty, gap = metrics[1], evaluator.checked_gap()
-    values = ((metrics.mean(1) - empty.mean()) / gap).tolist()
-    shares, at = {"own": values[:1]}, 2
-    for name, group in chance.items():
-        shares[name] = values[at : at + len(group)]
-        at += len(group)
-    return metrics[0], empty, shares
+    gap = evaluator.checked_gap()
+    _, share, *rest = ((metrics.mean(1) - metrics[0].mean()) / gap).tolist()
+    shares = iter(rest)
+    return metrics[1], share, {name: list(islice(shares, len(group))) for name, group in nulls.items()}
 
 
 def _tests(
-    evaluator: Evaluator,
-    circuit: Circuit,
-    own: Tensor,
-    shares: Mapping[str, list[float]],
-    effort: Effort,
+    evaluator: Evaluator, circuit: Circuit, metric: Float[Tensor, " prompts"], sufficiency: TestResult, effort: Effort
 ) -> tuple[list[Criterion], EdgeTest | None, tuple[float, list[float]] | None]:
     """The lines of all hypothesis tests, corrected together; what single edges change, and what cutting C out costs."""
-    clean, seed, notes, rows = evaluator.clean, evaluator.setting.seed, dict[str, str](), list[Criterion]()
-    nearest = [hypothesis.nearness(share) for share in shares["random"]]
-    tests = [hypothesis.better_than_random("sufficiency", hypothesis.nearness(shares["own"][0]), nearest)]
-    edges, damage = None, None
+    clean, seed, notes, untested = evaluator.clean, evaluator.setting.seed, dict[str, str](), list[Criterion]()
+    tests, edges, damage = [sufficiency], None, None
     if effort.necessity:
         test, hurt, others = necessity(evaluator, circuit, draws=effort.necessity, seed=seed)
         tests, damage = [*tests, test], (hurt, others)
     if len(clean) < FEWEST_PROMPTS:
         note = f"{len(clean)} prompts; tests over prompts need at least {FEWEST_PROMPTS}"
-        rows = [criteria.missing(name, note) for name in ("equivalence", "independence")]
+        untested = [criteria.missing(name, note) for name in ("equivalence", "independence")]
     else:
         rest = evaluator.circuits([~circuit])[0]
-        tests += [hypothesis.equivalence(own, clean), hypothesis.independence(rest, clean, seed=seed)]
+        tests += [hypotheses.equivalence(metric, clean), hypotheses.independence(rest, clean, seed=seed)]
     if effort.edges:
         edges = edge_test(evaluator, circuit, most=effort.edges, seed=seed)
         tests.append(edges.summary)
         notes["minimal edges"] = f"{len(edges.unneeded)} of {len(edges.edges)} edges are no better than useless ones"
-    return [*criteria.tested(tests, notes), *rows], edges, damage
+    return [*criteria.hypothesis_criteria(tests, notes), *untested], edges, damage
 
 
-def _areas(evaluator: Evaluator, scores: EdgeScores) -> tuple[Areas, tuple[tuple[float, float, float], ...]]:
+def _auc(evaluator: Evaluator, scores: EdgeScores) -> tuple[AreaUnderCurve, tuple[tuple[float, float, float], ...]]:
     """CPR and CMD at the benchmark's sizes: circuits by signed score for the one, by its size for the other."""
     sizes = benchmark_sizes(scores.graph)
     circuits = [scores.top(n, signed=signed) for signed in (True, False) for n in sizes]
     means = (evaluator.circuits(circuits, "size and share").mean(1) - evaluator.empty.mean()) / evaluator.gap
     shares = [n / scores.graph.n_edges for n in sizes] if len(sizes) < len(SHARES) else list(SHARES)
     signed, absolute = means[: len(sizes)].tolist(), means[len(sizes) :].tolist()
-    performance, distance = areas(shares, signed), areas(shares, absolute)
-    found = Areas(performance.cpr, distance.cmd, performance.cpr_log, distance.cmd_log)
-    return found, tuple(zip(shares, signed, absolute, strict=True))
+    performance, distance = area_under_curve(shares, signed), area_under_curve(shares, absolute)
+    both = replace(performance, cmd=distance.cmd, cmd_log=distance.cmd_log)
+    return both, tuple(zip(shares, signed, absolute, strict=True))
 
 
 def _against(truth: Circuit, circuit: Circuit, scores: EdgeScores | None) -> dict[str, float]:

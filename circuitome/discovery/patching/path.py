@@ -60,15 +60,7 @@ def path_patch(
     logits beside other receivers, no receiver, or positions outside a prompt.
     """
     task, graph = setting.task, setting.model.graph
-    names = [receivers] if isinstance(receivers, str) else list(receivers)
-    columns = sorted({graph.column(name) for name in names})
-    logits = len(graph.readers) - 1
-    if not columns or (logits in columns and len(columns) > 1):
-        raise InputError(
-            f"Receivers are either the logits or inputs of heads and MLPs; got {', '.join(names) or 'none'}."
-        )
-    if logits in columns and receiver_positions not in (None, "end"):
-        raise InputError(f"The logits are read at one position, the end; got {receiver_positions!r}.")
+    columns = _columns(graph, receivers, receiver_positions)
     rows = list(range(len(graph.writers))) if senders is None else [graph.row(name) for name in senders]
     upstream = graph.mask[:, columns].any(1)
     chosen = torch.zeros(1 if together else len(rows), len(graph.writers), dtype=torch.bool)
@@ -97,6 +89,20 @@ def path_patch(
         unit=task.unit,
         groups=task.groups,
     )
+
+
+def _columns(graph: Graph, receivers: str | Sequence[str], positions: Positions | None) -> list[int]:
+    """Columns of the receivers. Raises as `path_patch`."""
+    names = [receivers] if isinstance(receivers, str) else list(receivers)
+    columns = sorted({graph.column(name) for name in names})
+    logits = len(graph.readers) - 1
+    if not columns or (logits in columns and len(columns) > 1):
+        raise InputError(
+            f"Receivers are either the logits or inputs of heads and MLPs; got {', '.join(names) or 'none'}."
+        )
+    if logits in columns and positions not in (None, "end"):
+        raise InputError(f"The logits are read at one position, the end; got {positions!r}.")
+    return columns
 
 
 def _by_layer(

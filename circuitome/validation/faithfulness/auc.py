@@ -3,10 +3,12 @@
 Source: Mueller et al. 2025, arXiv:2504.13151 (MIB), with its limits: sizes are shares of all edges from .001 to 1.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+
+import numpy as np
+from scipy.integrate import trapezoid
 
 from circuitome.errors import InputError
 from circuitome.graph.model_graph import Graph
@@ -16,7 +18,7 @@ SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 @dataclass(frozen=True)
-class Areas:
+class AreaUnderCurve:
     """Areas of a faithfulness curve f(p), p the share of edges. The linear axis weighs p from .5 to 1 half."""
 
     cpr: float
@@ -30,7 +32,7 @@ class Areas:
     """Mean of |1 - f| over the logarithm of p."""
 
 
-def areas(shares: Sequence[float], faithfulness: Sequence[float]) -> Areas:
+def area_under_curve(shares: Sequence[float], faithfulness: Sequence[float]) -> AreaUnderCurve:
     """Trapezoidal areas of `faithfulness` at `shares` of the edges, on a linear and on a logarithmic axis.
 
     Raises `InputError` unless shares ascend from above 0 to at most 1 and there are at least two.
@@ -39,21 +41,17 @@ def areas(shares: Sequence[float], faithfulness: Sequence[float]) -> Areas:
         raise InputError(f"An area needs at least two points; got {len(shares)} sizes, {len(faithfulness)} values.")
     if not shares[0] > 0 or shares[-1] > 1 or any(a >= b for a, b in pairwise(shares)):
         raise InputError(f"Sizes must ascend within (0, 1]; got {list(shares)}.")
-    missing = [abs(1 - f) for f in faithfulness]
-    logs = [math.log(p) for p in shares]
+    curve, missing = np.array(faithfulness), np.abs(1 - np.array(faithfulness))
+    logs = np.log(shares)
     span = logs[-1] - logs[0]
-    return Areas(
-        _trapezoid(shares, faithfulness),
-        _trapezoid(shares, missing),
-        _trapezoid(logs, faithfulness) / span,
-        _trapezoid(logs, missing) / span,
+    return AreaUnderCurve(
+        float(trapezoid(curve, shares)),
+        float(trapezoid(missing, shares)),
+        float(trapezoid(curve, logs) / span),
+        float(trapezoid(missing, logs) / span),
     )
 
 
 def benchmark_sizes(graph: Graph) -> tuple[int, ...]:
     """The benchmark's sizes in edges of `graph`, at least one each; equal ones once."""
     return tuple(dict.fromkeys(max(1, round(share * graph.n_edges)) for share in SHARES))
-
-
-def _trapezoid(x: Sequence[float], y: Sequence[float]) -> float:
-    return sum((x[i + 1] - x[i]) * (y[i + 1] + y[i]) / 2 for i in range(len(x) - 1))

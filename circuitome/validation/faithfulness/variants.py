@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -80,15 +79,14 @@ def node_circuit(circuit: Circuit) -> Circuit:
     return Circuit(graph, graph.mask & rows[:, None] & columns[None])
 
 
-def other_ablations(
-    setting: Setting, circuit: Circuit, others: Mapping[str, Task], folder: Path | None = None
-) -> tuple[OtherAblation, ...]:
+def other_ablations(setting: Setting, circuit: Circuit, others: Mapping[str, Task]) -> tuple[OtherAblation, ...]:
     """Normalised faithfulness under each ablation but the setting's, and under those of `others`.
 
     `others` are tasks with the same clean prompts and other corrupted ones, by name (IOI's ABC distribution); they are
     measured with corrupted and mean-position. An ablation that cannot be is listed with the reason. Measurements are
-    kept in `folder`.
+    kept in the setting's checkpoint, a folder.
     """
+    folder = setting.checkpoint
     plans = [(name, setting.task, name) for name in ABLATIONS if name != setting.ablation]
     for name, other in others.items():
         plans += [(f"{kind}, {name} prompts", other, kind) for kind in ("corrupted", "mean-position")]

@@ -47,6 +47,8 @@ class TestResult:
     """Prompts or draws it rests on."""
     power: float = 1.0
     """Chance that it would reject if the null were clearly wrong: what an unrejected null is worth."""
+    supports: bool = False
+    """Whether rejecting the null speaks for the circuit; else it speaks against it."""
 
     def rejected(self, alpha: float = ALPHA) -> bool:
         """Whether the null hypothesis is refused at level `alpha`."""
@@ -74,7 +76,7 @@ def equivalence(
         return TestResult("equivalence", null, 0.5, 1.0, 0)
     k = np.arange(n + 1)
     far, chance = np.abs(k / n - 0.5), binom.pmf(k, n, 0.5 + epsilon)
-    p_values = np.array([chance[far >= own - 1e-12].sum() for own in far])  # of every number of wins
+    p_values = np.array([chance[far >= distance - 1e-12].sum() for distance in far])  # of every number of wins
     power = float(binom.pmf(k, n, CLEARLY)[p_values < ALPHA].sum())
     return TestResult("equivalence", null, wins / n, min(1.0, float(p_values[wins])), n, power)
 
@@ -111,21 +113,26 @@ def independence(
     return TestResult("independence", null, value, p, n, _power_of_correlation(n))
 
 
-def better_than_random(name: str, own: float, random: Sequence[float], *, quantile: float = QUANTILE) -> TestResult:
-    """Does `own` beat at least `quantile` of random draws (larger is better)? Rejection: yes, surely more.
+def better_than_random(name: str, value: float, random: Sequence[float], *, quantile: float = QUANTILE) -> TestResult:
+    """Does `value` beat at least `quantile` of random draws (larger is better)? Rejection: yes, surely more.
 
-    For a share, of which 1 is best and 3 as bad as -1, give minus its distance from 1; see `nearness`.
-
-    Null: P(own > random) <= quantile; p = P(K >= wins) for K ~ Binomial(n, quantile). Ties are no wins.
-    Used for sufficiency (faithfulness against random circuits) and partial necessity (damage of the knock-out against
-    that of random ones). At quantile .9, 29 draws are the fewest that can reject at 5 %. Raises `InputError` without
-    draws.
+    Null: P(value > random) <= quantile; p = P(K >= wins) for K ~ Binomial(n, quantile). Ties are no wins.
+    Used for sufficiency and for partial necessity (damage of the knock-out against that of random ones). At quantile
+    .9, 29 draws are the fewest that can reject at 5 %. Raises `InputError` without draws.
     """
     if not random:
         raise InputError("A comparison with random draws needs at least one draw.")
-    wins, n = sum(own > other for other in random), len(random)
+    wins, n = sum(value > other for other in random), len(random)
     null = f"it beats at most {100 * quantile:.0f} % of random ones"
-    return TestResult(name, null, wins / n, float(binom.sf(wins - 1, n, quantile)), n)
+    return TestResult(name, null, wins / n, float(binom.sf(wins - 1, n, quantile)), n, supports=True)
+
+
+def sufficiency(share: float, random: Sequence[float]) -> TestResult:
+    """Is the circuit's faithfulness nearer to 1 than that of random circuits? Rejection: yes; see `better_than_random`.
+
+    Not the larger share is better but the nearer to 1: a circuit of share 3 is as far from the model as one of -1.
+    """
+    return better_than_random("sufficiency", nearness(share), [nearness(other) for other in random])
 
 
 def nearness(share: float) -> float:

@@ -1,10 +1,11 @@
 """Hypothesis tests that need circuit runs: is the circuit better than chance, and is each of its edges?
 
-Source: Shi et al. 2024, arXiv:2410.13032; see `hypothesis` for the tests themselves.
+Source: Shi et al. 2024, arXiv:2410.13032; see `hypotheses` for the tests themselves.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,8 +14,7 @@ from torch import Tensor
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.model_graph import Graph
 from circuitome.validation.faithfulness.evaluator import Evaluator
-from circuitome.validation.tests import hypotheses as hypothesis
-from circuitome.validation.tests.hypotheses import TestResult
+from circuitome.validation.tests.hypotheses import TestResult, better_than_random, needed_edges
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,22 @@ class EdgeTest:
     @property
     def summary(self) -> TestResult:
         """The test of the circuit: rejected if any edge's is. Its statistic is the share of edges rejected."""
-        smallest = min(self.results, key=lambda one: one.p_value)
-        share = sum(one.rejected() for one in self.results) / len(self.results)
+        smallest = min(self.results, key=lambda test: test.p_value)
+        share = sum(test.rejected() for test in self.results) / len(self.results)
         return replace(smallest, name="minimal edges", statistic=share)
 
     @property
     def unneeded(self) -> tuple[str, ...]:
         """Edges that are no better than useless ones."""
-        return tuple(edge for edge, one in zip(self.edges, self.results, strict=True) if one.rejected())
+        return tuple(edge for edge, test in zip(self.edges, self.results, strict=True) if test.rejected())
+
+    def to_dict(self) -> dict[str, Any]:
+        """What each edge changes, what useless ones do, and which edges are no better, as plain JSON values."""
+        return {
+            "changes": dict(zip(self.edges, self.changes.tolist(), strict=True)),
+            "useless": self.useless.tolist(),
+            "unneeded": list(self.unneeded),
+        }
 
 
 def edge_test(
@@ -77,7 +85,7 @@ def edge_test(
     useless = _useless_changes(evaluator, circuit, paths, left_out)
     names = tuple(graph.edge_name(row, column) for row, column in chosen)
     changes = (metrics[1:] - metrics[0]).abs()
-    return EdgeTest(names, changes, useless, tuple(hypothesis.needed_edges(changes, useless)))
+    return EdgeTest(names, changes, useless, tuple(needed_edges(changes, useless)))
 
 
 def _useless_changes(
@@ -129,7 +137,7 @@ def necessity(
     means = evaluator.circuits([Circuit(graph, graph.mask & ~one.mask) for one in sets], "necessity").mean(1)
     damage = (evaluator.clean.mean() - means).tolist()
     drawn = damage[1:] or [damage[0]]  # a circuit of all edges has no others to be compared with
-    return hypothesis.better_than_random("necessity", damage[0], drawn), damage[0], damage[1:]
+    return better_than_random("necessity", damage[0], drawn), damage[0], damage[1:]
 
 
 def _drawn(among: Tensor, n: int, graph: Graph, generator: torch.Generator) -> Circuit:

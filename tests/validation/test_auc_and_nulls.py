@@ -1,4 +1,4 @@
-"""Areas by hand, and circuits made by chance."""
+"""Areas under curves by hand, and circuits made by chance."""
 
 import pytest
 import torch
@@ -6,25 +6,25 @@ from families import tiny
 
 from circuitome.errors import InputError
 from circuitome.graph.circuits import Circuit
-from circuitome.validation.faithfulness.auc import SHARES, areas, benchmark_sizes
+from circuitome.validation.faithfulness.auc import SHARES, area_under_curve, benchmark_sizes
 from circuitome.validation.tests.nulls import NULLS
 
 
 def test_a_perfect_curve_and_one_that_rises_at_the_end():
-    perfect = areas(SHARES, [1.0] * len(SHARES))
+    perfect = area_under_curve(SHARES, [1.0] * len(SHARES))
     assert (perfect.cpr, perfect.cmd) == (pytest.approx(0.999), 0)
     assert (perfect.cpr_log, perfect.cmd_log) == (pytest.approx(1), 0)
-    late = areas(SHARES, [0.0] * (len(SHARES) - 1) + [1.0])
+    late = area_under_curve(SHARES, [0.0] * (len(SHARES) - 1) + [1.0])
     assert (late.cpr, late.cmd) == (pytest.approx(0.25), pytest.approx(0.749))
-    over = areas(SHARES, [2.0] * len(SHARES))
+    over = area_under_curve(SHARES, [2.0] * len(SHARES))
     assert (over.cpr, over.cmd) == (pytest.approx(1.998), pytest.approx(0.999))
-    assert areas([0.01, 0.1, 1.0], [0, 1, 1]).cpr_log == pytest.approx(0.75)
+    assert area_under_curve([0.01, 0.1, 1.0], [0, 1, 1]).cpr_log == pytest.approx(0.75)
 
 
 @pytest.mark.parametrize("shares", [[0.5], [0.0, 1.0], [0.5, 0.2], [0.5, 1.5]])
 def test_sizes_that_cannot_be(shares):
     with pytest.raises(InputError):
-        areas(shares, [1.0] * len(shares))
+        area_under_curve(shares, [1.0] * len(shares))
 
 
 @pytest.fixture
