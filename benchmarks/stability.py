@@ -44,17 +44,17 @@ def main() -> None:
 def costs(model: cm.Model, task: cm.Task, repeats: int) -> dict[str, object]:
     """Seconds of each, and how many bare forward passes that is."""
     scores = cm.eap_ig(model, task)
-    heads = list(backups(model, task, top=0).knocked)
+    heads = list(backups(model, task, top=0).ablated)
     rest = {"ioi": task, "seed": cm.tasks.ioi(model, n=len(task), seed=1)}
     known = dict.fromkeys(rest, scores)
     jobs: dict[str, Callable[[], object]] = {
         "forward": lambda: forward(model, task),
         "backups_direct_only": lambda: backups(model, task, top=0),
         "backups": lambda: backups(model, task),
-        "research": lambda: rediscovery(model, task, heads, edges=SIZE, before=scores),
+        "rediscovery": lambda: rediscovery(model, task, heads, edges=SIZE, before=scores),
         "bootstrap_stability": lambda: bootstrap_stability(scores, SIZE),
         "shuffled_null": lambda: shuffled_null(scores, SIZE),
-        "across_two_scored_tasks": lambda: transfer(model, rest, size=SIZE, scores=known),
+        "transfer_of_two_scored_tasks": lambda: transfer(model, rest, size=SIZE, scores=known),
     }
     seconds = medians(jobs, repeats)
     ratios = {name: round(value / seconds["forward"], 1) for name, value in seconds.items() if name != "forward"}
@@ -73,25 +73,25 @@ def forward(model: cm.Model, task: cm.Task) -> None:
 def found(model: cm.Model, task: cm.Task) -> dict[str, object]:
     """Backups, stability and the matrix of tasks."""
     scores = cm.eap_ig(model, task)
-    taken = backups(model, task)
-    again = rediscovery(model, task, taken.knocked, edges=SIZE, before=scores)
+    without = backups(model, task)
+    again = rediscovery(model, task, without.ablated, edges=SIZE, before=scores)
     others = {name: one for name, one in variants_of(model, task).items() if name in TASKS}
     matrix = transfer(model, {"ioi": task, **others}, size=SIZE, scores={"ioi": scores})
     return {
         "backups": {
-            "knocked": taken.knocked,
-            **{name: str(getattr(taken, name)) for name in ("intact", "left", "lost", "direct", "repaired")},
-            "found": [one.name for one in taken.found],
-            "harm_less": [one.name for one in taken.relieved],
-            "table": taken.table(6),
+            "ablated": without.ablated,
+            **{name: str(getattr(without, name)) for name in ("intact", "left", "effect", "direct", "repaired")},
+            "backups": [part.name for part in without.backups],
+            "harm_less": [part.name for part in without.relieved],
+            "changes": {part.name: str(part.change) for part in without.reactions[:6]},
         },
-        "research": {
-            "risen_and_new": [one.name for one in again.risen if one.joined],
+        "rediscovery": {
+            "risen_and_new": [part.name for part in again.risen if part.joined],
             "edges_kept": again.to_dict()["kept"],
         },
         "stability": bootstrap_stability(scores, SIZE).to_dict(),
         "shuffled": shuffled_null(scores, SIZE).to_dict(),
-        "across": {"names": matrix.names, "faithfulness": matrix.matrix.tolist(), "table": matrix.table()},
+        "transfer": {"names": matrix.names, "faithfulness": matrix.matrix.tolist()},
     }
 
 

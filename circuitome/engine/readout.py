@@ -11,6 +11,9 @@ from circuitome.models.model import Model
 from circuitome.tasks.losses import loss_of
 from circuitome.tasks.task import Task
 
+NUMBERS = 24_000_000
+"""Residuals or logits of several copies that are held at once, in numbers: about 100 MB."""
+
 
 def check_numbers(values: Tensor, what: str) -> None:
     """Raises `NumericsError` if `values` holds NaN or infinity."""
@@ -46,3 +49,17 @@ class Readout:
         losses = self.loss(logits, clean, self.rows * copies).view(copies, -1)
         check_numbers(losses, "loss")
         return losses
+
+    def effects(
+        self, final: Float[Tensor, "batch d_model"], changes: Float[Tensor, "parts batch d_model"]
+    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, "parts batch"]]:
+        """The metric at `final`, and what each change of that residual, by itself, does to the metric.
+
+        With what parts write when ablated minus what they write, these are their direct effects: only the logits see
+        the change, and the final norm is computed anew. For the kind "metric".
+        """
+        metric = -self(final[None])[0]
+        width = self.model.d_model if self.tokens is not None else int(self.model.hf.config.vocab_size)
+        copies = max(1, NUMBERS // (len(final) * width))
+        ablated = torch.cat([-self(final + some) for some in changes.split(copies)])
+        return metric, ablated - metric

@@ -41,7 +41,7 @@ def test_circuits_of_one_behaviour_do_each_other(toy, tasks):
     assert found["ABBA", "ABBA"] == own.share
     there = cm.faithfulness(toy, found.circuits[1], tasks["BABA"])
     assert found["ABBA", "BABA"] == there.share
-    assert [row[0] for row in found.table()] == list(tasks)
+    assert list(found.names) == list(tasks)
     told = found.to_dict()
     assert told["faithfulness"][1][2]["value"] == there.value and told["names"] == list(tasks)
 

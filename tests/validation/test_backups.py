@@ -1,4 +1,4 @@
-"""Contributions against circuit runs, and a backup head that was planted by hand."""
+"""Direct effects against circuit runs, and a backup head that was planted by hand."""
 
 from itertools import product
 
@@ -15,9 +15,10 @@ from circuitome.models.check import check_model
 from circuitome.models.known import KnownConfig, KnownForCausalLM
 from circuitome.models.model import Model
 from circuitome.validation.faithfulness.evaluator import Evaluator
-from circuitome.validation.robustness.backup_heads import backups, grew
-from circuitome.validation.robustness.direct_effects import direct_contributions, knocked_contributions
-from circuitome.validation.robustness.rediscovery import rediscovery, strengths
+from circuitome.validation.robustness.backup_heads import backups
+from circuitome.validation.robustness.direct_effects import direct_effects, direct_effects_without
+from circuitome.validation.robustness.rediscovery import rediscovery, summed_effects
+from circuitome.validation.tests.hypotheses import fell
 
 TASK = random_task(3, lengths=(5, 6))
 QUICK = (("gemma2", "mean"), ("llama", "corrupted"))
@@ -75,62 +76,64 @@ def metric_of(model, circuit, ablation):
         for one in product(CONFIGS, ("corrupted", "mean"))
     ],
 )
-def test_direct_contributions_are_single_edges_into_the_logits(name, ablation):
+def test_direct_effects_are_single_edges_into_the_logits(name, ablation):
     model = tiny(name)
     graph, full = model.graph, Circuit.full(model.graph)
     out = [graph.row(one) for one in ("a0.h1", "a1.h3")]
     evaluator = Evaluator(Setting(model, TASK, ablation))
-    before, knocked = direct_contributions(evaluator), knocked_contributions(evaluator, out)
+    before, without = direct_effects(evaluator), direct_effects_without(evaluator, out)
 
     frozen, gone = full.mask.clone(), full.mask.clone()
     frozen[out, -1] = False
     gone[out] = False
-    for found, mask in ((before, full.mask), (knocked.frozen, frozen), (knocked.after, gone)):
+    for found, mask in ((before, full.mask), (without.frozen, frozen), (without.after, gone)):
         whole = metric_of(model, Circuit(graph, mask), ablation)
         torch.testing.assert_close(found.metric, whole, atol=5e-5, rtol=1e-4)
         for row in (graph.row("m1"), graph.row("a2.h2")):
             cut = mask.clone()
             cut[row, -1] = False
-            alone = whole - metric_of(model, Circuit(graph, cut), ablation)
+            alone = metric_of(model, Circuit(graph, cut), ablation) - whole
             torch.testing.assert_close(found.samples[:, row], alone, atol=5e-5, rtol=1e-4)
-    assert knocked.after.samples[:, out].abs().max() == 0
+    assert without.after.samples[:, out].abs().max() == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ablation", ["corrupted", "mean", "zero"])
 def test_a_planted_backup_is_found(planted, task, ablation):
     found = backups(planted, task, ablation=ablation)
-    assert found.knocked == (MOVER,)
-    assert [one.name for one in found.found] == ["a3.h0"]
+    assert found.ablated == (MOVER,)
+    assert [part.name for part in found.backups] == ["a3.h0"]
     own = found["a3.h0"]
-    assert own.before.value == pytest.approx(0, abs=0.05) and own.after.value > 5
+    assert own.before.value == pytest.approx(0, abs=0.05) and own.after.value < -5  # negative helps
     assert own.p_value < 0.001
     # Alone it is nothing, beside the mover it is all that is left.
     assert own.total_before.value == pytest.approx(0, abs=0.05)
     assert own.total_after.value == pytest.approx(own.after.value, rel=0.01)
-    assert found.repaired.value == pytest.approx(own.after.value - own.before.value, rel=0.01)
-    assert found.lost.value == pytest.approx(found.intact.value - found.left.value, abs=1e-4)
-    assert found.direct.value == pytest.approx(found.lost.value + found.repaired.value, abs=1e-4)
+    assert found.repaired.value == pytest.approx(own.before.value - own.after.value, rel=0.01)
+    assert (
+        found.effect.value == pytest.approx(found.left.value - found.intact.value, abs=1e-4) and found.effect.value < 0
+    )
+    assert found.direct.value == pytest.approx(found.effect.value - found.repaired.value, abs=1e-4)
 
 
 @pytest.mark.parametrize("extra", [False, True])
 def test_a_model_without_backups_has_none(task, extra):
     model = four_layers(backup=False) if extra else cm.load("known-ioi")
     found = backups(model, task)
-    assert found.knocked == (MOVER,) and not found.found and not found.relieved
+    assert found.ablated == (MOVER,) and not found.backups and not found.relieved
     assert found.repaired.value == pytest.approx(0, abs=1e-4)
 
 
 def test_what_the_final_norm_does_is_no_backup():
-    """In random models with norms contributions grow when others go, by the norm alone where nothing reacts."""
+    """In random models with norms direct effects grow when others go, by the norm alone where nothing reacts."""
     model, task = tiny("llama"), random_task(12)
     last = ["a2.h1", "a2.h3"]
     evaluator = Evaluator(Setting(model, task))
-    knocked = knocked_contributions(evaluator, [model.graph.row(one) for one in last])
-    before = direct_contributions(evaluator)
+    without = direct_effects_without(evaluator, [model.graph.row(name) for name in last])
+    before = direct_effects(evaluator)
     earlier = slice(0, model.graph.head_rows(2).start)
-    change = (knocked.after.samples - knocked.frozen.samples)[:, earlier]
-    by_norm = (knocked.after.samples - before.samples)[:, earlier]
+    change = (without.after.samples - without.frozen.samples)[:, earlier]
+    by_norm = (without.after.samples - before.samples)[:, earlier]
     # Only m2 can react; all others differ from before, but not from the frozen run, except through m2's output.
     assert by_norm.abs().max() > 1e-3
     assert change.abs().mean() < by_norm.abs().mean()
@@ -140,7 +143,7 @@ def test_searching_again_finds_the_planted_backup(planted, task):
     found = rediscovery(planted, task, [MOVER], edges=8, knock_out="zero")
     assert [one.name for one in found.risen if one.joined] == ["a3.h0"]
     own = next(one for one in found.rises if one.name == "a3.h0")
-    assert own.before.value == pytest.approx(0, abs=1e-6) and own.after.value == pytest.approx(10, abs=0.1)
+    assert own.before.value == pytest.approx(0, abs=1e-6) and own.after.value == pytest.approx(-10, abs=0.1)
     old, new = found.circuits
     assert "a2.h0->logits" in old and "a2.h0->logits" not in new and "a3.h0->logits" in new
     assert found.after.values[planted.graph.row(MOVER)].abs().max() == 0
@@ -150,28 +153,24 @@ def test_searching_again_finds_the_planted_backup(planted, task):
     assert torch.equal(again.after.values, found.after.values)
 
 
-def test_strengths_are_what_corrupting_the_node_does_to_first_order():
-    model = tiny("llama")
-    scores = cm.eap(model, TASK)
-    found = strengths(scores)
-    sums = -scores.values.sum(1)
-    torch.testing.assert_close(found.mean(0), sums, atol=1e-5, rtol=1e-4)
+def test_summed_effects_are_the_scores_of_the_edges_that_leave():
+    scores = cm.eap(tiny("llama"), TASK)
+    torch.testing.assert_close(summed_effects(scores).mean(0), scores.values.sum(1), atol=1e-5, rtol=1e-4)
 
 
-def test_the_test_of_growth():
+def test_the_test_of_a_fall():
     generator = torch.Generator().manual_seed(0)
     draws = torch.randn(2000, 12, generator=generator)
-    rate = sum(grew(row) < 0.05 for row in draws) / len(draws)
+    rate = sum(fell(row) < 0.05 for row in draws) / len(draws)
     assert 0.03 < rate < 0.07
-    assert grew(torch.ones(9)) == 0.0 and grew(-torch.ones(9)) == 1.0 and grew(torch.zeros(9)) == 1.0
+    assert fell(-torch.ones(9)) == 0.0 and fell(torch.ones(9)) == 1.0 and fell(torch.zeros(9)) == 1.0
 
 
 def test_results_as_data(planted, task):
     found = backups(planted, task, [MOVER, MOVER], top=1)
     told = found.to_dict()
-    assert told["backups"] == ["a3.h0"] and told["knocked"] == [MOVER]
+    assert told["backups"] == ["a3.h0"] and told["ablated"] == [MOVER]
     assert [one["total_after"] is None for one in told["reactions"]] == [False] + [True] * (len(told["reactions"]) - 1)
-    assert found.table(2)[0][0] == "a3.h0" and found.table(2)[0][-1] == "backup"
 
 
 def test_bad_input(planted, task):
@@ -189,7 +188,7 @@ def test_bad_input(planted, task):
         rediscovery(planted, task, [MOVER], edges=4, before=cm.magnitude(planted, task))
     with pytest.raises(InputError, match=r"cannot be held"):
         rediscovery(planted, task, [MOVER], edges=4, knock_out="corrupted")
-    with pytest.raises(InputError, match=r"a0.h0 cannot react to a knock-out of a2.h0"):
+    with pytest.raises(InputError, match=r"a0.h0 cannot react to ablating a2.h0"):
         backups(planted, task, [MOVER], top=0)["a0.h0"]
     swapped = cm.Task("swapped", tuple(cm.tasks.Pair(p.corrupted, p.clean, p.answers, p.wrongs) for p in task.pairs))
     with pytest.raises(InputError, match=r"does not do the task swapped"):

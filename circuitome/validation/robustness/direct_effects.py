@@ -1,9 +1,8 @@
-"""What each head and MLP contributes to the metric by itself: straight to the logits, and in all.
+"""The direct effect of each head and MLP: the change of the metric when only its path to the logits is ablated.
 
-contribution = metric with the part as it is - metric with it ablated, per prompt: positive helps. Direct: only its path
-to the logits is ablated, nothing else reacts, the final norm is computed anew; one unembedding a part and no pass of
-the model. Total: it is ablated for everything behind it. Sources: Wang et al. 2022, arXiv:2211.00593, section 3.1
-(direct effects); McGrath et al. 2023, arXiv:2307.15771 (direct and total).
+effect = metric with the path ablated - metric as it is, per prompt: negative helps. Nothing else reacts, and the final
+norm is computed anew; one unembedding a part and no pass of the model. Sources: Wang et al. 2022, arXiv:2211.00593,
+section 3.1; McGrath et al. 2023, arXiv:2307.15771 (direct and total effects).
 """
 
 from collections.abc import Sequence
@@ -16,104 +15,83 @@ from torch import Tensor
 from circuitome.engine.ablate_outputs import AblatedOutputs, replace_outputs
 from circuitome.engine.ablation import WriterValues, writer_vectors
 from circuitome.engine.circuit_run import Baseline
-from circuitome.engine.readout import Readout
+from circuitome.engine.readout import NUMBERS, Readout
 from circuitome.graph.model_graph import Graph
 from circuitome.validation.faithfulness.evaluator import Evaluator
 
-NUMBERS = 24_000_000
-"""Numbers held at once in the vectors of writers: about 100 MB."""
-
 
 @dataclass(frozen=True, eq=False)
-class Direct:
-    """Metric and direct contributions of all writers, on every prompt."""
+class DirectEffects:
+    """Metric and direct effects of all writers, on every prompt."""
 
     graph: Graph
     """Labels: `graph.writers`."""
     metric: Float[Tensor, " prompts"]
     """Of the run that was looked at."""
     samples: Float[Tensor, "prompts writers"]
-    """Each writer's direct contribution."""
+    """Each writer's direct effect; negative helps."""
 
-    def strongest(self, k: int, least: float = 0.0) -> list[str]:
-        """Up to `k` heads with the largest mean direct contribution, of those where it is above `least`."""
+    @classmethod
+    def empty(cls, evaluator: Evaluator) -> "DirectEffects":
+        """Room for the numbers of all prompts."""
+        graph, n = evaluator.model.graph, len(evaluator.task)
+        return cls(graph, torch.empty(n), torch.empty(n, len(graph.writers)))
+
+    def most_helpful(self, k: int, least: float = 0.0) -> list[str]:
+        """Up to `k` heads with the lowest mean direct effect, of those where it is below -`least`."""
         mean, nodes = self.samples.mean(0).tolist(), self.graph.writer_nodes
-        heads = [row for row, node in enumerate(nodes) if node.kind == "head" and mean[row] > least]
-        return [self.graph.writers[row] for row in sorted(heads, key=lambda row: -mean[row])[:k]]
+        heads = [row for row, node in enumerate(nodes) if node.kind == "head" and mean[row] < -least]
+        return [self.graph.writers[row] for row in sorted(heads, key=lambda row: mean[row])[:k]]
 
 
 @dataclass(frozen=True, eq=False)
-class Knocked:
-    """A knock-out seen from the logits."""
+class EffectsWithout:
+    """Direct effects of all writers while some are ablated."""
 
-    after: Direct
-    """Direct contributions with the knock-out in force."""
-    frozen: Direct
-    """Direct contributions when only the knocked-out parts' own paths to the logits are ablated and nobody reacts. They
-    differ from those of the intact run because the final norm divides by less, and the metric may be curved."""
+    after: DirectEffects
+    """With the others reacting to the ablation."""
+    frozen: DirectEffects
+    """With only the ablated parts' own paths to the logits gone and nobody reacting. These differ from those of the
+    intact run because the final norm divides by less, and the metric may be curved."""
 
 
-def direct_contributions(evaluator: Evaluator) -> Direct:
-    """Direct contributions of all writers in the intact model. Costs a pass over the clean prompts."""
-    metric, samples = _empty(evaluator)
+def direct_effects(evaluator: Evaluator) -> DirectEffects:
+    """Direct effects of all writers in the intact model. Costs a pass over the clean prompts."""
+    effects = DirectEffects.empty(evaluator)
     with torch.no_grad():
         for base in evaluator.bases():
-            rows = list(base.batch.rows)
-            metric[rows], samples[rows] = _paths(evaluator, rows, *_run(evaluator, base))
-    return Direct(evaluator.model.graph, metric, samples)
+            _fill(effects, evaluator, base)
+    return effects
 
 
-def knocked_contributions(evaluator: Evaluator, knocked: Sequence[int]) -> Knocked:
-    """Direct contributions of all writers while the rows `knocked` are out, with and without the others' reaction.
+def direct_effects_without(evaluator: Evaluator, ablated: Sequence[int]) -> EffectsWithout:
+    """Direct effects of all writers while the rows `ablated` are, with and without the others' reaction.
 
     Costs two passes over the clean prompts.
     """
-    model, frozen, after = evaluator.model, _empty(evaluator), _empty(evaluator)
+    model, effects = evaluator.model, EffectsWithout(DirectEffects.empty(evaluator), DirectEffects.empty(evaluator))
     with torch.no_grad():
         for base in evaluator.bases():
-            rows = list(base.batch.rows)
-            frozen[0][rows], frozen[1][rows] = _paths(evaluator, rows, *_run(evaluator, base), gone=knocked)
-            with replace_outputs(model, AblatedOutputs.of(model, base.ablated, knocked)):
-                after[0][rows], after[1][rows] = _paths(evaluator, rows, *_run(evaluator, base))
-    for _, samples in (frozen, after):
-        samples[:, list(knocked)] = 0.0
-    return Knocked(Direct(model.graph, *after), Direct(model.graph, *frozen))
+            _fill(effects.frozen, evaluator, base, gone=ablated)
+            with replace_outputs(model, AblatedOutputs.of(model, base.ablated, ablated)):
+                _fill(effects.after, evaluator, base)
+    for part in (effects.after, effects.frozen):
+        part.samples[:, list(ablated)] = 0.0
+    return effects
 
 
-def _empty(evaluator: Evaluator) -> tuple[Tensor, Tensor]:
-    """Room for the metric and the contributions."""
-    n = len(evaluator.task)
-    return torch.empty(n), torch.empty(n, len(evaluator.model.graph.writers))
-
-
-def _run(evaluator: Evaluator, base: Baseline) -> tuple[Tensor, WriterValues]:
-    """Final residual at the position read [batch, d_model], and there ablated minus online outputs of all writers."""
-    model, clean = evaluator.model, base.batch.clean
+def _fill(effects: DirectEffects, evaluator: Evaluator, base: Baseline, gone: Sequence[int] = ()) -> None:
+    """Write the metric and the effects of one batch, the paths of the writers `gone` ablated first."""
+    model, clean, rows = evaluator.model, base.batch.clean, list(base.batch.rows)
     activations = model.record(clean, logits=False, whole=False)
     assert activations.final is not None
     at = torch.arange(len(clean.read), device=clean.read.device), clean.read
+    final = activations.final[at].float()
     change = base.ablated.minus(WriterValues.of(model, activations)).at(*at)
-    return activations.final[at].float(), change
-
-
-def _paths(
-    evaluator: Evaluator, rows: Sequence[int], final: Tensor, change: WriterValues, gone: Sequence[int] = ()
-) -> tuple[Tensor, Tensor]:
-    """Metric [batch] of a run and every writer's direct contribution to it [batch, writers].
-
-    The paths of the writers `gone` are ablated first.
-    """
-    model, writers = evaluator.model, len(evaluator.model.graph.writers)
-    step = max(1, NUMBERS // (writers * model.d_model))
-    metric, samples = torch.empty(len(rows)), torch.empty(len(rows), writers)
+    step = max(1, NUMBERS // (len(model.graph.writers) * model.d_model))
     for start in range(0, len(rows), step):
-        part = slice(start, start + step)
+        part, some = slice(start, start + step), rows[start : start + step]
         vectors = writer_vectors(model, change.rows(part))[:, :, 0]
-        readout = Readout(model, evaluator.task, rows[part], "metric")
-        width = model.d_model if readout.tokens is not None else int(model.hf.config.vocab_size)
-        stream = final[part] + vectors[list(gone)].sum(0)
-        metric[part] = -readout(stream[None])[0].cpu()
-        copies = max(1, NUMBERS // (vectors.shape[1] * width))
-        without = torch.cat([-readout(stream + some).cpu() for some in vectors.split(copies)])
-        samples[part] = (metric[part] - without).T
-    return metric, samples
+        readout = Readout(model, evaluator.task, some, "metric")
+        metric, changed = readout.effects(final[part] + vectors[list(gone)].sum(0), vectors)
+        effects.metric[some], effects.samples[some] = metric.cpu(), changed.T.cpu()

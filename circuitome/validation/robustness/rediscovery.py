@@ -1,4 +1,4 @@
-"""Search again with a knock-out in force: what the circuit becomes when some of its parts are gone."""
+"""Search again with some parts ablated: what the circuit becomes when they are gone."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -15,44 +15,45 @@ from circuitome.errors import InputError
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
 from circuitome.results import Estimate
-from circuitome.validation.robustness.backup_heads import FEWEST_PROMPTS, grew
-from circuitome.validation.tests.hypotheses import ALPHA, holm
+from circuitome.validation.robustness.backup_heads import FEWEST_PROMPTS
+from circuitome.validation.robustness.stability import samples_of
+from circuitome.validation.tests.hypotheses import ALPHA, fell, holm
 
 
 @dataclass(frozen=True)
 class Rise:
-    """What one head or MLP matters before and after. Unit of the metric; positive helps."""
+    """The effect of one head or MLP before and after. Unit of the metric: negative helps."""
 
     name: str
     """The head or MLP."""
     before: Estimate
-    """Its strength in the intact model: minus the sum of the scores of the edges that leave it."""
+    """The sum of the scores of the edges that leave it, in the intact model."""
     after: Estimate
-    """Its strength in the knocked-out model."""
-    growth: Estimate
-    """after - before, prompt by prompt."""
+    """The same in the model without the ablated parts."""
+    change: Estimate
+    """after - before, prompt by prompt; negative where it helps more."""
     p_value: float
-    """Of a paired t-test that it did not grow, Holm-corrected over all parts that are left."""
+    """Of a paired t-test that it does not help more, Holm-corrected over all parts that are left."""
     joined: bool
     """Whether it is in the new circuit and not in the old one."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rediscovery:
-    """Two searches, without and with the knock-out."""
+    """Two searches, without and with the ablation."""
 
-    knocked: tuple[str, ...]
-    """Heads and MLPs that were knocked out."""
+    ablated: tuple[str, ...]
+    """Heads and MLPs that were ablated."""
     ablation: str
     """What they wrote instead."""
     before: EdgeScores
     """Scores of the intact model."""
     after: EdgeScores
-    """Scores of the knocked-out model."""
+    """Scores of the model without them."""
     size: int
     """Edges of both circuits."""
     rises: tuple[Rise, ...]
-    """Every part that is left, the largest growth first."""
+    """Every part that is left, those that help more than before first."""
 
     @property
     def circuits(self) -> tuple[Circuit, Circuit]:
@@ -61,22 +62,22 @@ class Rediscovery:
 
     @property
     def risen(self) -> tuple[Rise, ...]:
-        """Parts whose strength grew significantly, to something positive."""
-        grown = [one for one in self.rises if one.p_value < ALPHA and one.growth.low > 0]
-        return tuple(one for one in grown if one.after.value > 0)
+        """Parts that help significantly more, and do help now."""
+        more = [part for part in self.rises if part.p_value < ALPHA and part.change.high < 0]
+        return tuple(part for part in more if part.after.value < 0)
 
     def to_dict(self, top: int = 20) -> dict[str, Any]:
         """The circuits' edges, what is new in them, and the `top` parts that rose most, as plain JSON values."""
         old, new = self.circuits
         return {
-            "knocked": list(self.knocked),
+            "ablated": list(self.ablated),
             "ablation": self.ablation,
             "size": self.size,
             "method": self.after.method,
             "gained": [{"edge": edge, "score": score} for edge, score in self.after.ranked(new - old)],
             "lost": [{"edge": edge, "score": score} for edge, score in self.before.ranked(old - new)],
             "kept": len(old & new),
-            "rises": [asdict(one) for one in self.rises[:top]],
+            "rises": [asdict(part) for part in self.rises[:top]],
         }
 
 
@@ -90,41 +91,41 @@ def rediscovery(
     search: Callable[[Setting], EdgeScores] = eap_ig,
     before: EdgeScores | None = None,
 ) -> Rediscovery:
-    """Score all edges with `heads` knocked out, by the same `search` as before, and see whose strength rose.
+    """Score all edges with `heads` ablated, by the same `search` as before, and see which parts help more.
 
-    The strength of a head or MLP is minus the sum of the scores of all edges that leave it: to first order, what the
-    metric loses when it is corrupted. The knock-out (`knock_out`: mean or zero, at every position) holds in every
-    pass of the search, see `ablate`; edges out of knocked-out heads score 0. `before` are scores of the intact model
-    where they are at hand. Costs the search once, or twice.
+    A part's effect is the sum of the scores of all edges that leave it: to first order, the change of the metric when
+    it is corrupted. The ablation (`knock_out`: mean or zero, at every position) holds in every pass of the search, see
+    `ablate`; edges out of ablated heads score 0. `before` are scores of the intact model where they are at hand. Costs
+    the search once, or twice.
     Raises as `ablate` and `EdgeScores.top`, and `InputError` for fewer than 8 prompts or scores without samples.
     """
     model, task = setting.model, setting.task
     if len(task) < FEWEST_PROMPTS:
         raise InputError(
-            f"Whether a strength rose is tested over prompts, which needs at least {FEWEST_PROMPTS}; {task.name} has "
+            f"Whether a part helps more is tested over prompts, which needs at least {FEWEST_PROMPTS}; {task.name} has "
             f"{len(task)}. Take more prompts (--n)."
         )
     rows = ablated_rows(model, heads)
     first = search(setting) if before is None else before
     first.top(edges)  # refuse sizes and scores that cannot be before the search
-    old = strengths(first)
+    old = summed_effects(first)
     with ablate(model, task, heads, ablation=knock_out):
         second = search(setting)
-    new = strengths(second)
+    new = summed_effects(second)
     if old.shape != new.shape:
         raise InputError(
-            f"The scores from before are of {len(old)} prompts, {task.name} has {len(task)}; strengths are compared "
+            f"The scores from before are of {len(old)} prompts, {task.name} has {len(task)}; effects are compared "
             "prompt by prompt. Give scores of the same task."
         )
-    growth = new - old
+    changes = new - old
     left = [row for row in range(len(model.graph.embeds), len(model.graph.writers)) if row not in rows]
-    order = sorted(left, key=lambda row: -float(growth[:, row].mean()))
-    corrected = holm([grew(growth[:, row]) for row in order])
+    order = sorted(left, key=lambda row: float(changes[:, row].mean()))
+    corrected = holm([fell(changes[:, row]) for row in order])
     joined = set(second.top(edges).nodes) - set(first.top(edges).nodes)
 
     def rise(row: int, p: float) -> Rise:
         name = model.graph.writers[row]
-        was, now, change = (setting.mean(values[:, row], task.unit) for values in (old, new, growth))
+        was, now, change = (setting.mean(values[:, row], task.unit) for values in (old, new, changes))
         return Rise(name, was, now, change, p, name in joined)
 
     names = tuple(model.graph.writers[row] for row in rows)
@@ -132,16 +133,11 @@ def rediscovery(
     return Rediscovery(names, knock_out, first, second, edges, rises)
 
 
-def strengths(scores: EdgeScores) -> Float[Tensor, "prompts writers"]:
-    """Minus the sum of the scores of all edges that leave each writer, on every prompt: positive helps.
+def summed_effects(scores: EdgeScores) -> Float[Tensor, "prompts writers"]:
+    """The sum of the scores of all edges that leave each writer, on every prompt: negative helps.
 
     Raises `InputError` for scores without samples.
     """
-    if scores.samples is None:
-        raise InputError(
-            f"The scores by {scores.method or 'this method'} hold no per-prompt samples, so that strengths cannot be "
-            "tested over prompts. EAP and EAP-IG keep them."
-        )
+    samples = samples_of(scores)
     rows = scores.graph.mask.nonzero()[:, 0]
-    found = torch.zeros(len(scores.samples), len(scores.graph.writers))
-    return -found.index_add_(1, rows, scores.samples)
+    return torch.zeros(len(samples), len(scores.graph.writers)).index_add_(1, rows, samples)

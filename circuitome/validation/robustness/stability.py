@@ -138,11 +138,6 @@ class AgreementMatrix:
         """One field of `Overlap` for every pair."""
         return torch.tensor([[float(getattr(one, field)) for one in row] for row in self.overlaps])
 
-    def table(self, field: str = "edges") -> list[tuple[str, ...]]:
-        """Cells, a row for each name."""
-        rows = zip(self.names, self.matrix(field).tolist(), strict=True)
-        return [(name, *(f"{value:.2f}" for value in row)) for name, row in rows]
-
     def to_dict(self) -> dict[str, Any]:
         """Names and one matrix a field, as plain JSON values."""
         fields = ("edges", "nodes", "weighted", "pearson", "spearman")
@@ -276,8 +271,8 @@ def samples_of(scores: EdgeScores) -> Float[Tensor, "prompts edges"]:
     """The scores of every prompt. Raises `InputError` where they were not kept."""
     if scores.samples is None:
         raise InputError(
-            f"The scores by {scores.method or 'this method'} hold no per-prompt samples, so prompts cannot be drawn "
-            "anew. EAP and EAP-IG keep them."
+            f"The scores by {scores.method or 'this method'} hold no per-prompt samples, so nothing can be said over "
+            "prompts. EAP and EAP-IG keep them."
         )
     return scores.samples
 

@@ -34,7 +34,7 @@ DROP = 0.1
 def robustness(setting: Setting, circuit: Circuit, scores: EdgeScores | None = None) -> dict[str, Any]:
     """What becomes of a circuit when heads, prompts, tasks or methods change, as plain JSON values by section.
 
-    - backups: the strongest heads knocked out, who took over (`backups`); rediscovery: EAP-IG again without them.
+    - backups: the most helpful heads ablated, who took over (`backups`); rediscovery: EAP-IG again without them.
     - stability: the circuit of the same size on resampled prompts (`bootstrap_stability`).
     - shuffled: the same with answers and wrong answers exchanged at random (`shuffled_null`).
     - transfer: the circuit on another seed, paraphrases, templates and other tasks, and theirs here (`transfer`).
@@ -84,7 +84,7 @@ class _Sections:
     def backups(self) -> dict[str, Any]:
         reactions = backups(self.setting, top=TOTALS)
         knock_out = self.setting.ablation if self.setting.ablation in ("mean", "zero") else "mean"
-        again = rediscovery(self.setting, reactions.knocked, edges=self.size, knock_out=knock_out, before=self.scores)
+        again = rediscovery(self.setting, reactions.ablated, edges=self.size, knock_out=knock_out, before=self.scores)
         return {
             **_short(reactions.to_dict(), "reactions"),
             "rediscovery": _short(again.to_dict(), "gained", "lost"),

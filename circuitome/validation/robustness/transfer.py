@@ -52,23 +52,6 @@ class Transfer:
         circuit, task = names
         return self.faithfulness[self.names.index(circuit)][self.names.index(task)]
 
-    def table(self) -> list[tuple[str, ...]]:
-        """Cells, a row for each task: name, overlap with the first, first circuit on it, own circuit on the first."""
-        edges, nodes = self.overlap.matrix("edges")[0].tolist(), self.overlap.matrix("nodes")[0].tolist()
-        ranks = self.overlap.matrix("spearman")[0].tolist()
-        return [
-            (
-                name,
-                f"{edges[i]:.2f}",
-                f"{nodes[i]:.2f}",
-                f"{ranks[i]:.2f}",
-                str(self.faithfulness[0][i]),
-                str(self.faithfulness[i][i]),
-                str(self.faithfulness[i][0]),
-            )
-            for i, name in enumerate(self.names)
-        ]
-
     def to_dict(self) -> dict[str, Any]:
         """Names, overlaps and the matrix of faithfulness with intervals, as plain JSON values."""
         return {

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.stats import binom
+from scipy.stats import binom, ttest_1samp
 from scipy.stats import norm as normal
 from torch import Tensor
 
@@ -157,6 +157,14 @@ def needed_edges(
     null = f"leaving the edge out changes more than {100 * quantile:.0f} % of useless edges do"
     power = float(holm([binom.cdf(0, n, quantile)] * len(changes))[0] < ALPHA)
     return [TestResult("minimality", null, w / n, p, n, power) for w, p in zip(wins.tolist(), corrected, strict=True)]
+
+
+def fell(changes: Float[Tensor, " prompts"]) -> float:
+    """P of a one-sided paired t-test; null: the mean change over prompts is at least 0. No spread: 0 or 1."""
+    values = changes.double()
+    if float(values.std()) <= 1e-9 * abs(float(values.mean())):
+        return 0.0 if float(values.mean()) < 0 else 1.0
+    return float(ttest_1samp(values.numpy(), 0.0, alternative="less").pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
