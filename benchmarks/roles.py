@@ -20,7 +20,7 @@ from circuitome.engine.batches import batches
 from circuitome.engine.circuit_run import baseline
 from circuitome.engine.knock_out import KnockOut
 from circuitome.heads.roles.explanation import explain
-from circuitome.heads.roles.narrative import account
+from circuitome.heads.roles.narrative import summary
 
 DRAWS = 20
 
@@ -50,11 +50,12 @@ def main() -> None:
         "seconds": round(seconds, 1),
         "roles": {found.title(role): names for role, names in found.by_role.items() if role != "unclear"},
         "unclear": len(found.by_role.get("unclear", ())),
-        "focus": {
-            name: round(found.facts[found.place(name)].focus.value, 3) for name in found.by_role.get("inhibition", ())
+        "movers_attention_removed": {
+            name: round(found.features[found.place(name)].movers_attention_removed.value, 3)
+            for name in found.by_role.get("inhibition", ())
         },
         "knock_out": knock_outs(model, task, found),
-        "account": account(found, task.name),
+        "summary": summary(found, task.name),
     }
     print(json.dumps(result, indent=1))
     if options.write:

@@ -1,4 +1,4 @@
-"""What `explain` prints: the account, and a table of the heads by role."""
+"""What `explain` prints: the summary, and a table of the heads by role."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-SHOWN = ("head", "role", "score", "looks", "copies", "direct", "at end", "everywhere")
+SHOWN = ("head", "role", "score", "attends", "copies", "direct", "last position", "all positions")
 """Columns that fit into a terminal."""
 UNNAMED = 8
 """Unclear and resting heads in the table."""
@@ -18,7 +18,7 @@ def explanation(found: Any, console: Console) -> None:
 
     payload = explain_payload(found)
     console.print(f"\n[bold]{payload['title']}[/]")
-    console.print(Text(payload["account"]))
+    console.print(Text(payload["summary"]))
     names = [name for name, _, _ in COLUMNS]
     drawn = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     for name, numeric, _ in COLUMNS:
@@ -33,4 +33,6 @@ def explanation(found: Any, console: Console) -> None:
         drawn.add_row(*(Text(row[name], style="bold" if name == "role" and not unclear else "") for name in SHOWN))
     console.print(drawn)
     if left_out:
-        console.print(f"and {left_out} more that rest or are unclear; the report has them all")
+        console.print(
+            f"and {left_out} more that attend to the first token or themselves, or are unclear; the report has them all"
+        )

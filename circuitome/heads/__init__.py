@@ -27,9 +27,9 @@ from circuitome.heads.long_context.sinks import sink_mass as sink_mass
 from circuitome.heads.long_context.streaming import dense_losses as dense_losses
 from circuitome.heads.long_context.streaming import stream_losses as stream_losses
 from circuitome.heads.roles.explanation import explain as explain
-from circuitome.heads.roles.narrative import account as account
+from circuitome.heads.roles.narrative import summary as summary
 from circuitome.heads.roles.result import Explanation as Explanation
 from circuitome.heads.roles.rules import ROLES as ROLES
-from circuitome.heads.roles.rules import Facts as Facts
-from circuitome.heads.roles.rules import Verdict as Verdict
-from circuitome.heads.roles.rules import verdict as verdict
+from circuitome.heads.roles.rules import Features as Features
+from circuitome.heads.roles.rules import RoleVerdict as RoleVerdict
+from circuitome.heads.roles.rules import role_of as role_of

@@ -14,11 +14,11 @@ COLUMNS = (
     ("role", False, "its role, or unclear"),
     ("score", True, "score of the role, 0 to 1; for an unclear head that of the nearest"),
     ("next", False, "the runner-up and its score; for an unclear head the nearest role"),
-    ("looks", False, "from which token it looks most at which, and with how much of its attention"),
+    ("attends", False, "from which token it attends most to which, and with how much of its attention"),
     ("copies", True, "how often what it writes raises that token most (negative: lowers it most)"),
     ("direct", True, "direct effect on the metric through the logits alone, as a share of the gap"),
-    ("at end", True, "what the metric loses when it is taken out at the token that is read"),
-    ("everywhere", True, "the same at all positions, on a few prompts"),
+    ("last position", True, "change of the metric when it is ablated at the answer position"),
+    ("all positions", True, "the same at all positions, on a few prompts"),
     ("feeds", False, "inputs of other heads that the circuit's edges lead to"),
 )
 """Name of each column, whether it holds numbers, and what it says."""
@@ -34,7 +34,7 @@ RELATIONS = ("previous token", "duplicate token", "induction")
 def explain_payload(run: Run) -> dict[str, Any]:
     """The data of the page of an `explain` run."""
     manifest, results = run.manifest, run.manifest["results"]
-    left_out = ("results", "prompts", "account")
+    left_out = ("results", "prompts", "summary")
     order = [tuple(pair) for pair in run.tensors["heads"].tolist()]
     metric, ablated = run.tensors["metric"].tolist(), run.tensors["ablated_metric"].tolist()
     return {
@@ -42,7 +42,7 @@ def explain_payload(run: Run) -> dict[str, Any]:
         "command": manifest["command"],
         "sign": manifest["sign"],
         "unit": manifest["task"]["unit"],
-        "account": manifest["account"],
+        "summary": manifest["summary"],
         "edges": manifest["edges"],
         "scale": results["scale"],
         "clean": results["clean"],
@@ -65,9 +65,9 @@ def explain_payload(run: Run) -> dict[str, Any]:
 def render_explain(payload: Mapping[str, Any]) -> str:
     """The page, from the plain JSON data of `explain_payload`: the same data gives the same text."""
     parts: list[shell.Section] = [
-        ("account", "The circuit in words", _account(payload)),
+        ("summary", "The circuit in words", _account(payload)),
         ("heads", "Heads by role", _heads(payload)),
-        ("looks", "Where they look from the end", _looks(payload)),
+        ("looks", "What they attend to from the end", _looks(payload)),
         ("evidence", "Evidence, head by head", _evidence(payload)),
         ("prompts", "Example prompts", sections.prompts(payload)),
     ]
@@ -80,7 +80,7 @@ def _account(payload: Mapping[str, Any]) -> Markup:
         for role, names in payload["roles"].items()
     ]
     return join(
-        tag("p", {"class": "lede"}, str(payload["account"])),
+        tag("p", {"class": "lede"}, str(payload["summary"])),
         tag("div", {"class": "cards"}, *cards),
         tag("p", {"class": "note"}, str(payload["sign"])),
     )
@@ -97,7 +97,7 @@ def shown(heads: Sequence[Mapping[str, Any]], unnamed: int) -> tuple[list[Mappin
 
 def cells(head: Mapping[str, Any], payload: Mapping[str, Any]) -> list[str]:
     """A head's row under `COLUMNS`."""
-    facts, effects = head["facts"], head["effects"]
+    features, effects = head["features"], head["effects"]
     unclear = head["role"] == "unclear"
     other, score = (head["best"], head["best_score"]) if unclear else (head["runner_up"], head["runner_up_score"])
     return [
@@ -106,17 +106,17 @@ def cells(head: Mapping[str, Any], payload: Mapping[str, Any]) -> list[str]:
         formats.rounded(head["best_score"], 2),
         f"{other} {formats.rounded(score, 2)}" if score >= 0.05 else "",
         looks(head, payload),
-        _signed(facts),
-        *(_percent(effects[name], payload["scale"]) for name in ("direct", "at_end", "everywhere")),
+        _signed(features),
+        *(_percent(effects[name], payload["scale"]) for name in ("direct", "last_position", "all_positions")),
         _feeds(head["feeds"]),
     ]
 
 
 def looks(head: Mapping[str, Any], payload: Mapping[str, Any]) -> str:
-    """From the token of which role a head looks most at which: from the end, unless it acts by a relation of tokens."""
+    """From the token of which role a head attends most to which: from the end, or along its relation of tokens."""
     names, attention = payload["token_roles"], payload["attention"][head["head"]]
     if head["role"] not in RELATIONS:
-        return _arrow(names[-1], head["looks_at"], formats.finite(head["looks"]))
+        return _arrow(names[-1], head["attends_to"], formats.finite(head["attention"]))
     known = [
         (value, names[i], names[j])
         for i, row in enumerate(attention)
@@ -203,7 +203,7 @@ def _one(head: Mapping[str, Any], payload: Mapping[str, Any]) -> Markup:
 
 
 def _tests(head: Mapping[str, Any], payload: Mapping[str, Any]) -> list[list[str]]:
-    facts = head["facts"]
+    facts = head["features"]
     rows = [["roles by score", _ranking(head)]]
     for name, value in facts.items():
         if name in TESTS or name in ("first", "itself"):
@@ -214,23 +214,27 @@ def _tests(head: Mapping[str, Any], payload: Mapping[str, Any]) -> list[list[str
         if formats.finite(facts.get(name)) is not None
     ]
     rows += [
-        [f"{name} the token it looks at", formats.rounded(facts[name], 2)]
+        [f"{name} the token it attends to", formats.rounded(facts[name], 2)]
         for name in ("copies", "suppresses")
         if formats.finite(facts.get(name)) is not None
     ]
-    writes = [f"{name} {formats.fixed(value, 2)}" for name, value in head["writes"].items() if value is not None]
+    writes = [f"{name} {formats.fixed(value, 2)}" for name, value in head["role_logits"].items() if value is not None]
     rows.append(["adds to the logits of the roles' tokens", ", ".join(writes)])
-    rows.append(["attention and what it writes agree (correlation)", formats.fixed(head["agreement"], 2)])
-    for name, words in (("direct", "direct effect"), ("at_end", "taken out at end"), ("everywhere", "everywhere")):
+    rows.append(["attention and what it writes agree (correlation)", formats.fixed(head["copying_correlation"], 2)])
+    for name, words in (
+        ("direct", "direct effect"),
+        ("last_position", "total effect: last position"),
+        ("all_positions", "total effect: all positions"),
+    ):
         rows.append([f"{words}, {payload['unit']}", _interval(head["effects"][name])])
     for name, words in (
-        ("focus", "share of the movers' focus lost"),
-        ("without", "direct effect gained without movers"),
+        ("movers_attention_removed", "share of the movers' attention that ablating it removes"),
+        ("direct_change_without_movers", "change of the direct effect without movers"),
     ):
         if formats.finite((facts.get(name) or {}).get("value")) is not None:
             rows.append([words, _interval(facts[name])])
-    moves = [f"{one['head']} to {one['to']} {formats.fixed(one['change'], 2)}" for one in head["moves"]]
-    rows.append(["moves the attention of", ", ".join(moves) or "none"])
+    moves = [f"{one['head']} to {one['to']} {formats.fixed(one['change'], 2)}" for one in head["attention_changes"]]
+    rows.append(["changes the attention of", ", ".join(moves) or "none"])
     rows.append(["feeds", "; ".join(f"{kind}: {', '.join(names)}" for kind, names in head["feeds"].items()) or "none"])
     return rows
 
@@ -241,7 +245,11 @@ def _ranking(head: Mapping[str, Any]) -> str:
 
 
 def _relation(value: Mapping[str, Any]) -> str:
-    words = {"here": "on the prompts", "because": "goes when broken", "elsewhere": "on random tokens"}
+    words = {
+        "on_prompts": "on the prompts",
+        "lost_when_broken": "goes when broken",
+        "on_random_tokens": "on random tokens",
+    }
     known = [f"{formats.rounded(value[key], 2)} {said}" for key, said in words.items() if key in value]
     return ", ".join(known) or formats.MISSING
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from circuitome.heads.roles.explanation import explain
-from circuitome.heads.roles.narrative import account
+from circuitome.heads.roles.narrative import summary
 from circuitome.heads.roles.result import Explanation
 from circuitome.results import mean
 from circuitome.runs.prompts import PromptSpec
@@ -20,7 +20,7 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
 SIGN = (
-    "An effect is the metric of the clean run minus that of the run without the head: positive where it helps. Tests "
+    "An effect is the change of the metric when the head is ablated: negative where it helps. Tests "
     "of attention and copying are 0 by chance and 1 at most. Intervals are 99 %, since many heads are asked at once."
 )
 
@@ -66,19 +66,19 @@ def run_explain(spec: ExplainSpec, progress: Progress | None = None) -> Run:
         progress=tell,
     )
     again = PromptSpec(**found.manifest["prompts_from"])
-    evidence = named.evidence
+    measurements = named.measurements
     manifest = {
         **again.manifest("explain", model, task, spec.command()),
         "ablation": ablation,
         "run": {"folder": spec.run, "key": found.manifest["key"], "command": found.manifest["command"]},
         "sign": SIGN,
         "edges": len(circuit),
-        "account": account(named, task.name),
+        "summary": summary(named, task.name),
         "results": {
             **named.to_dict(),
-            "clean": mean(evidence.metric, task.unit).to_dict(),
-            "ablated": mean(evidence.ablated_metric, task.unit).to_dict(),
-            "token_roles": list(evidence.places.names),
+            "clean": mean(measurements.metric, task.unit).to_dict(),
+            "ablated": mean(measurements.ablated_metric, task.unit).to_dict(),
+            "token_roles": list(measurements.places.names),
         },
         "seconds": round(time.perf_counter() - start, 2),
     }
@@ -87,23 +87,21 @@ def run_explain(spec: ExplainSpec, progress: Progress | None = None) -> Run:
 
 def tensors(named: Explanation) -> dict[str, torch.Tensor]:
     """The measurements; their head axis is in the order of layers and heads."""
-    evidence, knocks = named.evidence, named.knocks
+    measured, ablations = named.measurements, named.ablations
     return {
-        "heads": torch.tensor(evidence.heads),
-        "attention_by_role": evidence.by_role,
-        "attention_from_end": evidence.targets,
-        "attention_by_relation": evidence.relations,
-        "copied": evidence.copied,
-        "suppressed": evidence.suppressed,
-        "writes": evidence.writes,
-        "metric": evidence.metric,
-        "ablated_metric": evidence.ablated_metric,
-        "direct": evidence.direct,
-        "direct_without_movers": knocks.direct_without,
-        "taken_out_at_end": knocks.at_end,
-        "taken_out_everywhere": knocks.everywhere,
-        "attention_to_answers_without_movers": knocks.right_without,
-        "raised_without_movers": knocks.raised_without,
-        "focus": knocks.focus,
-        "shifts": knocks.shifts,
+        "heads": torch.tensor(measured.heads),
+        "attention_by_role": measured.attention_by_role,
+        "attention_from_end": measured.attention_from_end,
+        "attention_by_relation": measured.by_relation,
+        "copied": measured.copied,
+        "suppressed": measured.suppressed,
+        "role_logits": measured.role_logits,
+        "metric": measured.metric,
+        "ablated_metric": measured.ablated_metric,
+        **named.effects,
+        "direct_without_movers": ablations.direct_without_movers,
+        "attention_to_answers_without_movers": ablations.to_right_without_movers,
+        "copied_without_movers": ablations.copied_without_movers,
+        "movers_attention_removed": ablations.movers_attention_removed,
+        "attention_changes": ablations.attention_changes,
     }

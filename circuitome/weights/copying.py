@@ -8,11 +8,11 @@ from circuitome.errors import InputError
 from circuitome.models.model import Model
 from circuitome.weights.folding import (
     behind,
+    check_outputs_are_tokens,
     token_chunks,
     token_embeddings,
     unembedding_rows,
     value_weights,
-    vocabulary,
 )
 
 
@@ -58,12 +58,8 @@ def token_product(model: Model) -> Float[Tensor, "d_model d_model"]:
 
     As a matrix on the stream: [what is written, what is read]. Raises `InputError` where outputs are not input tokens.
     """
-    rows, tokens = unembedding_rows(model), vocabulary(model)
-    if len(rows) != tokens:
-        raise InputError(
-            f"{model.name} gives {len(rows)} outputs for {tokens} input tokens, so no token can be copied to itself. "
-            "Copying scores need a model whose outputs are its tokens."
-        )
+    check_outputs_are_tokens(model)
+    rows = unembedding_rows(model)
     product = torch.zeros(model.d_model, model.d_model, device=model.device)
     for ids in token_chunks(model):
         product += rows[ids].float().T @ token_embeddings(model, ids)

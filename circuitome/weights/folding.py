@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitome.errors import InputError
 from circuitome.models.model import Model
 from circuitome.models.norms import Norm
 
@@ -70,6 +71,20 @@ def token_chunks(model: Model) -> Iterator[Int[Tensor, " token"]]:
 def vocabulary(model: Model) -> int:
     """Number of tokens that can be read, rows of W_E."""
     return int(model.hf.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr, index]
+
+
+def outputs_are_tokens(model: Model) -> bool:
+    """Whether the model's outputs are its input tokens, so that a token can be copied to itself."""
+    return len(unembedding_rows(model)) == vocabulary(model)
+
+
+def check_outputs_are_tokens(model: Model) -> None:
+    """Raises `InputError` for a model whose outputs are not its input tokens."""
+    if not outputs_are_tokens(model):
+        raise InputError(
+            f"{model.name} gives {len(unembedding_rows(model))} outputs for {vocabulary(model)} input tokens, so no "
+            "token can be copied to itself. Copying scores need a model whose outputs are its tokens."
+        )
 
 
 def unembedding_rows(model: Model) -> Float[Tensor, "vocab d_model"]:

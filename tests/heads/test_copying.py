@@ -77,8 +77,8 @@ def test_pieces_of_the_vocabulary_give_what_the_whole_gives(monkeypatch):
         model.final_norm.module.bias.normal_(0, 3)  # so that a negated row's logits are not the negated logits
     out = torch.randn(61, model.d_model, generator=torch.Generator().manual_seed(0))
     whole = among_ends(model, out, torch.arange(61))
-    monkeypatch.setattr("circuitome.heads.atlas.copying.FIRST_PIECE", 4)
-    monkeypatch.setattr("circuitome.heads.atlas.copying.AT_ONCE", 1)
+    monkeypatch.setattr("circuitome.weights.extremes.FIRST_PIECE", 4)
+    monkeypatch.setattr("circuitome.weights.extremes.AT_ONCE", 1)
     assert torch.equal(whole, among_ends(model, out, torch.arange(61)))
     for found, sign in zip(whole, (1, -1), strict=True):
         top = model.unembedding(model.final_norm.module(sign * out)).topk(5).indices

@@ -16,12 +16,14 @@ from circuitome.engine.knock_out import KnockOut
 from circuitome.engine.setting import Setting
 from circuitome.errors import InputError, NumericsError, TaskError, UnknownNameError
 from circuitome.graph.circuits import Circuit
-from circuitome.heads.roles.ablations import knock
-from circuitome.heads.roles.context import Subject
+from circuitome.heads.atlas.relations import RELATIONS, broken, even, per_query, relations
+from circuitome.heads.roles.ablations import ablate_heads
+from circuitome.heads.roles.context import HeadContext
 from circuitome.heads.roles.explanation import explain
-from circuitome.heads.roles.features import effects
+from circuitome.heads.roles.features import intervals
 from circuitome.heads.roles.measure import measure
-from circuitome.heads.roles.positions import RELATIONS, broken, even, per_query, places, relations
+from circuitome.heads.roles.positions import places
+from circuitome.heads.roles.rules import helps
 from circuitome.heads.roles.unembedding import Unembedding, copied
 from circuitome.models.loading import load
 from circuitome.tasks.task import Pair, Task
@@ -42,9 +44,13 @@ def task_of(n=4):
 @pytest.fixture(scope="module", params=FAMILIES)
 def measured(request):
     model, task = tiny(request.param), task_of(2)
-    subject = Subject(Setting(model, task), [(0, 1), (1, 0), (1, 2), (2, 3)])
-    evidence, parts = measure(subject)
-    return subject, evidence, knock(subject, evidence, parts, {2: (evidence.target("answer"), 1.0)}, [1, 2])
+    context = HeadContext(Setting(model, task), [(0, 1), (1, 0), (1, 2), (2, 3)])
+    measurements, batches = measure(context)
+    return (
+        context,
+        measurements,
+        ablate_heads(context, measurements, batches, {2: (measurements.target("answer"), 1.0)}, [1, 2]),
+    )
 
 
 def patterns_of(model, ids):
@@ -75,7 +81,7 @@ def test_places_and_the_role_of_what_differs():
     found = places(Task("t", pairs))
     assert found.names == ("first", "changed", "end") and found.targets[-2:] == ("answer", "wrong")
     assert found.at.tolist() == [[0, 2, 3], [0, 1, 3]]
-    assert found.right == ((1,), (2,)) and found.wrong == ((2,), ()) and found.behind == (False, False)
+    assert found.right == ((1,), (2,)) and found.wrong == ((2,), ()) and found.answer_behind_copy == (False, False)
     named = Task("t", (replace(pairs[0], roles={"A": 1, "end": 3}), pairs[1]))
     assert places(named).names == ("first", "A", "changed", "end")
     assert places(named).at.tolist() == [[0, 1, -1, 3], [0, -1, 1, 3]]
@@ -84,38 +90,45 @@ def test_places_and_the_role_of_what_differs():
 
 
 def test_attention_is_that_of_the_prompts_one_by_one(measured):
-    subject, evidence, _ = measured
-    for row, pair in enumerate(subject.task.pairs):
-        for side, found in ((pair.clean, evidence.targets), (pair.corrupted, evidence.corrupted_targets)):
-            layers = patterns_of(subject.model, side)
-            for i, (layer, head) in enumerate(evidence.heads):
+    context, measurements, _ = measured
+    for row, pair in enumerate(context.task.pairs):
+        for side, found in (
+            (pair.clean, measurements.attention_from_end),
+            (pair.corrupted, measurements.corrupted_from_end),
+        ):
+            layers = patterns_of(context.model, side)
+            for i, (layer, head) in enumerate(measurements.heads):
                 looks = layers[layer][0, head, -1]
                 for target, where in (
                     ("A", [1]),
                     ("B", [2]),
                     ("end", [len(side) - 1]),
-                    ("answer", subject.places.right[row]),
+                    ("answer", context.places.right[row]),
                 ):
                     expected = sum((looks[place] for place in where), torch.tensor(0.0))
-                    torch.testing.assert_close(found[row, i, evidence.target(target)], expected, atol=1e-5, rtol=1e-4)
-        layers = patterns_of(subject.model, pair.clean)
-        for i, (layer, head) in enumerate(evidence.heads):
+                    torch.testing.assert_close(
+                        found[row, i, measurements.target(target)], expected, atol=1e-5, rtol=1e-4
+                    )
+        layers = patterns_of(context.model, pair.clean)
+        for i, (layer, head) in enumerate(measurements.heads):
             diagonal = layers[layer][0, head].diagonal(-1).mean()
-            torch.testing.assert_close(evidence.relations[row, i, 0], diagonal, atol=1e-5, rtol=1e-4)
-    assert bool((evidence.by_role[:, evidence.target("A"), 0] > 0).all())
+            torch.testing.assert_close(measurements.by_relation[row, i, 0], diagonal, atol=1e-5, rtol=1e-4)
+    assert bool((measurements.attention_by_role[:, measurements.target("A"), 0] > 0).all())
 
 
 def test_direct_effects_are_those_of_one_edge(measured):
-    subject, evidence, _ = measured
-    graph = subject.model.graph
-    for row, pair in enumerate(subject.task.pairs):
-        ablated = writer_outputs(subject.model, pair.corrupted)
-        for i, (layer, head) in enumerate(evidence.heads):
+    context, measurements, _ = measured
+    graph = context.model.graph
+    for row, pair in enumerate(context.task.pairs):
+        ablated = writer_outputs(context.model, pair.corrupted)
+        for i, (layer, head) in enumerate(measurements.heads):
             keep = graph.mask.float()
             keep[graph.row(f"a{layer}.h{head}"), -1] = 0
             with torch.no_grad():
-                without = subject.task.score(masked_logits(subject.model, pair, ablated, keep), [row])[0]
-            torch.testing.assert_close(evidence.direct[row, i], evidence.metric[row] - without, atol=2e-4, rtol=1e-3)
+                without = context.task.score(masked_logits(context.model, pair, ablated, keep), [row])[0]
+            torch.testing.assert_close(
+                measurements.direct[row, i], without - measurements.metric[row], atol=2e-4, rtol=1e-3
+            )
 
 
 def rerun(model, pair, layer, change, look=None):
@@ -131,37 +144,41 @@ def rerun(model, pair, layer, change, look=None):
 
 
 @pytest.mark.slow
-def test_taking_a_head_out_at_the_end_is_a_change_of_one_position(measured):
-    subject, evidence, knocks = measured
-    graph, answer = subject.model.graph, evidence.target("answer")
-    for row, pair in enumerate(subject.task.pairs):
-        clean, ablated = (writer_outputs(subject.model, side) for side in (pair.clean, pair.corrupted))
-        for i, (layer, head) in enumerate(evidence.heads):
+def test_ablating_a_head_at_the_last_position_is_a_change_of_one_position(measured):
+    context, measurements, ablations = measured
+    graph, answer = context.model.graph, measurements.target("answer")
+    for row, pair in enumerate(context.task.pairs):
+        clean, ablated = (writer_outputs(context.model, side) for side in (pair.clean, pair.corrupted))
+        for i, (layer, head) in enumerate(measurements.heads):
             writer = graph.row(f"a{layer}.h{head}")
             change = torch.zeros_like(clean[writer])
             change[-1] = (ablated[writer] - clean[writer])[-1]
-            logits, patterns = rerun(subject.model, pair, layer, change)
-            lost = evidence.metric[row] - subject.task.score(logits, [row])[0]
-            torch.testing.assert_close(knocks.at_end[row, i], lost, atol=2e-4, rtol=1e-3)
+            logits, patterns = rerun(context.model, pair, layer, change)
+            effect = context.task.score(logits, [row])[0] - measurements.metric[row]
+            torch.testing.assert_close(ablations.last_position[row, i], effect, atol=2e-4, rtol=1e-3)
             looks = patterns[1][0, 2, -1]  # the mover is the third head
-            now = looks[list(subject.places.right[row])].sum() / (1 - looks[-1])
-            before = evidence.targets[row, 2, answer] / (1 - evidence.targets[row, 2, evidence.target("end")])
-            share = knocks.focus[row, i] * _whole(evidence, answer)
+            now = looks[list(context.places.right[row])].sum() / (1 - looks[-1])
+            before = measurements.attention_from_end[row, 2, answer] / (
+                1 - measurements.attention_from_end[row, 2, measurements.target("end")]
+            )
+            share = ablations.movers_attention_removed[row, i] * _whole(measurements, answer)
             torch.testing.assert_close(share, before - now, atol=1e-4, rtol=1e-3)
-    assert knocks.focus[:, 3].abs().max() == 0  # later heads cannot move earlier ones
+    assert ablations.movers_attention_removed[:, 3].abs().max() == 0  # later heads cannot move earlier ones
 
 
-def _whole(evidence, answer):
-    end = evidence.target("end")
-    shares = [t[:, 2, answer] / (1 - t[:, 2, end]) for t in (evidence.targets, evidence.corrupted_targets)]
+def _whole(measurements, answer):
+    end = measurements.target("end")
+    shares = [
+        t[:, 2, answer] / (1 - t[:, 2, end]) for t in (measurements.attention_from_end, measurements.corrupted_from_end)
+    ]
     return max(float((shares[0] - shares[1]).mean()), 0.1)
 
 
-def test_taking_a_head_out_everywhere_is_a_knock_out(measured):
-    subject, evidence, knocks = measured
-    model, task = subject.model, subject.task
-    sets = torch.zeros(len(evidence.heads), len(model.graph.writers), dtype=torch.bool)
-    for i, (layer, head) in enumerate(evidence.heads):
+def test_ablating_a_head_at_all_positions_is_a_knock_out(measured):
+    context, measurements, ablations = measured
+    model, task = context.model, context.task
+    sets = torch.zeros(len(measurements.heads), len(model.graph.writers), dtype=torch.bool)
+    for i, (layer, head) in enumerate(measurements.heads):
         sets[i, model.graph.row(f"a{layer}.h{head}")] = True
     replacement = AblationValues.of(model, task, "corrupted")
     for batch in batches(model, task):
@@ -169,23 +186,23 @@ def test_taking_a_head_out_everywhere_is_a_knock_out(measured):
         with torch.no_grad():
             final = KnockOut(model, baseline(model, task, batch, replacement)).final(sets)
         for i, one in enumerate(final):
-            lost = evidence.metric[rows] - task.score(model.unembed(one), rows)
-            torch.testing.assert_close(knocks.everywhere[rows, i], lost, atol=2e-4, rtol=1e-3)
+            effect = task.score(model.unembed(one), rows) - measurements.metric[rows]
+            torch.testing.assert_close(ablations.all_positions[rows, i], effect, atol=2e-4, rtol=1e-3)
 
 
 def test_direct_effects_without_the_movers(measured):
-    _, evidence, knocks = measured
-    assert bool(knocks.direct_without[:, [1, 2]].isnan().all())
+    _, measurements, ablations = measured
+    assert bool(ablations.direct_without_movers[:, [1, 2]].isnan().all())
     # The first head is before the movers, so it writes what it wrote; but the norm behind all of them differs.
-    assert not torch.allclose(knocks.direct_without[:, 0], evidence.direct[:, 0])
-    assert bool(knocks.direct_without[:, [0, 3]].isfinite().all())
+    assert not torch.allclose(ablations.direct_without_movers[:, 0], measurements.direct[:, 0])
+    assert bool(ablations.direct_without_movers[:, [0, 3]].isfinite().all())
 
 
 def test_writes_add_up_to_the_logits():
     model, task = tiny("gpt2"), task_of(3)
-    subject = Subject(Setting(model, task), [(0, 0), (2, 1)])
-    evidence, _ = measure(subject)
-    column = evidence.places.names.index("B")
+    context = HeadContext(Setting(model, task), [(0, 0), (2, 1)])
+    measurements, _ = measure(context)
+    column = measurements.places.names.index("B")
     for row, pair in enumerate(task.pairs):
         with torch.no_grad():
             activations = model.record(inputs_of(model, pair.clean))
@@ -195,7 +212,7 @@ def test_writes_add_up_to_the_logits():
             x = model.final_norm.centre(outs[model.graph.row(name)][-1]) / sigma * model.final_norm.gain
             logits = model.unembedding.weight @ x
             expected = logits[pair.clean[2]] - logits.mean()
-            torch.testing.assert_close(evidence.writes[row, i, column], expected, atol=1e-4, rtol=1e-3)
+            torch.testing.assert_close(measurements.role_logits[row, i, column], expected, atol=1e-4, rtol=1e-3)
 
 
 def test_copying_counts_the_top_and_the_bottom():
@@ -215,11 +232,11 @@ def test_copying_counts_the_top_and_the_bottom():
 
 def test_intervals():
     values = torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]])
-    one, flat = effects(values)
+    one, flat = intervals(values)
     assert one.value == pytest.approx(2) and one.low == pytest.approx(2 - 9.9248 / 3**0.5, abs=1e-3)
     assert (flat.low, flat.high) == (0, 0)
-    few = effects(values[:2])[0]
-    assert few.value == 1.5 and few.low != few.low and not few.helps
+    few = intervals(values[:2])[0]
+    assert few.value == 1.5 and few.low != few.low and not helps(few)
 
 
 def test_zero_ablation_needs_no_aligned_pairs():
@@ -228,8 +245,10 @@ def test_zero_ablation_needs_no_aligned_pairs():
     with pytest.raises(TaskError, match="not aligned"):
         explain(model, Circuit.full(model.graph), longer)
     found = explain(model, Circuit.full(model.graph), longer, ablation="zero")
-    assert bool(found.evidence.corrupted_targets.isnan().all()) and bool(found.evidence.direct.isfinite().all())
-    whole = found.evidence.ablated_metric
+    assert bool(found.measurements.corrupted_from_end.isnan().all()) and bool(
+        found.measurements.direct.isfinite().all()
+    )
+    whole = found.measurements.ablated_metric
     logits = model.unembed(torch.zeros(1, model.d_model) + sum_of_biases(model))
     torch.testing.assert_close(whole, longer.score(logits.expand(4, -1), range(4)), atol=1e-4, rtol=1e-3)
 

@@ -7,7 +7,8 @@ import torch
 from families import CONFIGS, tiny
 
 from circuitome.errors import UnsupportedModelError
-from circuitome.heads.atlas.patterns import PATTERNS, even, measure, pattern_scores, random_model
+from circuitome.heads.atlas.patterns import PATTERNS, measure, pattern_scores, random_model
+from circuitome.heads.atlas.relations import even
 from circuitome.heads.atlas.repeated import Repeated, repeated_tokens
 from circuitome.models.loading import load
 
@@ -76,7 +77,7 @@ def test_hand_set_heads_of_a_model_score_exactly_one():
 def test_chance_is_even_attention_in_closed_form():
     front, period, repeats = 1, 5, 3
     repeated = layout(front, period, repeats)
-    found = {name: float(value) for name, value in measure(even(repeated.length, True), repeated).items()}
+    found = {name: float(value) for name, value in measure(even(repeated.length)[None, None], repeated).items()}
     queries = range(4, repeated.length)
     late = range(front + period, repeated.length)
     earlier = sum((q - front) // period / (q + 1) for q in late) / len(late)

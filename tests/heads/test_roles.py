@@ -1,4 +1,4 @@
-"""Roles from facts; hand-set heads get theirs with score 1, random heads none, whatever their index."""
+"""Roles from features; hand-set heads get theirs with score 1, random heads none, whatever their index."""
 
 from dataclasses import fields, replace
 
@@ -11,85 +11,93 @@ import circuitome as cm
 from circuitome.errors import InputError
 from circuitome.graph.circuits import Circuit
 from circuitome.heads.roles.explanation import explain
-from circuitome.heads.roles.narrative import account, edges_between
-from circuitome.heads.roles.rules import LEAST, MARGIN, ROLES, RULES, Effect, Facts, Relation, title, verdict
+from circuitome.heads.roles.narrative import edges_between, summary
+from circuitome.heads.roles.rules import LEAST, MARGIN, ROLES, RULES, Features, Interval, Relation, role_of, title
 
-UP, DOWN = Effect(0.3, 0.2, 0.4), Effect(-0.3, -0.4, -0.2)
-HERE, BOTH = Relation(1.0, 1.0), Relation(1.0, elsewhere=1.0)
+UP, DOWN = Interval(0.3, 0.2, 0.4), Interval(-0.3, -0.4, -0.2)
+"""Effects of ablation: a head that hurts, and one that helps."""
+HERE, BOTH = Relation(1.0, 1.0), Relation(1.0, on_random_tokens=1.0)
 IDEAL = {
-    "mover": Facts(answers=1, to_right=1, copies=1, direct=UP),
-    "negative mover": Facts(answers=1, to_right=1, suppresses=1, direct=DOWN),
-    "backup mover": Facts(answers=1, to_right_without=1, copies_without=1, direct=Effect(0.0, 0.0, 0.0), without=UP),
-    "suppressor of the wrong answer": Facts(to_wrong=1, suppresses=1, direct=UP),
-    "mover of the wrong answer": Facts(to_wrong=1, copies=1, direct=DOWN),
-    "inhibition": Facts(to_role=1, focus=UP),
-    "writer": Facts(to_role=1, to_end=0, direct=UP),
-    "negative writer": Facts(to_role=0, to_end=1, direct=DOWN),
-    "previous token": Facts(previous=BOTH),
-    "duplicate token": Facts(duplicate=HERE),
-    "induction": Facts(induction=HERE),
-    "first token": Facts(first=BOTH, to_first=1),
-    "self": Facts(itself=Relation(1.0), to_end=1),
+    "mover": Features(answer_in_prompt=1, to_right=1, copies=1, direct=DOWN),
+    "negative mover": Features(answer_in_prompt=1, to_right=1, suppresses=1, direct=UP),
+    "backup mover": Features(
+        answer_in_prompt=1,
+        to_right_without_movers=1,
+        copies_without_movers=1,
+        direct=Interval(0.0, 0.0, 0.0),
+        direct_change_without_movers=DOWN,
+    ),
+    "suppressor of the wrong answer": Features(to_wrong=1, suppresses=1, direct=DOWN),
+    "mover of the wrong answer": Features(to_wrong=1, copies=1, direct=UP),
+    "inhibition": Features(to_role=1, movers_attention_removed=UP),
+    "answer head": Features(to_role=1, to_end=0, direct=DOWN),
+    "negative answer head": Features(to_role=0, to_end=1, direct=UP),
+    "previous token": Features(previous=BOTH),
+    "duplicate token": Features(duplicate=HERE),
+    "induction": Features(induction=HERE),
+    "first token": Features(first=BOTH, to_first=1),
+    "self": Features(itself=Relation(1.0), to_end=1),
 }
 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_the_textbook_head_scores_one(role):
-    found = verdict(IDEAL[role])
+    found = role_of(IDEAL[role])
     assert (found.role, found.score) == (role, pytest.approx(1))
     assert found.runner_up_score == 0 and set(found.scores) == set(RULES) == set(ROLES)
 
 
-UNSURE = Effect(0.3, -0.1, 0.7)
+UNSURE = Interval(-0.3, -0.7, 0.1)
 
 
 @pytest.mark.parametrize(
     ("role", "change"),
     [
         ("mover", {"direct": UNSURE}),
-        ("mover", {"direct": Effect(0.001, 0.0005, 0.002)}),
-        ("mover", {"answers": 0.5}),
+        ("mover", {"direct": Interval(-0.001, -0.002, -0.0005)}),
+        ("mover", {"answer_in_prompt": 0.5}),
         ("mover", {"copies": 0.0}),
         ("mover", {"to_right": -0.2}),
-        ("negative mover", {"direct": UP}),
-        ("backup mover", {"direct": Effect(0.9, 0.8, 1.0)}),
-        ("backup mover", {"without": UNSURE}),
-        ("backup mover", {"to_right_without": 0.0}),
+        ("negative mover", {"direct": DOWN}),
+        ("backup mover", {"direct": Interval(-0.9, -1.0, -0.8)}),
+        ("backup mover", {"direct_change_without_movers": UNSURE}),
+        ("backup mover", {"to_right_without_movers": 0.0}),
         ("suppressor of the wrong answer", {"suppresses": 0.0}),
-        ("inhibition", {"focus": UNSURE}),
-        ("inhibition", {"focus": Effect(0.01, 0.009, 0.011)}),
-        ("duplicate token", {"duplicate": Relation(1.0, 0.0, 0.0)}),  # looks there, but not because it is a copy
-        ("previous token", {"previous": Relation(1.0, elsewhere=0.0)}),
+        ("inhibition", {"movers_attention_removed": Interval(0.3, -0.1, 0.7)}),
+        ("inhibition", {"movers_attention_removed": Interval(0.01, 0.009, 0.011)}),
+        ("duplicate token", {"duplicate": Relation(1.0, 0.0, 0.0)}),  # attends there, but not because it is a copy
+        ("previous token", {"previous": Relation(1.0, on_random_tokens=0.0)}),
         ("first token", {"to_first": 0.0}),
+        ("first token", {"direct": DOWN}),
         ("first token", {"direct": UP}),
     ],
 )
 def test_no_role_without_each_of_its_tests(role, change):
-    assert verdict(replace(IDEAL[role], **change)).role == "unclear"
+    assert role_of(replace(IDEAL[role], **change)).role == "unclear"
 
 
 def test_split_evidence_is_unclear_and_names_the_runner_up():
-    both = verdict(Facts(duplicate=HERE, induction=Relation(0.95, 1.0)))
+    both = role_of(Features(duplicate=HERE, induction=Relation(0.95, 1.0)))
     assert both.role == "unclear" and both.best == "duplicate token" and both.runner_up == "induction"
     assert both.score - both.runner_up_score < MARGIN
-    led = verdict(Facts(duplicate=HERE, induction=Relation(0.7, 1.0)))
+    led = role_of(Features(duplicate=HERE, induction=Relation(0.7, 1.0)))
     assert led.role == "duplicate token" and led.runner_up == "induction"
-    assert verdict(Facts()).role == "unclear"
-    weak = verdict(Facts(duplicate=Relation(0.9 * LEAST, 0.9 * LEAST)))
+    assert role_of(Features()).role == "unclear"
+    weak = role_of(Features(duplicate=Relation(0.9 * LEAST, 0.9 * LEAST)))
     assert (weak.role, weak.best) == ("unclear", "duplicate token")
 
 
 def test_resting_gives_way_to_a_role_that_is_half_there():
     resting = {"first": BOTH, "to_first": 1.0}
-    assert verdict(Facts(**resting, duplicate=Relation(0.1, 0.1))).role == "first token"
-    assert verdict(Facts(**resting, duplicate=Relation(0.3, 0.3))).role == "unclear"
-    assert verdict(Facts(**resting, duplicate=Relation(0.6, 0.6))).role == "duplicate token"
+    assert role_of(Features(**resting, duplicate=Relation(0.1, 0.1))).role == "first token"
+    assert role_of(Features(**resting, duplicate=Relation(0.3, 0.3))).role == "unclear"
+    assert role_of(Features(**resting, duplicate=Relation(0.6, 0.6))).role == "duplicate token"
 
 
 def test_induction_explains_an_answer_that_it_finds():
-    facts = Facts(answers=1, to_right=1, copies=1, direct=UP, induction=HERE, answers_behind=1)
-    assert verdict(facts).role == "induction"
-    assert verdict(replace(facts, answers_behind=0)).role == "unclear"
+    features = Features(answer_in_prompt=1, to_right=1, copies=1, direct=DOWN, induction=HERE, answer_behind_copy=1)
+    assert role_of(features).role == "induction"
+    assert role_of(replace(features, answer_behind_copy=0)).role == "unclear"
 
 
 def test_names_of_roles_by_task():
@@ -98,10 +106,10 @@ def test_names_of_roles_by_task():
     assert title("mover", ["A_def", "end"]) == "mover" and title("induction", ["IO", "S1", "S2"]) == "induction"
 
 
-def test_facts_are_numbers_that_name_no_place():
-    for field in fields(Facts):
-        assert field.type in (float, Relation, Effect)
-    assert not {"layer", "head", "index", "name"} & {field.name for field in fields(Facts)}
+def test_features_are_numbers_that_name_no_place():
+    for field in fields(Features):
+        assert field.type in (float, Relation, Interval)
+    assert not {"layer", "head", "index", "name"} & {field.name for field in fields(Features)}
 
 
 @pytest.fixture(scope="module")
@@ -159,26 +167,36 @@ def test_a_head_keeps_its_role_wherever_it_stands(played):
             assert other[f"a{layer}.h{new}"].score == pytest.approx(found[f"a{layer}.h{old}"].score, abs=1e-4)
 
 
-def test_writers_where_no_prompt_holds_the_answer():
+def test_answer_heads_where_no_prompt_holds_the_answer():
     model, task = hand_heads.capitals()
     found = explain(model, Circuit.full(model.graph), task)
-    assert [one.role for one in found.verdicts] == ["writer", "negative writer", "unclear"]
+    assert [one.role for one in found.verdicts] == ["answer head", "negative answer head", "unclear"]
     assert found["a0.h0"].score == pytest.approx(1, abs=1e-3)
-    assert found.label(0) == "writer from place" and found.looks_at[0] == "place"
-    assert "Writer (a0.h0): attention from the end goes to place" in account(found)
+    assert found.label(0) == "answer head that reads the place token" and found.attends_to[0] == "place"
+    assert "Answer head (a0.h0): attention from the end goes to the place token, which is no answer; " in summary(found)
 
 
-def test_the_account_says_what_was_found_and_nothing_else(played):
+def test_the_summary_says_what_was_found_and_nothing_else(played):
     model, task, found = played
-    words = account(found, "names")
+    words = summary(found, "names")
     assert words.startswith("Of 16 heads explained in the circuit of")
     for role, heads in found.by_role.items():
         if role not in ("unclear", "first token", "self"):
             name = found.title(role)
             assert f"{name[0].upper()}{name[1:]} ({', '.join(heads)})" in words
-    assert "8 have an active role" in words and "2 heads mostly rest" in words and "6 heads are unclear" in words
+    assert "8 have an active role" in words and "2 heads mostly attend to the first token or themselves" in words
+    assert "6 heads have no clear role" in words
     bare = explain(model, Circuit.of(model.graph, ["embed->a2.h0.q", "a2.h0->logits"]), task)
-    assert "inhibition" not in account(bare) and "Name mover (a2.h0)" in account(bare)
+    assert "inhibition" not in summary(bare) and "Name mover (a2.h0)" in summary(bare)
+
+
+def test_an_effect_is_the_change_under_ablation_and_negative_where_a_head_helps(played):
+    _, _, found = played
+    helping, hurting = (found.place(found.by_role[role][0]) for role in ("mover", "negative mover"))
+    for samples in found.effects.values():
+        assert bool((samples[:, helping] < 0).all()) and bool((samples[:, hurting] > 0).all())
+    told = found.to_dict()["heads"][found.ranked.index(helping)]["effects"]
+    assert all(effect["low"] <= effect["value"] <= effect["high"] < 0 for effect in told.values())
 
 
 def test_edges_between_roles(played):
@@ -232,8 +250,8 @@ def test_ioi_in_smollm2(smollm2):
     assert found["a24.h4"].role == "negative mover" and found["a20.h0"].role == "inhibition"
     assert found["a17.h4"].role == "induction" and found["a8.h1"].role == "duplicate token"
     assert found["a1.h2"].role == "previous token"
-    focus = found.facts[found.place("a20.h0")].focus
-    assert 0.4 < focus.low < focus.value < 0.9  # published size is none; measured here first: 0.61
+    removed = found.features[found.place("a20.h0")].movers_attention_removed
+    assert 0.4 < removed.low < removed.value < 0.9  # published size is none; measured here first: 0.61
 
     (batch,) = batches(smollm2, task)
     base = baseline(smollm2, task, batch, AblationValues.of(smollm2, task, "corrupted"))

@@ -40,7 +40,7 @@ def test_explain_writes_a_run_that_names_the_heads(capsys, found):
     assert made.manifest["command"] == f"circuitome explain {found / 'run'} --seed 0"
     assert made.tensors["direct"].shape == (8, len(roles)) and made.tensors["heads"].shape == (len(roles), 2)
     text = (found / "run-explain" / "report.html").read_text()
-    assert "<script" not in text and "Heads by role" in text and made.manifest["account"][:40] in text
+    assert "<script" not in text and "Heads by role" in text and made.manifest["summary"][:40] in text
     assert page(made) == text
     code, printed, _ = run(capsys, "show", found / "run-explain")
     assert code == 0 and "a2.h0" in printed
@@ -53,8 +53,11 @@ def test_explain_of_some_heads_as_json(capsys, found):
     assert code == 0 and {head["head"] for head in results["heads"]} == {"a1.h0", "a2.h0"}
     by_name = {head["head"]: head for head in results["heads"]}
     assert by_name["a1.h0"]["role"] == "inhibition" and by_name["a1.h0"]["score"] == pytest.approx(1, abs=1e-3)
-    assert by_name["a1.h0"]["moves"][0]["head"] == "a2.h0" and by_name["a1.h0"]["moves"][0]["change"] < -0.5
-    assert by_name["a2.h0"]["looks_at"] == "answer" and by_name["a2.h0"]["looks"] == pytest.approx(1, abs=1e-3)
+    assert (
+        by_name["a1.h0"]["attention_changes"][0]["head"] == "a2.h0"
+        and by_name["a1.h0"]["attention_changes"][0]["change"] < -0.5
+    )
+    assert by_name["a2.h0"]["attends_to"] == "answer" and by_name["a2.h0"]["attention"] == pytest.approx(1, abs=1e-3)
 
 
 def test_bad_input(capsys, found):

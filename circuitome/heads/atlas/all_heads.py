@@ -12,13 +12,15 @@ from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError, unknown_name
 from circuitome.graph.node import Node
 from circuitome.heads.atlas.capture import watching_heads
-from circuitome.heads.atlas.copying import COPYING, TOKEN_COPYING, TOP, Copying, copies, token_copying
+from circuitome.heads.atlas.copying import COPYING, TOKEN_COPYING, Copying, token_copying
 from circuitome.heads.atlas.head_score import HeadScore, named
 from circuitome.heads.atlas.patterns import PATTERNS, beside_noise, chance_levels, chunks, measure
 from circuitome.heads.atlas.repeated import Repeated, repeated_tokens, usual_period
 from circuitome.models.model import Model
 from circuitome.results import Estimate
 from circuitome.weights.copying import copying_scores
+from circuitome.weights.extremes import TOP
+from circuitome.weights.folding import outputs_are_tokens
 
 TOKENS = 64
 """Tokens that are put through every head by themselves."""
@@ -116,7 +118,7 @@ def measured(setting: Setting, repeated: Repeated) -> dict[str, Float[Tensor, "_
     model = setting.model
     parts = [one_pass(model, replace(repeated, inputs=inputs)) for inputs in chunks(setting, repeated.inputs)]
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    if not copies(model):
+    if not outputs_are_tokens(model):
         return {name: whole[name] for name in PATTERNS}
     places = [whole.pop(name) for name in ("embedded", "first", "tokens")]
     spread = torch.linspace(0, len(places[0]) - 1, min(TOKENS, len(places[0]))).round().long().to(model.device)
@@ -130,7 +132,7 @@ def measured(setting: Setting, repeated: Repeated) -> dict[str, Float[Tensor, "_
 def one_pass(model: Model, repeated: Repeated) -> dict[str, Tensor]:
     """Scores on each sequence by name, and the stream where tokens stand for the first time, in one forward pass."""
     patterns: list[dict[str, Tensor]] = []
-    copying = Copying(model, repeated) if copies(model) else None
+    copying = Copying(model, repeated) if outputs_are_tokens(model) else None
 
     def look(layer: int, pattern: Tensor, z: Tensor) -> None:
         patterns.append(measure(pattern, repeated))

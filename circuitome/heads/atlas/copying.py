@@ -4,11 +4,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from circuitome.errors import InputError
 from circuitome.heads.atlas.capture import Seen
 from circuitome.heads.atlas.repeated import Repeated
 from circuitome.models.model import Model
-from circuitome.weights.folding import behind, unembedding_rows, vocabulary
+from circuitome.weights.extremes import among_extremes
+from circuitome.weights.folding import behind, check_outputs_are_tokens, unembedding_rows
 
 COPYING = {
     "copying": ("how far the head itself raises the logits of tokens it attends to", "logits"),
@@ -20,10 +20,6 @@ TOKEN_COPYING = {
     "anticopy_top5": ("tokens that end among the 5 unlikeliest when the head copies them", "share of tokens"),
 }
 """Scores of single tokens put through a head."""
-TOP = 5
-"""A token counts as copied among so many (Wang et al. 2022)."""
-FIRST_PIECE, AT_ONCE = 512, 4_000_000
-"""Smallest piece of the vocabulary, and logits held at once, while `among_ends` looks for better tokens."""
 
 
 class Copying:
@@ -92,7 +88,7 @@ def token_copying(
     Source: copy score of Wang et al. 2022, arXiv:2211.00593, section 3.1; redwoodresearch/Easy-Transformer
     (there names at their places in IOI prompts).
     """
-    check_copies(model)
+    check_outputs_are_tokens(model)
     scores = []
     with torch.no_grad():
         for layer in range(len(model.blocks)):
@@ -106,31 +102,14 @@ def token_copying(
 def among_ends(model: Model, out: Float[Tensor, "n d_model"], tokens: Int[Tensor, " n"]) -> Bool[Tensor, "2 n"]:
     """Whether each token is among the 5 likeliest after `out` alone is written, and whether it is after -`out`.
 
-    Goes through the vocabulary in pieces, with only those rows whose token may still be among the 5. Norm and
-    unembedding are odd functions but for their biases, so a negated row needs no product of its own.
+    Norm and unembedding are odd functions but for their biases: what a model gives for nothing at all is the same for
+    both signs.
     """
-    normed, bias = model.final_norm.module(out), getattr(model.unembedding, "bias", None)
-    weight, nothing = unembedding_rows(model), model.final_norm.module(torch.zeros_like(out[:1]))
-
-    def logits(rows: Tensor, ids: Tensor | slice) -> Tensor:
-        return nn.functional.linear(rows, weight[ids], None if bias is None else bias[ids])
-
-    own = (normed * weight[tokens]).sum(-1) + (0 if bias is None else bias[tokens])
-    twice_own = 2 * ((nothing * weight[tokens]).sum(-1) + (0 if bias is None else bias[tokens])) - own
-    better = torch.zeros(2, len(out), dtype=torch.long, device=out.device)
-    alive, start = torch.arange(len(out), device=out.device), 0
-    while start < len(weight) and len(alive):
-        size = max(FIRST_PIECE, AT_ONCE // len(alive))
-        piece = slice(start, start + size)
-        seen = logits(normed[alive], piece)
-        at = tokens[alive] - start
-        inside = ((at >= 0) & (at < seen.shape[1])).nonzero()[:, 0]
-        seen[inside, at[inside]] = torch.nan  # a token is not better than itself
-        better[0, alive] += (seen >= own[alive, None]).sum(1)
-        better[1, alive] += (2 * logits(nothing, piece) - seen >= twice_own[alive, None]).sum(1)
-        alive = alive[(better[:, alive] < TOP).any(0)]
-        start += size
-    return better < TOP
+    weight, bias = unembedding_rows(model), getattr(model.unembedding, "bias", None)
+    with torch.no_grad():
+        nothing = model.final_norm(torch.zeros_like(out[:1]))
+        constant = nn.functional.linear(nothing.float(), weight.float(), None if bias is None else bias.float())[0]
+        return among_extremes(model.final_norm(out) - nothing, weight, tokens, constant=constant)
 
 
 def through_heads(model: Model, layer: int, stream: Float[Tensor, "n d_model"]) -> Float[Tensor, "n head d_model"]:
@@ -141,17 +120,3 @@ def through_heads(model: Model, layer: int, stream: Float[Tensor, "n d_model"]) 
     v = torch.einsum("nd,ked->nke", block.attend_inputs(stream).float(), weights) + biases
     by_head = v[:, [model.graph.kv_head(head) for head in range(heads.q)]]
     return torch.einsum("nhe,hed->nhd", by_head, block.head_weights())
-
-
-def check_copies(model: Model) -> None:
-    """Raises `InputError` for a model whose outputs are not its input tokens."""
-    if not copies(model):
-        raise InputError(
-            f"{model.name} gives {len(unembedding_rows(model))} outputs for {vocabulary(model)} input tokens, so no "
-            "token can be copied to itself. Copying scores need a model whose outputs are its tokens."
-        )
-
-
-def copies(model: Model) -> bool:
-    """Whether the model's outputs are its input tokens, so that one can be copied to the other."""
-    return len(unembedding_rows(model)) == vocabulary(model)

@@ -14,7 +14,7 @@ from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
 from circuitome.graph.node import Node
 from circuitome.heads.atlas.all_heads import one_pass
-from circuitome.heads.atlas.copying import COPYING, copies
+from circuitome.heads.atlas.copying import COPYING
 from circuitome.heads.atlas.head_score import HeadScore
 from circuitome.heads.atlas.patterns import PATTERNS, chance_levels, chunks
 from circuitome.heads.atlas.repeated import Repeated, reads_text, repeated_tokens, tokens_in_front, usual_period
@@ -22,6 +22,7 @@ from circuitome.heads.long_context.needles import own_text
 from circuitome.models.inputs import Inputs
 from circuitome.models.model import Model
 from circuitome.results import Estimate, mean
+from circuitome.weights.folding import outputs_are_tokens
 
 LENGTH = 128
 """Tokens of a piece of text, at most."""
@@ -211,7 +212,7 @@ def _scores(setting: Setting, layout: Repeated) -> tuple[HeadScore, HeadScore | 
         return HeadScore(name, *what, torch.cat([part[name] for part in parts]), chance)
 
     prefix = score("induction", PATTERNS["induction"], chance_levels(layout, model.causal)["induction"])
-    return prefix, score("copying", COPYING["copying"], 0.0) if copies(model) else None
+    return prefix, score("copying", COPYING["copying"], 0.0) if outputs_are_tokens(model) else None
 
 
 def _draws(others: list[int], k: int, draws: int, seed: int) -> list[list[int]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from circuitome.engine.batches import tokens_within
 from circuitome.engine.setting import Setting, method
 from circuitome.heads.atlas.head_score import HeadScore, named
+from circuitome.heads.atlas.relations import even, relations
 from circuitome.heads.atlas.repeated import Repeated
 from circuitome.models.inputs import Inputs
 from circuitome.models.model import Model
@@ -108,28 +109,19 @@ def measure(
 
 def linear_weights(repeated: Repeated) -> tuple[Float[Tensor, "score query key"], Float[Tensor, " score"]]:
     """What each linear score multiplies the pattern with, and its number of queries; in the order of `PATTERNS`."""
-    size = repeated.length
-    place = torch.arange(size, dtype=torch.float32)
-    ones, enough = torch.ones(size, size), (place >= FIRST)[:, None]
-    before, itself = torch.diag(torch.ones(size - 1), -1), torch.eye(size)
-    first, first_four, distance = ones * (place < 1), ones * (place < 4), place[:, None] - place
-    by_position = [weight * enough for weight in (before, itself, first, first_four, distance)]
-    weights = [by_position[0], repeated.earlier(0), repeated.earlier(1), *by_position[1:]]
-    late = [int(repeated.late.sum())] * 2
-    other = int(enough.sum())
-    return torch.stack(weights), torch.tensor([other, *late, *[other] * 4], dtype=torch.float32)
+    place = torch.arange(repeated.length)
+    enough, late = (place >= FIRST)[:, None], repeated.late[:, None]
+    previous, duplicate, induction, first, itself = relations(repeated.layout)
+    first_four, distance = (place < 4).expand(repeated.length, -1), place[:, None] - place
+    weights = [previous * enough, duplicate * late, induction * late]
+    weights += [weight * enough for weight in (itself, first, first_four, distance)]
+    queries = [enough, late, late, enough, enough, enough, enough]
+    return torch.stack(weights).float(), torch.stack([some.sum() for some in queries]).float()
 
 
 def chance_levels(repeated: Repeated, causal: bool) -> dict[str, float]:
     """The scores of even attention over all keys that a query may see, by name."""
-    return {name: float(value) for name, value in measure(even(repeated.length, causal), repeated).items()}
-
-
-def even(size: int, causal: bool) -> Float[Tensor, "1 1 query key"]:
-    """The pattern that spreads each query's attention evenly over the keys that it may see."""
-    visible = torch.ones(size, size)
-    visible = visible.tril() if causal else visible
-    return (visible / visible.sum(-1, keepdim=True))[None, None]
+    return {name: float(value) for name, value in measure(even(repeated.length, causal)[None, None], repeated).items()}
 
 
 def random_model(model: Model, seed: int) -> Model:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuitome.errors import InputError
@@ -50,14 +50,11 @@ class Repeated:
         """Positions in the second and later repeats."""
         return torch.arange(self.length) >= self.front + self.period
 
-    def earlier(self, shift: int) -> Float[Tensor, "query key"]:
-        """1 where a key stands `shift` behind an earlier copy of the query's token, for queries in later repeats."""
-        copies = (torch.arange(self.length) - self.front) // self.period
-        found = torch.zeros(self.length, self.length)
-        for query in self.late.nonzero().flatten().tolist():
-            for back in range(1, int(copies[query]) + 1):
-                found[query, query - back * self.period + shift] = 1
-        return found
+    @cached_property
+    def layout(self) -> Int[Tensor, " pos"]:
+        """A number for each position of a sequence, the same where the same token stands."""
+        tokens = torch.arange(self.period).repeat(self.repeats)
+        return torch.cat([torch.arange(self.front) + self.period, tokens])
 
 
 def repeated_tokens(model: Model, *, n: int, period: int, repeats: int = 2, seed: int = 0) -> Repeated:

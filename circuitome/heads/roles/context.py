@@ -1,6 +1,6 @@
 """Some heads of a model on the prompts of a task: what all measurements of them share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitome.engine.ablation import WriterValues
-from circuitome.engine.batches import Batch, check_aligned, group_rows, make_batch, read_tokens
+from circuitome.engine.batches import DEFAULT_MEMORY, Batch, check_aligned, group_rows, make_batch, read_tokens
+from circuitome.engine.partial_forward import dense_copies
 from circuitome.engine.readout import Readout
 from circuitome.engine.setting import Setting
 from circuitome.errors import InputError
@@ -23,18 +24,16 @@ Head = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Part:
-    """Prompts that run together, and what ablated heads write at the token that is read."""
+class AnswerBatch:
+    """Prompts that run together at their answer position."""
 
     rows: tuple[int, ...]
     """Which pairs of the task."""
     ablated: WriterValues
-    """Values at the token that is read [batch, 1, ...]."""
-    ablated_metric: Float[Tensor, " batch"]
-    """Metric with everything ablated."""
+    """What ablated heads write at the answer position [batch, 1, ...]."""
 
 
-class Subject:
+class HeadContext:
     """Heads of one model on one task. The head axis of every result is in the order of `heads`."""
 
     def __init__(self, setting: Setting, heads: Sequence[Head]) -> None:
@@ -45,13 +44,14 @@ class Subject:
                 f"{model.name} is not causal: what it reads at the end changes everything before it, so what its heads "
                 "do cannot be told apart. Explain circuits of causal models."
             )
-        self.replacement = setting.replacement
-        if self.replacement.from_prompts:
+        if setting.replacement.from_prompts:
             check_aligned(task)
         self.setting, self.model, self.task, self.heads = setting, model, task, tuple(heads)
         self.places = places(task)
         self.unembedding = Unembedding(model)
         self.slot = {head: i for i, head in enumerate(self.heads)}
+        self._runs: dict[tuple[int, ...], HeadRun] = {}
+        self._room = DEFAULT_MEMORY if setting.max_memory is None else setting.max_memory
         self.layers: dict[int, list[int]] = {}
         for layer, head in sorted(self.heads):
             self.layers.setdefault(layer, []).append(head)
@@ -64,12 +64,20 @@ class Subject:
         """Where the heads of a layer are on the head axis."""
         return [self.slot[layer, head] for head in self.layers.get(layer, ())]
 
+    def portions(self, run: HeadRun) -> Iterator[tuple[int, list[int], list[int]]]:
+        """Layer, heads and their places on the head axis, as many heads at a time as can be ablated in one run."""
+        limit = dense_copies(self.model, run.inputs, self.setting.max_memory)
+        for layer, heads in self.layers.items():
+            for start in range(0, len(heads), limit):
+                some = heads[start : start + limit]
+                yield layer, some, [self.slot[layer, head] for head in some]
+
     def joined(self, layers: dict[int, Float[Tensor, "batch some *rest"]]) -> Float[Tensor, "batch head *rest"]:
-        """What was seen of the heads of each layer, on one head axis."""
+        """Values of the heads of each layer, on one head axis."""
         first = next(iter(layers.values()))
         whole = first.new_zeros(first.shape[0], len(self.heads), *first.shape[2:])
-        for layer, seen in layers.items():
-            whole[:, self.slots(layer)] = seen
+        for layer, values in layers.items():
+            whole[:, self.slots(layer)] = values
         return whole
 
     def metric(
@@ -78,10 +86,24 @@ class Subject:
         """Metric of some prompts from the residual in front of the final norm."""
         return -Readout(self.model, self.task, rows, "metric")(final)
 
-    def watched(
+    def effect(
+        self, rows: Sequence[int], run: HeadRun, changed: Float[Tensor, "copies batch d_model"]
+    ) -> Float[Tensor, "batch copies"]:
+        """Metric of each changed final residual minus that of the run as it is: negative where the change hurts."""
+        metric = self.metric(rows, torch.cat([run.final[None], changed]))
+        return (metric[1:] - metric[0]).T.cpu()
+
+    def direct_effects(self, rows: Sequence[int], run: HeadRun) -> Float[Tensor, "batch head"]:
+        """Effect of ablating the direct path of each head to the logits, and nothing else."""
+        effects = {
+            layer: self.effect(rows, run, run.direct_path_ablated(layer, heads)) for layer, heads in self.layers.items()
+        }
+        return self.joined(effects)
+
+    def whole_prompts(
         self, rows: Sequence[int], *, corrupted: bool = False
     ) -> tuple[Batch, Float[Tensor, "batch head query key"], ActivationCache]:
-        """A pass over whole prompts, the clean or the corrupted ones, with the patterns of the heads."""
+        """A pass over whole prompts, the clean or the corrupted ones, with the attention patterns of the heads."""
         task = _swapped(self.task) if corrupted else self.task
         batch = make_batch(self.model, task, rows, shared_prefix=False, corrupted=False)
         layers: dict[int, Tensor] = {}
@@ -94,43 +116,42 @@ class Subject:
             activations = self.model.record(batch.clean, logits=False)
         return batch, self.joined(layers), activations
 
-    def part(self, batch: Batch, activations: ActivationCache, corrupted: ActivationCache | None) -> Part:
-        """What ablated heads write at the token that is read, from passes over the whole prompts."""
+    def run(self, batch: AnswerBatch) -> HeadRun:
+        """The clean prompts at the answer position, everything before it in a cache.
+
+        Made once and kept as long as keys and values of all prompts fit into the memory budget.
+        """
+        if batch.rows in self._runs:
+            return self._runs[batch.rows]
+        model, inputs = self.model, read_tokens(self.model, self.task, batch.rows)
+        run = HeadRun(model, inputs, model.record(inputs, logits=False), batch.ablated)
+        size = inputs.mask.numel() * 2 * model.heads.kv * model.heads.width * len(model.blocks) * model.dtype.itemsize
+        if size <= self._room:
+            self._room -= size
+            self._runs[batch.rows] = run
+        return run
+
+    def at_answer(
+        self, batch: Batch, clean: ActivationCache, corrupted: ActivationCache | None
+    ) -> tuple[AnswerBatch, Float[Tensor, " batch"]]:
+        """The prompts of a batch at their answer position, and their metric with everything ablated.
+
+        `clean` and `corrupted` are passes over the whole prompts, which say what ablated heads write at that position.
+        """
         read = torch.arange(len(batch.rows), device=batch.clean.read.device), batch.clean.read
-        if self.replacement.from_prompts:
+        if self.setting.replacement.from_prompts:
             assert corrupted is not None and corrupted.final is not None
-            values, final = WriterValues.of(self.model, corrupted), corrupted.final[read].float()
-            at_end = _at(values, read)
+            values, final = WriterValues.of(self.model, corrupted).at(*read), corrupted.final[read].float()
         else:
-            values = self.replacement.at(batch, WriterValues.of(self.model, activations), self.task)
-            at_end = _at(values, read)
-            final = self._sum(at_end)
-        return Part(batch.rows, at_end, self.metric(batch.rows, final[None])[0])
+            whole = self.setting.replacement.at(batch, WriterValues.of(self.model, clean), self.task)
+            values = whole.at(*read)
+            final = self._sum(values)
+        return AnswerBatch(batch.rows, values), self.metric(batch.rows, final[None])[0]
 
     def _sum(self, values: WriterValues) -> Float[Tensor, "batch d_model"]:
         """The final residual that all writers make together."""
         written = [block.join_heads(z) for block, z in zip(self.model.blocks, values.heads, strict=True)]
         return sum([*written, *values.mlps], values.embed)[:, 0]
-
-    def at_end(self, part: Part) -> HeadRun:
-        """The clean prompts at the token that is read, everything before it in a cache."""
-        inputs = read_tokens(self.model, self.task, part.rows)
-        return HeadRun(self.model, inputs, self.model.record(inputs, logits=False), part.ablated)
-
-    def direct(self, rows: Sequence[int], run: HeadRun) -> Float[Tensor, "batch head"]:
-        """Metric of a run minus that with the direct path of each head to the logits ablated."""
-        metric = self.metric(rows, run.final[None])[0]
-        found = metric.new_zeros(len(rows), len(self.heads))
-        for layer, heads in self.layers.items():
-            found[:, self.slots(layer)] = (metric - self.metric(rows, run.direct(layer, heads))).T
-        return found
-
-
-def _at(values: WriterValues, read: tuple[Tensor, Tensor]) -> WriterValues:
-    """Values at one position a prompt."""
-    return WriterValues(
-        values.embed[read][:, None], [z[read][:, None] for z in values.heads], [m[read][:, None] for m in values.mlps]
-    )
 
 
 def _swapped(task: Task) -> Task:

@@ -1,4 +1,4 @@
-"""What every head of a circuit does: measure, name the movers, take heads out, name all roles."""
+"""What every head of a circuit does: measure, name the movers, ablate heads, name all roles."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,12 @@ from circuitome.graph.circuits import Circuit
 from circuitome.graph.node import Node
 from circuitome.heads.atlas.patterns import PatternScores, pattern_scores
 from circuitome.heads.atlas.repeated import repeated_tokens, usual_period
-from circuitome.heads.roles.ablations import knock
-from circuitome.heads.roles.context import Head, Subject
-from circuitome.heads.roles.features import facts, movers
+from circuitome.heads.roles.ablations import ablate_heads
+from circuitome.heads.roles.context import Head, HeadContext
+from circuitome.heads.roles.features import head_features, movers
 from circuitome.heads.roles.measure import measure
 from circuitome.heads.roles.result import Explanation
-from circuitome.heads.roles.rules import verdict
+from circuitome.heads.roles.rules import role_of
 
 SEQUENCES = 8
 """Sequences of repeated random tokens."""
@@ -22,26 +22,35 @@ SEQUENCES = 8
 
 @method
 def explain(setting: Setting, circuit: Circuit, *, heads: Sequence[str] | None = None) -> Explanation:
-    """The role of every head of a circuit (or of some of its `heads`), with the evidence.
+    """The role of every head of a circuit (or of some of its `heads`), with the measurements that it rests on.
 
-    Two rounds: where heads look, what they write and their direct effects name the movers; then every head is taken out
-    by itself, and the name movers together, which shows who steers them and who backs them up. `ablation` is what a
-    head writes when it is taken out. `seed` draws the repeated random tokens.
+    Two rounds. First, what heads attend to, what they write and their direct effects name the movers. Then every head
+    is ablated by itself, and the name movers together, which shows who steers them and who backs them up. An ablated
+    head writes what the setting's `ablation` says; `seed` draws the repeated random tokens. Effects are changes of the
+    metric when a head is ablated, in the metric's unit: negative where it helps.
+
+        found = cm.heads.explain(model, cm.eap(model, task).top(100), task)
+        print(cm.heads.summary(found))
+
     Raises `InputError` for a circuit of another model or without heads, or a model that is not causal;
-    `UnknownNameError` for heads that are not in the circuit; `TaskError` for pairs that cannot be swapped.
+    `UnknownNameError` for heads that are not in the circuit; `TaskError` for pairs that cannot be swapped;
+    `NumericsError` where the metric is not finite.
     Source of the tests: Wang et al. 2022, arXiv:2211.00593, sections 3 and appendix; Olsson et al. 2022,
     arXiv:2209.11895. Scores, thresholds and the order of the rounds are ours.
     """
     check_graph(setting.model, circuit)
-    subject = Subject(setting, _chosen(circuit, heads))
-    evidence, parts = measure(subject)
-    generic = _generic(setting)
-    knocks = knock(subject, evidence, parts, *movers(evidence, facts(evidence, generic)))
-    known = tuple(facts(evidence, generic, knocks))
-    return Explanation(circuit, evidence, knocks, generic, known, tuple(map(verdict, known)))
+    context = HeadContext(setting, _chosen(circuit, heads))
+    measurements, batches = measure(context)
+    random_tokens = _random_tokens(setting)
+    ablations = ablate_heads(
+        context, measurements, batches, *movers(measurements, head_features(measurements, random_tokens))
+    )
+    features = tuple(head_features(measurements, random_tokens, ablations))
+    return Explanation(circuit, measurements, ablations, random_tokens, features, tuple(map(role_of, features)))
 
 
 def _chosen(circuit: Circuit, names: Sequence[str] | None) -> list[Head]:
+    """The heads of a circuit, or those of `names`, first layer first."""
     graph = circuit.graph
     heads = {name: graph.head(name) for name in circuit.nodes if Node.parse(name).kind == "head"}
     if not heads:
@@ -52,7 +61,8 @@ def _chosen(circuit: Circuit, names: Sequence[str] | None) -> list[Head]:
     return sorted(heads[name] for name in dict.fromkeys(names or heads))
 
 
-def _generic(setting: Setting) -> PatternScores | None:
+def _random_tokens(setting: Setting) -> PatternScores | None:
+    """Attention patterns of all heads on repeated random tokens; None for a model too small for them."""
     model = setting.model
     try:
         repeated = repeated_tokens(model, n=SEQUENCES, period=usual_period(model), seed=setting.seed)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -9,79 +10,87 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from circuitome.heads.atlas.patterns import PatternScores
-from circuitome.heads.roles.ablations import Knocks
-from circuitome.heads.roles.measure import Evidence, own_targets
-from circuitome.heads.roles.positions import ANSWER, END, FIRST, RELATIONS, WRONG
+from circuitome.heads.atlas.relations import RELATIONS
+from circuitome.heads.roles.ablations import HeadAblations
+from circuitome.heads.roles.measure import Measurements
+from circuitome.heads.roles.positions import ANSWER, END, FIRST, WRONG
 from circuitome.heads.roles.rules import (
+    ANSWER_HEAD,
     INDUCTION,
     LEAST,
     NAME_MOVER,
     NEGATIVE,
-    NEGATIVE_WRITER,
-    WRITER,
-    Effect,
-    Facts,
+    NEGATIVE_ANSWER_HEAD,
+    Features,
+    Interval,
     Relation,
     moves,
-    verdict,
+    role_of,
 )
 
 CERTAIN = 0.99
 """Coverage of the intervals that decide whether an effect is there: many heads are asked at once."""
-ELSEWHERE = {
-    "previous": "previous",
-    "duplicate": "duplicate",
-    "induction": "induction",
-    "first": "sink1",
-    "self": "self",
-}
+RANDOM_SCORES = dict(zip(RELATIONS, ("previous", "duplicate", "induction", "sink1", "self"), strict=True))
 """By relation, the score on repeated random tokens that measures it."""
+FIELDS = dict(zip(RELATIONS, ("previous", "duplicate", "induction", "first", "itself"), strict=True))
+"""By relation, the field of `Features` that holds it."""
 
 
-def facts(evidence: Evidence, generic: PatternScores | None = None, knocks: Knocks | None = None) -> list[Facts]:
-    """The facts about each head; those of `generic` and `knocks` are unknown without them."""
-    targets = _above(evidence.targets, evidence.even_targets)
-    right, wrong, end, first = (evidence.target(name) for name in (ANSWER, WRONG, END, FIRST))
-    own = own_targets(evidence)
-    relations = [_relations(evidence, generic, index) for index in range(len(RELATIONS))]
-    scale, unknown = evidence.scale, [Effect()] * len(evidence.heads)
-    direct = effects(evidence.direct / scale)
-    without, focus = unknown, unknown
-    right_without = copies_without = torch.full((len(unknown),), math.nan)
-    if knocks is not None:
-        right_without = _above(knocks.right_without[..., None], evidence.even_targets[:, [right]])[:, 0]
-        copies_without = _above_rate(evidence, knocks.raised_without)
-        without, focus = effects((knocks.direct_without - evidence.direct) / scale), effects(knocks.focus)
-    copies, suppresses = (_above_rate(evidence, values) for values in (evidence.copied, evidence.suppressed))
-    others = _no_answers(evidence)
-    places = evidence.places
-    answers, behind = (sum(flags) / len(flags) for flags in ([*map(bool, places.right)], places.behind))
+def head_features(
+    measurements: Measurements, random_tokens: PatternScores | None = None, ablations: HeadAblations | None = None
+) -> list[Features]:
+    """The features of each head; those of `random_tokens` and `ablations` are unknown without them."""
+    places = measurements.places
+    by_task: dict[str, Any] = {
+        "answer_in_prompt": sum(map(bool, places.right)) / len(places.right),
+        "answer_behind_copy": sum(places.answer_behind_copy) / len(places.right),
+    }
+    by_head: dict[str, Sequence[Any]] = {
+        **{field: _relation(measurements, random_tokens, name) for name, field in FIELDS.items()},
+        **_attention(measurements),
+        **_effects(measurements, ablations),
+    }
     return [
-        Facts(
-            **dict(
-                zip(("previous", "duplicate", "induction", "first", "itself"), (r[i] for r in relations), strict=True)
-            ),
-            answers=answers,
-            answers_behind=behind,
-            to_right=float(targets[i, right]),
-            to_wrong=float(targets[i, wrong]),
-            to_role=float(targets[i, own[i]]),
-            to_other=max((float(targets[i, j]) for j in others), default=math.nan),
-            to_end=float(targets[i, end]),
-            to_first=float(targets[i, first]),
-            copies=float(copies[i]),
-            suppresses=float(suppresses[i]),
-            direct=direct[i],
-            without=without[i],
-            focus=focus[i],
-            to_right_without=float(right_without[i]),
-            copies_without=float(copies_without[i]),
-        )
-        for i in range(len(evidence.heads))
+        Features(**by_task, **{field: values[head] for field, values in by_head.items()})
+        for head in range(len(measurements.heads))
     ]
 
 
-def _above(
+def _attention(measurements: Measurements) -> dict[str, list[float]]:
+    """What heads attend to from the end, and whether they copy it; by field of `Features`."""
+    attention = _above_chance(measurements.attention_from_end, measurements.even_from_end)
+    others = attention[:, _no_answers(measurements)]
+    values = {
+        **{
+            field: attention[:, measurements.target(name)]
+            for field, name in (("to_right", ANSWER), ("to_wrong", WRONG), ("to_end", END), ("to_first", FIRST))
+        },
+        "to_role": attention.gather(1, measurements.attended_role()[:, None])[:, 0],
+        "to_other": others.amax(1) if others.shape[1] else torch.full((len(attention),), math.nan),
+        "copies": _copy_rate(measurements, measurements.copied),
+        "suppresses": _copy_rate(measurements, measurements.suppressed),
+    }
+    return {field: column.tolist() for field, column in values.items()}
+
+
+def _effects(measurements: Measurements, ablations: HeadAblations | None) -> dict[str, Sequence[Any]]:
+    """Direct effects, and what ablations show; by field of `Features`."""
+    direct: dict[str, Sequence[Any]] = {"direct": intervals(measurements.direct / measurements.scale)}
+    if ablations is None:
+        return direct
+    right = measurements.target(ANSWER)
+    to_right = _above_chance(ablations.to_right_without_movers[..., None], measurements.even_from_end[:, [right]])[:, 0]
+    change = (ablations.direct_without_movers - measurements.direct) / measurements.scale
+    return {
+        **direct,
+        "direct_change_without_movers": intervals(change),
+        "to_right_without_movers": to_right.tolist(),
+        "copies_without_movers": _copy_rate(measurements, ablations.copied_without_movers).tolist(),
+        "movers_attention_removed": intervals(ablations.movers_attention_removed),
+    }
+
+
+def _above_chance(
     values: Float[Tensor, "prompts head what"], even: Float[Tensor, "prompts what"]
 ) -> Float[Tensor, "head what"]:
     """Mean attention on a scale where even attention is 0 and all of it 1; NaN where no prompt has it."""
@@ -89,64 +98,62 @@ def _above(
     return (values.nanmean(0) - chance) / torch.where(chance < 1, 1 - chance, torch.nan)
 
 
-def _above_rate(evidence: Evidence, flags: Float[Tensor, "prompts head"]) -> Float[Tensor, " head"]:
+def _copy_rate(measurements: Measurements, flags: Float[Tensor, "prompts head"]) -> Float[Tensor, " head"]:
     """How often something that happens by chance at the rate of copying did, on a scale where chance is 0."""
-    return (flags.nanmean(0) - evidence.copy_chance) / (1 - evidence.copy_chance)
+    return (flags.nanmean(0) - measurements.copy_chance) / (1 - measurements.copy_chance)
 
 
-def _no_answers(evidence: Evidence) -> list[int]:
+def _no_answers(measurements: Measurements) -> list[int]:
     """Targets that are roles of tokens, other than the first and the end, that seldom are right or wrong answers."""
-    places = evidence.places
-    found = []
+    places, targets = measurements.places, []
     for index, name in enumerate(places.names):
         at = places.at[:, index].tolist()
         hits = [
             spot in right or spot in wrong for spot, right, wrong in zip(at, places.right, places.wrong, strict=True)
         ]
         if name not in (FIRST, END) and sum(hits) < len(hits) / 2:
-            found.append(index)
-    return found
+            targets.append(index)
+    return targets
 
 
-def _relations(evidence: Evidence, generic: PatternScores | None, index: int) -> list[Relation]:
-    """One relation of every head. Where the corrupted prompt breaks some of its pairs, those are the ones looked at."""
-    name = RELATIONS[index]
-    here = _above(evidence.relations, evidence.even_relations)[:, index]
-    because = torch.full_like(here, math.nan)
+def _relation(measurements: Measurements, random_tokens: PatternScores | None, name: str) -> list[Relation]:
+    """One relation of every head; on the pairs that the corrupted prompt breaks where it breaks some."""
+    index = RELATIONS.index(name)
+    on_prompts = _above_chance(measurements.by_relation, measurements.even_by_relation)[:, index]
+    lost = on_random = torch.full_like(on_prompts, math.nan)
     if name in ("duplicate", "induction"):
-        lost = (evidence.broken - evidence.broken_corrupted)[..., index].nanmean(0)
-        if not bool(lost.isnan().all()):
-            here, because = _above(evidence.broken, evidence.even_broken)[:, index], lost
-    elsewhere = torch.full_like(here, math.nan)
-    if generic is not None:
-        score = generic[ELSEWHERE[name]]
+        drop = measurements.by_broken_relation - measurements.corrupted_by_broken_relation
+        if not bool(drop[..., index].nanmean(0).isnan().all()):
+            lost = drop[..., index].nanmean(0)
+            on_prompts = _above_chance(measurements.by_broken_relation, measurements.even_by_broken_relation)[:, index]
+    if random_tokens is not None:
+        score = random_tokens[RANDOM_SCORES[name]]
         chance = score.chance or 0.0
-        elsewhere = torch.stack([(score.mean[head] - chance) / (1 - chance) for head in evidence.heads])
-    return [Relation(*map(float, values)) for values in zip(here, because, elsewhere, strict=True)]
+        on_random = torch.stack([(score.mean[head] - chance) / (1 - chance) for head in measurements.heads])
+    return [Relation(*map(float, values)) for values in zip(on_prompts, lost, on_random, strict=True)]
 
 
-def effects(samples: Float[Tensor, "prompts head"], certain: float = CERTAIN) -> list[Effect]:
+def intervals(samples: Float[Tensor, "prompts head"], level: float = CERTAIN) -> list[Interval]:
     """The mean of each column with its t-interval; no interval with fewer than three prompts, nothing where unknown."""
-    n = len(samples)
-    mean = samples.mean(0)
+    n, mean = len(samples), samples.mean(0)
     if n < 3:
-        return [Effect(value) for value in mean.tolist()]
-    half = samples.std(0) / n**0.5 * float(student.ppf((1 + certain) / 2, n - 1))
-    return [Effect(*ends) for ends in zip(*((mean + k * half).tolist() for k in (0, -1, 1)), strict=True)]
+        return [Interval(value) for value in mean.tolist()]
+    half = samples.std(0) / n**0.5 * float(student.ppf((1 + level) / 2, n - 1))
+    return [Interval(*ends) for ends in torch.stack([mean, mean - half, mean + half], 1).tolist()]
 
 
-def movers(evidence: Evidence, known: Sequence[Facts]) -> tuple[dict[int, tuple[int, float]], list[int]]:
-    """What others can steer or back up, from a first look without `Knocks`.
+def movers(measurements: Measurements, features: Sequence[Features]) -> tuple[dict[int, tuple[int, float]], list[int]]:
+    """What other heads can steer or back up, from `features` that know no ablations yet.
 
-    First, by place on the head axis, the target that each looks at and its weight, the size of its direct effect:
-    those that move the answer look at the answer; where there are none, negative movers; else writers, and what they
-    look at most. Second, the places of the heads that move the answer.
+    First, by place on the head axis, the target that each attends to and its weight, the size of its direct effect:
+    heads that move the answer attend to the answer; where there are none, negative movers do; else answer heads, and
+    what they attend to most. Second, the places of the heads that move the answer.
     """
-    own, weights = own_targets(evidence), evidence.direct.mean(0).abs().tolist()
-    roles = [verdict(one).role for one in known]
-    carry = [i for i, one in enumerate(known) if roles[i] in (NAME_MOVER, INDUCTION) and moves(one) >= LEAST]
-    on_answer = carry or [i for i, role in enumerate(roles) if role == NEGATIVE]
+    attended, weights = measurements.attended_role(), measurements.direct.mean(0).abs().tolist()
+    roles = [role_of(head).role for head in features]
+    moving = [i for i, head in enumerate(features) if roles[i] in (NAME_MOVER, INDUCTION) and moves(head) >= LEAST]
+    on_answer = moving or [i for i, role in enumerate(roles) if role == NEGATIVE]
     if on_answer:
-        return {i: (evidence.target(ANSWER), weights[i]) for i in on_answer}, carry
-    writers = [i for i, role in enumerate(roles) if role in (WRITER, NEGATIVE_WRITER)]
-    return {i: (int(own[i]), weights[i]) for i in writers}, carry
+        return {i: (measurements.target(ANSWER), weights[i]) for i in on_answer}, moving
+    answer_heads = [i for i, role in enumerate(roles) if role in (ANSWER_HEAD, NEGATIVE_ANSWER_HEAD)]
+    return {i: (int(attended[i]), weights[i]) for i in answer_heads}, moving

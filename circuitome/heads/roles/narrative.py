@@ -1,10 +1,11 @@
-"""A circuit in words: one paragraph, made of the measured facts and nothing else."""
+"""A circuit in words: one paragraph, made of the measured numbers and nothing else."""
 
 from collections.abc import Callable, Sequence
 
-from circuitome.heads.roles.features import effects
+from circuitome.heads.roles.features import intervals
 from circuitome.heads.roles.result import Explanation
 from circuitome.heads.roles.rules import (
+    ANSWER_HEAD,
     BACKUP,
     DUPLICATE,
     FIRST,
@@ -12,14 +13,13 @@ from circuitome.heads.roles.rules import (
     INHIBITION,
     NAME_MOVER,
     NEGATIVE,
-    NEGATIVE_WRITER,
+    NEGATIVE_ANSWER_HEAD,
     PREVIOUS,
     SELF,
     SUPPRESSOR,
     UNCLEAR,
-    WRITER,
     WRONG_MOVER,
-    Facts,
+    Features,
 )
 
 NAMED = 4
@@ -27,41 +27,53 @@ NAMED = 4
 FLOW = (PREVIOUS, DUPLICATE, INDUCTION, INHIBITION, NAME_MOVER, BACKUP, NEGATIVE, SUPPRESSOR, WRONG_MOVER)
 """Roles in the order in which information passes them."""
 STRONG = 3
-"""Edges between roles that are told."""
+"""Pairs of roles whose edges are told."""
 
 
-def account(explanation: Explanation, task: str = "the task") -> str:
-    """What the heads do, in the order in which information passes them, with the numbers that say so."""
-    roles = explanation.by_role
+def summary(explanation: Explanation, task: str = "the task") -> str:
+    """What the heads do, in the order in which information passes them, with the numbers that say so.
+
+    Effects are in percent of the gap between clean and ablated metric, negative where heads help.
+
+        print(cm.heads.summary(cm.heads.explain(model, circuit, task), task.name))
+    """
+    roles, heads = explanation.by_role, len(explanation.heads)
     resting = [name for role in (FIRST, SELF) for name in roles.get(role, ())]
-    named = len(explanation.heads) - len(roles.get(UNCLEAR, ())) - len(resting)
-    words = [
-        f"Of {_count(len(explanation.heads), 'head')} explained in the circuit of {len(explanation.circuit):,} edges "
-        f"for {task}, {named} {'has' if named == 1 else 'have'} an active role."
+    active = heads - len(roles.get(UNCLEAR, ())) - len(resting)
+    sentences = [
+        f"Of {_count(heads, 'head')} explained in the circuit of {len(explanation.circuit):,} edges for {task}, "
+        f"{active} {'has' if active == 1 else 'have'} an active role."
     ]
-    for role in (*FLOW, WRITER, NEGATIVE_WRITER):
+    for role in (*FLOW, ANSWER_HEAD, NEGATIVE_ANSWER_HEAD):
         if role in roles:
-            words.append(f"{_subject(explanation, role)}: {SENTENCES[role](explanation, role)}.")
-    words += _edges(explanation)
+            sentences.append(f"{_heading(explanation, role)}: {SENTENCES[role](explanation, role)}.")
+    sentences += _edges(explanation)
     if resting:
-        words.append(f"{_count(len(resting), 'head')} mostly {'rests' if len(resting) == 1 else 'rest'}.")
+        who = "attends to the first token or itself" if len(resting) == 1 else "attend to the first token or themselves"
+        sentences.append(f"{_count(len(resting), 'head')} mostly {who}.")
     if UNCLEAR in roles:
-        words.append(_unclear(explanation, roles[UNCLEAR]))
-    return " ".join(words)
+        sentences.append(_unclear(explanation, roles[UNCLEAR]))
+    return " ".join(sentences)
 
 
-def _subject(explanation: Explanation, role: str) -> str:
+def _heading(explanation: Explanation, role: str) -> str:
+    """The role and the heads that have it: Name mover (a9.h6, a9.h9)."""
     names, title = explanation.by_role[role], explanation.title(role)
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return f"{title[0].upper()}{title[1:]} ({', '.join(names[:NAMED])}{more})"
 
 
-def _facts(explanation: Explanation, role: str) -> list[Facts]:
-    """Facts about the heads that a sentence names."""
-    return [explanation.facts[explanation.place(name)] for name in explanation.by_role[role][:NAMED]]
+def _places(explanation: Explanation, role: str) -> list[int]:
+    """Where the heads that a sentence names are on the head axis."""
+    return [explanation.place(name) for name in explanation.by_role[role][:NAMED]]
 
 
-def _spread(values: Sequence[float], form: Callable[[float], str]) -> str:
+def _features(explanation: Explanation, role: str) -> list[Features]:
+    """Features of the heads that a sentence names."""
+    return [explanation.features[place] for place in _places(explanation, role)]
+
+
+def _range(values: Sequence[float], form: Callable[[float], str]) -> str:
     """The values from the smallest to the largest."""
     low, high = form(min(values)), form(max(values))
     return low if low == high else f"{low} to {high}"
@@ -77,64 +89,64 @@ def _percent(value: float) -> str:
 
 def _by_relation(field: str, what: str) -> Callable[[Explanation, str], str]:
     def say(explanation: Explanation, role: str) -> str:
-        found = [getattr(facts, field) for facts in _facts(explanation, role)]
-        words = f"attention to {what} is {_spread([one.here for one in found], _share)} above chance"
-        because = [one.because for one in found if one.because == one.because]
-        words += f", of which {_spread(because, _share)} goes when another token stands there" if because else ""
-        return f"{words}; {_taken_out(explanation, role)}"
+        found = [getattr(features, field) for features in _features(explanation, role)]
+        words = f"attention to {what} is {_range([one.on_prompts for one in found], _share)} above chance"
+        lost = [one.lost_when_broken for one in found if one.lost_when_broken == one.lost_when_broken]
+        words += f", of which {_range(lost, _share)} disappears when another token stands there" if lost else ""
+        return f"{words}; {_total_effect(explanation, role)}"
 
     return say
 
 
-def _taken_out(explanation: Explanation, role: str) -> str:
-    places = [explanation.place(name) for name in explanation.by_role[role][:NAMED]]
-    lost = explanation.knocks.everywhere.mean(0)[places] / explanation.evidence.scale
-    return (
-        f"{_spread(lost.tolist(), _percent)} of the gap is lost without {'it' if len(places) == 1 else 'one of them'}"
-    )
+def _total_effect(explanation: Explanation, role: str) -> str:
+    places = _places(explanation, role)
+    effects = explanation.effects["all_positions"].mean(0)[places] / explanation.measurements.scale
+    which = "it" if len(places) == 1 else "one of them"
+    return f"ablating {which} at all positions changes the metric by {_range(effects.tolist(), _percent)} of the gap"
 
 
 def _movers(explanation: Explanation, role: str) -> str:
-    target, what = {
+    field, what = {
         NAME_MOVER: ("to_right", "raised"),
         NEGATIVE: ("to_right", "lowered"),
-        BACKUP: ("to_right", "raised"),
+        BACKUP: ("to_right_without_movers", "raised"),
         SUPPRESSOR: ("to_wrong", "lowered"),
         WRONG_MOVER: ("to_wrong", "raised"),
     }[role]
-    found = _facts(explanation, role)
-    looks = _spread([getattr(facts, target) for facts in found], _share)
-    answer = "right" if target == "to_right" else "wrong"
-    words = f"attention from the end to the {answer} answer is {looks} above chance, and its logit is {what}"
+    features = _features(explanation, role)
+    attention = _range([getattr(head, field) for head in features], _share)
+    answer = "wrong" if field == "to_wrong" else "right"
+    words = f"attention from the end to the {answer} answer is {attention} above chance, and its logit is {what}"
     if role == BACKUP:
-        more = _spread([facts.without.value for facts in found], _percent)
-        return f"{words}; without the movers, each gives the metric {more} of the gap more"
-    return f"{words}; {_directly(explanation, role)}"
+        more = _range([head.direct_change_without_movers.value for head in features], _percent)
+        whose = "its direct effect" if len(features) == 1 else "the direct effect of each"
+        return f"once the movers are ablated, {words}; {whose} then changes by {more} of the gap"
+    return f"{words}; {_direct_effect(explanation, role)}"
 
 
-def _directly(explanation: Explanation, role: str) -> str:
+def _direct_effect(explanation: Explanation, role: str) -> str:
     places = [explanation.place(name) for name in explanation.by_role[role]]
-    whole = effects(explanation.evidence.direct[:, places].sum(1, keepdim=True) / explanation.evidence.scale)[0]
-    together = "their direct effects sum" if len(places) > 1 else "its direct effect comes"
-    return f"{together} to {_percent(whole.value)} of the gap"
+    samples = explanation.measurements.direct[:, places].sum(1, keepdim=True) / explanation.measurements.scale
+    which = "their direct effects sum to" if len(places) > 1 else "its direct effect is"
+    return f"{which} {_percent(intervals(samples)[0].value)} of the gap"
 
 
 def _inhibits(explanation: Explanation, role: str) -> str:
-    names = explanation.by_role[role][:NAMED]
-    places = sorted({explanation.looks_at[explanation.place(name)] for name in names})
-    looks = _spread([facts.to_role for facts in _facts(explanation, role)], _share)
-    focus = _spread([facts.focus.value for facts in _facts(explanation, role)], _percent)
-    who = "each takes" if len(names) > 1 else "it takes"
+    places, features = _places(explanation, role), _features(explanation, role)
+    targets = sorted({explanation.attends_to[place] for place in places})
+    attention = _range([head.to_role for head in features], _share)
+    removed = _range([head.movers_attention_removed.value for head in features], _percent)
     return (
-        f"attention from the end to {' and '.join(places)} is {looks} above chance; taken out at the end, {who} from "
-        f"the movers, through their queries, {focus} of the focus on their target that the corrupted prompt takes"
+        f"attention from the end to {' and '.join(targets)} is {attention} above chance; ablating "
+        f"{'one of them' if len(places) > 1 else 'it'} at the last position removes {removed} of the movers' attention "
+        "to their target, through the movers' queries (100 %: as much as corrupting the prompt removes)"
     )
 
 
-def _writers(explanation: Explanation, role: str) -> str:
-    places = [explanation.place(name) for name in explanation.by_role[role][:NAMED]]
-    reads = sorted({explanation.label(place).rpartition(" from ")[2] for place in places})
-    return f"attention from the end goes to {' and '.join(reads)}, no answer; {_directly(explanation, role)}"
+def _answer_heads(explanation: Explanation, role: str) -> str:
+    tokens = sorted({explanation.reads(place) for place in _places(explanation, role)})
+    no_answer = "which is no answer" if len(tokens) == 1 else "which are no answers"
+    return f"attention from the end goes to {' and '.join(tokens)}, {no_answer}; {_direct_effect(explanation, role)}"
 
 
 SENTENCES: dict[str, Callable[[Explanation, str], str]] = {
@@ -142,28 +154,23 @@ SENTENCES: dict[str, Callable[[Explanation, str], str]] = {
     DUPLICATE: _by_relation("duplicate", "the earlier copy of a token"),
     INDUCTION: _by_relation("induction", "what stood behind the earlier copy of a token"),
     INHIBITION: _inhibits,
-    NAME_MOVER: _movers,
-    BACKUP: _movers,
-    NEGATIVE: _movers,
-    SUPPRESSOR: _movers,
-    WRONG_MOVER: _movers,
-    WRITER: _writers,
-    NEGATIVE_WRITER: _writers,
+    **dict.fromkeys((NAME_MOVER, BACKUP, NEGATIVE, SUPPRESSOR, WRONG_MOVER), _movers),
+    **dict.fromkeys((ANSWER_HEAD, NEGATIVE_ANSWER_HEAD), _answer_heads),
 }
 """By role, what is said of its heads behind their names."""
 
 
 def edges_between(explanation: Explanation) -> dict[tuple[str, str, str], int]:
     """How many edges lead from heads of one role into q, k or v of heads of another: (from, input, to) -> number."""
-    graph, found = explanation.circuit.graph, dict[tuple[str, str, str], int]()
+    graph, numbers = explanation.circuit.graph, dict[tuple[str, str, str], int]()
     role_of = {graph.row(name): role for role in FLOW for name in explanation.by_role.get(role, ())}
     for row, role in role_of.items():
         for column in explanation.circuit.mask[row].nonzero().flatten().tolist():
             kind = graph.reader_nodes[column].input
             for other in {role_of[reader] for reader in graph.rows_of[column] if reader in role_of}:
                 if kind in ("q", "k", "v"):
-                    found[role, kind, other] = found.get((role, kind, other), 0) + 1
-    return found
+                    numbers[role, kind, other] = numbers.get((role, kind, other), 0) + 1
+    return numbers
 
 
 def _edges(explanation: Explanation) -> list[str]:
@@ -180,12 +187,12 @@ def _edges(explanation: Explanation) -> list[str]:
 
 def _unclear(explanation: Explanation, names: Sequence[str]) -> str:
     place = explanation.place(names[0])
-    one = explanation.verdicts[place]
-    lost = float(explanation.importance[place]) / explanation.evidence.scale
-    rest = "is" if len(names) == 1 else "are"
+    verdict = explanation.verdicts[place]
+    effect = max((float(samples.mean(0)[place]) for samples in explanation.effects.values()), key=abs)
     return (
-        f"{_count(len(names), 'head')} {rest} unclear; the strongest, {names[0]}, has an effect of {_percent(lost)} of "
-        f"the gap and is nearest to {explanation.title(one.best)} ({one.score:.2f})."
+        f"{_count(len(names), 'head')} {'has' if len(names) == 1 else 'have'} no clear role; ablating the most "
+        f"important, {names[0]}, changes the metric by {_percent(effect / explanation.measurements.scale)} of the gap, "
+        f"and it is nearest to {explanation.title(verdict.best)} ({verdict.score:.2f})."
     )
 
 

@@ -14,14 +14,23 @@ from circuitome.errors import unknown_name
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.node import Node
 from circuitome.heads.atlas.patterns import PatternScores
-from circuitome.heads.roles.ablations import Knocks
-from circuitome.heads.roles.features import effects
-from circuitome.heads.roles.measure import Evidence, focus_targets
+from circuitome.heads.roles.ablations import HeadAblations
+from circuitome.heads.roles.features import intervals
+from circuitome.heads.roles.measure import Measurements
 from circuitome.heads.roles.positions import END, FIRST
-from circuitome.heads.roles.rules import NEGATIVE_WRITER, ROLES, UNCLEAR, WRITER, Facts, Verdict, title
+from circuitome.heads.roles.rules import (
+    ANSWER_HEAD,
+    NEGATIVE_ANSWER_HEAD,
+    ROLES,
+    UNCLEAR,
+    Features,
+    Interval,
+    RoleVerdict,
+    title,
+)
 
-MOVED = 3
-"""Other heads that are named as moved most when a head is taken out."""
+MOST_CHANGED = 3
+"""Other heads that are named as those whose attention changes most when a head is ablated."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,22 +39,22 @@ class Explanation:
 
     circuit: Circuit
     """The circuit."""
-    evidence: Evidence
-    """Where heads look and what they write."""
-    knocks: Knocks
-    """What taking them out does."""
-    generic: PatternScores | None
+    measurements: Measurements
+    """What heads attend to, what they write, and their direct effects."""
+    ablations: HeadAblations
+    """What ablating them does."""
+    random_tokens: PatternScores | None
     """Their patterns on repeated random tokens; None where the model is too small for those."""
-    facts: tuple[Facts, ...]
+    features: tuple[Features, ...]
     """By head: the numbers that decide its role."""
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[RoleVerdict, ...]
     """By head: its role."""
 
     def __repr__(self) -> str:
         given = ", ".join(f"{self.title(role)} {len(names)}" for role, names in self.by_role.items())
         return f"Explanation({len(self.heads)} heads: {given})"
 
-    def __getitem__(self, head: str) -> Verdict:
+    def __getitem__(self, head: str) -> RoleVerdict:
         """The role of a head by its name. Raises `UnknownNameError`."""
         return self.verdicts[self.place(head)]
 
@@ -58,13 +67,25 @@ class Explanation:
     @cached_property
     def heads(self) -> tuple[str, ...]:
         """Names of the heads, in the order of every head axis."""
-        return tuple(str(Node.head(*head)) for head in self.evidence.heads)
+        return tuple(str(Node.head(*head)) for head in self.measurements.heads)
+
+    @cached_property
+    def effects(self) -> dict[str, Float[Tensor, "prompts head"]]:
+        """Change of the metric on each prompt when a head is ablated, in the metric's unit; negative: it helps.
+
+        direct: only its path to the logits; last_position: at the answer position, everything after it reacting;
+        all_positions: everywhere, on the first few prompts.
+        """
+        return {
+            "direct": self.measurements.direct,
+            "last_position": self.ablations.last_position,
+            "all_positions": self.ablations.all_positions,
+        }
 
     @cached_property
     def importance(self) -> Float[Tensor, " head"]:
-        """The largest of a head's mean |effects|: taken out everywhere, at the end, or directly; metric's unit."""
-        found = (self.knocks.everywhere, self.knocks.at_end, self.evidence.direct)
-        return torch.stack([effect.mean(0).abs() for effect in found]).amax(0)
+        """The largest size of a head's three mean effects, in the metric's unit."""
+        return torch.stack([effect.mean(0).abs() for effect in self.effects.values()]).amax(0)
 
     @cached_property
     def ranked(self) -> tuple[int, ...]:
@@ -81,92 +102,101 @@ class Explanation:
         return {role: names for role, names in given.items() if names}
 
     @cached_property
-    def looks_at(self) -> tuple[str, ...]:
-        """By head: the role that it looks at most from the end, if more than evenly; else "first" or "end"."""
-        even, own = self.evidence.even_targets.nanmean(0), focus_targets(self.evidence)
-        names = self.evidence.places.targets
-        resting = [self.evidence.target(name) for name in (FIRST, END)]
-        found = []
-        for mean, target in zip(self.evidence.targets.nanmean(0), own.tolist(), strict=True):
-            chosen = target if mean[target] > even[target] else max(resting, key=lambda i: float(mean[i]))
-            found.append(names[chosen])
-        return tuple(found)
+    def attends_to(self) -> tuple[str, ...]:
+        """By head: the role that it attends to most from the end, if more than evenly; else "first" or "end"."""
+        even, names = self.measurements.even_from_end.nanmean(0), self.measurements.places.targets
+        resting = [self.measurements.target(name) for name in (FIRST, END)]
+        targets = []
+        for attention, main in zip(
+            self.measurements.attention_from_end.nanmean(0), self.measurements.main_target().tolist(), strict=True
+        ):
+            above = attention[main] > even[main]
+            targets.append(names[main if above else max(resting, key=lambda i: float(attention[i]))])
+        return tuple(targets)
 
     def title(self, role: str) -> str:
         """A role as the task calls it: "name mover" for "mover" in indirect object identification."""
-        return title(role, self.evidence.places.names)
+        return title(role, self.measurements.places.names)
+
+    def reads(self, place: int) -> str:
+        """The token that an answer head reads, in words: the changed token, the last token."""
+        features = self.features[place]
+        role = self.attends_to[place] if features.to_role >= features.to_end else END
+        return "the last token" if role == END else f"the {role} token"
 
     def label(self, place: int) -> str:
-        """Role of a head, with where a writer reads."""
+        """Role of a head; with the token that it reads for an answer head."""
         role = self.verdicts[place].role
-        facts = self.facts[place]
-        if role not in (WRITER, NEGATIVE_WRITER):
-            return self.title(role)
-        return f"{role} from {END if not facts.to_role >= facts.to_end else self.looks_at[place]}"
+        return (
+            f"{role} that reads {self.reads(place)}"
+            if role in (ANSWER_HEAD, NEGATIVE_ANSWER_HEAD)
+            else self.title(role)
+        )
 
     def feeds(self, head: str) -> dict[str, tuple[str, ...]]:
         """Whose q, k and v, and which MLPs or logits, the circuit's edges lead to from a head."""
         graph = self.circuit.graph
-        found: dict[str, list[str]] = {}
+        fed: dict[str, list[str]] = {}
         for column in self.circuit.mask[graph.row(head)].nonzero().flatten().tolist():
             node = graph.reader_nodes[column]
-            found.setdefault("mlp" if node.kind == "mlp" else node.input or node.kind, []).append(str(node.whole))
-        return {kind: tuple(found[kind]) for kind in ("q", "k", "v", "mlp", "logits") if kind in found}
+            fed.setdefault("mlp" if node.kind == "mlp" else node.input or node.kind, []).append(str(node.whole))
+        return {kind: tuple(fed[kind]) for kind in ("q", "k", "v", "mlp", "logits") if kind in fed}
 
     @cached_property
-    def agreement(self) -> Float[Tensor, " head"]:
+    def copying_correlation(self) -> Float[Tensor, " head"]:
         """Correlation of attention from the end to a role's token with what the head adds to that token's logit.
 
         Over prompts and roles; near 1 for heads that copy, near -1 for negative ones (Wang et al. 2022, figure 3).
         """
-        names = self.evidence.places.names
-        used = [i for i, name in enumerate(names) if name not in (FIRST, END)]
-        looks, writes = self.evidence.targets[..., used], self.evidence.writes[..., used]
-        known = ~(writes.isnan() | (self.evidence.places.at[:, None, used] < 0))
-        return torch.stack([_correlation(looks[:, i], writes[:, i], known[:, i]) for i in range(len(self.heads))])
+        places = self.measurements.places
+        used = [i for i, name in enumerate(places.names) if name not in (FIRST, END)]
+        attention = self.measurements.attention_from_end[..., used]
+        logits = self.measurements.role_logits[..., used]
+        known = ~(logits.isnan() | (places.at[:, None, used] < 0))
+        return torch.stack([_correlation(attention[:, i], logits[:, i], known[:, i]) for i in range(len(self.heads))])
 
-    def moved(self, place: int) -> list[tuple[str, str, float]]:
-        """Whose attention from the end to what they look at changes most without a head: name, target, change."""
-        shift = self.knocks.shifts[place]
-        order = shift.abs().argsort(descending=True)[:MOVED].tolist()
-        names, own = self.evidence.places.targets, focus_targets(self.evidence).tolist()
-        return [(self.heads[i], names[own[i]], float(shift[i])) for i in order if abs(float(shift[i])) >= 0.005]
+    def attention_changes(self, place: int) -> list[tuple[str, str, float]]:
+        """Whose attention from the end to its main target changes most when a head is ablated: name, target, change."""
+        changes = self.ablations.attention_changes[place].tolist()
+        order = sorted(range(len(changes)), key=lambda i: -abs(changes[i]))[:MOST_CHANGED]
+        names, main = self.measurements.places.targets, self.measurements.main_target().tolist()
+        return [(self.heads[i], names[main[i]], changes[i]) for i in order if abs(changes[i]) >= 0.005]
 
     def to_dict(self) -> dict[str, Any]:
-        """Roles and evidence of every head, strongest first, as plain JSON values; effects in the metric's unit."""
+        """Roles and features of every head, strongest first, as plain JSON values; effects in the metric's unit."""
+        effects = {name: intervals(samples) for name, samples in self.effects.items()}
         return {
-            "unit": self.evidence.unit,
-            "scale": self.evidence.scale,
+            "unit": self.measurements.unit,
+            "scale": self.measurements.scale,
             "roles": {self.title(role): list(names) for role, names in self.by_role.items()},
-            "heads": [self._head(place) for place in self.ranked],
+            "heads": [
+                self._head(place, {name: all_of[place] for name, all_of in effects.items()}) for place in self.ranked
+            ],
         }
 
-    def _head(self, place: int) -> dict[str, Any]:
-        one = self.verdicts[place]
+    def _head(self, place: int, effects: Mapping[str, Interval]) -> dict[str, Any]:
+        verdict, measured, target = self.verdicts[place], self.measurements, self.attends_to[place]
         return {
             "head": self.heads[place],
             "role": self.label(place),
-            "score": one.score if one.role != UNCLEAR else None,
-            "best": self.title(one.best),
-            "best_score": one.score,
-            "runner_up": self.title(one.runner_up),
-            "runner_up_score": one.runner_up_score,
-            "looks_at": self.looks_at[place],
-            "looks": float(self.evidence.targets[:, place, self.evidence.target(self.looks_at[place])].nanmean()),
-            "effects": {name: asdict(values[place]) for name, values in self._effects.items()},
-            "facts": _plain(asdict(self.facts[place])),
-            "writes": dict(
-                zip(self.evidence.places.names, self.evidence.writes[:, place].nanmean(0).tolist(), strict=True)
+            "score": verdict.score if verdict.role != UNCLEAR else None,
+            "best": self.title(verdict.best),
+            "best_score": verdict.score,
+            "runner_up": self.title(verdict.runner_up),
+            "runner_up_score": verdict.runner_up_score,
+            "attends_to": target,
+            "attention": float(measured.attention_from_end[:, place, measured.target(target)].nanmean()),
+            "effects": {name: asdict(effect) for name, effect in effects.items()},
+            "features": _plain(asdict(self.features[place])),
+            "role_logits": dict(
+                zip(measured.places.names, measured.role_logits[:, place].nanmean(0).tolist(), strict=True)
             ),
-            "agreement": float(self.agreement[place]),
+            "copying_correlation": float(self.copying_correlation[place]),
             "feeds": {kind: list(names) for kind, names in self.feeds(self.heads[place]).items()},
-            "moves": [{"head": name, "to": target, "change": change} for name, target, change in self.moved(place)],
+            "attention_changes": [
+                {"head": name, "to": to, "change": change} for name, to, change in self.attention_changes(place)
+            ],
         }
-
-    @cached_property
-    def _effects(self) -> dict[str, Any]:
-        found = {"direct": self.evidence.direct, "at_end": self.knocks.at_end, "everywhere": self.knocks.everywhere}
-        return {name: effects(samples) for name, samples in found.items()}
 
 
 def _correlation(a: Tensor, b: Tensor, known: Tensor) -> Float[Tensor, ""]:
@@ -177,10 +207,10 @@ def _correlation(a: Tensor, b: Tensor, known: Tensor) -> Float[Tensor, ""]:
 
 def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
     """A copy without what is not known."""
-    found = {}
+    known = {}
     for name, item in value.items():
         if isinstance(item, Mapping):
             item = _plain(item)
         if item != {} and not (isinstance(item, float) and math.isnan(item)):
-            found[name] = item
-    return found
+            known[name] = item
+    return known

@@ -3,7 +3,7 @@
 A role is a list of tests, each between 0 (chance, or the opposite) and 1 (as the textbook head does it), and some
 conditions. Its score is the geometric mean of its tests, 0 where a condition fails. A head gets the role with the best
 score if that is at least `LEAST` and leads the next by `MARGIN`; else it is unclear, with the runner-up. That a head
-rests (on the first position, on the token itself) says little, as most heads do at most tokens: such a role is given
+attends to the first token or to the token itself says little, as most heads do at most tokens: such a role is given
 only where no other has half of what it needs.
 """
 
@@ -20,7 +20,7 @@ EFFECT = 0.02
 WHOLE = 0.1
 """Share from which a direct effect counts fully where copying cannot be tested."""
 STEERED = 0.05
-"""Share of the movers' focus from which a head counts as steering them."""
+"""Share of the movers' attention from which a head counts as steering them."""
 STEERED_WHOLE = 0.25
 """Share from which it counts fully: no real model leaves all of it to one head."""
 PRESENT = 0.9
@@ -29,24 +29,24 @@ UNCLEAR = "unclear"
 
 NAME_MOVER, NEGATIVE, BACKUP, INHIBITION = "mover", "negative mover", "backup mover", "inhibition"
 SUPPRESSOR, WRONG_MOVER = "suppressor of the wrong answer", "mover of the wrong answer"
-WRITER, NEGATIVE_WRITER = "writer", "negative writer"
+ANSWER_HEAD, NEGATIVE_ANSWER_HEAD = "answer head", "negative answer head"
 PREVIOUS, DUPLICATE, INDUCTION = "previous token", "duplicate token", "induction"
 FIRST, SELF = "first token", "self"
 
 ROLES: dict[str, str] = {
-    NAME_MOVER: "looks from the end at the right answer and copies it: raises its logit",
-    NEGATIVE: "looks from the end at the right answer and lowers its logit",
-    BACKUP: "does what movers do once they are taken out, and little before",
-    SUPPRESSOR: "looks from the end at the wrong answer and lowers its logit",
-    WRONG_MOVER: "looks from the end at the wrong answer and copies it: lowers the metric",
-    INHIBITION: "tells the movers where not to look: changes through their queries what they look at",
-    WRITER: "looks from the end at a token that is no answer and raises the metric by what it writes to the logits",
-    NEGATIVE_WRITER: "looks from the end at a token that is no answer and lowers the metric by what it writes there",
-    PREVIOUS: "looks at the token before",
-    DUPLICATE: "looks at an earlier copy of the token, because it is a copy",
-    INDUCTION: "looks at what stood behind an earlier copy of the token",
-    FIRST: "rests on the first position",
-    SELF: "looks at the token itself",
+    NAME_MOVER: "attends from the end to the right answer and copies it: raises its logit",
+    NEGATIVE: "attends from the end to the right answer and lowers its logit",
+    BACKUP: "does what movers do once they are ablated, and little before",
+    SUPPRESSOR: "attends from the end to the wrong answer and lowers its logit",
+    WRONG_MOVER: "attends from the end to the wrong answer and copies it: lowers the metric",
+    INHIBITION: "tells the movers where not to attend: changes through their queries what they attend to",
+    ANSWER_HEAD: "attends from the end to a token that is no answer and raises the metric by what it writes",
+    NEGATIVE_ANSWER_HEAD: "attends from the end to a token that is no answer and lowers the metric by what it writes",
+    PREVIOUS: "attends to the token before",
+    DUPLICATE: "attends to an earlier copy of the token, because it is a copy",
+    INDUCTION: "attends to what stood behind an earlier copy of the token",
+    FIRST: "attends mostly to the first position",
+    SELF: "attends mostly to the token itself",
 }
 """By role: what it is in a phrase."""
 RESTING = (FIRST, SELF)
@@ -70,8 +70,8 @@ def title(role: str, names: Collection[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Effect:
-    """A mean over prompts with its interval, as a share."""
+class Interval:
+    """A mean over prompts with its interval, as a share; NaN where it is unknown."""
 
     value: float = math.nan
     """Mean."""
@@ -80,32 +80,36 @@ class Effect:
     high: float = math.nan
     """Upper end."""
 
-    @property
-    def helps(self) -> bool:
-        """Surely above zero, and enough to count."""
-        return self.low > 0 and self.value >= EFFECT
 
-    @property
-    def hurts(self) -> bool:
-        """Surely below zero, and enough to count."""
-        return self.high < 0 and self.value <= -EFFECT
+def helps(effect: Interval) -> bool:
+    """Whether ablation surely lowers the metric, and by enough to count."""
+    return effect.high < 0 and effect.value <= -EFFECT
+
+
+def hurts(effect: Interval) -> bool:
+    """Whether ablation surely raises the metric, and by enough to count."""
+    return effect.low > 0 and effect.value >= EFFECT
 
 
 @dataclass(frozen=True)
 class Relation:
     """Attention along one relation between tokens: 0 is even attention, 1 all of it."""
 
-    here: float = math.nan
+    on_prompts: float = math.nan
     """On the prompts of the task; NaN where it holds nowhere."""
-    because: float = math.nan
+    lost_when_broken: float = math.nan
     """How much of it goes when the relation is broken by another token in the same place; NaN where none is."""
-    elsewhere: float = math.nan
+    on_random_tokens: float = math.nan
     """On repeated random tokens; NaN where they could not be run."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What is known about one head. Attention and copying are on a scale where chance is 0 and all of it 1."""
+class Features:
+    """What is known about one head. Attention and copying are on a scale where chance is 0 and all of it 1.
+
+    Effects are shares of the gap between clean and ablated metric: its change when the head is ablated, negative where
+    the head helps.
+    """
 
     previous: Relation = Relation()
     """Attention to the token before."""
@@ -117,12 +121,12 @@ class Facts:
     """Attention to the first position."""
     itself: Relation = Relation()
     """Attention to the token itself."""
-    answers: float = 0.0
+    answer_in_prompt: float = 0.0
     """Share of prompts that hold a right answer."""
+    answer_behind_copy: float = 0.0
+    """Share of prompts in which a right answer stands behind an earlier copy of the last token."""
     to_right: float = math.nan
     """Attention from the end to right answers."""
-    answers_behind: float = 0.0
-    """Share of prompts in which a right answer stands behind an earlier copy of the last token."""
     to_wrong: float = math.nan
     """Attention from the end to wrong answers."""
     to_role: float = math.nan
@@ -134,23 +138,23 @@ class Facts:
     to_first: float = math.nan
     """Attention from the end to the first position."""
     copies: float = math.nan
-    """How often what it writes raises the token it looks at most."""
+    """How often what it writes raises the token that it attends to most."""
     suppresses: float = math.nan
     """How often it lowers it most."""
-    direct: Effect = Effect()
+    direct: Interval = Interval()
     """Direct effect on the metric."""
-    without: Effect = Effect()
-    """Direct effect where the movers are taken out, minus the direct effect."""
-    to_right_without: float = math.nan
-    """Attention from the end to right answers where the movers are taken out."""
-    copies_without: float = math.nan
+    direct_change_without_movers: Interval = Interval()
+    """Direct effect where the movers are ablated, minus the direct effect: negative where it helps more there."""
+    to_right_without_movers: float = math.nan
+    """Attention from the end to right answers where the movers are ablated."""
+    copies_without_movers: float = math.nan
     """How often all that it writes there raises the right answer most; NaN unless its direct effect grows enough."""
-    focus: Effect = Effect()
-    """Share of the movers' focus that goes when the head is taken out at the end."""
+    movers_attention_removed: Interval = Interval()
+    """Share of the movers' attention to their target that ablating the head at the last position removes."""
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RoleVerdict:
     """The role of a head."""
 
     role: str
@@ -167,15 +171,15 @@ class Verdict:
     """Score of every role."""
 
 
-def verdict(facts: Facts) -> Verdict:
-    """The role that the facts speak for."""
-    scores = {role: rule(facts) for role, rule in RULES.items()}
+def role_of(features: Features) -> RoleVerdict:
+    """The role that a head's features speak for."""
+    scores = {role: rule(features) for role, rule in RULES.items()}
     ranked = sorted(scores, key=lambda role: -scores[role])
     if any(scores[role] >= LEAST / 2 for role in scores if role not in RESTING):
         ranked.sort(key=lambda role: role in RESTING)
     best, second = ranked[:2]
     clear = scores[best] >= LEAST and scores[best] - scores[second] >= MARGIN
-    return Verdict(best if clear else UNCLEAR, scores[best], best, second, scores[second], scores)
+    return RoleVerdict(best if clear else UNCLEAR, scores[best], best, second, scores[second], scores)
 
 
 def score(tests: Sequence[float], *conditions: bool) -> float:
@@ -185,76 +189,80 @@ def score(tests: Sequence[float], *conditions: bool) -> float:
     return math.prod(min(1.0, max(0.0, test)) for test in tests) ** (1 / len(tests))
 
 
-def moves(facts: Facts) -> float:
+def moves(head: Features) -> float:
     """How much a head does what a mover does, by whatever rule it finds the answer."""
-    return score([facts.to_right, facts.copies], _there(facts), facts.direct.helps)
+    return score([head.to_right, head.copies], _answer_is_there(head), helps(head.direct))
 
 
-def _mover(facts: Facts) -> float:
+def _mover(head: Features) -> float:
     """Where the answer stands behind an earlier copy of the last token, a head that finds it there is induction."""
-    by_induction = facts.answers_behind >= PRESENT and _by_content(facts.induction) >= LEAST
-    return 0.0 if by_induction else moves(facts)
+    by_induction = head.answer_behind_copy >= PRESENT and _by_content(head.induction) >= LEAST
+    return 0.0 if by_induction else moves(head)
 
 
-def _negative(facts: Facts) -> float:
-    return score([facts.to_right, facts.suppresses], _there(facts), facts.direct.hurts)
+def _negative(head: Features) -> float:
+    return score([head.to_right, head.suppresses], _answer_is_there(head), hurts(head.direct))
 
 
-def _backup(facts: Facts) -> float:
-    more, small = facts.without, facts.direct.value <= facts.without.value
-    return score([facts.to_right_without, facts.copies_without], _there(facts), more.helps, small)
+def _backup(head: Features) -> float:
+    change = head.direct_change_without_movers
+    at_least_doubles = change.value <= head.direct.value
+    tests = [head.to_right_without_movers, head.copies_without_movers]
+    return score(tests, _answer_is_there(head), helps(change), at_least_doubles)
 
 
-def _suppressor(facts: Facts) -> float:
-    return score([facts.to_wrong, facts.suppresses], facts.direct.helps)
+def _suppressor(head: Features) -> float:
+    return score([head.to_wrong, head.suppresses], helps(head.direct))
 
 
-def _wrong_mover(facts: Facts) -> float:
-    return score([facts.to_wrong, facts.copies], facts.direct.hurts)
+def _wrong_mover(head: Features) -> float:
+    return score([head.to_wrong, head.copies], hurts(head.direct))
 
 
-def _inhibition(facts: Facts) -> float:
-    return score([facts.to_role, facts.focus.value / STEERED_WHOLE], _steers(facts))
+def _inhibition(head: Features) -> float:
+    return score([head.to_role, head.movers_attention_removed.value / STEERED_WHOLE], _steers(head))
 
 
-def _steers(facts: Facts) -> bool:
-    return facts.focus.low > 0 and facts.focus.value >= STEERED
+def _steers(head: Features) -> bool:
+    removed = head.movers_attention_removed
+    return removed.low > 0 and removed.value >= STEERED
 
 
-def _writer(facts: Facts) -> float:
-    return score([_looks_elsewhere(facts), facts.direct.value / WHOLE], facts.direct.helps)
+def _answer_head(head: Features) -> float:
+    return score([_to_no_answer(head), -head.direct.value / WHOLE], helps(head.direct))
 
 
-def _negative_writer(facts: Facts) -> float:
-    return score([_looks_elsewhere(facts), -facts.direct.value / WHOLE], facts.direct.hurts)
+def _negative_answer_head(head: Features) -> float:
+    return score([_to_no_answer(head), head.direct.value / WHOLE], hurts(head.direct))
 
 
-def _looks_elsewhere(facts: Facts) -> float:
+def _to_no_answer(head: Features) -> float:
     """Attention from the end to itself or to the token of a role, other than an answer that could be copied."""
-    looks = facts.to_other if _there(facts) else facts.to_role
-    return max((one for one in (looks, facts.to_end) if not math.isnan(one)), default=0.0)
+    to_token = head.to_other if _answer_is_there(head) else head.to_role
+    return max((share for share in (to_token, head.to_end) if not math.isnan(share)), default=0.0)
 
 
 def _by_position(relation: Relation) -> float:
-    """Here and on random tokens; here alone where those could not be run."""
-    return score([relation.here] if math.isnan(relation.elsewhere) else [relation.here, relation.elsewhere])
+    """On the prompts and on random tokens; on the prompts alone where those could not be run."""
+    random = [] if math.isnan(relation.on_random_tokens) else [relation.on_random_tokens]
+    return score([relation.on_prompts, *random])
 
 
-def _rests(facts: Facts, relation: Relation, at_end: float) -> float:
+def _rests(head: Features, relation: Relation, at_end: float) -> float:
     """On the prompts, at their end, and on random tokens; a head with an effect of its own does not rest."""
-    idle = not (facts.direct.helps or facts.direct.hurts or _steers(facts))
-    elsewhere = [] if math.isnan(relation.elsewhere) else [relation.elsewhere]
-    return score([relation.here, at_end, *elsewhere], idle)
+    idle = not (helps(head.direct) or hurts(head.direct) or _steers(head))
+    random = [] if math.isnan(relation.on_random_tokens) else [relation.on_random_tokens]
+    return score([relation.on_prompts, at_end, *random], idle)
 
 
 def _by_content(relation: Relation) -> float:
-    """Here, and because of the relation: it goes when the relation is broken, or it holds on random tokens too."""
-    known = [value for value in (relation.because, relation.elsewhere) if not math.isnan(value)]
-    return score([relation.here, max(known)]) if known else 0.0
+    """On the prompts, and because of the relation: it goes when that is broken, or it holds on random tokens too."""
+    known = [value for value in (relation.lost_when_broken, relation.on_random_tokens) if not math.isnan(value)]
+    return score([relation.on_prompts, max(known)]) if known else 0.0
 
 
-def _there(facts: Facts) -> bool:
-    return facts.answers >= PRESENT
+def _answer_is_there(head: Features) -> bool:
+    return head.answer_in_prompt >= PRESENT
 
 
 RULES = {
@@ -264,12 +272,12 @@ RULES = {
     SUPPRESSOR: _suppressor,
     WRONG_MOVER: _wrong_mover,
     INHIBITION: _inhibition,
-    WRITER: _writer,
-    NEGATIVE_WRITER: _negative_writer,
-    PREVIOUS: lambda facts: _by_position(facts.previous),
-    DUPLICATE: lambda facts: _by_content(facts.duplicate),
-    INDUCTION: lambda facts: _by_content(facts.induction),
-    FIRST: lambda facts: _rests(facts, facts.first, facts.to_first),
-    SELF: lambda facts: _rests(facts, facts.itself, facts.to_end),
+    ANSWER_HEAD: _answer_head,
+    NEGATIVE_ANSWER_HEAD: _negative_answer_head,
+    PREVIOUS: lambda head: _by_position(head.previous),
+    DUPLICATE: lambda head: _by_content(head.duplicate),
+    INDUCTION: lambda head: _by_content(head.induction),
+    FIRST: lambda head: _rests(head, head.first, head.to_first),
+    SELF: lambda head: _rests(head, head.itself, head.to_end),
 }
-"""By role: its score from the facts."""
+"""By role: its score from a head's features."""

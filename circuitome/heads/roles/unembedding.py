@@ -1,17 +1,12 @@
 """What a vector in the residual stream says about tokens: logits by the final norm's direction and the unembedding."""
 
-from typing import Any
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitome.models.model import Model
-
-TOP = 5
-"""Tokens that count as raised or lowered most, as in Wang et al. 2022; fewer of a vocabulary of less than a hundred."""
-CHUNK_NUMBERS = 50_000_000
-"""Logits that are held at once."""
+from circuitome.weights.extremes import TOP, among_extremes
+from circuitome.weights.folding import outputs_are_tokens, unembedding_rows
 
 
 class Unembedding:
@@ -19,11 +14,10 @@ class Unembedding:
 
     def __init__(self, model: Model) -> None:
         """Takes the weights as they are; nothing is copied."""
-        self.norm = model.final_norm
-        weight: Any = model.unembedding.weight
-        self.weight: Tensor = weight.detach()
+        self.norm, self.weight = model.final_norm, unembedding_rows(model)
         self.top = max(1, min(TOP, len(self.weight) // 20))
-        self.fits = len(self.weight) >= int(model.hf.config.vocab_size)
+        """Tokens that count as raised or lowered most: 5, fewer of a vocabulary of less than a hundred."""
+        self.outputs_are_tokens = outputs_are_tokens(model)
         self.mean = self.weight.float().mean(0)
 
     @property
@@ -32,14 +26,17 @@ class Unembedding:
         return self.top / len(self.weight)
 
     def direction(self, x: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
-        """What of a vector the unembedding sees, but for the norm's scale."""
+        """What the unembedding reads of a vector: centred and times the norm's gain, not divided by its scale."""
         return self.norm.centre(x) * self.norm.gain.to(x.device)
 
     def logits_of(
         self, x: Float[Tensor, "batch head d_model"], tokens: Int[Tensor, "batch role"]
     ) -> Float[Tensor, "batch head role"]:
-        """Logits of some tokens above the mean over all tokens; `x` is divided by the norm's scale already."""
-        if not self.fits:
+        """Logits of some tokens above the mean over all tokens; `x` is divided by the norm's scale already.
+
+        NaN for a model whose outputs are not its input tokens.
+        """
+        if not self.outputs_are_tokens:
             return torch.full((*x.shape[:2], tokens.shape[1]), torch.nan)
         rows = self.weight[tokens.to(self.weight.device)].float() - self.mean
         return torch.einsum("bhd,brd->bhr", self.direction(x), rows)
@@ -54,16 +51,10 @@ def copied(
     Source: Wang et al. 2022, arXiv:2211.00593, section 3.1 and appendix (copy score); they take the token's embedding
     behind block 0 for the head's input, we what stands there in the prompt.
     """
-    if not unembedding.fits:
+    if not unembedding.outputs_are_tokens:
         nothing = torch.full(tokens.shape, torch.nan)
         return nothing, nothing
-    flat, wanted = unembedding.direction(x).flatten(0, 1), tokens.to(x.device).flatten()
-    up, down = torch.zeros(len(flat)), torch.zeros(len(flat))
-    weight = unembedding.weight.float()
-    for some in torch.arange(len(flat)).split(max(1, CHUNK_NUMBERS // len(weight))):
-        logits = flat[some] @ weight.T
-        own = logits.gather(1, wanted[some, None])
-        varied = logits.amax(1) > logits.amin(1)
-        up[some] = ((logits >= own).sum(1) <= unembedding.top).logical_and(varied).float().cpu()
-        down[some] = ((logits <= own).sum(1) <= unembedding.top).logical_and(varied).float().cpu()
-    return up.view(tokens.shape), down.view(tokens.shape)
+    rows = unembedding.direction(x).flatten(0, 1)
+    flags = among_extremes(rows, unembedding.weight, tokens.to(x.device).flatten(), top=unembedding.top)
+    raised, lowered = flags.float().cpu().unflatten(1, tokens.shape)
+    return raised, lowered
