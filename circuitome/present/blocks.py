@@ -29,6 +29,17 @@ class Block:
     where: Literal["everywhere", "page", "terminal"] = "everywhere"
     """Which views show it."""
 
+    def plot(self) -> Any:
+        """An Altair chart where the block is one, else a drawing that notebooks show and that can be saved."""
+        from circuitome.present.notebook import plot
+
+        return plot(self)
+
+    def _repr_html_(self) -> str:
+        from circuitome.present.notebook import html
+
+        return html(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lede(Block):
@@ -119,6 +130,10 @@ class HeatMap(Block):
     """Unit of the values."""
     scale: Literal["signed", "positive"] = "signed"
     """Whether colours run from negative over 0 to positive, or from 0 up."""
+    chance: float = 0.0
+    """What a value is by chance; cells whose interval lies above it, or leaves it out where it is 0, are marked."""
+    whole: Number = None
+    """What 100 % means, such as the gap between clean and corrupted run; with it, values are also given as shares."""
     labels: tuple[tuple[str, ...], ...] = ()
     """Name of each cell for hovering and for lists, or nothing: then row and column."""
     upwards: bool = False
@@ -425,3 +440,8 @@ class Document:
     """The manifest without blocks, results and prompts: exactly what was done."""
     folder: str = ""
     """Where the run lies; empty where it is not saved."""
+
+    def _repr_html_(self) -> str:
+        from circuitome.present.notebook import html
+
+        return html(*self.blocks)

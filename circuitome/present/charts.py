@@ -1,208 +1,283 @@
-"""Charts: heat maps, lines, bars and scatters as Vega-Lite specifications, made through Altair.
+"""Heat maps, lines, bars and scatters as Vega-Lite charts, made through Altair.
 
 A page inlines the SVG that vl-convert draws of them, not the libraries that would draw them in the browser: those weigh
-0.8 MB and compile expressions, which the page's content policy forbids. Colours are CSS variables of the page, so that
-one drawing serves light and dark; every mark carries what it says as its label, which the page shows when hovered.
+0.8 MB and compile expressions, which the page's content policy forbids; thirteen maps of 270 cells take 0.4 MB. Charts
+have the page's colours on paper, so that they look the same in files and notebooks; where a page inlines one, each
+colour becomes the page's variable of that name, and so one drawing serves light and dark. Every mark carries what it
+says as its label, which the page shows when it is hovered.
 """
 
 import functools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+from xml.etree import ElementTree
 
 import altair as alt
+from altair.utils.schemapi import debug_mode
 
-from circuitome.present.blocks import Bars, Block, HeatMap, Lines, Number, Scatter
-from circuitome.report import formats
+from circuitome.errors import InputError
+from circuitome.present import formats
+from circuitome.present.assets import FONT, palette
+from circuitome.present.blocks import Bars, Block, HeatMap, Lines, Scatter, Series
+from circuitome.present.heat_maps import SAID, few, heat_map, many, with_rows
 
-alt.data_transformers.disable_max_rows()
-
-LIGHT = {
-    "--paper": "#faf9f6", "--panel": "#ffffff", "--ink": "#1d1f23", "--muted": "#5c6068", "--line": "#dddad2",
-    "--faint": "#b9b6ae", "--helps": "#1b6cb0", "--hurts": "#c2510a", "--chance": "#6f7279", "--m1": "#2f7d4f",
-    "--m2": "#8a3fa0", "--m3": "#a8332f", "--m4": "#0f7f88", "--m5": "#7a6410", "--m6": "#4b4f9c",
-}  # fmt: skip
-"""Values of the page's colours on paper, for files that have no page around them."""
-SAID: dict[str, Any] = {"description": "said:N", "tooltip": "said:N"}
-"""What a mark carries."""
-SERIES = ("--helps", "--hurts", "--m1", "--m2", "--m3", "--m4", "--m5", "--m6")
-"""Colours of lines and groups, in order."""
-WIDTH, HEIGHT = 640, 300
-CELL = 18
-"""Side of a cell of a heat map, in pixels."""
+WIDTH, HEIGHT = 760, 300
+"""Size of lines and bars, in pixels."""
+COLOURS = ("helps", "hurts", "m1", "m2", "m4", "m5", "m3", "m6")
+DASHES: tuple[list[int], ...] = ([1, 0], [7, 4], [2, 3])
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right")
+"""Looks of lines and groups in order, so that they are told apart without colour too: 8 x 3 x 7 differ."""
+SVG = "{http://www.w3.org/2000/svg}"
+DROPPED = {"role", "aria-roledescription", "aria-hidden", "pointer-events", "class", "version", "font-family"}
+DEFAULTS = {"stroke-width": "1", "opacity": "1", "font-size": "11px", "fill-opacity": "1", "stroke-opacity": "1"}
+PLACES = {"d", "transform", "x2", "y2"}
+INHERITED = ("fill", "stroke", "stroke-width", "text-anchor", "font-size")
+"""Attributes of Vega's SVG: left out, left out where they say nothing new, rounded, and said once for siblings."""
 
 
 def chart(block: Block) -> Any:
-    """The Vega-Lite chart of a heat map, lines, bars or a scatter. Raises `TypeError` for another block."""
-    kinds: dict[type[Block], Any] = {HeatMap: _heat_map, Lines: _lines, Bars: _bars, Scatter: _scatter}
-    if type(block) not in kinds:
-        raise TypeError(f"A block of kind {type(block).__name__} is no chart.")
-    return kinds[type(block)](block)
+    """The Altair chart of a heat map, lines, bars or a scatter. Raises `InputError` for another block."""
+    if not is_chart(block):
+        raise InputError(f"{type(block).__name__} blocks are no charts; heat maps, lines, bars and scatters are.")
+    with debug_mode(
+        False
+    ):  # Altair would check every step against the schema, a second for a map; tests check the whole
+        drawn = MAKERS[type(block)](block)
+        drawn.config = _config()
+    return drawn
 
 
-def _text(block: HeatMap, row: int, column: int) -> str:
-    name = block.labels[row][column] if block.labels else f"{block.rows[row]}, {block.columns[column]}"
-    ends = formats.interval(block.low[row][column], block.high[row][column], 3) if block.low else ""
-    return f"{name}: {formats.plain(block.values[row][column])} {ends}".strip() + f" {block.unit}".rstrip()
+def is_chart(block: Block) -> bool:
+    """Whether a block is drawn as a chart."""
+    return type(block) in MAKERS
 
 
-def _heat_map(block: HeatMap) -> Any:
-    cells = [
-        {"row": row, "column": column, "value": value, "said": _text(block, i, j)}
-        for i, row in enumerate(block.rows)
-        for j, column in enumerate(block.columns)
-        if (value := block.values[i][j]) is not None
-    ]
-    values = [abs(value) for row in block.values for value in row if value is not None]
-    largest = max(values, default=1.0) or 1.0
-    rows = list(reversed(block.rows)) if block.upwards else list(block.rows)
-    steps = (-largest, 0.0, largest) if block.scale == "signed" else (0.0, largest)
-    colours = ("#1b6cb0", "#d8d6d0", "#c2510a") if block.scale == "signed" else ("#e9e7e1", "#1b6cb0")
-    scale = alt.Scale(domain=list(steps), range=list(colours), interpolate="rgb")
-    return (
-        alt.Chart(alt.Data(values=cells))
-        .mark_rect(stroke=_var("--panel"), strokeWidth=1)
-        .encode(
-            x=alt.X("column:N", sort=list(block.columns), title=None, axis=_axis(len(block.columns), orient="top")),
-            y=alt.Y("row:N", sort=rows, title=None, axis=_axis(len(block.rows))),
-            color=alt.Color("value:Q", scale=scale, legend=alt.Legend(title=block.unit or None, gradientLength=160)),
-            **SAID,
-        )
-        .properties(width=CELL * len(block.columns), height=CELL * len(block.rows))
-    )
+def plain_svg(block: Block) -> str:
+    """The chart as an SVG document that stands alone."""
+    specification = json.dumps(chart(block).to_dict(validate=False), ensure_ascii=False)
+    return _drawn(re.sub(r"(?<!\\)\\u00[01][0-9a-f]", "\ufffd", formats.CONTROL.sub("\ufffd", specification)))
 
 
-def _axis(labels: int, **options: Any) -> alt.Axis:
-    return alt.Axis(labelAngle=0, ticks=False, domain=False, labelOverlap=labels > 40, **options)
+def svg(block: Block) -> str:
+    """The chart as SVG for a page: small, and with the page's variables in place of colours."""
+    return themed(_slim(plain_svg(block), block.title or "Chart"))
 
 
-def _lines(block: Lines) -> Any:
-    points = [
-        {
-            "x": x,
-            "y": y,
-            "low": low,
-            "high": high,
-            "group": line.name,
-            "said": f"{line.name}, {x:,.6g}: {_value(y, low, high)}",
-        }
-        for line in block.series
-        for x, y, low, high in zip(line.x, line.y, _ends(line.low, line.y), _ends(line.high, line.y), strict=True)
-        if x is not None and y is not None
-    ]
-    palette = ["--chance" if line.faint else SERIES[i % len(SERIES)] for i, line in enumerate(block.series)]
-    colour = _colour([line.name for line in block.series], palette)
-    ticks = alt.Axis(grid=False, format="~s" if block.log_x else ",", tickCount=8)
-    x = alt.X("x:Q", title=block.x, scale=alt.Scale(type="log" if block.log_x else "linear", nice=False), axis=ticks)
-    y = alt.Y("y:Q", title=block.y, scale=alt.Scale(zero=False))
-    base = alt.Chart(alt.Data(values=points)).encode(x=x, color=colour)
-    bands = base.transform_filter("isValid(datum.low) && isValid(datum.high)").mark_area(opacity=0.14)
-    layers: list[Any] = [
-        bands.encode(y=alt.Y("low:Q", title=block.y), y2="high:Q"),
-        base.mark_line(strokeWidth=2).encode(y=y),
-        base.mark_circle(size=38, opacity=1).encode(y=y, **SAID),
-    ]
-    layers += [_rule("y", name, value) for name, value in block.levels]
-    layers += [_rule("x", name, value) for name, value in block.marks]
-    return alt.layer(*layers).properties(width=WIDTH, height=HEIGHT)
-
-
-def _rule(axis: str, name: str, value: float) -> Any:
-    """A named level or mark."""
-    base = alt.Chart(alt.Data(values=[{"at": value, "name": name}]))
-    place: dict[str, Any] = {axis: alt.Y("at:Q") if axis == "y" else alt.X("at:Q")}
-    end: dict[str, Any] = {"x": alt.value(0)} if axis == "y" else {"y": alt.value(12)}
-    word = base.mark_text(align="left", dx=4, dy=-5, color=_var("--muted")).encode(text="name:N", **place, **end)
-    return alt.layer(base.mark_rule(strokeDash=[3, 4], color=_var("--muted")).encode(**place), word)
-
-
-def _bars(block: Bars) -> Any:
-    columns = (block.labels, block.values, _ends(block.low, block.values), _ends(block.high, block.values))
-    rows = [
-        {
-            "label": label,
-            "value": v,
-            "low": low,
-            "high": high,
-            "group": group,
-            "said": f"{label}: {_value(v, low, high)}",
-        }
-        for label, v, low, high, group in zip(*columns, block.groups or ("",) * len(block.labels), strict=True)
-        if v is not None
-    ]
-    y = alt.Y("label:N", sort=list(block.labels), title=None, axis=alt.Axis(ticks=False, domain=False, labelLimit=220))
-    base = alt.Chart(alt.Data(values=rows)).encode(y=y)
-    x = alt.X("value:Q", title=block.x)
-    bars = base.mark_bar(height={"band": 0.6}).encode(x=x, color=_colour(block.groups), **SAID)
-    intervals = base.transform_filter("isValid(datum.low)").mark_rule(color=_var("--ink"))
-    both = alt.layer(bars, intervals.encode(x="low:Q", x2="high:Q"))
-    return both.properties(width=WIDTH, height=22 * max(1, len(rows)))
-
-
-def _scatter(block: Scatter) -> Any:
-    rows = [
-        {"x": x, "y": y, "group": group, "said": f"{name}: {formats.plain(x)}, {formats.plain(y)}"}
-        for (x, y, name), group in zip(block.points, block.groups or ("",) * len(block.points), strict=True)
-    ]
-    plain = alt.Scale(zero=False)
-    x, y = alt.X("x:Q", title=block.x, scale=plain), alt.Y("y:Q", title=block.y, scale=plain)
-    points = alt.Chart(alt.Data(values=rows)).mark_circle(size=60, opacity=0.8)
-    layers: list[Any] = [points.encode(x=x, y=y, color=_colour(block.groups), **SAID)]
-    if block.diagonal and rows:
-        values = [value for x_, y_, _ in block.points for value in (x_, y_)]
-        line = alt.Chart(alt.Data(values=[{"x": end, "y": end} for end in (min(values), max(values))]))
-        dashed = line.mark_line(color=_var("--faint"), strokeDash=[4, 4], strokeWidth=1)
-        layers.insert(0, dashed.encode(x="x:Q", y="y:Q"))
-    return alt.layer(*layers).properties(width=420, height=420)
-
-
-def _colour(groups: Sequence[str], palette: Sequence[str] = ()) -> Any:
-    """A colour for each group with a legend, or one colour for all."""
-    names = list(dict.fromkeys(groups))
-    colours = [_var(name) for name in palette or [SERIES[i % len(SERIES)] for i in range(len(names))]]
-    if len(names) < 2:
-        return alt.value(colours[0] if colours else _var("--helps"))
-    return alt.Color(
-        "group:N",
-        scale=alt.Scale(domain=names, range=colours),
-        legend=alt.Legend(title=None, orient="top", symbolOpacity=1, symbolType="circle"),
-    )
-
-
-def _value(value: Number, low: Number, high: Number) -> str:
-    return f"{formats.plain(value)} {formats.interval(low, high, 3)}".strip()
-
-
-def _ends(ends: Sequence[Number], like: Sequence[Number]) -> Sequence[Number]:
-    return ends or (None,) * len(like)
-
-
-def _var(name: str) -> str:
-    return f"var({name})"
-
-
-def specification(block: Block) -> dict[str, Any]:
-    """The Vega-Lite specification of a chart, with the page's colours and fonts."""
-    words = {"labelColor": _var("--muted"), "titleColor": _var("--ink"), "labelFontSize": 11, "titleFontSize": 12}
-    lines = {name: _var("--line") for name in ("gridColor", "domainColor", "tickColor")}
-    drawn = chart(block).configure(background="transparent", font="ui-sans-serif, system-ui, sans-serif")
-    drawn = drawn.configure_axis(titleFontWeight="normal", **words, **lines).configure_legend(**words)
-    return drawn.configure_view(stroke=None).to_dict()  # type: ignore[no-any-return]
+def themed(drawing: str) -> str:
+    """A drawing with each of the page's light colours replaced by the variable of its name."""
+    names = {colour: f"var(--{name})" for name, colour in palette().items()}
+    return re.sub(r"#[0-9a-f]{6}\b", lambda match: names.get(match[0], match[0]), drawing)
 
 
 @functools.lru_cache(maxsize=64)
 def _drawn(specification: str) -> str:
     import vl_convert
 
-    return vl_convert.vegalite_to_svg(json.loads(specification))  # type: ignore[no-any-return]
+    return vl_convert.vegalite_to_svg(specification)  # type: ignore[no-any-return]
 
 
-def svg(block: Block) -> str:
-    """The chart as SVG whose colours are CSS variables of the page."""
-    return _drawn(json.dumps(specification(block)))
+def _slim(drawing: str, title: str) -> str:
+    """Vega's SVG without what is empty or said twice, and with what siblings share said once: a third of it is left."""
+    root = ElementTree.fromstring(drawing)
+    for element in list(root.iter()):
+        for name in [name for name in element.attrib if name in DROPPED or element.get(name) == DEFAULTS.get(name)]:
+            del element.attrib[name]
+        for name in PLACES & element.attrib.keys():
+            element.set(name, re.sub(r"(\.\d\d)\d+", r"\1", element.attrib[name]))
+        for child in list(element):
+            if (child.tag == f"{SVG}path" and not child.get("d")) or child.get("class") in ("background", "foreground"):
+                element.remove(child)
+        for name in INHERITED:
+            _hoist(element, name)
+    root.attrib |= {"font-family": FONT, "font-size": "11px", "role": "img", "aria-label": title}
+    ElementTree.register_namespace("", SVG[1:-1])
+    return ElementTree.tostring(root, encoding="unicode")
 
 
-def fixed_colours(drawing: str) -> str:
-    """An SVG with the page's colours on paper written out, for files that have no page around them."""
-    return re.sub(r"var\((--[\w]+)\)", lambda match: LIGHT.get(match[1], "#000000"), drawing)
+def _hoist(group: ElementTree.Element, name: str) -> None:
+    """Say at a group the most common value of an attribute that all its children have."""
+    values = [child.get(name) for child in group]
+    if len(values) > 1 and all(value is not None and value not in DEFAULTS.values() for value in values):
+        common = max(set(values), key=values.count)
+        group.set(name, str(common))
+        for child in group:
+            if child.get(name) == common:
+                del child.attrib[name]
+
+
+def _config() -> dict[str, Any]:
+    """The page's colours and fonts."""
+    colours = palette()
+    words = {"labelColor": colours["muted"], "titleColor": colours["muted"], "labelFontSize": 11, "titleFontSize": 11}
+    lines = {name: colours["line"] for name in ("gridColor", "domainColor", "tickColor")}
+    return {
+        "background": colours["panel"],
+        "font": FONT,
+        "padding": 12,
+        "axis": {"titleFontWeight": "normal", **words, **lines},
+        "legend": {"labelLimit": 0, **words},
+        "view": {"stroke": None},
+        "concat": {"spacing": 12},
+    }
+
+
+def _lines(block: Lines) -> Any:
+    """Lines with points and bands, told apart by colour, dashes and shapes."""
+    names = [line.name for line in block.series]
+    points = [point for line in block.series for point in _points(line) if point["x"] > 0 or not block.log_x]
+    base = many().encode(
+        x=alt.X("x:Q", title=block.x, scale=_axis(block.log_x), axis=_ticks(block, points)),
+        color=_by_name(alt.Color, names, _colours(block.series)),
+    )
+    heights = alt.Scale(domain=_heights(block, points), nice=True, zero=False)
+    y: dict[str, Any] = {"y": alt.Y("y:Q", title=block.y, scale=heights)}
+    bands = base.transform_filter("isValid(datum.low) && isValid(datum.high)").mark_area(
+        aria=False, clip=True, opacity=0.13
+    )
+    layers: list[Any] = [
+        *(_level(name, value) for name, value in block.levels),
+        *(_mark(name, value) for name, value in block.marks),
+        bands.encode(y=alt.Y("low:Q", title=block.y, scale=heights), y2="high:Q"),
+        base.mark_line(aria=False, strokeWidth=2).encode(
+            strokeDash=_by_name(alt.StrokeDash, names, _cycled(DASHES, names)), **y
+        ),
+        base.mark_point(size=34, filled=True, opacity=1).encode(
+            shape=_by_name(alt.Shape, names, _cycled(SHAPES, names)), **y, **SAID
+        ),
+    ]
+    return with_rows(alt.layer(*layers).properties(width=WIDTH, height=HEIGHT), points)
+
+
+def _points(line: Series) -> list[dict[str, Any]]:
+    columns = (line.x, line.y, line.low or (None,) * len(line.y), line.high or (None,) * len(line.y))
+    known = [[formats.finite(value) for value in point] for point in zip(*columns, strict=True)]
+    return [
+        {"x": x, "y": y, "low": low, "high": high, "name": line.name, "said": f"{line.name}, {x:,.6g}: {words}"}
+        for x, y, low, high in known
+        if x is not None and y is not None and (words := formats.estimate(y, low, high))
+    ]
+
+
+def _heights(block: Lines, points: Sequence[dict[str, Any]]) -> list[float]:
+    """Ends of the vertical axis: all values and levels, and of intervals what does not flatten them."""
+    values = [point["y"] for point in points] + [value for _, value in block.levels] or [0.0, 1.0]
+    lowest, highest = min(values), max(values)
+    room = 0.5 * (highest - lowest) or abs(highest) or 1.0
+    lows, highs = ([point[end] for point in points if point[end] is not None] for end in ("low", "high"))
+    return [max(lowest - room, min([lowest, *lows])), min(highest + room, max([highest, *highs]))]
+
+
+def _axis(log: bool) -> alt.Scale:
+    return alt.Scale(type="log" if log else "linear", nice=False, zero=False, padding=12)
+
+
+def _ticks(block: Lines, points: Sequence[dict[str, Any]]) -> alt.Axis:
+    """Of a logarithmic axis 1, 2 and 5 times powers of ten."""
+    if not block.log_x:
+        return alt.Axis(grid=False, format=",.3~f", tickCount=10)
+    values = [factor * 10**power for power in range(-6, 10) for factor in (1, 2, 5)]
+    ends = [point["x"] for point in points] or [1]
+    inside = [value for value in values if min(ends) * 0.9 <= value <= max(ends) * 1.1]
+    return alt.Axis(grid=False, format="~s" if max(ends) >= 1e6 else ",.3~f", values=inside, labelOverlap="greedy")
+
+
+def _level(name: str, value: float) -> Any:
+    """A named horizontal line, its name behind its right end."""
+    base = few([{"y": value, "words": name}]).encode(y="y:Q")
+    rule = base.mark_rule(aria=False, strokeDash=[3, 4], color=palette()["chance"])
+    return rule + base.mark_text(aria=False, align="left", dx=6, color=palette()["chance"]).encode(
+        text="words:N", x=alt.value(WIDTH)
+    )
+
+
+def _mark(name: str, value: float) -> Any:
+    """A named vertical line, its name at its upper end."""
+    base = few([{"x": value, "words": name}]).encode(x="x:Q")
+    rule = base.mark_rule(aria=False, strokeDash=[3, 4], color=palette()["chance"])
+    return rule + base.mark_text(aria=False, align="left", dx=5, color=palette()["chance"]).encode(
+        text="words:N", y=alt.value(6)
+    )
+
+
+def _bars(block: Bars) -> Any:
+    """A bar for each label, with its interval as a line."""
+    nothing = (None,) * len(block.labels)
+    columns = (block.labels, block.values, block.low or nothing, block.high or nothing, block.groups or nothing)
+    rows = [
+        {"label": label, "value": v, "low": low, "high": high, "name": group, "said": f"{label}: {words}"}
+        for label, v, low, high, group in zip(*columns, strict=True)
+        if formats.finite(v) is not None and (words := formats.estimate(v, low, high))
+    ]
+    labels = alt.Axis(ticks=False, domain=False, labelLimit=320)
+    base = many().encode(y=alt.Y("label:N", sort=list(block.labels), title=None, axis=labels))
+    names = list(dict.fromkeys(block.groups))
+    colour = _by_name(alt.Color, names, _cycled(_hexes(), names)) if names else alt.value(palette()["helps"])
+    bars = base.mark_bar(height={"band": 0.62}, fillOpacity=0.75).encode(
+        x=alt.X("value:Q", title=block.x or None), color=colour, **SAID
+    )
+    ends = base.transform_filter("isValid(datum.low) && isValid(datum.high)")
+    line = ends.mark_rule(aria=False, color=palette()["ink"], strokeWidth=1.4).encode(x="low:Q", x2="high:Q")
+    ticks = (
+        ends.mark_tick(aria=False, color=palette()["ink"], size=7, thickness=1.4).encode(x=f"{end}:Q")
+        for end in ("low", "high")
+    )
+    return with_rows(alt.layer(bars, line, *ticks).properties(width=WIDTH - 120, height=24 * max(1, len(rows))), rows)
+
+
+def _scatter(block: Scatter) -> Any:
+    """Points by group, with the line on which both values are the same where it is asked for."""
+    groups = block.groups or ("",) * len(block.points)
+    rows = [
+        {"x": x, "y": y, "name": group, "said": f"{name}: {formats.plain(x)}, {formats.plain(y)}"}
+        for (x, y, name), group in zip(block.points, groups, strict=True)
+    ]
+    places = {
+        axis: kind(f"{axis}:Q", title=title, scale=alt.Scale(zero=False, padding=10))
+        for axis, kind, title in (("x", alt.X, block.x), ("y", alt.Y, block.y))
+    }
+    names = list(dict.fromkeys(block.groups))
+    looks: dict[str, Any] = {"color": alt.value(palette()["helps"])}
+    if names:
+        looks = {
+            "color": _by_name(alt.Color, names, _cycled(_hexes(), names)),
+            "shape": _by_name(alt.Shape, names, _cycled(SHAPES, names)),
+        }
+    layers = [many().mark_point(size=55, filled=True, opacity=0.8).encode(**places, **looks, **SAID)]
+    if block.diagonal and rows:
+        ends = [value for x, y, _ in block.points for value in (x, y)]
+        line = few([{"x": end, "y": end} for end in (min(ends), max(ends))])
+        layers.insert(
+            0, line.mark_line(aria=False, color=palette()["faint"], strokeDash=[4, 4], strokeWidth=1).encode(**places)
+        )
+    return with_rows(alt.layer(*layers).properties(width=440, height=440), rows)
+
+
+def _by_name(channel: Callable[..., Any], names: Sequence[str], looks: Sequence[Any]) -> Any:
+    """What tells names apart, with a legend above the chart where there are several."""
+    legend = None
+    if len(names) > 1:
+        legend = alt.Legend(
+            title=None, orient="top", columns=5, symbolSize=70, symbolOpacity=1, symbolStrokeWidth=0, values=list(names)
+        )
+    return channel("name:N", scale=alt.Scale(domain=list(names), range=list(looks)), legend=legend)
+
+
+def _hexes() -> list[str]:
+    return [palette()[name] for name in COLOURS]
+
+
+def _colours(series: Sequence[Series]) -> list[str]:
+    """A colour for each line; those in the background share one."""
+    fresh = iter(_cycled(_hexes(), series))
+    return [palette()["chance"] if line.faint else next(fresh) for line in series]
+
+
+def _cycled(looks: Sequence[Any], names: Sequence[Any]) -> list[Any]:
+    """As many looks as there are names, from the first again when they run out."""
+    return [looks[i % len(looks)] for i in range(len(names))]
+
+
+MAKERS: dict[type[Block], Callable[[Any], Any]] = {HeatMap: heat_map, Lines: _lines, Bars: _bars, Scatter: _scatter}
+"""By kind of block: what makes its chart."""

@@ -1,29 +1,27 @@
 """The page of a run: one HTML file that needs no network, still reads without its script, and runs no other."""
 
-import functools
 import hashlib
 import json
+import math
 import re
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from importlib import resources
+from itertools import groupby
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from circuitome.errors import InputError
-from circuitome.present import charts
-from circuitome.present.blocks import AnyBlock, CircuitMap, Document, Number, Routes, Tokens
-from circuitome.present.written import SIGNS, cell_text, ends, numeric, visible, written
-from circuitome.report import circuit as drawings
-from circuitome.report import formats, routes_page, sections
-from circuitome.report import html as circuit_page
-from circuitome.report.markup import json_script
+from circuitome.present import charts, formats
+from circuitome.present.assets import asset, rendered
+from circuitome.present.blocks import AnyBlock, Attention, Block, CircuitMap, Document, HeatMap, Number, Roles, Routes
+from circuitome.present.drawings import attention, circuit, roles, routes
 
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
+OPEN_PAIRS = 4
+"""Prompt pairs shown without opening the fold."""
+REPEATED = ("command", "sign", "title", "blocks", "results", "prompts")
+"""Facts that stand elsewhere on the page."""
 
 
 @dataclass(frozen=True)
@@ -37,131 +35,66 @@ class Section:
     blocks: tuple[AnyBlock, ...]
     """What it holds."""
 
-
-@dataclass(frozen=True)
-class Script:
-    """A script of the page, allowed by its hash."""
-
-    name: str
-    """What it moves: circuit, routes, page."""
-    text: Markup
-    """The code."""
-    data: Markup | None = None
-    """What it works on, as JSON that may stand inside a script element."""
-
     @property
-    def hash(self) -> str:
-        """SHA-256 of its code, as the content policy wants it."""
-        return b64encode(hashlib.sha256(str(self.text).encode()).digest()).decode()
+    def groups(self) -> Iterator[tuple[str, list[AnyBlock]]]:
+        """Its blocks one by one, and heat maps that follow each other together, beside each other or in one fold."""
+        for (is_map, folded), blocks in groupby(self.blocks, lambda block: (isinstance(block, HeatMap), block.folded)):
+            if is_map:
+                yield "folded maps" if folded else "maps", list(blocks)
+            else:
+                yield from (("block", [block]) for block in blocks)
 
 
 def page(document: Document) -> str:
-    """The whole page. The same document gives the same text."""
+    """The whole page. The same document gives the same text; only its own scripts may run, by their hashes."""
     shown = [block for block in document.blocks if block.where != "terminal"]
-    facts = sections.manifest(document.facts)
-    rendered = (
-        environment()
-        .get_template("page.html.j2")
-        .render(
-            document=document,
-            subject=subject(document.facts),
-            sections=sections_of(shown),
-            css=Markup(asset("page.css")),
-            facts=Markup(facts),
-            scripts=scripts_of(document, shown),
-        )
+    kinds = {CircuitMap: "circuit.js", Routes: "routes.js"}
+    scripts = ["page.js", *(name for kind, name in kinds.items() if any(isinstance(block, kind) for block in shown))]
+    written = rendered(
+        "page.html.j2",
+        document=document,
+        subject=_subject(document.facts),
+        sections=_sections(shown),
+        facts={name: value for name, value in document.facts.items() if name not in REPEATED},
+        css=Markup(asset("page.css")),
+        scripts=[(Markup(asset(name)), _hash(asset(name))) for name in scripts],
+        **TOOLS,
     )
-    return _CONTROL.sub("\ufffd", rendered)
+    return str(written)
 
 
-def sections_of(blocks: Sequence[AnyBlock]) -> list[Section]:
-    """Blocks by heading: a block with a title that is not folded opens a section, others belong to the one before."""
+def fragment(blocks: Sequence[AnyBlock]) -> Markup:
+    """Blocks without a page around them."""
+    return rendered("fragment.html.j2", sections=_sections(blocks), **TOOLS)
+
+
+def _hash(script: str) -> str:
+    return b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _sections(blocks: Sequence[AnyBlock]) -> list[Section]:
+    """Blocks by heading: one with a title opens a section, several heat maps one together; folded ones open none."""
     groups: list[tuple[str, list[AnyBlock]]] = [("", [])]
-    for block in blocks:
-        if block.title and not block.folded:
+    for number, block in enumerate(blocks):
+        before, after = blocks[number - 1 : number], blocks[number + 1 : number + 2]
+        if isinstance(block, HeatMap) and any(isinstance(other, HeatMap) for other in (*before, *after)):
+            if not any(isinstance(other, HeatMap) for other in before):
+                groups.append(("Maps", []))
+        elif block.title and not block.folded:
             groups.append((block.title, []))
         groups[-1][1].append(block)
-    return [Section(slug(title) or "result", title, tuple(inside)) for title, inside in groups if inside]
+    filled = [(title, tuple(inside)) for title, inside in groups if inside]
+    anchors: list[str] = []
+    for title, _ in filled:
+        name = formats.slug(title) or "result"
+        anchors.append(f"{name}-{len(anchors)}" if name in anchors else name)
+    return [Section(anchor, *section) for anchor, section in zip(anchors, filled, strict=True)]
 
 
-def slug(title: str) -> str:
-    """A title as an id: letters, digits and hyphens."""
-    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
-
-
-def subject(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Task, model and method in a line."""
-    names = ((kind, (facts.get(kind) or {}).get("name")) for kind in ("task", "model", "method"))
-    return [(kind, str(name)) for kind, name in names if name]
-
-
-def scripts_of(document: Document, blocks: Sequence[AnyBlock]) -> list[Script]:
-    """The scripts that the page's blocks need, each with its data."""
-    scripts = [Script("page", Markup(asset("common.js")))]
-    circuits = [block for block in blocks if isinstance(block, CircuitMap)]
-    if len(circuits) > 1:
-        raise InputError(f"A page draws one circuit; this document holds {len(circuits)}.")
-    for block in circuits:
-        payload = _payload(block, document.title)
-        drawing = drawings.draw(payload)
-        data = circuit_page.script_data(payload, drawing, _decimals(drawing))
-        scripts.append(Script("circuit", Markup(circuit_page.asset("page.js")), Markup(json_script(data))))
-    if routes := [block for block in blocks if isinstance(block, Routes)]:
-        data = {"routes": [_route(block) for block in routes]}
-        scripts.append(Script("routes", Markup(circuit_page.asset("routes.js")), Markup(json_script(data))))
-    return scripts
-
-
-def _payload(block: CircuitMap, title: str = "") -> dict[str, Any]:
-    """What the drawing of a circuit is made from."""
-    shape = block.shape
-    return {
-        "title": title,
-        "unit": block.unit,
-        "model": {"layers": shape.layers, "heads": shape.heads, "kv_heads": shape.kv_heads, "parallel": shape.parallel},
-        "edges": [
-            {"from": edge.source, "to": edge.reader, "score": edge.score, "low": edge.low, "high": edge.high}
-            for edge in block.edges
-        ],
-    }
-
-
-def _decimals(drawing: drawings.Drawing) -> int:
-    return formats.score_decimals(max((abs(edge.score or 0.0) for edge in drawing.edges), default=0.0))
-
-
-def _circuit(block: CircuitMap) -> Markup:
-    drawing = drawings.draw(_payload(block))
-    template = environment().get_template("circuit.html.j2")
-    return Markup(
-        template.render(
-            svg=Markup(drawings.svg(drawing)),
-            strongest=Markup(sections.strongest(drawing)),
-            shared=circuit_page.shared_note(drawing),
-            unit=block.unit,
-            count=f"{len(drawing.edges):,}",
-            rows=Markup(sections.edge_rows(drawing.edges, _decimals(drawing))),
-        )
-    )
-
-
-def _route(block: Routes) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(block)
-
-
-def _routes(block: Routes) -> Markup:
-    return Markup(routes_page.draw(_route(block)))
-
-
-def shade(value: Number, block: Tokens | None) -> str:
-    """The colour behind a token: the stronger, the more of it."""
-    if value is None:
-        return "none"
-    every = [abs(v) for line in block.lines for _, v in line if v is not None] if block else [1.0]
-    share = min(1.0, abs(value) / (max(every, default=1.0) or 1.0))
-    return f"color-mix(in srgb, var(--{'hurts' if value > 0 and block else 'helps'}) {100 * share:.0f}%, transparent)"
+def _subject(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Task, model, method and date in a line."""
+    named = {kind: facts[kind].get("name") for kind in ("task", "model", "method") if isinstance(facts.get(kind), dict)}
+    return [(kind, str(name)) for kind, name in {**named, "created": facts.get("created")}.items() if name]
 
 
 def marked(clean: str, corrupted: str) -> tuple[Markup, Markup]:
@@ -174,44 +107,68 @@ def marked(clean: str, corrupted: str) -> tuple[Markup, Markup]:
     return Markup("").join(sides[0]), Markup("").join(sides[1])
 
 
-def quoted(text: str) -> str:
-    """A token with its spaces visible, in quotes."""
-    return json.dumps(text, ensure_ascii=False)
+def shade(value: Number, largest: float) -> str:
+    """The colour behind a token: the stronger, the more of it."""
+    known = formats.finite(value)
+    if not known or not largest:
+        return "none"
+    name = "hurts" if known > 0 else "helps"
+    return f"color-mix(in srgb, var(--{name}) {min(70, 70 * abs(known) / largest):.0f}%, transparent)"
 
 
-def _chart(block: Any) -> Markup:
-    drawing = re.sub(r' (role|aria-roledescription)="[^"]*"', "", charts.svg(block))
-    return Markup(drawing)
+def fact(key: str, value: Any) -> str:
+    """A single fact for reading: counts with separators, seeds as they are typed, bytes also in larger units."""
+    if value is None:
+        return "not recorded"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (int, float)) and key != "seed":
+        if formats.finite(value) is None:
+            return formats.MISSING
+        if key.endswith("_bytes"):
+            return f"{formats.size(value)} ({value:,.0f} bytes)"
+        return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"
+    return str(value)
 
 
-@functools.cache
-def environment() -> Environment:
-    """Jinja with escaping always on, and all that the templates call."""
-    made = Environment(
-        loader=PackageLoader("circuitome.present"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.globals |= {
-        "written": written,
-        "ends": ends,
-        "cell_text": cell_text,
-        "numeric": numeric,
-        "sign": SIGNS.__getitem__,
-        "shade": shade,
-        "visible": visible,
-        "marked": marked,
-        "quoted": quoted,
-        "chart": _chart,
-        "circuit": _circuit,
-        "routes": _routes,
-    }
-    return made
+def drawing(block: Block) -> Markup:
+    """A chart or a drawing as SVG in the page's colours."""
+    if isinstance(block, CircuitMap):
+        return Markup(circuit.svg(circuit.draw(block)))
+    if isinstance(block, Roles):
+        return Markup(roles.svg(block))
+    if isinstance(block, Routes):
+        return Markup(routes.svg(block))
+    if isinstance(block, Attention):
+        return Markup(attention.together(block))
+    return Markup(charts.svg(block))
 
 
-@functools.cache
-def asset(name: str) -> str:
-    """One of the page's static files."""
-    return resources.files("circuitome.present").joinpath(name).read_text("utf-8")
+def json_script(value: Any) -> Markup:
+    """`value` as JSON that may stand inside a script element: no `<`, `>` or `&`; NaN and infinities become null."""
+    raw = json.dumps(_finite(value), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return Markup(raw.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def _finite(value: Any) -> Any:
+    """A copy of plain data with every NaN and infinity replaced by None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+TOOLS: dict[str, Any] = {
+    "attention_svg": lambda block, head: Markup(attention.svg(block, head)),
+    "circuit": circuit,
+    "drawing": drawing,
+    "fact": fact,
+    "formats": formats,
+    "json_script": json_script,
+    "marked": marked,
+    "open_pairs": OPEN_PAIRS,
+    "routes": routes,
+    "shade": shade,
+}
+"""What the templates call."""

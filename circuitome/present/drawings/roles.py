@@ -1,0 +1,201 @@
+"""Classes of heads as boxes, arrows between them, and below the token positions at which they act."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+
+from circuitome.present import formats
+from circuitome.present.assets import rendered
+from circuitome.present.blocks import RoleClass, Roles
+from circuitome.present.drawings.grid import Point
+
+BOX, GAP, LEVEL, TOP, FOOT = 172.0, 26.0, 64.0, 44.0, 46.0
+"""Width of a box, room between boxes, between levels, above and below, in pixels."""
+LINE, HEAD = 14.0, 30.0
+"""Height of a line of members, and of a box without any."""
+NAMED, IN_LINE = 6, 3
+"""Members that are named, and how many stand in a line."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A class of heads, placed."""
+
+    role: RoleClass
+    """The class."""
+    x: float
+    """Left end."""
+    y: float
+    """Upper end."""
+
+    @property
+    def lines(self) -> list[str]:
+        """Its members, a few in a line."""
+        names = list(self.role.members[:NAMED])
+        more = len(self.role.members) - NAMED
+        lines = [" ".join(names[i : i + IN_LINE]) for i in range(0, len(names), IN_LINE)]
+        return [*lines, f"and {more} more"] if more > 0 else lines
+
+    @property
+    def height(self) -> float:
+        """Height of the box."""
+        return height_of(self.role)
+
+    @property
+    def middle(self) -> float:
+        """Its horizontal middle."""
+        return self.x + BOX / 2
+
+
+def height_of(role: RoleClass) -> float:
+    """Height of the box of a class."""
+    named = min(NAMED, len(role.members))
+    return HEAD + LINE * (-(-named // IN_LINE) + (len(role.members) > NAMED))
+
+
+@dataclass(frozen=True)
+class Arrow:
+    """An arrow, drawn."""
+
+    path: str
+    """The curve, as SVG path data."""
+    label: str
+    """Through which input it goes."""
+    place: Point
+    """Where the label stands."""
+    width: float
+    """Width of the stroke."""
+    said: str
+    """Its ends, input and strength in words."""
+
+
+@dataclass(frozen=True)
+class Diagram:
+    """Boxes by position and level: a class stands above all that it reads."""
+
+    block: Roles
+    """Classes, arrows and positions."""
+
+    @cached_property
+    def levels(self) -> dict[str, int]:
+        """Level of each class from below: one above the highest class that it has an arrow from."""
+        levels: dict[str, int] = {}
+        for role in self.block.classes:  # in the order of layers, so that arrows come from classes that are done
+            below = [levels[start] for start, end, _, _ in self.block.arrows if end == role.name and start in levels]
+            levels[role.name] = 1 + max(below, default=-1)
+        return levels
+
+    @cached_property
+    def positions(self) -> list[str]:
+        """Positions with a class, in the order of tokens, then those that are no named token."""
+        used = [role.position for role in self.block.classes]
+        order = [*self.block.positions, *dict.fromkeys(used)]
+        return [name for name in dict.fromkeys(order) if name in used or name in self.block.positions]
+
+    @cached_property
+    def cells(self) -> dict[tuple[str, int], list[RoleClass]]:
+        """The classes at each position and level."""
+        cells: dict[tuple[str, int], list[RoleClass]] = defaultdict(list)
+        for role in self.block.classes:
+            cells[role.position, self.levels[role.name]].append(role)
+        return cells
+
+    @cached_property
+    def spans(self) -> dict[str, tuple[float, float]]:
+        """Left and right end of each position's column, which is as wide as its fullest level."""
+        spans, x = {}, GAP
+        for position in self.positions:
+            most = max((len(roles) for (at, _), roles in self.cells.items() if at == position), default=0)
+            width = most * BOX + (most - 1) * GAP if most else 64.0
+            spans[position] = (x, x + width)
+            x += width + GAP
+        return spans
+
+    @cached_property
+    def tops(self) -> dict[int, float]:
+        """Upper end of each level's boxes."""
+        tops, y = {}, TOP + (LEVEL if self.to_logits else 0.0)
+        for level in sorted(set(self.levels.values()), reverse=True):
+            tops[level] = y
+            y += max(height_of(role) for role in self.block.classes if self.levels[role.name] == level) + LEVEL
+        return tops
+
+    @property
+    def to_logits(self) -> bool:
+        """Whether arrows lead to the logits, which then stand on top."""
+        return any(end == "logits" for _, end, _, _ in self.block.arrows)
+
+    @cached_property
+    def boxes(self) -> dict[str, Box]:
+        """The boxes by class, each level centred in its column."""
+        boxes = {}
+        for (position, level), roles in self.cells.items():
+            left, right = self.spans[position]
+            start = (left + right - len(roles) * BOX - (len(roles) - 1) * GAP) / 2
+            for i, role in enumerate(roles):
+                boxes[role.name] = Box(role, start + i * (BOX + GAP), self.tops[level])
+        return boxes
+
+    @property
+    def width(self) -> float:
+        """Width of the figure."""
+        return max((right for _, right in self.spans.values()), default=0.0) + GAP
+
+    @property
+    def ground(self) -> float:
+        """Height of the line above the positions."""
+        return max((box.y + box.height for box in self.boxes.values()), default=TOP) + 30
+
+    @property
+    def height(self) -> float:
+        """Height of the figure."""
+        return self.ground + (FOOT if any(self.positions) else 0.0)
+
+    @property
+    def logits(self) -> Point:
+        """The middle of the logits' lower end: above the classes that lead to them."""
+        ends = [self.boxes[start].middle for start, end, _, _ in self.block.arrows if end == "logits"]
+        return Point(sum(ends) / len(ends), 32.0)
+
+    @cached_property
+    def arrows(self) -> list[Arrow]:
+        """The arrows between what is drawn, weakest first."""
+        known = {*self.boxes, *(["logits"] if self.to_logits else [])}
+        rows = [row for row in self.block.arrows if row[0] in self.boxes and row[1] in known]
+        top = max((abs(strength or 0.0) for *_, strength in rows), default=0.0) or 1.0
+        slots = {row: self._slot(row[1], row) for row in rows}
+        return [
+            self._arrow(row, slots[row], abs(row[3] or 0.0) / top)
+            for row in sorted(rows, key=lambda r: abs(r[3] or 0.0))
+        ]
+
+    def _slot(self, target: str, row: tuple[str, str, str, float | None]) -> float:
+        """Where along its target's lower end an arrow arrives, 0 to 1: in the order of where arrows come from."""
+        rows = [other for other in self.block.arrows if other[1] == target and other[0] in self.boxes]
+        rows.sort(key=lambda other: (self.boxes[other[0]].middle, other[2]))
+        return (rows.index(row) + 0.5) / len(rows)
+
+    def _arrow(self, row: tuple[str, str, str, float | None], slot: float, share: float) -> Arrow:
+        source, target, through, strength = row
+        start = Point(self.boxes[source].middle, self.boxes[source].y)
+        if target == "logits":
+            end, label = Point(self.logits.x - 32 + 64 * slot, self.logits.y), ""
+        else:
+            box = self.boxes[target]
+            end, label = Point(box.x + 12 + (BOX - 24) * slot, box.y + box.height), through
+        pull = max(24.0, 0.5 * abs(start.y - end.y))
+        path = f"M{start.x:.1f} {start.y:.1f}C{start.x:.1f} {start.y - pull:.1f} {end.x:.1f} {end.y + pull:.1f} "
+        said = f"{source} \N{RIGHTWARDS ARROW} {target}, through {through}"
+        said += "" if strength is None else f": {formats.plain(strength)}"
+        return Arrow(
+            path=f"{path}{end.x:.1f} {end.y + 5:.1f}",
+            label=label,
+            place=Point(end.x + 5, end.y + 17),
+            width=1 + 3 * share,
+            said=said,
+        )
+
+
+def svg(block: Roles) -> str:
+    """The diagram, colours as CSS variables of the page."""
+    return rendered("roles.svg.j2", diagram=Diagram(block), box=BOX, line=LINE)

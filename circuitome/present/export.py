@@ -1,0 +1,225 @@
+"""Figures and tables of a run as files: png, svg, pdf, csv and json, without a browser."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from circuitome.errors import InputError, unknown_name
+from circuitome.present import charts, formats
+from circuitome.present.assets import on_paper
+from circuitome.present.blocks import (
+    AnyBlock,
+    Attention,
+    Bars,
+    Block,
+    Cell,
+    CircuitMap,
+    Document,
+    HeatMap,
+    Lines,
+    Numbers,
+    Pairs,
+    Roles,
+    Routes,
+    Scatter,
+    Table,
+    Tokens,
+)
+from circuitome.present.heat_maps import ends_of, name_of
+from circuitome.present.notebook import DRAWN
+from circuitome.present.page import drawing
+
+PICTURES, DATA = ("png", "svg", "pdf"), ("csv", "json")
+"""What a figure, and what any block, can be written as."""
+SCALE = 2.0
+"""Pixels of a png for each of the figure."""
+Rows = list[Sequence[Any]]
+
+
+def figures(document: Document) -> dict[str, AnyBlock]:
+    """The document's blocks by name: their titles with hyphens, or their kinds, numbered where a name comes again."""
+    named: dict[str, AnyBlock] = {}
+    for block in document.blocks:
+        name = formats.slug(block.title or block.block)
+        again = sum(other == name or other.rpartition("-")[0] == name for other in named)
+        named[f"{name}-{again + 1}" if name in named else name] = block
+    return named
+
+
+def export(document: Document, figure: str | int, to: str, path: str | Path) -> None:
+    """Write one block of a document to `path`: pictures as png, svg or pdf, and any block as csv or json.
+
+    `figure` is a name of `figures`, or its number from 0. Raises `InputError` for an unknown figure or format, for a
+    picture of what is none, and where the file cannot be written.
+    """
+    named = figures(document)
+    name = list(named)[int(figure)] if str(figure).isdigit() and int(figure) < len(named) else str(figure)
+    if name not in named:
+        raise unknown_name("figure", name, list(named))
+    if to not in PICTURES + DATA:
+        raise unknown_name("format", to, PICTURES + DATA)
+    block = named[name]
+    if to == "csv":
+        _write(Path(path), as_csv(block).encode())
+    elif to == "json":
+        _write(Path(path), (json.dumps(asdict(block), indent=1, ensure_ascii=False) + "\n").encode())
+    elif charts.is_chart(block) or isinstance(block, DRAWN):
+        write_svg(on_paper(charts.plain_svg(block) if charts.is_chart(block) else drawing(block)), to, Path(path))
+    else:
+        raise InputError(f"{name} is {_a(block)}, not a picture. Write it as csv or json.")
+
+
+def write_svg(svg: str, to: str, path: Path) -> None:
+    """Write an SVG document as svg, png or pdf. Raises `InputError` for another format."""
+    import vl_convert
+
+    if to not in PICTURES:
+        raise unknown_name("format", to, PICTURES)
+    makers: dict[str, Callable[[], bytes]] = {
+        "svg": svg.encode,
+        "png": lambda: vl_convert.svg_to_png(svg, scale=SCALE),
+        "pdf": lambda: vl_convert.svg_to_pdf(svg),
+    }
+    _write(path, makers[to]())
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def as_csv(block: Block) -> str:
+    """What a block holds as comma-separated values, its columns named in the first row."""
+    for kind, rows in _ROWS.items():
+        if isinstance(block, kind):
+            out = io.StringIO()
+            csv.writer(out, lineterminator="\n").writerows(rows(block))
+            return out.getvalue()
+    raise InputError(f"{_a(block).capitalize()} holds no table. Write it as json.")
+
+
+def _a(block: Any) -> str:
+    article = "an" if block.block[0] in "aeiou" else "a"
+    return f"{article} {block.block} block"
+
+
+def _table(block: Table) -> Rows:
+    wide = [any(isinstance(row[i], tuple) for row in block.rows) for i in range(len(block.columns))]
+    names = [
+        name
+        for column, several in zip(block.columns, wide, strict=True)
+        for name in ([column.name, f"{column.name} low", f"{column.name} high"] if several else [column.name])
+    ]
+    rows = [
+        [value for cell, several in zip(row, wide, strict=True) for value in (_ends(cell) if several else [cell])]
+        for row in block.rows
+    ]
+    return [names, *rows]
+
+
+def _ends(cell: Cell) -> list[Any]:
+    return list(cell) if isinstance(cell, tuple) else [cell, None, None]
+
+
+def _numbers(block: Numbers) -> Rows:
+    return [("name", "value", "low", "high", "unit"), *((i.name, i.value, i.low, i.high, i.unit) for i in block.items)]
+
+
+def _heat_map(block: HeatMap) -> Rows:
+    cells = [
+        (row, column, name_of(block, i, j), block.values[i][j], *ends_of(block, i, j))
+        for i, row in enumerate(block.rows)
+        for j, column in enumerate(block.columns)
+    ]
+    return [("row", "column", "name", "value", "low", "high"), *cells]
+
+
+def _lines(block: Lines) -> Rows:
+    rows = [
+        (line.name, x, y, low, high)
+        for line in block.series
+        for x, y, low, high in zip(line.x, line.y, line.low or _no(line.y), line.high or _no(line.y), strict=True)
+    ]
+    return [("line", block.x, block.y, "low", "high"), *rows]
+
+
+def _bars(block: Bars) -> Rows:
+    low, high, groups = (column or _no(block.values) for column in (block.low, block.high, block.groups))
+    return [("name", "value", "low", "high", "group"), *zip(block.labels, block.values, low, high, groups, strict=True)]
+
+
+def _scatter(block: Scatter) -> Rows:
+    groups = block.groups or _no(block.points)
+    rows = [(name, x, y, group) for (x, y, name), group in zip(block.points, groups, strict=True)]
+    return [("name", block.x, block.y, "group"), *rows]
+
+
+def _no(values: Sequence[Any]) -> tuple[None, ...]:
+    return (None,) * len(values)
+
+
+def _circuit(block: CircuitMap) -> Rows:
+    rows = [(edge.source, edge.reader, edge.score, edge.low, edge.high) for edge in block.edges]
+    return [("from", "to", "score", "low", "high"), *rows]
+
+
+def _routes(block: Routes) -> Rows:
+    rows = [(e.source, e.target, e.kind, e.importance, e.residual, " ".join(map(str, e.heads))) for e in block.edges]
+    return [("from", "to", "kind", "importance", "residual", "heads"), *rows]
+
+
+def _roles(block: Roles) -> Rows:
+    return [("class", "members", "position"), *((c.name, " ".join(c.members), c.position) for c in block.classes)]
+
+
+def _attention(block: Attention) -> Rows:
+    rows = [
+        (name, i, block.tokens[i], j, block.tokens[j], value)
+        for name, pattern in block.heads
+        for i, row in enumerate(pattern)
+        for j, value in enumerate(row)
+        if value is not None
+    ]
+    return [("head", "query", "query token", "key", "key token", "attention"), *rows]
+
+
+def _tokens(block: Tokens) -> Rows:
+    labels = block.labels or ("",) * len(block.lines)
+    rows = [
+        (label, i, token, value)
+        for label, line in zip(labels, block.lines, strict=True)
+        for i, (token, value) in enumerate(line)
+    ]
+    return [("line", "position", "token", "value"), *rows]
+
+
+def _pairs(block: Pairs) -> Rows:
+    names = list(dict.fromkeys(name for pair in block.pairs for name, _ in pair.metrics))
+    rows = [
+        (p.clean, p.corrupted, "|".join(p.answers), "|".join(p.wrongs), *(dict(p.metrics).get(name) for name in names))
+        for p in block.pairs
+    ]
+    return [("clean", "corrupted", "right", "wrong", *names), *rows]
+
+
+_ROWS: dict[type[Block], Callable[[Any], Rows]] = {
+    Table: _table,
+    Numbers: _numbers,
+    HeatMap: _heat_map,
+    Lines: _lines,
+    Bars: _bars,
+    Scatter: _scatter,
+    CircuitMap: _circuit,
+    Routes: _routes,
+    Roles: _roles,
+    Attention: _attention,
+    Tokens: _tokens,
+    Pairs: _pairs,
+}
+"""By kind of block: what it holds as rows, the names of columns first."""
