@@ -10,8 +10,6 @@ from torch import Tensor
 
 from circuitome.discovery.attribution.edges import eap
 from circuitome.engine.run_circuit import run_circuit
-from circuitome.engine.setting import Setting, method
-from circuitome.graph.circuits import Circuit
 from circuitome.models.inputs import Inputs
 from circuitome.models.loading import load
 from circuitome.models.model import Model
@@ -69,20 +67,14 @@ def test_float64_models_give_the_same_numbers(name: str) -> None:
     assert not any(block.attention._forward_pre_hooks for block in double.blocks)
 
 
-@method
-def _scores(setting: Setting) -> Tensor:
-    return eap(setting.model, setting.task).values
-
-
-@method
-def _logits(setting: Setting, circuit: Circuit) -> Tensor:
-    return run_circuit(setting.model, setting.task, circuit)
-
-
 def test_two_threads_take_turns() -> None:
     model = tiny("llama")
     circuit = eap(model, TASK).top(40)
-    work = [lambda: _scores(model, TASK), lambda: _logits(model, TASK, circuit), lambda: model.record(inputs).z[0]]
+    work: list[Callable[[], Tensor]] = [
+        lambda: eap(model, TASK).values,
+        lambda: run_circuit(model, TASK, circuit),
+        lambda: model.record(inputs).z[0],
+    ]
     inputs = Inputs.whole(torch.tensor([TASK.pairs[0].clean]))
     expected = [job() for job in work]
     with ThreadPoolExecutor(3) as pool:
