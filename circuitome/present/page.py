@@ -20,6 +20,8 @@ from circuitome.present.drawings import attention, circuit, roles, routes
 
 OPEN_PAIRS = 4
 """Prompt pairs shown without opening the fold."""
+QUOTED = re.compile("&#34;(?:(?!&#34;).){0,32}&#34;")
+"""A short text in quotes, escaped."""
 REPEATED = ("command", "sign", "title", "blocks", "results", "prompts")
 """Facts that stand elsewhere on the page."""
 
@@ -92,9 +94,13 @@ def _sections(blocks: Sequence[AnyBlock]) -> list[Section]:
 
 
 def _subject(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Task, model, method and date in a line."""
+    """Task, model, method and time in a line."""
     named = {kind: facts[kind].get("name") for kind in ("task", "model", "method") if isinstance(facts.get(kind), dict)}
-    return [(kind, str(name)) for kind, name in {**named, "created": facts.get("created")}.items() if name]
+    return [
+        (kind, str(name))
+        for kind, name in {**named, "created": str(facts.get("created") or "")[:16].replace("T", " ")}.items()
+        if name
+    ]
 
 
 def marked(clean: str, corrupted: str) -> tuple[Markup, Markup]:
@@ -105,6 +111,11 @@ def marked(clean: str, corrupted: str) -> tuple[Markup, Markup]:
         for side, words in zip(sides, ("".join(left[a:b]), "".join(right[c:d])), strict=True):
             side.append(escape(words) if step == "equal" or not words else Markup("<mark>{}</mark>").format(words))
     return Markup("").join(sides[0]), Markup("").join(sides[1])
+
+
+def unbroken(text: str) -> Markup:
+    """Text for a cell of a table, in which short texts in quotes, such as tokens, stay on one line."""
+    return Markup(QUOTED.sub(lambda match: f'<span class="whole">{match[0]}</span>', str(escape(text))))
 
 
 def shade(value: Number, largest: float) -> str:
@@ -170,5 +181,6 @@ TOOLS: dict[str, Any] = {
     "open_pairs": OPEN_PAIRS,
     "routes": routes,
     "shade": shade,
+    "unbroken": unbroken,
 }
 """What the templates call."""

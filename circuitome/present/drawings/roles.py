@@ -9,8 +9,8 @@ from circuitome.present.assets import rendered
 from circuitome.present.blocks import RoleClass, Roles
 from circuitome.present.drawings.grid import Point
 
-BOX, GAP, LEVEL, TOP, FOOT = 172.0, 26.0, 64.0, 44.0, 46.0
-"""Width of a box, room between boxes, between levels, above and below, in pixels."""
+BOX, GAP, NARROW, LEVEL, TOP, FOOT = 168.0, 24.0, 64.0, 64.0, 44.0, 46.0
+"""Width of a box, room between boxes, width of an empty column, room between levels, above and below, in pixels."""
 LINE, HEAD = 14.0, 30.0
 """Height of a line of members, and of a box without any."""
 NAMED, IN_LINE = 6, 3
@@ -101,12 +101,32 @@ class Diagram:
         return cells
 
     @cached_property
+    def shifts(self) -> dict[tuple[str, int], int]:
+        """1 where a row of boxes stands half a box to the right, so that its arrows pass between the boxes above it."""
+        shifts: dict[tuple[str, int], int] = {}
+        for position in self.positions:
+            parity = None  # of the places, in half boxes, at which the row above stands
+            for level in sorted((level for at, level in self.cells if at == position), reverse=True):
+                places = len(self.cells[position, level]) - 1
+                shifts[position, level] = int(parity == places % 2 and self._passes(position, level))
+                parity = (places + shifts[position, level]) % 2
+        return shifts
+
+    def _passes(self, position: str, level: int) -> bool:
+        """Whether a class of this row leads beyond the next row of its column, in the column or to the logits."""
+        above = min(at for name, at in self.cells if name == position and at > level)
+        names = {role.name for role in self.cells[position, level]}
+        ends = {end for start, end, _, _ in self.block.arrows if start in names}
+        column = {role.name for role in self.block.classes if role.position == position} | {"logits"}
+        return any(self.levels.get(end, above + 1) > above for end in ends & column)
+
+    @cached_property
     def spans(self) -> dict[str, tuple[float, float]]:
-        """Left and right end of each position's column, which is as wide as its fullest level."""
+        """Left and right end of each position's column, which is as wide as its fullest row."""
         spans, x = {}, GAP
         for position in self.positions:
-            most = max((len(roles) for (at, _), roles in self.cells.items() if at == position), default=0)
-            width = most * BOX + (most - 1) * GAP if most else 64.0
+            rows = [len(roles) + self.shifts[cell] for cell, roles in self.cells.items() if cell[0] == position]
+            width = max(rows) * (BOX + GAP) - GAP if rows else NARROW
             spans[position] = (x, x + width)
             x += width + GAP
         return spans
@@ -127,11 +147,12 @@ class Diagram:
 
     @cached_property
     def boxes(self) -> dict[str, Box]:
-        """The boxes by class, each level centred in its column."""
+        """The boxes by class, each row centred in its column or shifted."""
         boxes = {}
         for (position, level), roles in self.cells.items():
             left, right = self.spans[position]
-            start = (left + right - len(roles) * BOX - (len(roles) - 1) * GAP) / 2
+            shift = self.shifts[position, level] * (BOX + GAP) / 2
+            start = (left + right - len(roles) * BOX - (len(roles) - 1) * GAP) / 2 + shift
             for i, role in enumerate(roles):
                 boxes[role.name] = Box(role, start + i * (BOX + GAP), self.tops[level])
         return boxes

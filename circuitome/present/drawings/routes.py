@@ -6,7 +6,7 @@ from typing import Any
 
 from circuitome.graph.node import Node
 from circuitome.present.assets import rendered
-from circuitome.present.blocks import RouteEdge, RouteNode, Routes
+from circuitome.present.blocks import RouteEdge, Routes
 from circuitome.present.drawings.grid import Point
 
 COLUMN, ROW, LEFT, TOP, FOOT = 58.0, 26.0, 46.0, 34.0, 96.0
@@ -87,74 +87,32 @@ class Map:
             return Point(x, self.ground - ROW * (node.layer + 0.5))
         return Point(x + (14 if node.kind == "mlp" else -12), self.ground - ROW * (node.layer + 0.75))
 
-
-@dataclass(frozen=True)
-class Line:
-    """A drawn edge."""
-
-    index: int
-    """Its number in the block."""
-    edge: RouteEdge
-    """The edge."""
-    start: Point
-    """Where it comes from."""
-    end: Point
-    """Where it goes."""
-    shown: bool
-    """Whether it is on the route at the first threshold."""
-
-    @property
-    def colour(self) -> str:
-        """Name of its kind's colour."""
-        return COLOURS.get(self.edge.kind, "muted")
-
-    @property
-    def opacity(self) -> float:
-        """Opacity of the stroke."""
-        return 0.35 + 0.65 * min(1.0, 2 * self.edge.importance)
-
-    @property
-    def said(self) -> str:
-        """Its ends, its importance and its strongest heads in words."""
-        heads = sorted(((value, head) for head, value in enumerate(self.edge.heads) if value > 0), reverse=True)
-        words = [f"{self.edge.source} to {self.edge.target}: {self.edge.importance:.3f}"]
-        words += [f"h{head} {value:.3f}" for value, head in heads[:SAID]]
-        return ", ".join([*words, *([f"residual {self.edge.residual:.3f}"] if self.edge.residual else [])])
-
-
-@dataclass(frozen=True)
-class Dot:
-    """A drawn node."""
-
-    node: RouteNode
-    """The node."""
-    place: Point
-    """Where it is."""
-    shown: bool
-    """Whether it is on the route at the first threshold."""
-
-    @property
-    def size(self) -> float:
-        """Radius, growing with flow."""
-        return 1.8 + 4.0 * self.node.flow**0.5
-
-    @property
-    def mlp(self) -> bool:
-        """Whether it is an MLP, which is drawn as a square."""
-        return Node.parse(self.node.id).kind in ("mlp", "mlp_bias")
+    def square(self, name: str) -> bool:
+        """Whether a node is an MLP or its bias, which are drawn as squares."""
+        return Node.parse(name).kind in ("mlp", "mlp_bias")
 
 
 def svg(block: Routes) -> str:
-    """Every kept edge and node; what is not on the route at the first threshold is hidden."""
+    """Every kept edge and node; what is not on the route at the first threshold is not displayed."""
     places = Map(block)
-    kept = set(on_route(block, block.threshold if block.slides else 0.0))
-    reached = {block.target, *(block.edges[index].source for index in kept)}
-    lines = [
-        Line(index, edge, places.at(edge.source), places.at(edge.target), index in kept)
-        for index, edge in sorted(enumerate(block.edges), key=lambda item: item[1].importance)
-    ]
-    dots = [Dot(node, places.at(node.id), node.id in reached) for node in block.nodes]
-    return rendered("routes.svg.j2", block=block, map=places, lines=lines, dots=dots, fits=places.width <= FITS)
+    shown = set(on_route(block, block.threshold if block.slides else 0.0))
+    edges = sorted(enumerate(block.edges), key=lambda item: item[1].importance)  # strong lines lie on top
+    return rendered(
+        "routes.svg.j2",
+        block=block,
+        map=places,
+        edges=[(index, edge, index in shown, COLOURS.get(edge.kind, "muted"), _said(edge)) for index, edge in edges],
+        reached={block.target, *(block.edges[index].source for index in shown)},
+        fits=places.width <= FITS,
+    )
+
+
+def _said(edge: RouteEdge) -> str:
+    """Its ends, its importance and its strongest heads in words."""
+    heads = sorted(((value, head) for head, value in enumerate(edge.heads) if value > 0), reverse=True)
+    words = [f"{edge.source} to {edge.target}: {edge.importance:.3f}"]
+    words += [f"h{head} {value:.3f}" for value, head in heads[:SAID]]
+    return ", ".join([*words, *([f"residual {edge.residual:.3f}"] if edge.residual else [])])
 
 
 def script_data(block: Routes) -> dict[str, Any]:
