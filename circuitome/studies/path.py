@@ -1,0 +1,163 @@
+"""Path patching: what reaches receivers from each sender, through no other head; or the trace back from the logits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+from typing_extensions import override
+
+from circuitome.errors import InputError
+from circuitome.present.blocks import Block, Cell, CircuitMap, Column, Edge, Figure, Note, Table
+from circuitome.studies.settings import Flag, Names, PromptSettings
+from circuitome.studies.study import Findings, Study, Work
+
+if TYPE_CHECKING:
+    from circuitome.discovery.patching.path import Trace
+    from circuitome.studies.context import Context
+
+SIGN = (
+    "An effect is the metric when the receiver gets what the sender writes on the corrupted prompt, minus that of "
+    "the clean run, mean over prompts: negative where the path helps."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Path(PromptSettings):
+    """Path patching: what reaches receivers from each sender, through no other head; or the trace from the logits."""
+
+    to: Names = ("logits",)
+    """Receivers, with commas between: logits, or inputs such as a9.h6.q, a9.kv2.v, m7.in."""
+    senders: Annotated[Names, Parameter(name="--from")] = ()
+    """Senders, with commas between, e.g. a5.h1,m3,embed; all by default."""
+    positions: Names = ("all",)
+    """Where senders are patched: all, end, roles of the task such as S2, or numbers; with commas between."""
+    to_positions: Names = ()
+    """Where receivers are; by default the end for queries and logits, all for others."""
+    freeze_mlps: Flag = False
+    """Keep MLPs between sender and receiver clean."""
+    depth: int = 0
+    """Trace back: keep the senders that matter to the logits, ask who writes into their inputs, and so on, so often."""
+    width: int = 5
+    """Senders that the trace keeps for a receiver at most."""
+    threshold: float = 0.02
+    """Effect that a kept sender has at least, as a share of the gap between clean and corrupted metric."""
+
+    @override
+    def check(self) -> None:
+        if self.depth < 0:
+            raise InputError(f"--depth counts steps back from the logits and must be 0 or more, got {self.depth}.")
+        if self.depth and (self.to != ("logits",) or self.senders not in ((), ("all",))):
+            raise InputError("A trace back (--depth) starts at the logits with all senders; leave out --to and --from.")
+        super().check()
+
+
+def work(settings: Path, context: "Context") -> Work:
+    """About eight passes for a receiver; a trace asks about more of them the deeper it goes."""
+    receivers = 1 if not settings.depth else sum((3 * settings.width) ** level for level in range(settings.depth))
+    return Work.over(context.task, forward=2 + 8.0 * receivers, notes={"receivers": receivers})
+
+
+def run(settings: Path, context: "Context") -> Findings:
+    """One map of effects, or those of all receivers on the way back."""
+    from circuitome.discovery.patching.path import path_patch, trace_back
+    from circuitome.studies.pieces import effect_blocks, effect_results, effect_tensors
+
+    setting = context.setting
+    title = f"Path patching: {context.task.name} in {settings.model}"
+    if settings.depth:
+        options = {name: getattr(settings, name) for name in ("depth", "width", "threshold", "freeze_mlps")}
+        trace = trace_back(setting, **options)
+        maps = [effects for level in trace.levels for effects in level]
+        receivers = tree(trace)
+        kept = Figure(name="Edges kept", value=len(trace.circuit), style="count", about=f"{len(receivers)} receivers")
+        lede, cards, *rest = effect_blocks(setting, maps, more=(kept,))
+        return Findings(
+            title=title,
+            sign=SIGN,
+            results=effect_results(maps),
+            blocks=[lede, cards, *traced(setting.model.graph, receivers, trace, setting.task.unit), *rest],
+            tensors=effect_tensors(maps) | {"circuit": trace.circuit.mask},
+            more={"tree": receivers, "edges": len(trace.circuit), "circuit": list(trace.circuit)},
+        )
+    effects = path_patch(
+        setting,
+        settings.to,
+        senders=None if settings.senders in ((), ("all",)) else settings.senders,
+        sender_positions=positions_of(settings.positions),
+        receiver_positions=positions_of(settings.to_positions) if settings.to_positions else None,
+        freeze_mlps=settings.freeze_mlps,
+    )
+    return Findings(
+        title=title,
+        sign=SIGN,
+        results=effect_results([effects]),
+        blocks=effect_blocks(setting, [effects]),
+        tensors=effect_tensors([effects]),
+        more={"to": list(settings.to)},
+    )
+
+
+def positions_of(names: Sequence[str]) -> str | list[str | int]:
+    """Positions as `path_patch` wants them: digits are indices."""
+    positions: list[str | int] = [int(name) if name.lstrip("-").isdigit() else name for name in names]
+    return positions[0] if len(positions) == 1 and isinstance(positions[0], str) else positions
+
+
+def tree(trace: "Trace") -> list[dict[str, Any]]:
+    """Every receiver with its strongest senders and which of them were kept."""
+    from circuitome.studies.pieces import finite
+
+    graph, rows = trace.circuit.graph, []
+    for depth, (receivers, maps) in enumerate(zip(trace.receivers, trace.levels, strict=True)):
+        for receiver, effects in zip(receivers, maps, strict=True):
+            kept = trace.circuit.mask[:, graph.column(receiver)]
+            senders = [
+                {"label": name, "mean": e.value, "low": finite(e.low), "high": finite(e.high)}
+                | {"kept": bool(kept[graph.row(name)])}
+                for name, e in effects.top(max(5, int(kept.sum())))
+            ]
+            rows.append({"receiver": receiver, "depth": depth, "senders": senders})
+    return rows
+
+
+def traced(graph: Any, receivers: Sequence[dict[str, Any]], trace: "Trace", unit: str) -> list[Block]:
+    """The kept edges on the model's grid, then every receiver with its senders, depth by depth."""
+    from circuitome.studies.pieces import shape_of
+
+    kept = [(r["depth"], r["receiver"], s) for r in receivers for s in r["senders"] if s["kept"]]
+    edges = sorted(
+        (Edge(source=s["label"], reader=to, score=s["mean"], low=s["low"], high=s["high"]) for _, to, s in kept),
+        key=lambda edge: -abs(edge.score or 0.0),
+    )
+    rows: list[tuple[Cell, ...]] = [(d, to, s["label"], (s["mean"], s["low"], s["high"])) for d, to, s in kept]
+    left = [
+        (r["depth"], r["receiver"], ", ".join(f"{s['label']} {s['mean']:.3f}" for s in r["senders"] if not s["kept"]))
+        for r in receivers
+    ]
+    nothing = sum(not any(s["kept"] for s in r["senders"]) for r in receivers)
+    note = (
+        "Of each receiver the strongest senders whose effect is large enough and whose interval leaves out zero are "
+        f"kept; into {nothing:,} of {len(receivers):,} receivers nothing was kept."
+    )
+    columns = (
+        Column(name="depth", style="count"),
+        Column(name="into", style="node"),
+        Column(name="kept sender", style="node"),
+        Column(name="effect", style="estimate", unit=unit, decimals=3),
+    )
+    others = (*columns[:2], Column(name="strongest senders that were not kept"))
+    unsure = Note(
+        level="warning",
+        text="With one prompt there is no interval over prompts: senders were kept for the size of their effect alone, "
+        "and none of them is certain.",
+    )
+    return [
+        *(() if trace.certain else (unsure,)),
+        CircuitMap(title="Edges kept", shape=shape_of(graph), edges=tuple(edges), unit=unit, top=0),
+        Table(title="Trace back from the logits", note=note, columns=columns, rows=tuple(rows)),
+        Table(title="What was not kept", columns=others, rows=tuple(left), folded=True),
+    ]
+
+
+STUDY = Study("path", Path, run, work)

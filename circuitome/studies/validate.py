@@ -1,0 +1,322 @@
+"""A finished run's circuit put to the test, on the very prompts, weights and ablation that it was found with."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuitome.errors import RunError
+from circuitome.present.blocks import Block, Cell, Column, Lede, Note, Scatter, Table
+from circuitome.studies.settings import Flag, RunSettings
+from circuitome.studies.study import Findings, Study, Work
+
+if TYPE_CHECKING:
+    from circuitome.graph.circuits import Circuit
+    from circuitome.studies.context import Context
+    from circuitome.tasks.task import Task
+
+MARKS = {"pass": "good", "fail": "bad", "unclear": "unclear"}
+SHOWN = 40
+"""Parts and edges in the tables of minimality."""
+PASSES = {True: 33.0, False: 280.0}
+"""Circuit passes of the quick and of the whole suite; measured on SmolLM2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validate(RunSettings):
+    """Test a finished run's circuit: is it faithful, complete, minimal, better than chance, and stable?"""
+
+    quick: Flag = False
+    """Fewer subsets and no robustness: about a tenth of the work, some verdicts stay unclear."""
+    shrink: Flag = False
+    """Leave out what the circuit can do without, and keep the smaller circuit."""
+    roles: str | None = None
+    """Folder of an `explain` run whose roles are knocked out together for completeness; thirds of the layers else."""
+
+
+def work(settings: Validate, context: "Context") -> Work:
+    """Bare passes of the whole suite, measured."""
+    return Work.over(context.task, forward=PASSES[settings.quick])
+
+
+def run(settings: Validate, context: "Context") -> Findings:
+    """The verdict on a run's circuit. Measurements are kept, so that a stopped run goes on."""
+    from circuitome.models.known import KNOWN
+    from circuitome.validation.faithfulness.evaluator import Evaluator
+    from circuitome.validation.ground_truth import true_circuit
+    from circuitome.validation.tests.completeness_minimality import shrink
+    from circuitome.validation.verdict import validate
+
+    found, ablation = context.found, context.ablation
+    knows = context.model.name in KNOWN and ablation in ("corrupted", "zero")
+    verdict = validate(
+        context.setting.but(checkpoint=context.folder),
+        found.circuit,
+        scores=found.scores,
+        others=other_corruptions(context),
+        groups=None if settings.roles is None else roles_of(settings.roles, found.circuit),
+        truth=true_circuit(context.model, context.task, ablation) if knows else None,  # type: ignore[arg-type]
+        quick=settings.quick,
+    )
+    smaller, left_out = found.circuit, tuple[str, ...]()
+    if settings.shrink:
+        kept = context.setting.but(checkpoint=context.file("measured.safetensors"))
+        smaller, left_out = shrink(Evaluator(kept), found.circuit, verdict.minimality)
+    results = verdict.to_dict()
+    shrunk = f"Without {len(left_out)} parts that it can do without, {len(smaller):,} edges are left."
+    return Findings(
+        title=f"Is it real? {context.task.name} in {found.origin.model}",
+        sign="A circuit is established where every criterion passes; unclear means that these prompts do not decide.",
+        results=results,
+        blocks=[*blocks(results, len(found.circuit), context.task.unit), *([Note(text=shrunk)] if left_out else [])],
+        tensors={"circuit": smaller.mask},
+        more={
+            "holds": verdict.holds,
+            "answer": verdict.answer,
+            "edges": len(found.circuit),
+            "edges_after_shrinking": len(smaller),
+            "left_out": list(left_out),
+        },
+    )
+
+
+def roles_of(folder: str, circuit: "Circuit") -> dict[str, list[str]]:
+    """The circuit's heads of each role that an `explain` run named. Raises `RunError` for another run."""
+    from circuitome.runs.store import load_run
+
+    manifest = load_run(Path(folder)).manifest
+    if manifest["kind"] != "explain":
+        raise RunError(f"{folder} is a {manifest['kind']} run and names no roles. Give a run of `circuitome explain`.")
+    nodes = set(circuit.nodes)
+    groups: dict[str, list[str]] = {}
+    for head in manifest["results"]["heads"]:
+        if head["head"] in nodes and head["role"] != "unclear":
+            groups.setdefault(head["role"], []).append(head["head"])
+    return groups
+
+
+def other_corruptions(context: "Context") -> dict[str, "Task"]:
+    """The same clean prompts with the ABC distribution, for a run on IOI's generator."""
+    from circuitome.tasks.generators.ioi import ioi
+
+    origin = context.found.origin
+    if origin.data is not None or origin.task != "ioi":
+        return {}
+    return {"ABC": ioi(context.model, n=origin.n, seed=origin.seed, corruption="abc")}
+
+
+def blocks(results: Mapping[str, Any], edges: int, unit: str) -> list[Block]:
+    """The answer, the criteria, then what each line rests on."""
+    parts: list[Block] = [Lede(text=sentence(results, edges)), criteria(results["criteria"])]
+    parts += faithfulness(results)
+    parts += [completeness(results["completeness"], unit), minimality(results["minimality"])]
+    if results["single_edges"]:
+        parts.append(single_edges(results["single_edges"], unit))
+    if results["areas"]:
+        parts += sizes(results)
+    parts += robustness(results["robustness"]) if results["robustness"] else []
+    if results["known"]:
+        rows = tuple(results["known"].items())
+        parts.append(Table(title="Against the true circuit", columns=_columns(("measure",), ("value",)), rows=rows))
+    return parts
+
+
+def sentence(results: Mapping[str, Any], edges: int) -> str:
+    """The answer, why, and how many criteria say what."""
+    counts = {kind: sum(c["verdict"] == kind for c in results["criteria"]) for kind in MARKS}
+    return (
+        f"{results['answer']}: {results['reason']}\nOf {len(results['criteria'])} criteria the circuit of {edges:,} "
+        f"edges passes {counts['pass']} and fails {counts['fail']}; {counts['unclear']} inconclusive."
+    )
+
+
+def criteria(lines: Sequence[Mapping[str, Any]]) -> Table:
+    """One row a criterion: its verdict, value with interval, what passes, and what it is compared with."""
+    rows = tuple(
+        (
+            line["verdict"],
+            line["name"],
+            line["said"] or (line["value"], line["low"], line["high"]),
+            line["threshold"],
+            "; ".join(part for part in (line["null"], line["note"]) if part),
+        )
+        for line in lines
+    )
+    columns = (
+        Column(name="verdict"),
+        Column(name="criterion"),
+        Column(name="value", style="estimate", decimals=3),
+        Column(name="passes at"),
+        Column(name="compared with", narrow=False),
+    )
+    marks = tuple(MARKS[line["verdict"]] for line in lines)
+    return Table(title="The verdict", columns=columns, rows=rows, marks=marks)
+
+
+def _estimate(value: Mapping[str, Any]) -> Cell:
+    from circuitome.studies.pieces import finite
+
+    return finite(value["value"]), finite(value["low"]), finite(value["high"])
+
+
+def _columns(
+    texts: Sequence[str], numbers: Sequence[str], style: Any = "number", decimals: int = 3
+) -> tuple[Column, ...]:
+    return (*(Column(name=n) for n in texts), *(Column(name=n, style=style, decimals=decimals) for n in numbers))
+
+
+def faithfulness(results: Mapping[str, Any]) -> list[Block]:
+    """Every definition, circuits made by chance, templates, prompts, ablations."""
+    variants = tuple((name, _estimate(value), value["unit"]) for name, value in results["variants"].items())
+    heads = (*_columns(("definition",), ("value",), "estimate"), Column(name="unit"))
+    chance = tuple(
+        (name, len(values), sum(values) / len(values), min(values, key=lambda share: abs(1 - share)))
+        for name, values in results["nulls"].items()
+        if values
+    )
+    templates = tuple((name, _estimate(value)) for name, value in results["templates"].items())
+    ablations = tuple((o["name"], _estimate(o["edges"]) if o["edges"] else o["note"]) for o in results["ablations"])
+    share = _columns(("",), ("faithfulness",), "estimate")
+    tables: list[tuple[str, tuple[Column, ...], tuple[Any, ...]]] = [
+        ("Faithfulness, as papers define it", heads, variants),
+        ("Circuits made by chance", _columns(("kind",), ("circuits", "mean", "nearest to 1")), chance),
+        ("Faithfulness by template", share, templates),
+        ("Faithfulness over prompts", _columns(("",), ("faithfulness",)), tuple(results["spread"].items())),
+        ("Faithfulness under other ablations", share, ablations),
+    ]
+    return [
+        Table(title=title, columns=columns, rows=rows, where="everywhere" if not i else "page")
+        for i, (title, columns, rows) in enumerate(tables)
+        if rows
+    ]
+
+
+def completeness(sets: Sequence[Mapping[str, Any]], unit: str) -> Block:
+    """The metric of the circuit over that of the model, the same nodes knocked out of both."""
+    note = (
+        "Each point is a set of nodes knocked out of the circuit and of the model. On the diagonal both suffer alike; "
+        "off it the model has parts that the circuit lacks. greedy: the worst sets that a search came upon."
+    )
+    kinds = {"random": "random sets", "greedy": "greedy"}
+    points = tuple((s["model"], s["circuit"], f"{s['kind']}, {len(s['nodes'])} nodes") for s in sets)
+    return Scatter(
+        title="Completeness",
+        note=note,
+        x=f"model without them, {unit}",
+        y=f"circuit without them, {unit}",
+        points=points,
+        groups=tuple(kinds.get(s["kind"], "groups") for s in sets),
+        diagonal=True,
+        where="page",
+    )
+
+
+def minimality(scores: Mapping[str, float]) -> Table:
+    """What the circuit loses without each part, least first."""
+    ranked = sorted(scores.items(), key=lambda item: item[1])
+    note = "What the circuit loses without each node, or without all edges into a reader, least first."
+    columns = (Column(name="part", style="node"), Column(name="share of the gap", style="number", decimals=4))
+    return Table(title="Minimality", note=note, columns=columns, rows=tuple(ranked[:SHOWN]), where="page")
+
+
+def single_edges(found: Mapping[str, Any], unit: str) -> Table:
+    """The edges that were tested one by one, least needed first."""
+    useless = sorted(found["useless"])
+    note = (
+        f"{len(found['changes'])} edges of the circuit, left out one by one, against {len(useless)} edges of random "
+        f"paths that were added (median change {useless[len(useless) // 2]:.3g}). {len(found['unneeded'])} of them are "
+        "no better."
+    )
+    ranked = sorted(found["changes"].items(), key=lambda item: item[1])[:SHOWN]
+    rows = tuple((e, v, "no better than a useless edge" if e in found["unneeded"] else "") for e, v in ranked)
+    columns = (
+        Column(name="edge", style="node"),
+        Column(name="change of the metric", style="number", unit=unit, decimals=4),
+        Column(name=""),
+    )
+    return Table(title="Single edges", note=note, columns=columns, rows=rows, where="page")
+
+
+def sizes(results: Mapping[str, Any]) -> list[Block]:
+    """CPR and CMD, and the curve they are areas of."""
+    areas = results["areas"]
+    note = (
+        "Areas of faithfulness f over the share p of edges. CPR is the integral of f (circuits by signed score), CMD "
+        "that of |1 - f| (by size of the score); on the linear axis half the weight lies above p = .5."
+    )
+    rows = (("linear axis", areas["cpr"], areas["cmd"]), ("logarithmic axis", areas["cpr_log"], areas["cmd_log"]))
+    curve = tuple((f"{p:g}", signed, size) for p, signed, size in results["curve"])
+    heads = _columns(("share of the edges",), ("f, by signed score", "f, by size"))
+    return [
+        Table(title="Areas under the curve", note=note, columns=_columns(("axis",), ("CPR", "CMD")), rows=rows),
+        Table(title="Faithfulness by share of the edges", columns=heads, rows=curve, where="page"),
+    ]
+
+
+def robustness(found: Mapping[str, Any]) -> list[Block]:
+    """Tables of every section, or why there is none."""
+    drawn = {
+        "backups": ("Heads knocked out, and who took over", _backups),
+        "transfer": ("On other prompts and tasks", _transfer),
+        "stability": ("On resampled prompts", _stability),
+        "methods": ("Overlap of methods (Jaccard of edges)", _methods),
+    }
+    parts: list[Block] = []
+    for name, (title, draw) in drawn.items():
+        section = found.get(name, {"note": "not measured"})
+        if "note" in section:
+            parts.append(Note(title=title, text=section["note"], where="page"))
+        else:
+            parts.append(draw(title, section))
+    return parts
+
+
+def _backups(title: str, found: Mapping[str, Any]) -> Table:
+    def said(name: str) -> str:
+        value = found[name]
+        return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+
+    risen = ", ".join(r["name"] for r in found["rediscovery"]["rises"][:8])
+    note = (
+        f"Knocked out ({found['ablation']}): {', '.join(found['knocked'])}. Metric {said('intact')} before, "
+        f"{said('left')} after; without any reaction it would have lost {said('direct')}, the others gave "
+        f"{said('repaired')} back. Backups: {', '.join(found['backups']) or 'none'}. Searched again without them, "
+        f"these gained most: {risen}."
+    )
+    rows = tuple(
+        (r["name"], *map(_estimate, (r["before"], r["after"], r["growth"])), "backup" * (r["name"] in found["backups"]))
+        for r in found["reactions"][:10]
+    )
+    columns = _columns(("part",), ("direct contribution before", "after", "growth"), "estimate")
+    return Table(title=title, note=note, columns=(*columns, Column(name="")), rows=rows, where="page")
+
+
+def _transfer(title: str, found: Mapping[str, Any]) -> Table:
+    note = "Faithfulness of the circuit of each row on the prompts of each column; the first row is this circuit."
+    names = found["names"]
+    rows = [(name, *(share["value"] for share in row)) for name, row in zip(names, found["faithfulness"], strict=True)]
+    rows.append(("edges shared with the first search", *found["overlap"]["edges"][0]))
+    columns = _columns(("circuit of",), names, decimals=2)
+    return Table(title=title, note=note, columns=columns, rows=tuple(rows), where="page")
+
+
+def _stability(title: str, found: Mapping[str, Any]) -> Table:
+    kinds = {
+        "edges": "edges",
+        "nodes": "nodes",
+        "ranks": "rank correlation of edges",
+        "node_ranks": "rank correlation of nodes",
+        "edges_halves": "edges, disjoint halves",
+    }
+    rows = tuple((w, (found[n]["mean"], found[n]["low"], found[n]["high"])) for n, w in kinds.items())
+    note = f"Jaccard with the circuit of all prompts; random circuits share {found['chance_edges']:.3f} of their edges."
+    columns = _columns(("of",), ("mean, and 95 % of draws",), "estimate")
+    return Table(title=title, note=note, columns=columns, rows=rows, where="page")
+
+
+def _methods(title: str, found: Mapping[str, Any]) -> Table:
+    rows = tuple((name, *row) for name, row in zip(found["names"], found["edges"], strict=True))
+    return Table(title=title, columns=_columns(("",), found["names"], decimals=2), rows=rows, where="page")
+
+
+STUDY = Study("validate", Validate, run, work)
