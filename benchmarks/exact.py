@@ -98,10 +98,11 @@ def learned(model: cm.Model, task: cm.Task) -> dict[str, object]:
 
 def known() -> dict[str, object]:
     """The pessimistic ROC area of ACDC on two compiled models with zero ablation; edges found with resampling."""
-    from circuitome.runs.known import KnownSpec, run_known
+    from circuitome.studies.context import Context
+    from circuitome.studies.known import Known, run
 
-    spec = KnownSpec.of(("tracr-reverse", "tracr-frac-prevs"), ("acdc",), ("zero", "corrupted"))
-    rows = run_known(spec)["rows"]
+    settings = Known(models=("tracr-reverse", "tracr-frac-prevs"), methods=("acdc",))
+    rows = run(settings, Context(settings)).results["rows"]
     return {
         "known_acdc": {
             f"{row['model']} {row['ablation']}": {key: row[key] for key in ("true_edges", "ROC area", "recall")}

@@ -1,6 +1,8 @@
 """Several methods on the same prompts: how faithful their circuits are by size, here and on held-out prompts."""
 
+import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from circuitome.errors import InputError, unknown_name
-from circuitome.present.blocks import Block, Cell, Column, Lede, Lines, Series, Table
+from circuitome.present import formats
+from circuitome.present.blocks import Block, Cell, Column, Lede, Lines, Note, Series, Table
 from circuitome.studies.settings import Names, PromptSettings
 from circuitome.studies.study import Findings, Study, Work
 
@@ -31,9 +34,10 @@ RANDOM_CIRCUITS = 3
 """Random circuits of each size."""
 HELD_OUT = 64
 """Held-out prompts that are drawn where no file gives them."""
+RANDOM = "random circuits"
 SIGN = (
-    "Faithfulness is the share of the metric's gap between the ablated and the whole model that a circuit recovers: 1 "
-    "is the whole model, 0 nothing; circuits may overshoot."
+    "Faithfulness is the share of the metric's gap between the ablated and the whole model that a circuit recovers: "
+    "1 is the whole model, 0 nothing; circuits may overshoot."
 )
 
 
@@ -93,8 +97,7 @@ def run(settings: Compare, context: "Context") -> Findings:
     from circuitome.validation.robustness.score_agreement import agreement
 
     held, reference = held_out(settings, context), exact_scores(settings, context)
-    rows: list[dict[str, Any]] = []
-    tensors: dict[str, Any] = {}
+    rows, tensors = list[dict[str, Any]](), dict[str, Any]()
     for name in settings.methods:
         result, seconds = searched(settings, context, name)
         circuits = circuits_of(name, result, default_sizes(context.model.graph))
@@ -103,6 +106,7 @@ def run(settings: Compare, context: "Context") -> Findings:
             "name": name,
             "description": METHODS[name].what,
             "seconds": round(seconds, 1),
+            "edges": len(result.circuit),
             "points": [
                 {"edges": size, **share, "held_out": None if there is None else there[i]["value"]}
                 for i, (size, share) in enumerate(zip(circuits, here or [], strict=True))
@@ -114,14 +118,14 @@ def run(settings: Compare, context: "Context") -> Findings:
             row |= {"pearson": near.pearson, "pearson_abs": near.pearson_abs, "spearman": near.spearman}
         rows.append(row)
         tensors |= {f"{name}.scores": result.scores.values, f"{name}.circuit": result.circuit.mask}
-    chance = random_shares(context)
+    results = {"methods": rows, "random": random_shares(context)}
     about = None if held is None else {"name": held.name, "n": len(held), "source": held.source}
     exact_edges = 0 if reference is None else len(reference[1])
     return Findings(
         title=f"Methods compared: {context.task.name} in {settings.model}",
         sign=SIGN,
-        results={"methods": rows, "random": chance},
-        blocks=blocks(rows, chance, about, exact_edges),
+        results=results,
+        blocks=blocks(context, results, about, exact_edges),
         tensors=tensors,
         more={"held_out": about, "exact_edges": exact_edges},
     )
@@ -129,15 +133,16 @@ def run(settings: Compare, context: "Context") -> Findings:
 
 def held_out(settings: Compare, context: "Context") -> "Task | None":
     """Prompts that no method sees: another draw of the task, without the prompts of `task`, or a file's."""
+    from circuitome.models.known import KNOWN
     from circuitome.tasks import TASKS, from_file
 
     source = settings.held_out or (settings.task if settings.data is None else None)
     if source is None:
         return None
-    if source not in TASKS:
+    if source not in (*TASKS, *KNOWN):
         return from_file(context.model, source)
-    drawn = TASKS[source](context.model, n=HELD_OUT, seed=settings.seed + 1)
-    known = {pair.clean for pair in context.task.pairs}
+    origin = replace(settings.origin(), task=source, data=None, n=HELD_OUT, seed=settings.seed + 1)
+    drawn, known = origin.draw(context.model), {pair.clean for pair in context.task.pairs}
     pairs = tuple(pair for pair in drawn.pairs if pair.clean not in known)
     if not pairs:
         raise InputError(f"All held-out prompts of {source} are among the prompts themselves; take fewer (--n).")
@@ -219,72 +224,131 @@ def random_shares(context: "Context") -> list[dict[str, Any]]:
     return [{"edges": size, "value": share.value, "low": low, "high": high} for size, share, (low, high) in ranges]
 
 
-def blocks(
-    rows: Sequence[Mapping[str, Any]], chance: Sequence[Mapping[str, Any]], held: Mapping[str, Any] | None, exact: int
-) -> list[Block]:
-    """One figure and one table of faithfulness by size, what each method took, and what each is."""
-    every = [*rows, {"name": "random circuits", "points": chance}]
-    sizes = sorted({point["edges"] for row in every for point in row["points"]})
-    note = "Normalised faithfulness of each method's circuits: 0 is the ablated run, 1 the whole model."
-    cells = {row["name"]: {point["edges"]: point for point in row["points"]} for row in every}
-    columns = (Column(name="method"), *(Column(name=f"{n:,}", style="estimate", decimals=2) for n in sizes))
-    table = tuple((name, *(_cell(points.get(n)) for n in sizes)) for name, points in cells.items())
+def blocks(context: "Context", results: Mapping[str, Any], held: Mapping[str, Any] | None, exact: int) -> list[Block]:
+    """The best method, each method's own circuit, faithfulness by size as figure and tables, what each method is."""
+    rows = results["methods"]
+    every = [*rows, {"name": RANDOM, "points": results["random"]}]
+    counts = Counter(point["edges"] for row in rows for point in row["points"])
+    sizes = sorted(size for size, count in counts.items() if count > 1) or sorted(counts)
     parts: list[Block] = [
-        Lede(text=_best(rows, held)),
+        Lede(text=best(rows, results["random"], held, context.task.metric.replace("_", " "))),
+        own_circuits(rows, held, exact),
         Lines(
             title="Faithfulness by size",
-            note=f"{note} Bands are 95 % intervals; that of random circuits is their range.",
+            note="Faithfulness of each method's circuits: 0 is the ablated run, 1 the whole model. Bands are 95 % "
+            "intervals over prompts, that of random circuits the range over circuits.",
             x="edges",
             y="faithfulness",
             log_x=True,
-            series=tuple(_series(row, faint=row["name"] == "random circuits") for row in every if row["points"]),
+            series=tuple(_series(row) for row in every if row["points"]),
             levels=(("whole model", 1.0), ("all ablated", 0.0)),
             where="page",
         ),
-        Table(title="Faithfulness by number of edges", columns=columns, rows=table),
+        by_size("Faithfulness by number of edges", "value", every, sizes),
     ]
     if held:
-        there = tuple((name, *((points.get(n) or {}).get("held_out") for n in sizes)) for name, points in cells.items())
-        heads = (columns[0], *(Column(name=f"{n:,}", style="number", decimals=2) for n in sizes))
-        title = f"The same on {held['n']} held-out prompts of {held['name']}"
-        parts.append(Table(title=title, columns=heads, rows=there[:-1]))
-    return [*parts, _took(rows, exact), _what(rows)]
+        parts.append(by_size(f"On {held['n']} held-out prompts of {held['name']}", "held_out", rows, sizes))
+    notes = [Note(text=f"{row['name']}: {row['note']}", where="terminal") for row in rows if row["note"]]
+    return [*parts, every_circuit(every), what_methods_are(rows), *notes]
 
 
-def _cell(point: Mapping[str, Any] | None) -> Cell:
-    return None if point is None else (point["value"], point["low"], point["high"])
+def own_point(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The circuit that a method found at the size asked for, or nearest to it."""
+    return next(point for point in row["points"] if point["edges"] == row["edges"])
 
 
-def _series(row: Mapping[str, Any], faint: bool) -> Series:
-    x, y, low, high = (tuple(point[key] for point in row["points"]) for key in ("edges", "value", "low", "high"))
-    return Series(name=row["name"], x=x, y=y, low=low, high=high, faint=faint)
-
-
-def _best(rows: Sequence[Mapping[str, Any]], held: Mapping[str, Any] | None) -> str:
-    """The method whose circuit is nearest to the whole model, on held-out prompts where there are any."""
+def best(
+    rows: Sequence[Mapping[str, Any]], chance: Sequence[Mapping[str, Any]], held: Mapping[str, Any] | None, metric: str
+) -> str:
+    """The method whose circuit comes nearest to the whole model, by held-out prompts where there are any."""
     key = "held_out" if held else "value"
-    points = [(row["name"], point) for row in rows for point in row["points"] if point[key] is not None]
-    name, point = min(points, key=lambda item: abs(1 - item[1][key]))
-    where = f"on {held['n']} held-out prompts" if held else "on the prompts that chose it"
+    row = min(rows, key=lambda row: abs(1 - own_point(row)[key]))
+    point = own_point(row)
+    null = min(chance, key=lambda random: abs(math.log(random["edges"] / point["edges"])))
+    there = f" ({_percent(point['held_out'])} on {held['n']} held-out prompts)" if held else ""
     return (
-        f"Nearest to the whole model comes {name}: its circuit of {point['edges']:,} edges recovers {point[key]:.2f} "
-        f"of the gap {where}."
+        f"Of {len(rows)} methods {row['name']} comes nearest to the whole model: its circuit of {point['edges']:,} "
+        f"edges recovers {_percent(point['value'])} of the {metric}{there}; random circuits of {null['edges']:,} edges "
+        f"recover {_percent(null['value'])}."
     )
 
 
-def _took(rows: Sequence[Mapping[str, Any]], exact: int) -> Table:
-    columns = [Column(name="method"), Column(name="seconds", style="number", decimals=1)]
-    keys = ("pearson", "pearson_abs", "spearman") if exact else ()
-    words = {"pearson": "Pearson", "pearson_abs": "Pearson of sizes", "spearman": "Spearman of sizes"}
-    columns += [Column(name=words[key], style="number", decimals=3) for key in keys]
-    note = f"Correlations are with the exact scores of {exact} edges, half of them the strongest by EAP-IG."
-    table = tuple((row["name"], row["seconds"], *(row.get(key) for key in keys)) for row in rows)
-    return Table(title="What each took", note=note if exact else "", columns=tuple(columns), rows=table)
+def _percent(share: float) -> str:
+    return formats.percent({"value": share})
 
 
-def _what(rows: Sequence[Mapping[str, Any]]) -> Table:
+def own_circuits(rows: Sequence[Mapping[str, Any]], held: Mapping[str, Any] | None, exact: int) -> Table:
+    """Each method's own circuit, what it took, and how far its scores agree with exact ones."""
+    columns = [
+        Column(name="method"),
+        Column(name="edges", style="count"),
+        Column(name="faithfulness", style="estimate", decimals=3),
+        Column(name="seconds", style="number", decimals=1),
+    ]
+    words = {"spearman": "Spearman", "pearson": "Pearson", "pearson_abs": "Pearson of sizes"} if exact else {}
+    columns[3:3] = [Column(name="held out", style="number", decimals=3)] if held else []
+    columns += [Column(name=name, style="number", decimals=2, narrow=key == "spearman") for key, name in words.items()]
+    table = []
+    for row in rows:
+        point = own_point(row)
+        there = [point["held_out"]] if held else []
+        agreements = [formats.finite(row[key]) for key in words]
+        table.append((row["name"], point["edges"], _cell(point), *there, row["seconds"], *agreements))
+    note = (
+        f"Correlations are with the exact scores of {exact} edges, half of them the strongest by EAP-IG; Spearman's is "
+        "of sizes."
+    )
+    return Table(
+        title="The circuit of each method",
+        note=note if exact else "",
+        columns=tuple(columns),
+        rows=tuple(table),
+    )
+
+
+def by_size(title: str, key: str, rows: Sequence[Mapping[str, Any]], sizes: Sequence[int]) -> Table:
+    """One number of the circuits of every size that several methods have, a row for each method."""
+    columns = (Column(name="method"), *(Column(name=f"{size:,}", style="number", decimals=2) for size in sizes))
+    points = [
+        (row["name"], {point["edges"]: formats.finite(point.get(key)) for point in row["points"]}) for row in rows
+    ]
+    table = tuple((name, *(values.get(size, "") for size in sizes)) for name, values in points)
+    return Table(title=title, columns=columns, rows=table)
+
+
+def every_circuit(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """All circuits that were measured, with intervals."""
+    table = [
+        (row["name"], point["edges"], _cell(point), formats.finite(point.get("held_out")))
+        for row in rows
+        for point in row["points"]
+    ]
+    columns = (
+        Column(name="method"),
+        Column(name="edges", style="count"),
+        Column(name="faithfulness", style="estimate", decimals=3),
+        Column(name="held out", style="number", decimals=3),
+    )
+    return Table(title="Every circuit with its interval", columns=columns, rows=tuple(table), folded=True)
+
+
+def _cell(point: Mapping[str, Any]) -> Cell:
+    return formats.finite(point["value"]), formats.finite(point["low"]), formats.finite(point["high"])
+
+
+def _series(row: Mapping[str, Any]) -> Series:
+    columns = {key: tuple(formats.finite(point[key]) for point in row["points"]) for key in ("value", "low", "high")}
+    x = tuple(point["edges"] for point in row["points"])
+    return Series(
+        name=row["name"], x=x, y=columns["value"], low=columns["low"], high=columns["high"], faint=row["name"] == RANDOM
+    )
+
+
+def what_methods_are(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A line about each method."""
     table = tuple((row["name"], " ".join(row[key] for key in ("description", "note") if row[key])) for row in rows)
-    return Table(title="Methods", columns=(Column(name="method"), Column(name="what it is")), rows=table)
+    columns = (Column(name="method"), Column(name="what it is"))
+    return Table(title="Methods", columns=columns, rows=table, where="page")
 
 
 STUDY = Study("compare", Compare, run, work)

@@ -143,7 +143,7 @@ def cost(study: Study, settings: Settings, progress: Progress = silent) -> Cost:
     passes = {"forward": work.forward, "forward-backward": work.backward, "circuit": work.circuit}
     shown = {kind: round(count, 1) for kind, count in passes.items() if count}
     if not shown:
-        return Cost({}, work.texts, 1.0, PROGRAM, dict(work.notes))
+        return Cost({}, work.texts, work.seconds, PROGRAM, dict(work.notes))
     seconds = _timed(context.model, work) * (work.forward + BACKWARD * work.backward + CIRCUIT * work.circuit)
     return Cost(shown, work.texts, seconds, _bytes(context.model, work, settings.max_memory), dict(work.notes))
 

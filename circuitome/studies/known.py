@@ -1,14 +1,15 @@
 """Methods on models whose circuit is known: how much of it they find, under each ablation's own truth."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
 from circuitome.errors import InputError, unknown_name
+from circuitome.present import formats
 from circuitome.present.blocks import Block, Column, Lede, Table
-from circuitome.studies.settings import Names, Settings
+from circuitome.studies.settings import Names, Settings, command_line
 from circuitome.studies.study import Findings, Study, Work
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ TRUTH_PROMPTS = 200
 """Inputs on which the truth is computed, at most."""
 LOSS = "l2"
 """Squared change of the outputs: the only loss that also fits programs whose output is a number."""
+SECONDS = 0.9
+"""About how long one method takes on one model."""
+PREFIX = "tracr-"
+"""What names of compiled models begin with."""
 RATES = ("edge AUROC", "node AUROC", "ROC area", "precision", "recall")
 
 
@@ -65,31 +70,25 @@ class Known(Settings):
 
 
 def work(settings: Known, context: "Context") -> Work:
-    """Tiny models: what counts is their number, not their passes."""
-    return Work(texts=PROMPTS, tokens=8, notes={"models": len(settings.names()), "methods": len(settings.methods)})
+    """Tiny models: what counts is the number of searches, not their passes."""
+    searches = len(settings.names()) * len(settings.methods) * len(settings.ablations)
+    return Work(texts=PROMPTS, tokens=8, seconds=SECONDS * searches, notes={"searches": searches})
 
 
 def run(settings: Known, context: "Context") -> Findings:
-    """Every method on every model under every ablation, and the true circuits."""
-    from circuitome.engine.setting import Setting
-    from circuitome.models.loading import load
-    from circuitome.validation import ground_truth
+    """Every method on every model under every ablation, and the true circuits; what is done is kept for `--resume`."""
+    from circuitome.engine.checkpoint import Checkpoint
     from circuitome.validation.ground_truth.truth import TOLERANCE
 
-    rows: list[dict[str, Any]] = []
-    truths: dict[str, list[str]] = {}
-    total = len(settings.names()) * len(settings.ablations) * len(settings.methods)
-    for name in settings.names():
-        model, task = load(name), ground_truth.task(name, PROMPTS, settings.seed)
-        everything = ground_truth.task(name, TRUTH_PROMPTS, settings.seed + 1)
-        for ablation in settings.ablations:
-            truth = ground_truth.true_circuit(model, everything, ablation)  # type: ignore[arg-type]  # `check` has seen it
-            truths[f"{name} {ablation}"] = list(truth)
-            setting = Setting(model, task, ablation=ablation, seed=settings.seed, max_memory=settings.max_memory)
-            for method in settings.methods:
-                about = {"model": name, "ablation": ablation, "method": method, "true_edges": len(truth)}
-                rows.append({**about, "all_edges": model.graph.n_edges, **rates(setting, method, truth)})
-                context.progress("methods on known models", len(rows), total)
+    kept = Checkpoint(context.file("known.safetensors"), "known", command_line("known", settings))
+    before = kept.read()
+    results: dict[str, Any] = before[1] if before else {"rows": [], "truths": {}}
+    pairs = [(name, ablation) for name in settings.names() for ablation in settings.ablations]
+    for name, ablation in pairs[len(results["truths"]) :]:
+        truth, rows = measured(settings, context, name, ablation, len(results["rows"]), len(pairs))
+        results["truths"][f"{name} {ablation}"] = truth
+        results["rows"] += rows
+        kept.write({}, results)
     note = (
         f"True edges: those whose ablation alone changes an output by more than {TOLERANCE:g}, on up to "
         f"{TRUTH_PROMPTS} inputs. ROC area: of thresholds, from below. Precision and recall: of as many edges as are "
@@ -98,9 +97,30 @@ def run(settings: Known, context: "Context") -> Findings:
     return Findings(
         title="Methods on models whose circuit is known",
         sign=note,
-        results={"rows": rows, "truths": truths, "note": note},
-        blocks=blocks(rows, truths),
+        results={**results, "note": note},
+        blocks=blocks(results["rows"], results["truths"]),
     )
+
+
+def measured(
+    settings: Known, context: "Context", name: str, ablation: str, done: int, pairs: int
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """The true edges of one model under one ablation, and a row for each method."""
+    from circuitome.engine.setting import Setting
+    from circuitome.models.loading import load
+    from circuitome.validation import ground_truth
+
+    model, rows = load(name), list[dict[str, Any]]()
+    everything = ground_truth.task(name, TRUTH_PROMPTS, settings.seed + 1)
+    truth = ground_truth.true_circuit(model, everything, ablation)  # type: ignore[arg-type]  # `check` has seen it
+    task = ground_truth.task(name, PROMPTS, settings.seed)
+    setting = Setting(model, task, ablation=ablation, seed=settings.seed, max_memory=settings.max_memory)
+    about = {"model": name, "ablation": ablation}
+    size = {"true_edges": len(truth), "all_edges": model.graph.n_edges}
+    for method in settings.methods:
+        context.progress("methods on known models", done + len(rows), pairs * len(settings.methods))
+        rows.append({**about, "method": method, **size, **rates(setting, method, truth)})
+    return list(truth), rows
 
 
 def rates(setting: "Setting", method: str, truth: "Circuit") -> dict[str, Any]:
@@ -141,53 +161,80 @@ def search(
 
 
 def blocks(rows: Sequence[Mapping[str, Any]], truths: Mapping[str, Sequence[str]]) -> list[Block]:
-    """Area under the ROC curve of edges, method by ablation; then every rate of every model."""
-    ablations, methods = (tuple(dict.fromkeys(row[key] for row in rows)) for key in ("ablation", "method"))
-    table = tuple((m, *(_mean(rows, m, a, key) for a in ablations for key in RATES[:2])) for m in methods)
-    columns = (Column(name="method"), *_columns(f"{a}, {key.split()[0]}s" for a in ablations for key in RATES[:2]))
-    best = max(methods, key=lambda m: sum(_mean(rows, m, a, RATES[0]) or 0.0 for a in ablations))
-    count = len({row["model"] for row in rows})
-    parts: list[Block] = [
-        Lede(text=f"{best} finds most of the true edges of {count} known models."),
-        Table(
-            title="Area under the ROC curve, mean over models",
-            note="1 finds every true edge (or node) before any other, .5 is chance.",
-            columns=columns,
-            rows=table,
-        ),
-    ]
+    """Which method finds the most; by ablation means over models and a model a row; then every rate and every truth."""
+    ablations, methods, models = (
+        tuple(dict.fromkeys(row[key] for row in rows)) for key in ("ablation", "method", "model")
+    )
+    parts: list[Block] = [Lede(text=" ".join(_best(rows, methods, ablation, len(models)) for ablation in ablations))]
     for ablation in ablations:
-        own = [row for row in rows if row["ablation"] == ablation]
-        cells = tuple(
-            (
-                row["model"],
-                row["method"],
-                f"{row['true_edges']} of {row['all_edges']}",
-                *(row[r] for r in RATES),
-                row["note"],
-            )
-            for row in own
-        )
-        heads = (Column(name="model"), Column(name="method"), Column(name="true edges"), *_columns(RATES))
-        title = f"Every model, {ablation} ablation"
-        notes = (*heads, Column(name="why not", narrow=False))
-        parts.append(Table(title=title, columns=notes, rows=cells, where="page"))
+        found = {(row["model"], row["method"]): row for row in rows if row["ablation"] == ablation}
+        parts += [_means(found, ablation, methods, models), _by_model(found, ablation, methods, models)]
+    parts += [_every_rate(rows, ablation) for ablation in ablations]
     true = tuple((name, ", ".join(edges)) for name, edges in truths.items())
     heads = (Column(name="model and ablation"), Column(name="edges"))
     return [*parts, Table(title="True circuits", columns=heads, rows=true, folded=True)]
 
 
-def _columns(names: Any) -> tuple[Column, ...]:
-    return tuple(Column(name=name, style="number", decimals=3) for name in names)
+def _best(rows: Sequence[Mapping[str, Any]], methods: Sequence[str], ablation: str, models: int) -> str:
+    """The method with the largest mean area over edges, in a sentence."""
+    means = {m: _mean(r for r in rows if (r["method"], r["ablation"]) == (m, ablation)) or 0.0 for m in methods}
+    top = [name for name, value in means.items() if value == max(means.values())]
+    verb = "ranks" if len(top) == 1 else "rank"
+    return (
+        f"Under {ablation} ablation {' and '.join(top)} {verb} the true edges of {models} known models best, with a "
+        f"mean area under the ROC curve of {formats.rounded(max(means.values()), 3)}."
+    )
 
 
-def _mean(rows: Sequence[Mapping[str, Any]], method: str, ablation: str, rate: str) -> float | None:
+def _mean(rows: Iterable[Mapping[str, Any]], rate: str = RATES[0]) -> float | None:
     """Mean of a rate over the models to which the method applies."""
-    from circuitome.studies.pieces import finite
-
-    own = [finite(row[rate]) for row in rows if (row["method"], row["ablation"]) == (method, ablation)]
-    known = [value for value in own if value is not None]
+    known = [value for row in rows if (value := formats.finite(row[rate])) is not None]
     return sum(known) / len(known) if known else None
+
+
+Rates = Mapping[tuple[str, str], Mapping[str, Any]]
+"""By model and method."""
+
+
+def _means(found: Rates, ablation: str, methods: Sequence[str], models: Sequence[str]) -> Table:
+    """Every rate of a method, mean over models."""
+    rows = tuple((m, *(_mean([found[name, m] for name in models], rate) for rate in RATES)) for m in methods)
+    return Table(
+        title=f"Mean over models, {ablation} ablation",
+        note="AUROC: the chance that a true edge (or node) scores above another one; .5 is chance.",
+        columns=(Column(name="method"), *_numbers(RATES)),
+        rows=rows,
+    )
+
+
+def _by_model(found: Rates, ablation: str, methods: Sequence[str], models: Sequence[str]) -> Table:
+    """Edge AUROC of every method on every model."""
+    rows = tuple(
+        (name.removeprefix(PREFIX), *(formats.finite(found[name, m][RATES[0]]) for m in methods)) for name in models
+    )
+    note = f"Compiled models without their {PREFIX} in front."
+    columns = (Column(name="model"), *_numbers(methods, decimals=2))
+    return Table(title=f"Edge AUROC by model, {ablation} ablation", note=note, columns=columns, rows=rows)
+
+
+def _every_rate(rows: Sequence[Mapping[str, Any]], ablation: str) -> Table:
+    """All that was measured under one ablation."""
+    table = tuple(
+        (
+            *(row["model"], row["method"], f"{row['true_edges']} of {row['all_edges']}"),
+            *(formats.finite(row[rate]) for rate in RATES),
+            row["note"] or "",
+        )
+        for row in rows
+        if row["ablation"] == ablation
+    )
+    texts = (Column(name=name) for name in ("model", "method", "true edges"))
+    columns = (*texts, *_numbers(RATES), Column(name="why not"))
+    return Table(title=f"Every rate, {ablation} ablation", columns=columns, rows=table, folded=True)
+
+
+def _numbers(names: Sequence[str], decimals: int = 3) -> tuple[Column, ...]:
+    return tuple(Column(name=name, style="number", decimals=decimals) for name in names)
 
 
 STUDY = Study("known", Known, run, work)

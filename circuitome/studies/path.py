@@ -8,6 +8,7 @@ from cyclopts import Parameter
 from typing_extensions import override
 
 from circuitome.errors import InputError
+from circuitome.present import formats
 from circuitome.present.blocks import Block, Cell, CircuitMap, Column, Edge, Figure, Note, Table
 from circuitome.studies.settings import Flag, Names, PromptSettings
 from circuitome.studies.study import Findings, Study, Work
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from circuitome.studies.context import Context
 
 SIGN = (
-    "An effect is the metric when the receiver gets what the sender writes on the corrupted prompt, minus that of "
+    "An effect is the metric when the target gets what the upstream node writes on the corrupted prompt, minus that of "
     "the clean run, mean over prompts: negative where the path helps."
 )
 
@@ -70,8 +71,10 @@ def run(settings: Path, context: "Context") -> Findings:
         trace = trace_back(setting, **options)
         maps = [effects for level in trace.levels for effects in level]
         receivers = tree(trace)
-        kept = Figure(name="Edges kept", value=len(trace.circuit), style="count", about=f"{len(receivers)} receivers")
-        lede, cards, *rest = effect_blocks(setting, maps, more=(kept,))
+        kept = Figure(
+            name="Edges kept", value=len(trace.circuit), style="count", about=f"{len(receivers):,} targets tested"
+        )
+        lede, cards, *rest = effect_blocks(setting, maps, more=(kept,), on_terminal=1)
         return Findings(
             title=title,
             sign=SIGN,
@@ -122,7 +125,7 @@ def tree(trace: "Trace") -> list[dict[str, Any]]:
 
 
 def traced(graph: Any, receivers: Sequence[dict[str, Any]], trace: "Trace", unit: str) -> list[Block]:
-    """The kept edges on the model's grid, then every receiver with its senders, depth by depth."""
+    """The kept edges on the model's grid, then every target with its upstream nodes, depth by depth."""
     from circuitome.studies.pieces import shape_of
 
     kept = [(r["depth"], r["receiver"], s) for r in receivers for s in r["senders"] if s["kept"]]
@@ -132,24 +135,24 @@ def traced(graph: Any, receivers: Sequence[dict[str, Any]], trace: "Trace", unit
     )
     rows: list[tuple[Cell, ...]] = [(d, to, s["label"], (s["mean"], s["low"], s["high"])) for d, to, s in kept]
     left = [
-        (r["depth"], r["receiver"], ", ".join(f"{s['label']} {s['mean']:.3f}" for s in r["senders"] if not s["kept"]))
+        (r["depth"], r["receiver"], ", ".join(f"{s['label']} {_signed(s)}" for s in r["senders"] if not s["kept"]))
         for r in receivers
     ]
     nothing = sum(not any(s["kept"] for s in r["senders"]) for r in receivers)
     note = (
-        "Of each receiver the strongest senders whose effect is large enough and whose interval leaves out zero are "
-        f"kept; into {nothing:,} of {len(receivers):,} receivers nothing was kept."
+        "Of each target the strongest upstream nodes whose effect is large enough and whose interval leaves out zero "
+        f"are kept; for {nothing:,} of {len(receivers):,} targets nothing was kept."
     )
     columns = (
         Column(name="depth", style="count"),
-        Column(name="into", style="node"),
-        Column(name="kept sender", style="node"),
+        Column(name="target", style="node"),
+        Column(name="upstream node kept", style="node"),
         Column(name="effect", style="estimate", unit=unit, decimals=3),
     )
-    others = (*columns[:2], Column(name="strongest senders that were not kept"))
+    others = (*columns[:2], Column(name="strongest upstream nodes not kept"))
     unsure = Note(
         level="warning",
-        text="With one prompt there is no interval over prompts: senders were kept for the size of their effect alone, "
+        text="With one prompt there is no interval over prompts: nodes were kept for the size of their effect alone, "
         "and none of them is certain.",
     )
     return [
@@ -158,6 +161,10 @@ def traced(graph: Any, receivers: Sequence[dict[str, Any]], trace: "Trace", unit
         Table(title="Trace back from the logits", note=note, columns=columns, rows=tuple(rows)),
         Table(title="What was not kept", columns=others, rows=tuple(left), folded=True),
     ]
+
+
+def _signed(sender: dict[str, Any]) -> str:
+    return formats.fixed(sender["mean"], 3)
 
 
 STUDY = Study("path", Path, run, work)

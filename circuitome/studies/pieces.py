@@ -12,6 +12,7 @@ from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
 from circuitome.graph.model_graph import Graph
 from circuitome.models.model import Model
+from circuitome.present import formats
 from circuitome.present.blocks import (
     Block,
     Cell,
@@ -21,6 +22,7 @@ from circuitome.present.blocks import (
     Figure,
     HeatMap,
     Lede,
+    Note,
     Numbers,
     Pair,
     Pairs,
@@ -100,17 +102,17 @@ def circuit_map(scores: EdgeScores, circuit: Circuit, intervals: Tensor | None, 
 
 def percent(estimate: Estimate) -> str:
     """A share in words: 43 % [38, 48]."""
-    from circuitome.present.formats import percent as written
-
-    return written(estimate.to_dict())
+    return formats.percent(estimate.to_dict())
 
 
 def effect_map(effects: EffectMap, **texts: Any) -> HeatMap:
-    """Effects with their intervals as a heat map, layers upwards."""
+    """Effects with their intervals as a heat map, layers upwards; its note counts the intervals without zero."""
     low, high = effects.interval
+    certain, cells = int(((low > 0) | (high < 0)).sum()), int((~effects.mean.isnan()).sum())
     labels = tuple(tuple(effects.label(i, j) for j in range(len(effects.columns))) for i in range(len(effects.rows)))
     return HeatMap(
-        title=effects.name,
+        title=effects.name[:1].upper() + effects.name[1:],
+        note=f"{certain:,} of {cells:,} intervals leave out zero; of parts that do nothing, about one in twenty does.",
         rows=effects.rows,
         columns=effects.columns,
         values=_matrix(effects.mean),
@@ -132,9 +134,14 @@ def effect_results(maps: Sequence[EffectMap], top: int = 20) -> dict[str, Any]:
     strongest = [
         {"map": effects.name, "label": label, "mean": e.value, "low": finite(e.low), "high": finite(e.high)}
         for effects in maps
-        for label, e in effects.top(top)
+        for label, e in strongest_effects(effects, top)
     ]
     return {"maps": [effects.to_dict() for effects in maps], "top": strongest}
+
+
+def strongest_effects(effects: EffectMap, top: int) -> list[tuple[str, Estimate]]:
+    """The strongest cells that exist: a map of a few senders has fewer than `top`."""
+    return [(name, estimate) for name, estimate in effects.top(top) if finite(estimate.value) is not None]
 
 
 def effect_tensors(maps: Sequence[EffectMap]) -> dict[str, Tensor]:
@@ -143,38 +150,61 @@ def effect_tensors(maps: Sequence[EffectMap]) -> dict[str, Tensor]:
     return {**samples, "clean": maps[0].clean, "corrupted": maps[0].corrupted}
 
 
-def effect_blocks(setting: Setting, maps: Sequence[EffectMap], more: Sequence[Figure] = ()) -> list[Block]:
-    """The strongest effect in a sentence, headline numbers, every map, and the strongest parts of all of them."""
+def effect_blocks(
+    setting: Setting, maps: Sequence[EffectMap], more: Sequence[Figure] = (), on_terminal: int = 2
+) -> list[Block]:
+    """The strongest effect in a sentence, headline numbers, every map, and the strongest parts of all of them.
+
+    A terminal shows the first maps, a page folds what comes after three.
+    """
     first, task = maps[0], setting.task
-    (name, strongest), *_ = first.top(1)
-    where = f" ({first.name})" if len(maps) > 1 else ""
-    share = "" if not first.gap else f", {100 * strongest.value / first.gap:.0f} % of the gap"
-    text = f"{name} has the strongest effect{where}: {strongest} {task.unit}{share}."
     cards = (
-        figure("Clean", setting.mean(first.clean, task.unit), "mean metric on clean prompts"),
-        figure("Corrupted", setting.mean(first.corrupted, task.unit), "mean metric on corrupted prompts"),
+        figure("Clean", setting.mean(first.clean, task.unit), f"mean metric on {len(task)} clean prompts"),
+        figure("Corrupted", setting.mean(first.corrupted, task.unit), f"mean metric on {len(task)} corrupted prompts"),
         Figure(name="Gap", value=first.gap, unit=task.unit, about="clean minus corrupted: 100 %"),
         *more,
     )
-    rows = sorted(
-        ((effects.name, label, cell(e), e.value / effects.gap) for effects in maps for label, e in effects.top(20)),
-        key=lambda row: -abs(row[3]),
-    )
+    drawn = [
+        effect_map(effects, folded=i >= 3, top=0, where="everywhere" if i < on_terminal else "page")
+        for i, effects in enumerate(maps)
+    ]
+    others = len(maps) - on_terminal
+    note = [Note(text=f"{others:,} more maps are in the report.", where="terminal")] if others > 0 else []
+    return [
+        Lede(text=_strongest_effect(first)),
+        Numbers(items=cards),
+        *drawn,
+        *note,
+        _strongest_table(maps),
+        example_pairs(setting.model, task, {"clean": first.clean, "corrupted": first.corrupted}),
+    ]
+
+
+def _strongest_effect(effects: EffectMap) -> str:
+    """The strongest effect of a map in a sentence."""
+    strongest = strongest_effects(effects, 1)
+    if not strongest:
+        return "There is no effect to show."
+    name, estimate = strongest[0]
+    value = f"{formats.fixed(estimate.value, 3)} {effects.unit} {formats.interval(estimate.low, estimate.high, 3)}"
+    share = f", {formats.rounded(100 * estimate.value / effects.gap, 0)} % of the gap" if effects.gap else ""
+    return f"{name} has the strongest effect ({effects.name}): {value.strip()}{share}."
+
+
+def _strongest_table(maps: Sequence[EffectMap]) -> Table:
+    """The strongest cells of all maps, largest first."""
+    rows = [
+        (abs(e.value), (effects.name, label, cell(e), e.value / effects.gap if effects.gap else None))
+        for effects in maps
+        for label, e in strongest_effects(effects, 20)
+    ]
+    rows.sort(key=lambda row: -row[0])
     columns = (
         Column(name="map"),
         Column(name="part", style="node"),
-        Column(name="effect", style="estimate", unit=task.unit, decimals=3),
+        Column(name="effect", style="estimate", unit=maps[0].unit, decimals=3),
         Column(name="of the gap", style="percent"),
     )
     skip = int(len(maps) == 1)
-    note = (
-        "The 95 % interval of a starred or listed part may leave out zero by chance: of parts that do nothing, about "
-        "one in twenty does."
-    )
-    return [
-        Lede(text=text),
-        Numbers(items=cards),
-        *(effect_map(effects, folded=i >= 2, top=0, note=note if not i else "") for i, effects in enumerate(maps)),
-        Table(title="Strongest effects", columns=columns[skip:], rows=tuple(row[skip:] for row in rows[:40]), top=12),
-        example_pairs(setting.model, task, {"clean": first.clean, "corrupted": first.corrupted}),
-    ]
+    table = tuple(row[skip:] for _, row in rows)
+    return Table(title="Strongest effects", columns=columns[skip:], rows=table, top=12)

@@ -46,6 +46,8 @@ class Work:
     """Forward and backward passes over all of them."""
     circuit: float = 0.0
     """Passes of circuits over all of them."""
+    seconds: float = 1.0
+    """About how long it takes where no passes are counted."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """What else is known beforehand, such as the size of the circuit."""
 

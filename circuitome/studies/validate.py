@@ -5,19 +5,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from circuitome.errors import RunError
-from circuitome.present.blocks import Block, Cell, Column, Lede, Note, Scatter, Table
+from circuitome.present import formats
+from circuitome.present.blocks import Block, Cell, Column, Lede, Lines, Note, Scatter, Series, Table
 from circuitome.studies.settings import Flag, RunSettings
 from circuitome.studies.study import Findings, Study, Work
 
 if TYPE_CHECKING:
     from circuitome.graph.circuits import Circuit
+    from circuitome.runs.reopen import Reopened
     from circuitome.studies.context import Context
     from circuitome.tasks.task import Task
 
 MARKS = {"pass": "good", "fail": "bad", "unclear": "unclear"}
+WORDS = {"pass": "pass", "fail": "fail", "unclear": "inconclusive"}
 SHOWN = 40
 """Parts and edges in the tables of minimality."""
+ENOUGH = 0.9
+"""Faithfulness for which a size is named where a circuit is too small."""
 PASSES = {True: 33.0, False: 280.0}
 """Circuit passes of the quick and of the whole suite; measured on SmolLM2."""
 
@@ -32,6 +39,10 @@ class Validate(RunSettings):
     """Leave out what the circuit can do without, and keep the smaller circuit."""
     roles: str | None = None
     """Folder of an `explain` run whose roles are knocked out together for completeness; thirds of the layers else."""
+
+    @override
+    def folder_name(self, study: str) -> str:
+        return super().folder_name(study) + ("-quick" if self.quick else "")
 
 
 def work(settings: Validate, context: "Context") -> Work:
@@ -63,12 +74,16 @@ def run(settings: Validate, context: "Context") -> Findings:
         kept = context.setting.but(checkpoint=context.file("measured.safetensors"))
         smaller, left_out = shrink(Evaluator(kept), found.circuit, verdict.minimality)
     results = verdict.to_dict()
-    shrunk = f"Without {len(left_out)} parts that it can do without, {len(smaller):,} edges are left."
+    text = (
+        f"Without {len(left_out)} parts that the circuit can do without together, {len(smaller):,} edges are left: "
+        f"{', '.join(left_out)}."
+    )
+    shrunk = [Note(text=text)] if left_out else []
     return Findings(
         title=f"Is it real? {context.task.name} in {found.origin.model}",
         sign="A circuit is established where every criterion passes; unclear means that these prompts do not decide.",
         results=results,
-        blocks=[*blocks(results, len(found.circuit), context.task.unit), *([Note(text=shrunk)] if left_out else [])],
+        blocks=blocks(results, context, shrunk),
         tensors={"circuit": smaller.mask},
         more={
             "holds": verdict.holds,
@@ -105,11 +120,12 @@ def other_corruptions(context: "Context") -> dict[str, "Task"]:
     return {"ABC": ioi(context.model, n=origin.n, seed=origin.seed, corruption="abc")}
 
 
-def blocks(results: Mapping[str, Any], edges: int, unit: str) -> list[Block]:
+def blocks(results: Mapping[str, Any], context: "Context", shrunk: Sequence[Block]) -> list[Block]:
     """The answer, the criteria, then what each line rests on."""
-    parts: list[Block] = [Lede(text=sentence(results, edges)), criteria(results["criteria"])]
+    unit = context.task.unit
+    parts: list[Block] = [Lede(text=sentence(results, context.found)), criteria(results["criteria"]), *shrunk]
     parts += faithfulness(results)
-    parts += [completeness(results["completeness"], unit), minimality(results["minimality"])]
+    parts += [*completeness(results["completeness"], unit), minimality(results["minimality"])]
     if results["single_edges"]:
         parts.append(single_edges(results["single_edges"], unit))
     if results["areas"]:
@@ -121,42 +137,50 @@ def blocks(results: Mapping[str, Any], edges: int, unit: str) -> list[Block]:
     return parts
 
 
-def sentence(results: Mapping[str, Any], edges: int) -> str:
-    """The answer, why, and how many criteria say what."""
-    counts = {kind: sum(c["verdict"] == kind for c in results["criteria"]) for kind in MARKS}
-    return (
+def sentence(results: Mapping[str, Any], found: "Reopened") -> str:
+    """The answer, why, how many criteria say what, and where the circuit is too small, which size would do."""
+    counts = {kind: sum(line["verdict"] == kind for line in results["criteria"]) for kind in MARKS}
+    edges = len(found.circuit)
+    text = (
         f"{results['answer']}: {results['reason']}\nOf {len(results['criteria'])} criteria the circuit of {edges:,} "
         f"edges passes {counts['pass']} and fails {counts['fail']}; {counts['unclear']} inconclusive."
     )
+    share = next(line["value"] for line in results["criteria"] if line["name"] == "faithfulness")
+    curve = found.run.manifest["results"].get("curve", {"sizes": (), "circuit": ()})
+    points = zip(curve["sizes"], curve["circuit"], strict=True)
+    larger = [size for size, point in points if size > edges and (point["value"] or 0.0) >= ENOUGH]
+    if share < ENOUGH and larger:
+        text += f" The circuit of {larger[0]:,} edges by the same scores reaches a faithfulness of {ENOUGH:g}."
+    return text
 
 
 def criteria(lines: Sequence[Mapping[str, Any]]) -> Table:
     """One row a criterion: its verdict, value with interval, what passes, and what it is compared with."""
     rows = tuple(
         (
-            line["verdict"],
+            WORDS[line["verdict"]],
             line["name"],
-            line["said"] or (line["value"], line["low"], line["high"]),
+            line["said"] or value_of(line),
             line["threshold"],
             "; ".join(part for part in (line["null"], line["note"]) if part),
         )
         for line in lines
     )
-    columns = (
-        Column(name="verdict"),
-        Column(name="criterion"),
-        Column(name="value", style="estimate", decimals=3),
-        Column(name="passes at"),
-        Column(name="compared with", narrow=False),
-    )
+    columns = tuple(Column(name=name) for name in ("verdict", "criterion", "value", "passes at", "compared with"))
     marks = tuple(MARKS[line["verdict"]] for line in lines)
     return Table(title="The verdict", columns=columns, rows=rows, marks=marks)
 
 
-def _estimate(value: Mapping[str, Any]) -> Cell:
-    from circuitome.studies.pieces import finite
+def value_of(line: Mapping[str, Any]) -> str:
+    """A criterion's number with its interval."""
+    value = formats.finite(line["value"])
+    if value is None:
+        return formats.MISSING
+    return f"{formats.rounded(value, 3)} {formats.interval(line['low'], line['high'], 3)}".strip()
 
-    return finite(value["value"]), finite(value["low"]), finite(value["high"])
+
+def _estimate(value: Mapping[str, Any]) -> Cell:
+    return formats.finite(value["value"]), formats.finite(value["low"]), formats.finite(value["high"])
 
 
 def _columns(
@@ -191,24 +215,27 @@ def faithfulness(results: Mapping[str, Any]) -> list[Block]:
     ]
 
 
-def completeness(sets: Sequence[Mapping[str, Any]], unit: str) -> Block:
-    """The metric of the circuit over that of the model, the same nodes knocked out of both."""
+def completeness(sets: Sequence[Mapping[str, Any]], unit: str) -> list[Block]:
+    """The metric of the circuit over that of the model, the same nodes knocked out of both; folded, every set."""
     note = (
         "Each point is a set of nodes knocked out of the circuit and of the model. On the diagonal both suffer alike; "
         "off it the model has parts that the circuit lacks. greedy: the worst sets that a search came upon."
     )
     kinds = {"random": "random sets", "greedy": "greedy"}
-    points = tuple((s["model"], s["circuit"], f"{s['kind']}, {len(s['nodes'])} nodes") for s in sets)
-    return Scatter(
+    known = [s for s in sets if formats.finite(s["model"]) is not None and formats.finite(s["circuit"]) is not None]
+    scatter = Scatter(
         title="Completeness",
         note=note,
         x=f"model without them, {unit}",
         y=f"circuit without them, {unit}",
-        points=points,
-        groups=tuple(kinds.get(s["kind"], "groups") for s in sets),
+        points=tuple((s["model"], s["circuit"], f"{s['kind']}, {len(s['nodes'])} nodes") for s in known),
+        groups=tuple(kinds.get(s["kind"], "groups") for s in known),
         diagonal=True,
         where="page",
     )
+    rows = tuple((s["kind"], s["circuit"], s["model"], s["score"], ", ".join(s["nodes"])) for s in known)
+    columns = (*_columns(("set",), ("circuit", "model", "incompleteness")), Column(name="nodes"))
+    return [scatter, Table(title="Every set of nodes", columns=columns, rows=rows, folded=True)]
 
 
 def minimality(scores: Mapping[str, float]) -> Table:
@@ -216,7 +243,7 @@ def minimality(scores: Mapping[str, float]) -> Table:
     ranked = sorted(scores.items(), key=lambda item: item[1])
     note = "What the circuit loses without each node, or without all edges into a reader, least first."
     columns = (Column(name="part", style="node"), Column(name="share of the gap", style="number", decimals=4))
-    return Table(title="Minimality", note=note, columns=columns, rows=tuple(ranked[:SHOWN]), where="page")
+    return Table(title="Minimality", note=note, columns=columns, rows=tuple(ranked), top=SHOWN, where="page")
 
 
 def single_edges(found: Mapping[str, Any], unit: str) -> Table:
@@ -227,14 +254,14 @@ def single_edges(found: Mapping[str, Any], unit: str) -> Table:
         f"paths that were added (median change {useless[len(useless) // 2]:.3g}). {len(found['unneeded'])} of them are "
         "no better."
     )
-    ranked = sorted(found["changes"].items(), key=lambda item: item[1])[:SHOWN]
+    ranked = sorted(found["changes"].items(), key=lambda item: item[1])
     rows = tuple((e, v, "no better than a useless edge" if e in found["unneeded"] else "") for e, v in ranked)
     columns = (
         Column(name="edge", style="node"),
         Column(name="change of the metric", style="number", unit=unit, decimals=4),
         Column(name=""),
     )
-    return Table(title="Single edges", note=note, columns=columns, rows=rows, where="page")
+    return Table(title="Single edges", note=note, columns=columns, rows=rows, top=SHOWN, where="page")
 
 
 def sizes(results: Mapping[str, Any]) -> list[Block]:
@@ -245,12 +272,24 @@ def sizes(results: Mapping[str, Any]) -> list[Block]:
         "that of |1 - f| (by size of the score); on the linear axis half the weight lies above p = .5."
     )
     rows = (("linear axis", areas["cpr"], areas["cmd"]), ("logarithmic axis", areas["cpr_log"], areas["cmd_log"]))
-    curve = tuple((f"{p:g}", signed, size) for p, signed, size in results["curve"])
-    heads = _columns(("share of the edges",), ("f, by signed score", "f, by size"))
-    return [
-        Table(title="Areas under the curve", note=note, columns=_columns(("axis",), ("CPR", "CMD")), rows=rows),
-        Table(title="Faithfulness by share of the edges", columns=heads, rows=curve, where="page"),
-    ]
+    share, signed, size = (tuple(map(formats.finite, column)) for column in zip(*results["curve"], strict=True))
+    curve = Lines(
+        title="Faithfulness by share of the edges",
+        x="share of the edges",
+        y="faithfulness f",
+        log_x=True,
+        series=(Series(name="by signed score", x=share, y=signed), Series(name="by size", x=share, y=size)),
+        levels=(("whole model", 1.0), ("all ablated", 0.0)),
+        where="page",
+    )
+    points = Table(
+        title="Points of the curve",
+        columns=_columns(("share of the edges",), ("f, by signed score", "f, by size")),
+        rows=tuple((f"{p:g}", *shares) for p, *shares in zip(share, signed, size, strict=True)),
+        folded=True,
+    )
+    table = Table(title="Areas under the curve", note=note, columns=_columns(("axis",), ("CPR", "CMD")), rows=rows)
+    return [table, curve, points]
 
 
 def robustness(found: Mapping[str, Any]) -> list[Block]:
@@ -284,7 +323,11 @@ def _backups(title: str, found: Mapping[str, Any]) -> Table:
         f"these gained most: {risen}."
     )
     rows = tuple(
-        (r["name"], *map(_estimate, (r["before"], r["after"], r["growth"])), "backup" * (r["name"] in found["backups"]))
+        (
+            r["name"],
+            *(_estimate(r[key]) for key in ("before", "after", "growth")),
+            "backup" if r["name"] in found["backups"] else "",
+        )
         for r in found["reactions"][:10]
     )
     columns = _columns(("part",), ("direct contribution before", "after", "growth"), "estimate")

@@ -8,7 +8,7 @@ from referee import writer_outputs
 from circuitome.discovery.routes.scores import route_scores
 from circuitome.errors import UnsupportedModelError
 from circuitome.models.loading import load
-from circuitome.runs.methods import METHODS
+from circuitome.studies.methods import METHODS
 from circuitome.validation.ground_truth.prompts import task as known_task
 
 FAST = ("llama", "neox-parallel")

@@ -1,11 +1,10 @@
 """True circuits, computed, against the published ones; ACDC finds them."""
 
 import pytest
-import torch
 
 import circuitome as cm
 from circuitome.discovery.search.pruning import roc_sweep
-from circuitome.runs.known import THRESHOLDS, KnownSpec, run_known
+from circuitome.studies.known import THRESHOLDS
 from circuitome.validation.ground_truth.roc import pessimistic_area, roc_points
 from circuitome.validation.ground_truth.truth import TOLERANCE
 
@@ -87,14 +86,3 @@ def test_an_edge_is_used_or_is_not(name, ablation):
     assert not bool(unclear.any()), effects[unclear]
     truth = cm.Circuit(model.graph, effects > TOLERANCE)
     assert truth.without_dangling() == truth
-
-
-@pytest.mark.slow
-def test_the_command_compares_methods_with_the_truth():
-    spec = KnownSpec.of(("tracr-reverse",), ("exact", "eap", "random"), ("corrupted",))
-    result = run_known(spec)
-    by_method = {row["method"]: row for row in result["rows"]}
-    assert by_method["exact"]["edge AUROC"] == 1.0 and by_method["exact"]["recall"] == 1.0
-    assert by_method["random"]["edge AUROC"] < 1.0
-    assert len(result["truths"]["tracr-reverse corrupted"]) == by_method["eap"]["true_edges"] == 2
-    assert torch.tensor([row["all_edges"] for row in result["rows"]]).unique().tolist() == [77]

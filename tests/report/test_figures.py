@@ -5,7 +5,6 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-
 from circuitome.report import circuit, curve
 from circuitome.report.figures import circuit_svg, curve_svg
 from circuitome.report.grid import make_grid

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from circuitome.report import formats
+from circuitome.present import formats
 
 MINUS = "\u2212"
 NAN = float("nan")

@@ -7,7 +7,6 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-
 from circuitome.report.figures import fixed_colours
 from circuitome.report.heatmap import certain, gap, heatmap_svg, label, largest_effect, share
 

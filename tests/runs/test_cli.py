@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from circuitome.errors import RunError
-from circuitome.runs.methods import METHODS
 from circuitome.runs.store import load_run
+from circuitome.studies.methods import METHODS
 
 WORDS = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p"]
 
@@ -138,53 +138,6 @@ def test_pairs_of_unequal_length_need_an_ablation_that_swaps_nothing(capsys, tmp
     assert code == 1 and "same number of tokens, got 3 and 4" in error and "zero or mean" in error
     code, _, error = run(capsys, *find(folder, data, tmp_path / "run", "--ablation", "mean"))
     assert code == 0 or "does not do the task" in error
-    code, _, error = run(capsys, "patch", "--model", folder, "--data", data, "--out", tmp_path / "p")
-    assert code == 1 and "same number of tokens" in error
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "options",
-    [
-        ("patch", "--what", "heads"),
-        pytest.param(("patch", "--what", "mlps", "--by-position"), marks=pytest.mark.slow),
-        pytest.param(("patch", "--what", "resid"), marks=pytest.mark.slow),
-        ("path", "--to", "a2.h1.q,a2.kv0.v", "--positions", "end,-2", "--freeze-mlps"),
-        pytest.param(("path", "--depth", 2), marks=pytest.mark.slow),
-    ],
-    ids=str,
-)
-def test_effects_are_mapped_written_and_shown_again(capsys, tmp_path, folder, data, options):
-    out = tmp_path / "run"
-    arguments = (*options, "--model", folder, "--data", data, "--out", out)
-    code, printed, error = run(capsys, *arguments)
-    assert code == 0, error
-    assert str(out / "report.html") in printed.replace("\n", "")
-    found = load_run(out)
-    assert found.manifest["kind"] == options[0]
-    first = found.manifest["results"]["maps"][0]
-    torch.testing.assert_close(
-        torch.tensor(first["mean"], dtype=torch.float32) if first["mean"][0][0] is not None else torch.zeros(0),
-        found.tensors["samples0"].mean(0) if first["mean"][0][0] is not None else torch.zeros(0),
-    )
-    assert run(capsys, "show", out)[1] == printed
-    assert json.loads(run(capsys, *arguments, "--json")[1])["results"]["top"]
-    assert "effect" in (out / "report.html").read_text()
-
-
-@pytest.mark.slow
-def test_compare_puts_methods_side_by_side_and_resumes(capsys, tmp_path, folder, data):
-    out = tmp_path / "run"
-    options = ("--methods", "eap,eap-ig,acdc,random", "--edges", 20, "--exact-edges", 30, "--held-out", data)
-    code, printed, error = run(capsys, "compare", "--model", folder, "--data", data, "--out", out, *options)
-    assert code == 0, error
-    rows = {row["name"]: row for row in load_run(out).manifest["results"]["methods"]}
-    assert list(rows) == ["eap", "eap-ig", "acdc", "random"]
-    point = rows["eap"]["points"][-1]
-    assert point["held_out"] == pytest.approx(point["value"])  # the held-out prompts are the same here
-    assert rows["eap-ig"]["pearson_abs"] > rows["random"]["pearson_abs"]
-    assert not (tmp_path / "run.partial").exists()
-    assert "eap-ig" in printed and run(capsys, "show", out)[1] == printed
 
 
 @pytest.mark.slow
@@ -275,55 +228,6 @@ def test_bad_input_says_what_to_do_and_writes_nothing(capsys, tmp_path, folder, 
     assert message in error
     assert printed == ""
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.slow
-def test_validate_tests_the_circuit_of_a_run(capsys, tmp_path, folder, data):
-    out = tmp_path / "run"
-    own = tmp_path / "pairs.jsonl"
-    own.write_text(data.read_text())
-    assert run(capsys, "find", "--model", folder, "--data", own, "--edges", 120, "--out", out)[0] == 0
-    code, printed, error = run(capsys, "validate", out, "--quick", "--shrink")
-    assert code == 0, error
-    verdict = tmp_path / "run-validate-quick"
-    found = load_run(verdict)
-    assert {"manifest.json", "tensors.safetensors", "report.html"} == {p.name for p in verdict.iterdir()}
-    names = [one["name"] for one in found.manifest["results"]["criteria"]]
-    assert {"faithfulness", "completeness", "minimality", "sufficiency", "independence", "equivalence"} <= set(names)
-    assert int(found.tensors["circuit"].sum()) == found.manifest["edges_after_shrinking"] <= 120
-    assert run(capsys, "show", verdict)[1] == printed
-    assert "completeness" in (verdict / "report.html").read_text()
-    code, _, error = run(capsys, "validate", verdict)
-    assert code == 0 or "does not do the task" in error or "no head" in error  # a verdict holds a circuit too
-    patched = tmp_path / "patched"
-    run(capsys, "patch", "--model", folder, "--data", own, "--out", patched)
-    code, _, error = run(capsys, "validate", patched)
-    assert code == 1 and "holds no circuit" in error
-    own.write_text("\n".join(own.read_text().splitlines()[1:]))
-    code, _, error = run(capsys, "validate", out)
-    assert code == 1 and "have changed since" in error
-    own.unlink()
-    code, _, error = run(capsys, "validate", out)
-    assert code == 1 and "is not there any more" in error
-
-
-@pytest.mark.slow
-def test_known_models_are_listed_and_methods_measured_on_them(capsys, tmp_path):
-    out = tmp_path / "known.json"
-    options = ("--models", "tracr-frac-prevs", "--methods", "eap-ig,random", "--ablations", "corrupted", "--out", out)
-    code, printed, error = run(capsys, "known", *options)
-    assert code == 0, error
-    rows = json.loads(out.read_text())["rows"]
-    assert [row["method"] for row in rows] == ["eap-ig", "random"]
-    assert all(row["true_edges"] == 3 for row in rows)
-    assert all(row["all_edges"] == 23 for row in rows)
-    assert "AUROC" in printed and "eap-ig" in printed
-    code, _, error = run(capsys, "known", "--models", "tracr-sorted")
-    assert code == 1 and "no known model 'tracr-sorted'" in error
-    code, _, error = run(capsys, "known", "--ablations", "mean")
-    assert code == 1 and "ablation of a known circuit" in error
-    assert "tracr-reverse" in run(capsys, "models")[1]
-    assert "edge-pruning" in run(capsys, "methods")[1]
 
 
 def test_unknown_tasks_commands_and_options(capsys, tmp_path):

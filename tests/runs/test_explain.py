@@ -3,10 +3,10 @@
 import json
 
 import pytest
+from circuitome.report.pages import page
 from command import run
 
 from circuitome.cli.main import main
-from circuitome.report.pages import page
 from circuitome.runs.store import load_run
 
 NAMES = ("Ann", "Bob", "Cid", "Dan", "Eve", "Fay", "Gus", "Hal")

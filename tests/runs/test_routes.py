@@ -7,6 +7,10 @@ import subprocess
 
 import pytest
 import torch
+from circuitome.report.html import asset
+from circuitome.report.pages import page
+from circuitome.report.routes_page import on_route
+from circuitome.runs.routes import TraceSpec, run_trace
 from command import run
 from families import tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -14,10 +18,6 @@ from transformers import PreTrainedTokenizerFast
 
 from circuitome.discovery.routes.tracing import routes
 from circuitome.models.loading import load
-from circuitome.report.html import asset
-from circuitome.report.pages import page
-from circuitome.report.routes_page import on_route
-from circuitome.runs.routes import TraceSpec, run_trace
 from circuitome.runs.store import load_run
 
 WORDS = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p"]

@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from safetensors.torch import load_file
-
-from circuitome.cli.main import main
 from circuitome.report.heads_page import kinds, losses_svg
 from circuitome.report.pages import page
 from circuitome.runs.heads import HeadsSpec, InductionSpec
+from safetensors.torch import load_file
+
+from circuitome.cli.main import main
 from circuitome.runs.store import load_run
 
 

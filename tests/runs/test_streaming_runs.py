@@ -4,12 +4,12 @@ import json
 import re
 
 import pytest
-from command import run
-from heads.test_retrieval import TEXT, spoken
-
 from circuitome.report.lines import Point, lines_svg
 from circuitome.report.pages import page
 from circuitome.report.retrieval_page import success_grid
+from command import run
+from heads.test_retrieval import TEXT, spoken
+
 from circuitome.runs.store import load_run
 
 

@@ -4,10 +4,9 @@ import json
 
 import pytest
 import torch
+from circuitome.report.kernel import kernel_payload
 from command import run
 from torch import nn
-
-from circuitome.report.kernel import kernel_payload
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,61 @@
+"""A small saved model and prompts that it happens to do."""
+
+import json
+
+import pytest
+import torch
+from families import tiny
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+WORDS = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p"]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """A random Llama of 190 edges with a word-level tokenizer."""
+    path = tmp_path_factory.mktemp("model")
+    tiny("llama").hf.save_pretrained(path)
+    raw = Tokenizer(models.WordLevel({word: i + 3 for i, word in enumerate(WORDS)} | {"?": 0}, unk_token="?"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="?").save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory, folder):
+    """Pairs that the random model happens to do: the answers are what it prefers."""
+    from circuitome.models.loading import load
+
+    model = load(folder)
+    rows = []
+    for i in range(6):
+        clean = " ".join(WORDS[(i + k) % 16] for k in range(5))
+        corrupted = " ".join(WORDS[(i + k + 7 * (k == 2)) % 16] for k in range(5))
+        with torch.no_grad():
+            a, b = (model.hf(torch.tensor([model.encode(text)])).logits[0, -1, 3:19] for text in (clean, corrupted))
+        order = (a - b).argsort()
+        rows.append({"clean": clean, "corrupted": corrupted, "answer": WORDS[order[-1]], "wrong": WORDS[order[0]]})
+    path = tmp_path_factory.mktemp("data") / "letters.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+@pytest.fixture
+def stop(monkeypatch):
+    """Makes the command line stop, as by Ctrl-C, when a phase is as far as `when(what, done, total)` says."""
+    from contextlib import contextmanager
+
+    def arrange(when):
+        @contextmanager
+        def stopping():
+            def tell(what, done, total):
+                if when(what, done, total):
+                    raise KeyboardInterrupt
+
+            yield tell
+
+        monkeypatch.setattr("circuitome.cli.studies.watched", stopping)
+
+    yield arrange
+    monkeypatch.undo()
