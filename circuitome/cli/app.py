@@ -11,6 +11,7 @@ app = App(
     help="Find, validate, explain and use the circuits inside transformer language models.",
     version=circuitome.__version__,
     result_action="return_value",
+    suppress_keyboard_interrupt=False,
 )
 
 Json = Annotated[bool, Parameter(name="--json", negative="", show_default=False, help="Print JSON in place of tables.")]

@@ -160,9 +160,18 @@ def options(settings: type[Settings] | Settings) -> dict[str, Any]:
 
 
 def _option(name: str, hint: Any) -> str:
-    marks = [mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Parameter)]
-    given = [next(iter(mark.name or ()), "") for mark in marks]
+    given = [next(iter(mark.name or ()), "") for mark in _marks(hint)]
     return next((option for option in given if option), "--" + name.replace("_", "-"))
+
+
+def _marks(hint: Any) -> list[Parameter]:
+    return [mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Parameter)]
+
+
+def _lists(settings: Settings) -> set[str]:
+    """Fields that are lists with commas between, not a fixed number of values."""
+    hints = get_type_hints(type(settings), include_extras=True)
+    return {name for name, hint in hints.items() if any(getattr(mark, "converter", None) for mark in _marks(hint))}
 
 
 def command_line(study: str, settings: Settings) -> str:
@@ -170,7 +179,7 @@ def command_line(study: str, settings: Settings) -> str:
     words = ["circuitome", study]
     if settings.argument is not None:
         words.append(str(getattr(settings, settings.argument)))
-    names = options(settings)
+    names, lists = options(settings), _lists(settings)
     for field in fields(settings):
         value = getattr(settings, field.name)
         if field.name == settings.argument or value == field.default:
@@ -178,8 +187,10 @@ def command_line(study: str, settings: Settings) -> str:
         option = names[field.name]
         if value is True:
             words.append(option)
-        elif isinstance(value, tuple):
+        elif isinstance(value, tuple) and field.name in lists:
             words.append(f"{option}={','.join(map(str, value))}")
+        elif isinstance(value, tuple):
+            words += [option, *map(str, value)]
         else:
             words += [option, str(value)] if not str(value).startswith("-") else [f"{option}={value}"]
     return shlex.join(words)

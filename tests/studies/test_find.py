@@ -1,0 +1,137 @@
+"""Finding circuits by every method: what a run holds and says, after a stop, and the message of every bad input."""
+
+import json
+
+import pytest
+import torch
+from command import run
+from shown import blocks_of, check_shown, lede_of
+
+from circuitome.runs.store import load_run
+from circuitome.studies.methods import METHODS
+
+
+def find(folder, data, out, *more):
+    return ("find", "--model", folder, "--data", data, "--edges", 20, "--out", out, *more)
+
+
+LEARNING = ("--steps", 4)
+OPTIONS = {"edge-pruning": LEARNING, "subnetwork-probing": LEARNING, "eap-ig": ("--loss", "kl")}
+QUICK = ("eap-ig", "atp")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in METHODS if name != "acdc"],
+)
+def test_find_writes_a_run_and_show_shows_it(capsys, tmp_path, folder, data, method):
+    out = tmp_path / "run"
+    code, printed, _ = run(capsys, *find(folder, data, out, "--method", method, *OPTIONS.get(method, ())))
+    assert code == 0
+    assert lede_of(out).startswith("20 of 190 edges recover ") and "circuitome validate tests it" in lede_of(out)
+    assert str(out / "report.html") in printed.replace("\n", "")
+    assert {p.name for p in out.iterdir()} == {"manifest.json", "tensors.safetensors", "report.html"}
+    assert list(tmp_path.iterdir()) == [out]  # no staging folder is left
+    found = load_run(out)
+    assert int(found.tensors["circuit"].sum()) == 20
+    assert found.tensors["scores"].shape == (16, 28)
+    assert found.manifest["task"]["n"] == 6
+    assert run(capsys, "show", out)[1] == printed
+    edges = blocks_of(out)["The circuit"].edges
+    sizes = [abs(edge.score) for edge in edges]
+    assert len(edges) == 20 and sizes == sorted(sizes, reverse=True)
+    _, page = check_shown(out)
+    assert found.manifest["model"]["weights_hash"] in page and "Example prompts" in page
+
+
+@pytest.mark.slow
+def test_acdc_takes_the_threshold_whose_circuit_is_nearest_in_size(capsys, tmp_path, folder, data):
+    out = tmp_path / "run"
+    options = ("--method", "acdc", "--threshold", 0.002, "--threshold", 0.05, "--order", "normal", "--absolute")
+    assert run(capsys, *find(folder, data, out, *options))[0] == 0
+    found = load_run(out)
+    method, size = found.manifest["method"], found.manifest["edges"]
+    assert method["threshold"] == min(method["sweep"], key=lambda one: abs(one["edges"] - 20))["threshold"]
+    assert (
+        size
+        == int(found.tensors["circuit"].sum())
+        == next(one["edges"] for one in method["sweep"] if one["threshold"] == method["threshold"])
+    )
+    assert {one["edges"] for one in method["sweep"]} <= set(found.manifest["results"]["curve"]["sizes"])
+    assert "--threshold=0.002,0.05" in found.manifest["command"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "phase"),
+    [("acdc", "deciding on edges"), ("exact", "patching edges"), ("edge-pruning", "learning masks")],
+)
+def test_a_stopped_run_goes_on_with_the_same_result(capsys, tmp_path, folder, data, method, phase, stop):
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    options = ("--method", method, *(("--steps", 25) if method == "edge-pruning" else ()))
+    run(capsys, *find(folder, data, whole, *options))
+
+    stop(lambda what, done, total: what == phase and done > 0.6 * total)
+    code, _, error = run(capsys, *find(folder, data, out, *options))
+    stop(lambda *at: False)
+    partial = tmp_path / "run.partial"
+    assert code == 130 and "--resume" in error and partial.is_dir() and not out.exists()
+    code, _, error = run(capsys, *find(folder, data, out, *options))
+    assert code == 1 and "Add --resume" in error
+    code, _, error = run(capsys, *find(folder, data, out, *options, "--seed", 7, "--resume"))
+    assert code == 1 and "another command" in error
+    assert run(capsys, *find(folder, data, out, *options, "--resume"))[0] == 0
+    assert not partial.exists()
+    same = load_run(out).tensors
+    for name, tensor in load_run(whole).tensors.items():
+        torch.testing.assert_close(same[name], tensor, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_file_is_read_whole_whatever_n_says(capsys, tmp_path, folder, data):
+    out = tmp_path / "run"
+    code, _, error = run(capsys, *find(folder, data, out, "--ablation", "mean-position", "--n", 1))
+    assert code == 0, error
+    assert load_run(out).manifest["task"]["n"] == 6
+
+
+@pytest.mark.slow
+def test_pairs_of_unequal_length_need_an_ablation_that_swaps_nothing(capsys, tmp_path, folder):
+    data = tmp_path / "uneven.jsonl"
+    rows = [{"clean": f"a b {x}", "corrupted": f"a b c {x}", "answer": "e", "wrong": "f"} for x in "ghij"]
+    data.write_text("\n".join(json.dumps(row) for row in rows))
+    code, _, error = run(capsys, *find(folder, data, tmp_path / "run"))
+    assert code == 1 and "same number of tokens, got 3 and 4" in error and "zero or mean" in error
+    code, _, error = run(capsys, *find(folder, data, tmp_path / "run", "--ablation", "mean"))
+    assert code == 1 and "does not do the task" in error  # the prompts are taken
+
+
+BAD = [
+    (("--method", "eapig"), "no method 'eapig'. Did you mean 'eap-ig'"),
+    (("--ablation", "zeros"), "no ablation 'zeros'. Did you mean 'zero'"),
+    (("--edges", "191"), "outside 1..190"),
+    (("--edges", "0"), "outside 1..190"),
+    (("--n", "0"), "must be at least 1"),
+    (("--steps", "0"), "steps must be at least 1"),
+    (("--threshold", "0.1"), "--threshold means nothing to eap-ig; it belongs to acdc"),
+    (("--method", "eap", "--loss", "kl"), "gradient is taken at the clean model"),
+    (("--method", "atp", "--loss", "kl"), "Use eap-ig"),
+    (("--method", "acdc", "--threshold", "1e9"), "keeps no edge at 1e+09"),
+    (("--method", "acdc", "--threshold", "-1"), "must be above 0"),
+    (("--loss", "k1"), "eap-ig cannot score by the loss k1"),
+    (("--data", "missing.jsonl"), "no data file missing.jsonl"),
+    (("--model", "smollm2-135n"), "no model 'smollm2-135n'. Did you mean 'smollm2-135m'"),
+    (("--model", "missing.gguf"), "There is no file missing.gguf"),
+    (("--max-memory", "lots"), "is not a size"),
+    (("--max-memory", "1KB"), "One prompt of 5 tokens needs about"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD)
+def test_bad_input_says_what_to_do_and_writes_nothing(capsys, tmp_path, folder, data, options, message):
+    given = {"--model": folder, "--data": data, "--edges": "20", "--out": tmp_path / "run"}
+    given |= dict(zip(options[::2], options[1::2], strict=True))
+    code, printed, error = run(capsys, "find", *(part for item in given.items() for part in item))
+    assert code == 1
+    assert message in error
+    assert printed == ""
+    assert list(tmp_path.iterdir()) == []
