@@ -39,17 +39,17 @@ def export(run: Path, figure: str | None = None, *, to: str = "svg", out: Path |
         The file; FIGURE.TO in the current folder by default.
 
     """
-    from circuitome.present.export import export as write
-    from circuitome.present.export import names
+    from circuitome.present import export as files
     from circuitome.present.stored import document
     from circuitome.runs.store import load_run
 
     said = document(load_run(run), run)
     if figure is None:
-        print_table("Figures and tables", [{"name": name, "formats": ", ".join(to)} for name, to in names(said)], False)
+        rows = [{"name": name, "kind": block.block} for name, block in files.figures(said).items()]
+        print_table("Figures and tables", rows, False)
         return
     path = out or Path(f"{figure}.{to}")
-    write(said, figure, to, path)
+    files.export(said, figure, to, path)
     print(path)
 
 

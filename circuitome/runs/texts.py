@@ -13,13 +13,14 @@ OWN = "the package's own prose"
 
 
 def read_text(path: str | None) -> str:
-    """The text of a file, or the package's own. Raises `DataFileError` where there is none."""
+    """The text of a file, or the package's own. Raises `DataFileError` for a file that holds no text."""
     if path is None:
         return own_text()
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataFileError(f"The text {path} cannot be read as UTF-8: {error}") from error
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise DataFileError(f"The text {path} cannot be read: {reason}. Give a UTF-8 file of plain text.") from error
     if not text.strip():
         raise DataFileError(f"The text {path} is empty. Give a file with some text.")
     return text

@@ -274,7 +274,7 @@ def best(
 
 
 def _percent(share: float) -> str:
-    return formats.percent({"value": share})
+    return formats.percent(share)
 
 
 def own_circuits(rows: Sequence[Mapping[str, Any]], held: Mapping[str, Any] | None, exact: int) -> Table:

@@ -1,10 +1,12 @@
 """The heads of a finished run's circuit named, on the very prompts, weights and ablation that it was found with."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from circuitome.present.blocks import Block, Cell, Column, HeatMap, Lede, RoleClass, Roles, Table
+from circuitome.present import formats
+from circuitome.present.blocks import Block, Cell, Column, Figure, HeatMap, Lede, Note, Numbers, RoleClass, Roles, Table
 from circuitome.studies.settings import Names, RunSettings
 from circuitome.studies.study import Findings, Study, Work
 
@@ -15,33 +17,38 @@ if TYPE_CHECKING:
     from circuitome.studies.context import Context
 
 SIGN = (
-    "An effect is the metric of the clean run minus that of the run without the head: positive where it helps. Tests "
-    "of attention and copying are 0 by chance and 1 at most. Intervals are 99 %, since many heads are asked at once."
+    "An effect is the change of the metric when the head is ablated: negative where it helps. Tests of attention and "
+    "copying are 0 by chance and 1 at most. Intervals are 99 %, since many heads are asked at once."
 )
 COLUMNS = (
-    ("head", "node", "the head"),
-    ("role", "text", "its role, or unclear"),
-    ("score", "text", "score of the role, 0 to 1; for an unclear head that of the nearest"),
-    ("attends to", "text", "from which token it attends most to which, and with how much of its attention"),
-    ("copies", "text", "how often what it writes raises that token most (negative: lowers it most)"),
-    ("direct effect", "text", "on the metric through the logits alone, as a share of the gap"),
-    ("total effect: last position", "text", "what the metric loses when it is ablated at the token that is read"),
-    ("total effect: all positions", "text", "the same at all positions, on a few prompts"),
-    ("next", "text", "the runner-up and its score; for an unclear head the nearest role"),
-    ("feeds", "text", "inputs of other heads that the circuit's edges lead to"),
+    Column(name="head", style="node", about="the head"),
+    Column(name="role", about="its role, or unclear, with the nearest one"),
+    Column(name="score", style="number", decimals=2, about="score of the role or of the nearest, 0 to 1"),
+    Column(name="attends", about="from which token it attends most to which, and with how much of its attention"),
+    Column(name="copies", style="number", decimals=2, about="how often what it writes raises (negative: lowers) that"),
+    Column(name="direct, %", style="number", decimals=1, about="effect on the metric through the logits alone"),
+    Column(
+        name="last, %",
+        style="number",
+        decimals=1,
+        about="total effect: change of the metric when ablated at the last token",
+    ),
+    Column(name="all, %", style="number", decimals=1, about="total effect: the same at all positions, on few prompts"),
+    Column(name="next", narrow=False, about="the runner-up and its score; for an unclear head the nearest role"),
+    Column(name="feeds", narrow=False, about="inputs of other heads that the circuit's edges lead to"),
 )
-"""Name, style and meaning of each column."""
-NARROW = 8
-"""Columns that a narrow terminal may show."""
+"""What is said of each head; effects are shares of the gap between the clean and the ablated metric."""
 RESTING = ("unclear", "first token", "self")
 RELATIONS = ("previous token", "duplicate token", "induction")
-TESTS = ("previous", "duplicate", "induction")
+"""Roles that are a relation between tokens, at whatever position."""
 UNNAMED = 8
 """Unclear and resting heads in the terminal's table."""
 MAPPED = 30
 """Heads in the map of attention."""
 LISTED = 3
 """Heads that are named as fed by one."""
+LIKELY = 0.05
+"""Score from which on a role is named as the nearest or the next."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,38 +67,28 @@ def work(settings: Explain, context: "Context") -> Work:
 def run(settings: Explain, context: "Context") -> Findings:
     """Roles of the heads of a run's circuit, with their evidence."""
     from circuitome.heads.roles.explanation import explain
-    from circuitome.heads.roles.narrative import account
-    from circuitome.results import mean
-    from circuitome.studies.pieces import example_pairs
+    from circuitome.heads.roles.narrative import summary
+    from circuitome.studies.pieces import example_pairs, figure
 
-    found, task = context.found, context.task
-    named = explain(
-        context.model,
-        found.circuit,
-        task,
-        heads=settings.heads or None,
-        ablation=found.ablation,  # type: ignore[arg-type]  # `find` checked it
-        seed=settings.seed,
-        max_memory=settings.max_memory,
-        progress=context.progress,
-    )
-    evidence = named.evidence
+    found, task, setting = context.found, context.task, context.setting
+    named = explain(setting, found.circuit, heads=settings.heads or None)
+    measured = named.measurements
+    clean, ablated = (setting.mean(metric, task.unit) for metric in (measured.metric, measured.ablated_metric))
     results = {
         **named.to_dict(),
-        "clean": mean(evidence.metric, task.unit).to_dict(),
-        "ablated": mean(evidence.ablated_metric, task.unit).to_dict(),
-        "token_roles": list(evidence.places.names),
+        "clean": clean.to_dict(),
+        "ablated": ablated.to_dict(),
+        "token_roles": list(measured.places.names),
     }
-    text = account(named, task.name)
-    attention = dict(zip(named.heads, evidence.by_role.tolist(), strict=True))
-    metrics = {"clean": evidence.metric, "ablated": evidence.ablated_metric}
+    gap = figure("Clean", clean, "mean on clean prompts"), figure("Ablated", ablated, "mean with everything ablated")
+    pairs = example_pairs(context.model, task, {"clean": measured.metric, "ablated": measured.ablated_metric})
     return Findings(
         title=f"What the heads do: {task.name} in {found.origin.model}",
         sign=SIGN,
         results=results,
-        blocks=[*blocks(results, text, attention), example_pairs(context.model, task, metrics)],
+        blocks=[*blocks(named, results, task.name, gap), pairs],
         tensors={"circuit": found.circuit.mask, **tensors(named)},
-        more={"edges": len(found.circuit), "account": text},
+        more={"edges": len(found.circuit), "summary": summary(named, task.name)},
     )
 
 
@@ -99,42 +96,46 @@ def tensors(named: "Explanation") -> dict[str, "Tensor"]:
     """The measurements; their head axis is in the order of layers and heads."""
     import torch
 
-    evidence, knocks = named.evidence, named.knocks
+    measured, ablations = named.measurements, named.ablations
     return {
-        "heads": torch.tensor(evidence.heads),
-        "attention_by_role": evidence.by_role,
-        "attention_from_end": evidence.targets,
-        "attention_by_relation": evidence.relations,
-        "copied": evidence.copied,
-        "suppressed": evidence.suppressed,
-        "writes": evidence.writes,
-        "metric": evidence.metric,
-        "ablated_metric": evidence.ablated_metric,
-        "direct": evidence.direct,
-        "direct_without_movers": knocks.direct_without,
-        "taken_out_at_end": knocks.at_end,
-        "taken_out_everywhere": knocks.everywhere,
-        "attention_to_answers_without_movers": knocks.right_without,
-        "raised_without_movers": knocks.raised_without,
-        "focus": knocks.focus,
-        "shifts": knocks.shifts,
+        "heads": torch.tensor(measured.heads),
+        "attention_by_role": measured.attention_by_role,
+        "attention_from_end": measured.attention_from_end,
+        "attention_by_relation": measured.by_relation,
+        "copied": measured.copied,
+        "suppressed": measured.suppressed,
+        "role_logits": measured.role_logits,
+        "metric": measured.metric,
+        "ablated_metric": measured.ablated_metric,
+        **named.effects,
+        "direct_without_movers": ablations.direct_without_movers,
+        "attention_to_answers_without_movers": ablations.to_right_without_movers,
+        "copied_without_movers": ablations.copied_without_movers,
+        "movers_attention_removed": ablations.movers_attention_removed,
+        "attention_changes": ablations.attention_changes,
     }
 
 
-def blocks(results: Mapping[str, Any], text: str, attention: Mapping[str, Any]) -> list[Block]:
+Attention = Mapping[str, Sequence[Sequence[float]]]
+"""By head: mean attention from the token of each role to that of each; NaN where there is none."""
+
+
+def blocks(named: "Explanation", results: Mapping[str, Any], task: str, gap: Sequence[Figure]) -> list[Block]:
     """The circuit in words, its classes of heads, every head by role, where they attend, and the evidence."""
+    from circuitome.heads.roles.narrative import overview
+
+    attention = dict(zip(named.heads, named.measurements.attention_by_role.tolist(), strict=True))
     active, others = by_role(results["heads"])
-    gap = f"Effects are shares of the gap of {results['scale']:.3f} {results['unit']}; strongest heads first."
-    columns = tuple(
-        Column(name=name, style=style, about=about, narrow=i < NARROW)  # type: ignore[arg-type]
-        for i, (name, style, about) in enumerate(COLUMNS)
-    )
+    note = f"Effects are in % of the gap of {results['scale']:.3f} {results['unit']}; strongest heads first."
     rows = tuple(row(head, results, attention) for head in [*active, *others])
+    evidence = "Every test of every head that was explained, in the order of the table."
     return [
-        Lede(text=text),
-        roles(results),
-        Table(title="Heads by role", note=gap, columns=columns, rows=rows, top=len(active) + UNNAMED),
+        Lede(text=overview(named, task)),
+        Numbers(items=(*counts(results), *gap)),
+        roles(named, results, attention),
+        Table(title="Heads by role", note=note, columns=COLUMNS, rows=rows, top=len(active) + UNNAMED),
         attended(results, [*active, *others][:MAPPED], attention),
+        Note(title="Evidence, head by head", text=evidence, where="page"),
         *(evidence_of(head, results["unit"]) for head in [*active, *others]),
     ]
 
@@ -147,84 +148,96 @@ def by_role(heads: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]]
     return active, [head for head in heads if head["role"] in RESTING]
 
 
-def roles(results: Mapping[str, Any]) -> Roles:
-    """Classes of heads, in the order of their layers, and which class feeds which, by the circuit's edges."""
-    class_of = {name: role for role, names in results["roles"].items() if role not in RESTING for name in names}
-    arrows: dict[tuple[str, str, str], int] = {}
-    for head in results["heads"]:
-        start = class_of.get(head["head"])
-        for kind, names in head["feeds"].items() if start else ():
-            for end in {class_of.get(name) for name in names} if kind in ("q", "k", "v") else {"logits"}:
-                if end and end != start and kind != "mlp":
-                    arrows[str(start), end, kind] = arrows.get((str(start), end, kind), 0) + 1
-    layers: dict[str, list[int]] = {}
-    for name, role in class_of.items():
-        layers.setdefault(role, []).append(int(name[1:].split(".")[0]))
-    order = sorted(layers, key=lambda role: sum(layers[role]) / len(layers[role]))
-    classes = tuple(RoleClass(name=role, members=tuple(results["roles"][role])) for role in order)
+def counts(results: Mapping[str, Any]) -> list[Figure]:
+    """How many heads do something, rest, or are unclear."""
+    roles = results["roles"]
+    unclear, resting = len(roles.get("unclear", ())), sum(len(roles.get(role, ())) for role in RESTING[1:])
+    every = len(results["heads"])
+    words = (
+        ("Active heads", every - unclear - resting, f"of {every} explained"),
+        ("Resting", resting, "mostly attend to the first token or themselves"),
+        ("Unclear", unclear, "no role fits well enough, or two do"),
+    )
+    return [Figure(name=name, value=value, style="count", about=about) for name, value, about in words]
+
+
+def roles(named: "Explanation", results: Mapping[str, Any], attention: Attention) -> Roles:
+    """Classes of heads in the order of their layers, what each does and where, and which feeds which."""
+    from circuitome.heads.roles.narrative import active, edges_between, said
+
+    heads = {head["head"]: head for head in results["heads"]}
+    layers = {
+        role: [named.measurements.heads[named.place(head)][0] for head in named.by_role[role]] for role in active(named)
+    }
+    classes = tuple(
+        RoleClass(
+            name=named.title(role),
+            members=named.by_role[role],
+            about=said(named, role),
+            position=acts_at([heads[name] for name in named.by_role[role]], results["token_roles"], attention),
+        )
+        for role in sorted(layers, key=lambda role: sum(layers[role]) / len(layers[role]))
+    )
+    arrows = tuple(
+        (named.title(start), end if end == "logits" else named.title(end), through, float(edges))
+        for (start, through, end), edges in edges_between(named).items()
+        if start != end
+    )
     return Roles(
         title="Roles",
-        note="Classes of heads, earliest layers first; an arrow counts heads of a class whose edges lead to another.",
+        note="Earliest layers first; arrows say how many edges of the circuit lead from one class of heads to another.",
         classes=classes,
-        arrows=tuple((*ends, float(count)) for ends, count in sorted(arrows.items())),
+        arrows=arrows,
         positions=tuple(results["token_roles"]),
     )
 
 
-def row(head: Mapping[str, Any], results: Mapping[str, Any], attention: Mapping[str, Any]) -> tuple[Cell, ...]:
+def acts_at(heads: Sequence[Mapping[str, Any]], names: Sequence[str], attention: Attention) -> str:
+    """The role of the token from which most heads of a class attend."""
+    return Counter(attends(head, names, attention[head["head"]])[0] for head in heads).most_common(1)[0][0]
+
+
+def row(head: Mapping[str, Any], results: Mapping[str, Any], attention: Attention) -> tuple[Cell, ...]:
     """A head's row under `COLUMNS`."""
-    facts, effects, scale = head["facts"], head["effects"], results["scale"]
     unclear = head["role"] == "unclear"
-    other, score = (head["best"], head["best_score"]) if unclear else (head["runner_up"], head["runner_up_score"])
-    near = f"unclear ({head['best']}?)" if unclear and head["best_score"] >= 0.05 else head["role"]
+    second, score = (head["best"], head["best_score"]) if unclear else (head["runner_up"], head["runner_up_score"])
+    start, end, share = attends(head, results["token_roles"], attention[head["head"]])
+    effects = (formats.finite(head["effects"][name]["value"]) for name in ("direct", "last_position", "all_positions"))
     return (
         head["head"],
-        near,
-        f"{head['best_score']:.2f}",
-        attends(head, results["token_roles"], attention[head["head"]]),
-        copies(facts),
-        *(_share(effects[name], scale) for name in ("direct", "at_end", "everywhere")),
-        f"{other} {score:.2f}" if score >= 0.05 else "",
+        f"unclear ({second}?)" if unclear and score >= LIKELY else head["role"],
+        head["best_score"],
+        f"{start} \N{RIGHTWARDS ARROW} {end}" + ("" if share is None else f" {formats.rounded(share, 2)}"),
+        copies(head["features"]),
+        *(None if value is None else 100 * value / results["scale"] for value in effects),
+        f"{second} {formats.rounded(score, 2)}" if score >= LIKELY else "",
         feeds(head["feeds"]),
     )
 
 
-def _share(effect: Mapping[str, Any], scale: float) -> str:
-    from circuitome.present import formats
-
-    value = formats.finite(effect["value"])
-    return formats.MISSING if value is None else f"{formats.rounded(100 * value / scale, 1)}\N{NO-BREAK SPACE}%"
-
-
-def attends(head: Mapping[str, Any], names: Sequence[str], attention: Sequence[Sequence[float]]) -> str:
-    """From which token to which a head attends most: from the end, unless it acts by a relation of tokens."""
-    from circuitome.present.formats import finite
-
+def attends(
+    head: Mapping[str, Any], names: Sequence[str], attention: Sequence[Sequence[float]]
+) -> tuple[str, str, float | None]:
+    """From the token of which role a head attends most to which: from the end, unless it acts by a relation."""
     if head["role"] not in RELATIONS:
-        return _arrow(names[-1], head["looks_at"], finite(head["looks"]))
+        return names[-1], head["attends_to"], formats.finite(head["attention"])
     known = [
         (value, names[i], names[j])
-        for i, row in enumerate(attention)
-        for j, cell in enumerate(row)
-        if i != j > 0 and (value := finite(cell)) is not None
+        for i, shares in enumerate(attention)
+        for j, share in enumerate(shares)
+        if i != j > 0 and (value := formats.finite(share)) is not None
     ]
     value, start, end = max(known, default=(None, names[-1], names[0]))
-    return _arrow(start, end, value)
+    return start, end, value
 
 
-def _arrow(start: str, end: str, value: float | None) -> str:
-    return f"{start} \N{RIGHTWARDS ARROW} {end}" + ("" if value is None else f" {value:.2f}")
-
-
-def copies(facts: Mapping[str, Any]) -> str:
+def copies(features: Mapping[str, Any]) -> float | None:
     """How often a head's output raises the token it attends to most; negative: lowers it most."""
-    from circuitome.present import formats
-
-    up, down = formats.finite(facts.get("copies")), formats.finite(facts.get("suppresses"))
+    up, down = formats.finite(features.get("copies")), formats.finite(features.get("suppresses"))
     if up is None or down is None:
-        return formats.MISSING
+        return None
     value = up if up >= down else -down
-    return formats.rounded(value if abs(value) >= 0.01 else 0.0, 2)
+    return value if abs(value) >= 0.01 else 0.0
 
 
 def feeds(led: Mapping[str, Sequence[str]]) -> str:
@@ -237,17 +250,15 @@ def feeds(led: Mapping[str, Sequence[str]]) -> str:
     return "; ".join([*parts, *(["logits"] if "logits" in led else [])])
 
 
-def attended(results: Mapping[str, Any], heads: Sequence[Mapping[str, Any]], attention: Mapping[str, Any]) -> HeatMap:
-    """Attention from the token that is read to the token of each role."""
-    from circuitome.studies.pieces import finite
-
-    names = [head["head"] for head in heads]
+def attended(results: Mapping[str, Any], heads: Sequence[Mapping[str, Any]], attention: Attention) -> HeatMap:
+    """Attention from the last token to the token of each role."""
+    names = tuple(head["head"] for head in heads)
     return HeatMap(
         title="Where they attend from the end",
-        note=f"Mean attention from the token that is read to that of each role; the first {len(names)} heads above.",
-        rows=tuple(names),
+        note=f"Mean attention from the last token to the token of each role; the first {len(names)} heads above.",
+        rows=names,
         columns=tuple(results["token_roles"]),
-        values=tuple(tuple(finite(value) for value in attention[name][-1]) for name in names),
+        values=tuple(tuple(map(formats.finite, attention[name][-1])) for name in names),
         unit="share of attention",
         scale="positive",
         where="page",
@@ -257,61 +268,80 @@ def attended(results: Mapping[str, Any], heads: Sequence[Mapping[str, Any]], att
 def evidence_of(head: Mapping[str, Any], unit: str) -> Table:
     """Everything about one head, folded."""
     role = head["role"] if head["role"] != "unclear" else f"unclear, nearest {head['best']}"
+    rows = tuple(
+        [
+            (
+                "roles by score",
+                ", ".join(f"{head[name]} {head[name + '_score']:.2f}" for name in ("best", "runner_up")),
+            ),
+            *attention_tests(head["features"]),
+            *writing(head),
+            *effects(head, unit),
+            ("feeds", "; ".join(f"{kind}: {', '.join(names)}" for kind, names in head["feeds"].items()) or "none"),
+        ]
+    )
     columns = (Column(name="test"), Column(name="result"))
-    return Table(title=f"{head['head']}: {role}", columns=columns, rows=tuple(tests(head, unit)), folded=True)
+    return Table(title=f"{head['head']}: {role}", columns=columns, rows=rows, folded=True)
 
 
-def tests(head: Mapping[str, Any], unit: str) -> list[tuple[Cell, ...]]:
-    """Name and result of every test of a head."""
-    from circuitome.present.formats import finite, fixed
+def attention_tests(features: Mapping[str, Any]) -> list[tuple[Cell, ...]]:
+    """Where a head attends: along relations between tokens, and from the end."""
+    names = {"first": "first", "itself": "self"} | {name: name for name in ("previous", "duplicate", "induction")}
+    relations = [(f"attention: {names[name]}", _relation(value)) for name, value in features.items() if name in names]
+    targets = {f"to_{name}": f"attention from the end to {name}" for name in ("right", "wrong", "role", "end", "first")}
+    return [*relations, *_known(features, targets)]
 
-    facts = head["facts"]
-    ranking = f"{head['best']} {head['best_score']:.2f}, {head['runner_up']} {head['runner_up_score']:.2f}"
-    rows: list[tuple[Cell, ...]] = [("roles by score", ranking)]
-    for name, value in facts.items():
-        if name in (*TESTS, "first", "itself"):
-            rows.append((f"attention: {name.replace('itself', 'self')}", _relation(value)))
-    for name, words in (
+
+def writing(head: Mapping[str, Any]) -> list[tuple[Cell, ...]]:
+    """What a head writes."""
+    writes = [f"{name} {formats.fixed(value, 2)}" for name, value in head["role_logits"].items() if value is not None]
+    return [
+        *_known(head["features"], {name: f"{name} the token it attends to" for name in ("copies", "suppresses")}),
+        ("adds to the logits of the roles' tokens", ", ".join(writes)),
+        ("attention and what it writes agree (correlation)", formats.fixed(head["copying_correlation"], 2)),
+    ]
+
+
+def effects(head: Mapping[str, Any], unit: str) -> list[tuple[Cell, ...]]:
+    """What a head's ablation does to the metric and to other heads."""
+    names = {
+        "direct": "direct effect",
+        "last_position": "total effect: last position",
+        "all_positions": "total effect: all positions",
+    }
+    steers = {
+        "movers_attention_removed": "share of the movers' attention to their target that ablating it removes",
+        "direct_change_without_movers": "change of the direct effect without movers",
+    }
+    moves = [f"{move['head']} to {move['to']} {formats.fixed(move['change'], 2)}" for move in head["attention_changes"]]
+    return [
+        *((f"{words}, {unit}", _interval(head["effects"][name])) for name, words in names.items()),
         *(
-            (n, f"attention from the end {n.replace('_', ' ')}")
-            for n in ("to_right", "to_wrong", "to_role", "to_end", "to_first")
+            (words, _interval(effect))
+            for name, words in steers.items()
+            if formats.finite((effect := head["features"].get(name) or {}).get("value")) is not None
         ),
-        *((n, f"{n} the token it attends to") for n in ("copies", "suppresses")),
-    ):
-        if finite(facts.get(name)) is not None:
-            rows.append((words, f"{facts[name]:.2f}"))
-    writes = [f"{name} {fixed(value, 2)}" for name, value in head["writes"].items() if value is not None]
-    rows.append(("adds to the logits of the roles' tokens", ", ".join(writes)))
-    rows.append(("attention and what it writes agree (correlation)", fixed(head["agreement"], 2)))
-    for name, words in (
-        ("direct", "direct effect"),
-        ("at_end", "total effect: last position"),
-        ("everywhere", "total effect: all positions"),
-    ):
-        rows.append((f"{words}, {unit}", _interval(head["effects"][name])))
-    for name, words in (
-        ("focus", "share of the movers' attention to their target lost without it"),
-        ("without", "direct effect gained without movers"),
-    ):
-        if finite((facts.get(name) or {}).get("value")) is not None:
-            rows.append((words, _interval(facts[name])))
-    moves = [f"{move['head']} to {move['to']} {fixed(move['change'], 2)}" for move in head["moves"]]
-    rows.append(("moves the attention of", ", ".join(moves) or "none"))
-    led = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in head["feeds"].items())
-    return [*rows, ("feeds", led or "none")]
+        ("changes the attention of", ", ".join(moves) or "none"),
+    ]
+
+
+def _known(features: Mapping[str, Any], names: Mapping[str, str]) -> list[tuple[Cell, ...]]:
+    """The numbers among features that are known, under their names."""
+    known = {words: formats.finite(features.get(name)) for name, words in names.items()}
+    return [(words, formats.rounded(value, 2)) for words, value in known.items() if value is not None]
 
 
 def _relation(value: Mapping[str, Any]) -> str:
-    from circuitome.present.formats import MISSING, rounded
-
-    words = {"here": "on the prompts", "because": "goes when broken", "elsewhere": "on random tokens"}
-    known = [f"{rounded(value[key], 2)} {said}" for key, said in words.items() if key in value]
-    return ", ".join(known) or MISSING
+    words = {
+        "on_prompts": "on the prompts",
+        "lost_when_broken": "goes when broken",
+        "on_random_tokens": "on random tokens",
+    }
+    known = [f"{formats.rounded(value[key], 2)} {said}" for key, said in words.items() if key in value]
+    return ", ".join(known) or formats.MISSING
 
 
 def _interval(effect: Mapping[str, Any]) -> str:
-    from circuitome.present import formats
-
     value = formats.finite(effect.get("value"))
     if value is None:
         return formats.MISSING

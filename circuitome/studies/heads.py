@@ -4,29 +4,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from circuitome.present.blocks import Block, Column, HeatMap, Lede, Note, Table
+from circuitome.present import formats
+from circuitome.present.blocks import Block, Cell, Column, HeatMap, Lede, Note, Table
 from circuitome.studies.settings import Flag, ModelSettings
 from circuitome.studies.study import Findings, Study, Work
 
 if TYPE_CHECKING:
     from circuitome.heads.atlas.head_score import HeadScore
     from circuitome.heads.atlas.repeated import Repeated
+    from circuitome.heads.long_context.retrieval import RetrievalScores
     from circuitome.models.model import Model
     from circuitome.studies.context import Context
 
 STRONGEST = 10
 """Heads of each score that a run names."""
-LISTED = 3
-"""Heads of each score in the table."""
+LISTED, LISTED_NARROW = 5, 3
+"""Heads of each score in the table of the page, and of the terminal."""
+OPEN_MAPS = 3
+"""Maps shown without opening their folds."""
 KINDS = {
-    "previous": ("P", "attend to the previous token"),
-    "duplicate": ("D", "to the same token earlier"),
-    "induction": ("I", "to the token after the same one"),
-    "self": ("=", "to themselves"),
-    "sink4": ("s", "rest on the first tokens"),
+    "previous": ("previous token", "to the token before"),
+    "duplicate": ("duplicate token", "to earlier copies of a token"),
+    "induction": ("induction", "to what stands behind earlier copies of a token (induction)"),
+    "self": ("self", "to the token itself"),
+    "sink4": ("resting", "only to the first four positions"),
 }
-"""By score: sign and name of heads with much of it."""
-CALLED = 0.4
+"""Scores by which a head is called something: its kind, and what such heads do."""
+CALLED = 0.3
 """Share of attention that the lower end of the interval must reach for that."""
 SIGN = (
     "Scores are means over repeated random tokens; chance is even attention, or 0; noise is the largest score of any "
@@ -47,27 +51,22 @@ class Heads(ModelSettings):
 
 
 def work(settings: Heads, context: "Context") -> Work:
-    """Three models are read: the model itself, and two with noise for weights."""
-    return Work(texts=settings.n, tokens=2 * (settings.period or 24), forward=6.0)
+    """A pass over the sequences and one with noise for weights; copying by weights costs as much again."""
+    from circuitome.heads.atlas.repeated import usual_period
+
+    period = settings.period or usual_period(context.model)
+    return Work(texts=settings.n, tokens=2 * period, forward=6.0)
 
 
 def run(settings: Heads, context: "Context") -> Findings:
     """The scores of every head."""
     from circuitome.heads.atlas.all_heads import head_atlas
+    from circuitome.heads.long_context.retrieval import retrieval_scores
 
-    atlas = head_atlas(
-        context.model,
-        n=settings.n,
-        period=settings.period,
-        seed=settings.seed,
-        max_memory=settings.max_memory,
-        progress=context.tell("models read, with and without noise for weights"),
-    )
+    atlas = head_atlas(context.setting, n=settings.n, period=settings.period)
     more: dict[str, Any] = sequences(context.model, atlas.repeated)
     if settings.retrieval:
-        from circuitome.heads.long_context.retrieval import retrieval_scores
-
-        found = retrieval_scores(context.model, progress=context.tell("needles found"))
+        found = retrieval_scores(context.setting)
         atlas = atlas.joined(retrieval_score(found))
         more["retrieval"] = {"runs": len(found.cases), "answered": int(found.success.sum())}
     scores = atlas.to_dict()["scores"]
@@ -99,7 +98,7 @@ def sequences(model: "Model", repeated: "Repeated", text: str = "") -> dict[str,
     return {"sequences": about, "data_hash": data}
 
 
-def retrieval_score(found: Any) -> "HeadScore":
+def retrieval_score(found: "RetrievalScores") -> "HeadScore":
     """Retrieval as a column of the atlas: the paper's score on the runs that count."""
     from circuitome.heads.atlas.head_score import HeadScore
 
@@ -115,81 +114,105 @@ def strongest(score: "HeadScore", count: int) -> list[dict[str, Any]]:
 def blocks(scores: Mapping[str, Any], top: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Block]:
     """How many heads are of which kind, the strongest of every score, and a map of each."""
     note = (
-        f"A head is counted where a share of attention is at least {CALLED} at the lower end of its interval. Chance: "
-        "even attention over all a head may see, or 0. Noise: the largest value of any head when each weight matrix is "
-        "noise of the same size."
+        f"A head is counted where a share of attention is at least {CALLED} at the lower end of its interval, as what "
+        "it does most besides resting on the first positions. Chance: even attention over all a head may see, or 0. "
+        "Noise: the largest value of any head when each weight matrix is noise of the same size."
     )
-    columns = (
-        Column(name="score"),
-        Column(name="chance", style="number"),
-        Column(name="noise", style="number"),
-        Column(name="strongest heads, with 95 % intervals"),
-        Column(name="what it says", narrow=False),
-    )
-    rows = tuple(
-        (s["name"], s["chance"], s["random_ceiling"], words(top[s["name"]][:LISTED]), s["what"])
-        for s in scores.values()
-    )
+    by_kind, total = kinds(scores)
     return [
-        Lede(text=kinds_sentence(scores)),
-        Note(text=note),
-        Table(title="Strongest heads of every score", columns=columns, rows=rows),
-        *(
-            score_map(score, folded=i >= 4, where="everywhere" if name == "induction" else "page")
-            for i, (name, score) in enumerate(scores.items())
-        ),
+        Lede(text=kinds_sentence(by_kind, total)),
+        *kinds_table(by_kind),
+        score_map(scores["induction"], where="terminal"),
+        strongest_table(scores, top, LISTED, where="page"),
+        strongest_table(scores, top, LISTED_NARROW, where="terminal"),
+        Note(text=note, where="page"),
+        *(score_map(score, folded=i >= OPEN_MAPS, where="page") for i, score in enumerate(scores.values())),
     ]
 
 
-def kinds_sentence(scores: Mapping[str, Any]) -> str:
-    """How many heads are of each kind: what each does most besides resting."""
+def kinds(scores: Mapping[str, Any]) -> tuple[dict[str, list[str]], int]:
+    """Heads by the score that names their kind, in the order of `KINDS` and layers, and how many heads there are."""
+    from circuitome.studies.pieces import head_names
+
     known = {name: scores[name] for name in KINDS if name in scores}
     first = next(iter(scores.values()))["mean"]
-    signs = [_kind(known, layer, head) for layer in range(len(first)) for head in range(len(first[layer]))]
-    parts = [f"{signs.count(name)} {what}" for name, (_, what) in KINDS.items() if name in signs]
-    if not parts:
-        return f"None of {len(signs)} heads follows a simple rule."
-    return f"Of {len(signs)} heads {', '.join(parts)}; {signs.count('')} follow no such rule."
+    places = [(layer, head) for layer in range(len(first)) for head in range(len(first[layer]))]
+    kind_of = {place: _kind(known, *place) for place in places}
+    by_kind = {name: head_names(place for place in places if kind_of[place] == name) for name in known}
+    return {name: heads for name, heads in by_kind.items() if heads}, len(places)
 
 
 def _kind(scores: Mapping[str, Any], layer: int, head: int) -> str:
     """The score of which a head has most; a head rests whenever its rule finds nothing, so resting comes last."""
     reached = {}
     for name, score in scores.items():
-        low, value = score["low"][layer][head], score["mean"][layer][head]
-        if (value if low is None else low or 0.0) >= CALLED:
-            reached[name] = value
+        low, value = (formats.finite(score[end][layer][head]) for end in ("low", "mean"))
+        if ((value if low is None else low) or 0.0) >= CALLED:
+            reached[name] = value or 0.0
     return max(reached, key=lambda name: (name != "sink4", reached[name]), default="")
 
 
-def words(heads: Sequence[Mapping[str, Any]]) -> str:
-    """Heads with value and interval in a line that breaks between heads only."""
-    from circuitome.present import formats
+def kinds_sentence(by_kind: Mapping[str, Sequence[str]], total: int) -> str:
+    """How many heads are of each kind."""
+    if not by_kind:
+        return f"None of {total} heads follows a simple rule."
+    parts = [
+        f"{len(heads)}{'' if i else ' attend'} {KINDS[name][1]}" for i, (name, heads) in enumerate(by_kind.items())
+    ]
+    return f"Of {total} heads, {', '.join(parts)}; {total - sum(map(len, by_kind.values()))} follow no such rule."
 
-    parts = (f"{h['label']} {formats.rounded(h['mean'], 2)} {formats.interval(h['low'], h['high'], 2)}" for h in heads)
+
+def kinds_table(by_kind: Mapping[str, Sequence[str]]) -> list[Table]:
+    """Which heads are of each kind. Most rest, which says little, so a terminal leaves them out."""
+    rows = tuple((KINDS[name][0], len(heads), ", ".join(heads)) for name, heads in by_kind.items())
+    columns = (Column(name="kind"), Column(name="count", style="count"), Column(name="heads"))
+    top = len(rows) - ("sink4" in by_kind)
+    return [Table(title="Heads by kind", columns=columns, rows=rows, top=top)] if top else []
+
+
+def strongest_table(
+    scores: Mapping[str, Any], top: Mapping[str, Sequence[Mapping[str, Any]]], count: int, **options: Any
+) -> Table:
+    """The strongest heads of every score, what it says, and what heads reach by chance and with noise for weights."""
+    columns = (
+        Column(name="score"),
+        Column(name="chance", style="number", decimals=3),
+        Column(name="noise", style="number", decimals=3),
+        Column(name="strongest heads"),
+        Column(name="what it says", narrow=False),
+    )
+    wide = options.get("where") == "page"
+    rows: list[tuple[Cell, ...]] = [
+        (score["name"], score["chance"], score["random_ceiling"], strongest_words(top[name][:count]), score["what"])
+        for name, score in scores.items()
+    ]
+    return Table(
+        title=f"Strongest {count} heads of every score, with 95 % intervals",
+        columns=columns if wide else columns[:-1],
+        rows=tuple(rows if wide else [row[:-1] for row in rows]),
+        **options,
+    )
+
+
+def strongest_words(heads: Sequence[Mapping[str, Any]]) -> str:
+    """Heads with value and interval in a line that breaks between heads only."""
+    parts = (f"{h['label']} {formats.rounded(h['mean'], 2)} {_ends(h)}" for h in heads)
     return ", ".join(part.strip().replace(" ", "\N{NO-BREAK SPACE}") for part in parts)
 
 
-def score_map(score: Mapping[str, Any], **options: Any) -> HeatMap:
-    """A score as a map with layers as rows and heads as columns."""
-    from circuitome.studies.pieces import finite
+def _ends(head: Mapping[str, Any]) -> str:
+    low, high = formats.finite(head["low"]), formats.finite(head["high"])
+    return "" if low is None or high is None else f"[{formats.rounded(low, 2)}, {formats.rounded(high, 2)}]"
 
-    mean, low, high = (
-        tuple(tuple(finite(value) for value in row) for row in score[key]) for key in ("mean", "low", "high")
-    )
-    return HeatMap(
-        title=f"{score['name']}: {score['what']}",
-        rows=tuple(f"a{layer}" for layer in range(len(mean))),
-        columns=tuple(f"h{head}" for head in range(len(mean[0]))),
-        labels=tuple(tuple(f"a{i}.h{j}" for j in range(len(mean[0]))) for i in range(len(mean))),
-        values=mean,
-        low=low,
-        high=high,
-        unit=score["unit"],
-        scale="signed" if any((value or 0.0) < 0 for row in mean for value in row) else "positive",
-        upwards=True,
-        **options,
-    )
+
+def score_map(score: Mapping[str, Any], **options: Any) -> HeatMap:
+    """A score of all heads as a map."""
+    from circuitome.studies.pieces import head_map
+
+    title = f"{score['name']}: {score['what']}"
+    chance = formats.finite(score["chance"]) or 0.0
+    ends = score["low"], score["high"]
+    return head_map(title, score["mean"], *ends, unit=score["unit"], chance=chance, top=0, **options)
 
 
 STUDY = Study("heads", Heads, run, work)

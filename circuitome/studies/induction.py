@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from circuitome.present.blocks import Block, Cell, Column, Figure, Lede, Lines, Numbers, Series, Table
+from circuitome.present import formats
+from circuitome.present.blocks import Block, Column, Figure, Lede, Lines, Numbers, Series, Table
 from circuitome.studies.heads import score_map, sequences
 from circuitome.studies.settings import ModelSettings
 from circuitome.studies.study import Findings, Study, Work
@@ -36,8 +37,11 @@ class Induction(ModelSettings):
 
 
 def work(settings: Induction, context: "Context") -> Work:
-    """A pass for the patterns, and one for each set of heads that is switched off."""
-    return Work(texts=settings.n, tokens=2 * (settings.period or 24), forward=4.0 * (2 + settings.draws))
+    """A pass for the patterns, and one for each set of heads that is switched off, on sequences and pieces of text."""
+    from circuitome.heads.atlas.repeated import usual_period
+
+    period = settings.period or usual_period(context.model)
+    return Work(texts=settings.n, tokens=2 * period, forward=4.0 * (2 + settings.draws))
 
 
 def run(settings: Induction, context: "Context") -> Findings:
@@ -48,15 +52,7 @@ def run(settings: Induction, context: "Context") -> Findings:
 
     text = None if settings.text is None else read_text(settings.text)
     found = induction(
-        context.model,
-        n=settings.n,
-        period=settings.period,
-        k=settings.k,
-        draws=settings.draws,
-        text=text,
-        seed=settings.seed,
-        max_memory=settings.max_memory,
-        progress=context.tell("batches with heads switched off"),
+        context.setting, n=settings.n, period=settings.period, k=settings.k, draws=settings.draws, text=text
     )
     scores = named([score for score in (found.prefix, found.copying) if score])
     tensors = {name: score.samples for name, score in scores.items()}
@@ -75,7 +71,45 @@ def run(settings: Induction, context: "Context") -> Findings:
 
 
 def blocks(results: Mapping[str, Any]) -> list[Block]:
-    """What switching heads off costs, losses by position, and the scores of all heads."""
+    """What switching heads off costs, learning in context, losses by position, and the scores of all heads."""
+    return [
+        Lede(text=f"{sentence(results)} {comparison(results)}"),
+        learning(results),
+        effects(results),
+        losses(results["loss_by_position"]),
+        *(score_map(score) for score in (results["prefix"], results["copying"]) if score),
+    ]
+
+
+def sentence(results: Mapping[str, Any]) -> str:
+    """What switching off the strongest heads does, and random ones."""
+    effects, heads = results["effects"], results["heads"]
+    return (
+        f"Without {', '.join(heads)} the loss on repeated tokens rises by {written(effects['without'])} nats "
+        f"a token, without as many random heads by {written(effects['random'])}."
+    )
+
+
+def written(estimate: Mapping[str, Any]) -> str:
+    """An estimate with its interval."""
+    return formats.estimate(*(estimate[end] for end in ("value", "low", "high")))
+
+
+def comparison(results: Mapping[str, Any]) -> str:
+    """What follows from the difference between the strongest heads and random ones."""
+    difference, n = results["effects"]["difference"], results["sequences"]
+    low, high = (formats.finite(difference[end]) for end in ("low", "high"))
+    said = f"The difference is {written(difference)}"
+    if low is None or high is None:
+        return f"{said}; {n} sequence gives it no interval, so that this does not tell them apart."
+    if low <= 0 <= high:
+        return f"{said} and may be 0: {n} sequences do not tell the strongest induction heads from random heads."
+    more = "more" if low > 0 else "less"
+    return f"{said}: the model clearly loses {more} without the strongest induction heads than without random ones."
+
+
+def learning(results: Mapping[str, Any]) -> Numbers:
+    """What the model loses on random tokens, on the same again, and late rather than early in a text."""
     titles = {
         "first_half": ("First time", "loss on random tokens said for the first time"),
         "second_half": ("Again", "loss when they are said again"),
@@ -83,71 +117,52 @@ def blocks(results: Mapping[str, Any]) -> list[Block]:
         "in_context": ("In-context learning", "on text: loss late minus loss early in a piece"),
     }
     cards = tuple(
-        Figure(name=title, value=e["value"], low=e["low"], high=e["high"], unit="nats", about=about)
+        Figure(name=title, value=e["value"], low=e["low"], high=e["high"], unit="nats a token", about=about)
         for name, (title, about) in titles.items()
         if (e := results.get(name))
     )
-    note = (
-        f"Means over {results['sequences']} sequences of {results['period']} random tokens said {results['repeats']} "
-        f"times and {results['pieces']} pieces of text. Heads switched off write nothing; patterns stay as they were."
-    )
-    lines = tuple(
-        Series(
-            name=word,
-            x=tuple(range(2, 2 + len(results["loss_by_position"][name]))),
-            y=tuple(results["loss_by_position"][name]),
-        )
-        for name, word in LINES.items()
-        if name in results["loss_by_position"]
-    )
-    return [
-        Lede(text=sentence(results)),
-        Numbers(items=cards),
-        effects(results, note),
-        Lines(title="Loss by position", x="token of the sequence", y="loss, nats", series=lines, where="page"),
-        *(score_map(score) for score in (results["prefix"], results["copying"]) if score),
-    ]
+    return Numbers(title="Learning in context", items=cards)
 
 
-def sentence(results: Mapping[str, Any]) -> str:
-    """What switching off the strongest heads does, compared with random ones, and whether that is more."""
-    effects, heads = results["effects"], results["heads"]
-
-    def said(name: str) -> str:
-        e = effects[name]
-        return f"{e['value']:.2f}" + ("" if e["low"] is None else f" [{e['low']:.2f}, {e['high']:.2f}]")
-
-    low, high = effects["difference"]["low"], effects["difference"]["high"]
-    follows = "these prompts cannot tell the two apart"
-    if low is not None and low > 0:
-        follows = "the strongest heads matter more than others"
-    elif high is not None and high < 0:
-        follows = "random heads matter more than these"
-    return (
-        f"Without {', '.join(heads)} the loss on repeated tokens rises by {said('without')} nats a token, without as "
-        f"many random heads by {said('random')}: a difference of {said('difference')}, so {follows}."
-    )
-
-
-def effects(results: Mapping[str, Any], note: str) -> Table:
+def effects(results: Mapping[str, Any]) -> Table:
     """What is switched off, the rise of the loss on repeated tokens, and that of the in-context-learning score."""
+    from circuitome.studies.pieces import cell_of
+
     count = len(results["heads"])
     names = {
         "without": f"the {count} strongest",
         "random": f"{count} random ones, mean of {len(results['random_heads'])} draws",
         "difference": "the difference",
     }
-
-    def cell(value: Mapping[str, Any] | None) -> Cell:
-        return None if value is None else (value["value"], value["low"], value["high"])
-
-    rows = tuple((w, cell(results["effects"][p]), cell(results["context_effects"].get(p))) for p, w in names.items())
+    rows = tuple(
+        (name, cell_of(results["effects"][part]), cell_of(results["context_effects"].get(part)))
+        for part, name in names.items()
+    )
     columns = (
         Column(name="switched off"),
-        Column(name="loss on repeats", style="estimate", unit="nats", decimals=3),
-        Column(name="in-context learning", style="estimate", unit="nats", decimals=3),
+        Column(name="loss on repeats", style="estimate", unit="nats a token", decimals=3),
+        Column(name="in-context learning", style="estimate", unit="nats a token", decimals=3),
+    )
+    note = (
+        f"In nats a token, means over {results['sequences']} sequences of {results['period']} random tokens said "
+        f"{results['repeats']} times and {results['pieces']} pieces of text. Heads switched off write nothing; "
+        "patterns stay as they were."
     )
     return Table(title="Rise without heads", note=note, columns=columns, rows=rows)
+
+
+def losses(by_position: Mapping[str, Any]) -> Lines:
+    """Mean loss of each token of the repeated sequences, one line for each set of heads."""
+    series = tuple(
+        Series(
+            name=name, x=tuple(range(2, 2 + len(by_position[part]))), y=tuple(map(formats.finite, by_position[part]))
+        )
+        for part, name in LINES.items()
+        if part in by_position
+    )
+    note = "Mean loss of each token of the repeated sequences."
+    x, y = "token of the sequence", "loss, nats"
+    return Lines(title="Loss by position", note=note, x=x, y=y, series=series, where="page")
 
 
 STUDY = Study("induction", Induction, run, work)

@@ -1,7 +1,7 @@
 """Blocks that several studies make: estimates as cells and cards, example prompts, a circuit on its grid."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from circuitome.engine.setting import Setting
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
 from circuitome.graph.model_graph import Graph
+from circuitome.graph.node import Node
 from circuitome.models.model import Model
 from circuitome.present import formats
 from circuitome.present.blocks import (
@@ -26,6 +27,7 @@ from circuitome.present.blocks import (
     Numbers,
     Pair,
     Pairs,
+    Series,
     Shape,
     Style,
     Table,
@@ -43,6 +45,50 @@ def finite(value: float | None) -> float | None:
 def cell(estimate: Estimate) -> Cell:
     """An estimate as a table's cell."""
     return finite(estimate.value), finite(estimate.low), finite(estimate.high)
+
+
+def cell_of(estimate: Mapping[str, Any] | None) -> Cell:
+    """An estimate as plain JSON values (`Estimate.to_dict`) as a table's cell; None where there is none."""
+    return None if estimate is None else tuple(finite(estimate[end]) for end in ("value", "low", "high"))  # type: ignore[return-value]
+
+
+def series_of(name: str, x: Sequence[float], estimates: Iterable[Mapping[str, Any]], **options: Any) -> Series:
+    """Estimates as plain JSON values as a line of a chart with its band, at the places `x`."""
+    rows = [[finite(estimate[end]) for end in ("value", "low", "high")] for estimate in estimates]
+    y, low, high = (tuple(row[end] for row in rows) for end in range(3))
+    return Series(name=name, x=tuple(x), y=y, low=low, high=high, **options)
+
+
+def head_names(heads: Iterable[tuple[int, int]]) -> list[str]:
+    """Names of heads given as (layer, head)."""
+    return [str(Node.head(layer, head)) for layer, head in heads]
+
+
+def head_map(
+    title: str, mean: Sequence[Sequence[float]], *ends: Sequence[Sequence[float]], extra: str = "", **options: Any
+) -> HeatMap:
+    """Values of all heads, [layer][head], as a map with layers upwards; `ends` are the lower and the upper ones.
+
+    `extra` names a last column that is no head. Colours are those of signed values where any is negative.
+    """
+    values = [tuple(tuple(finite(value) for value in row) for row in matrix) for matrix in (mean, *ends)]
+    heads, more = range(len(mean[0]) - bool(extra)), [extra] if extra else []
+    rows = tuple(str(Node("attention", layer)) for layer in range(len(mean)))
+    return HeatMap(
+        title=title,
+        rows=rows,
+        columns=(*(f"h{head}" for head in heads), *more),
+        labels=tuple(
+            (*head_names((layer, head) for head in heads), *(f"{row} {name}" for name in more))
+            for layer, row in enumerate(rows)
+        ),
+        values=values[0],
+        low=values[1] if ends else (),
+        high=values[2] if ends else (),
+        scale="signed" if any((value or 0.0) < 0 for row in values[0] for value in row) else "positive",
+        upwards=True,
+        **options,
+    )
 
 
 def figure(name: str, estimate: Estimate, about: str = "", style: Style = "number") -> Figure:
@@ -102,7 +148,7 @@ def circuit_map(scores: EdgeScores, circuit: Circuit, intervals: Tensor | None, 
 
 def percent(estimate: Estimate) -> str:
     """A share in words: 43 % [38, 48]."""
-    return formats.percent(estimate.to_dict())
+    return formats.percent(estimate.value, estimate.low, estimate.high)
 
 
 def effect_map(effects: EffectMap, **texts: Any) -> HeatMap:

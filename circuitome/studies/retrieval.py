@@ -1,6 +1,6 @@
 """Heads that fetch a fact from a long text, and whether the answer needs them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from circuitome.errors import InputError, unknown_name
-from circuitome.present.blocks import Block, Cell, Column, Figure, HeatMap, Lede, Numbers, Table
+from circuitome.present import formats
+from circuitome.present.blocks import Block, Cell, Column, Figure, Lede, Numbers, Table
 from circuitome.studies.settings import ModelSettings, WholeNumbers
 from circuitome.studies.settings import Numbers as SeveralNumbers
 from circuitome.studies.study import Findings, Study, Work
@@ -18,11 +19,8 @@ if TYPE_CHECKING:
     from circuitome.heads.long_context.retrieval import RetrievalScores
     from circuitome.studies.context import Context
 
-NAMED = 20
-"""Heads that a run names."""
-STRONG = 0.5
-"""Score above which a head is strong."""
-NAMES = {"unmasked": "no head masked", "masked": "the strongest masked", "random": "random others masked"}
+NAMED, LISTED = 20, 12
+"""Heads that a run names, and of these in the terminal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +48,8 @@ class Retrieval(ModelSettings):
 
     @override
     def check(self) -> None:
-        from circuitome.heads.long_context.masking import MODES, WHERE
+        from circuitome.heads.long_context.decoding import MODES
+        from circuitome.heads.long_context.masking import WHERE
 
         for name, value, known in (("mode", self.mode, MODES), ("place to mask", self.where, WHERE)):
             if value not in known:
@@ -77,13 +76,14 @@ def run(settings: Retrieval, context: "Context") -> Findings:
 
     text = read_text(settings.text)
     needles = read_needles(Path(settings.needles)) if settings.needles else own_needles()
-    model = context.model
-    cases = needle_cases(model, lengths=settings.lengths, depths=settings.depths, text=text, needles=needles)
-    batches = read_prompts(model, cases, more=settings.steps, max_memory=settings.max_memory)
+    setting = context.setting
+    cases = needle_cases(context.model, lengths=settings.lengths, depths=settings.depths, text=text, needles=needles)
+    context.progress("reading prompts", 0, 1)
+    batches = read_prompts(setting, cases, more=settings.steps)
     context.progress("reading prompts", 1, 1)
-    scores = score_read(model, batches, steps=settings.steps, progress=context.tell("answering"))
+    scores = score_read(setting, batches, steps=settings.steps)
     check = mask_heads(
-        model,
+        setting,
         batches,
         scores.heads(settings.top_k),
         avoid=scores.retrieval_heads(),
@@ -91,8 +91,6 @@ def run(settings: Retrieval, context: "Context") -> Findings:
         where=settings.where,
         draws=settings.draws,
         steps=settings.steps,
-        seed=settings.seed,
-        progress=context.tell("answering with heads masked"),
     )
     hashed = text_hash(text, *(part for needle in needles for part in (needle.text, needle.question, needle.answer)))
     counted = "successful runs. " if scores.conditional else "ALL runs, since no run succeeded. "
@@ -101,7 +99,7 @@ def run(settings: Retrieval, context: "Context") -> Findings:
         title=f"Retrieval heads of {settings.model}",
         sign=(
             "A score is the share of the needle's different tokens that a head copied while the model said them, mean "
-            f"over {counted}Hits count every step, over the needle's tokens, and can exceed 1: published files are so."
+            f"over {counted}Hits count every step, over the needle's tokens, and can exceed 1, as in published files."
         ),
         results=results,
         blocks=blocks(results),
@@ -127,7 +125,8 @@ def run(settings: Retrieval, context: "Context") -> Findings:
 
 def scored(scores: "RetrievalScores") -> dict[str, Any]:
     """The scores of all heads and every answer, as plain JSON values."""
-    from circuitome.heads.long_context.retrieval import RETRIEVAL
+    from circuitome.heads.long_context.retrieval import RETRIEVAL, STRONG
+    from circuitome.studies.pieces import head_names
 
     low, high = scores.interval
     layers, heads = scores.mean.shape
@@ -140,7 +139,7 @@ def scored(scores: "RetrievalScores") -> dict[str, Any]:
             for case, said, recall in zip(scores.cases, scores.answers, scores.recall, strict=True)
         ],
         "heads": scores.mean.numel(),
-        "retrieval_heads": [f"a{layer}.h{head}" for layer, head in scores.retrieval_heads()],
+        "retrieval_heads": head_names(scores.retrieval_heads()),
         "strong": int((scores.mean > STRONG).sum()),
         "never": int((scores.mean_hits == 0).sum()),
         "threshold": RETRIEVAL,
@@ -163,10 +162,12 @@ def scored(scores: "RetrievalScores") -> dict[str, Any]:
 
 def masking(check: "MaskCheck", scores: "RetrievalScores") -> dict[str, Any]:
     """What masking does, as plain JSON values."""
+    from circuitome.studies.pieces import head_names
+
     return {
-        "heads": [f"a{layer}.h{head}" for layer, head in check.heads],
-        "draws": [[f"a{layer}.h{head}" for layer, head in draw] for draw in check.draws],
-        "never_drawn": [f"a{layer}.h{head}" for layer, head in scores.retrieval_heads()],
+        "heads": head_names(check.heads),
+        "draws": [head_names(draw) for draw in check.draws],
+        "never_drawn": head_names(scores.retrieval_heads()),
         "mode": check.mode,
         "where": check.where,
         "estimates": {
@@ -178,103 +179,121 @@ def masking(check: "MaskCheck", scores: "RetrievalScores") -> dict[str, Any]:
 
 def blocks(results: Mapping[str, Any]) -> list[Block]:
     """How many heads, which, whether the answer needs them, and every answer."""
-    total, least, runs = results["heads"], results["threshold"], results["runs"]
-    count = len(results["retrieval_heads"])
-    text = (
-        f"{count} of {total:,} heads score {least:g} or more; the model answered {results['successes']} of {len(runs)} "
-    )
-    text += "prompts." if results["conditional"] else "prompts. As it answered none, scores are over all prompts."
-    cards = (
-        Figure(name="Retrieval heads", value=count, style="count", about=f"score {least:g} or more, of {total}"),
-        Figure(name="Strong ones", value=results["strong"], style="count", about=f"score above {STRONG}"),
-        Figure(name="Never copied", value=results["never"], style="count", about=f"of {total} heads, in counted runs"),
-        Figure(name="Answered", value=results["successes"], style="count", about=f"of {len(runs)} prompts"),
-    )
-    rows = tuple((t["label"], (t["mean"], t["low"], t["high"]), t["hits"], t["frequency"]) for t in results["top"])
-    columns = (
-        Column(name="head", style="node"),
-        Column(name="score", style="estimate", decimals=3),
-        Column(name="hits per needle token", style="number", decimals=3),
-        Column(name="runs in which it copied", style="percent", narrow=False),
-    )
+    from circuitome.studies.pieces import head_map
+
+    scores = results["map"]
     return [
-        Lede(text=f"{text}\n{verdict(results['masking'])}"),
-        Numbers(items=cards),
-        head_map(results["map"]),
-        Table(title="Strongest heads", columns=columns, rows=rows, top=10),
+        Lede(text=f"{sentence(results)} {verdict(results['masking'])}"),
+        numbers(results),
+        head_map(scores["name"], scores["mean"], scores["low"], scores["high"], unit=scores["unit"], top=0),
+        strongest(results["top"]),
         needed(results["masking"]),
-        *answers(runs),
+        answered(results["runs"]),
+        answers(results["runs"]),
     ]
 
 
-def head_map(scores: Mapping[str, Any]) -> HeatMap:
-    """The scores of all heads."""
-    from circuitome.studies.pieces import finite
-
-    values, low, high = (tuple(tuple(map(finite, row)) for row in scores[key]) for key in ("mean", "low", "high"))
-    rows, columns = tuple(scores["rows"]), tuple(scores["columns"])
-    return HeatMap(
-        title=scores["name"],
-        rows=rows,
-        columns=columns,
-        values=values,
-        low=low,
-        high=high,
-        labels=tuple(tuple(f"{row}.{column}" for column in columns) for row in rows),
-        unit=scores["unit"],
-        scale="positive",
-        upwards=True,
-        top=0,
+def sentence(results: Mapping[str, Any]) -> str:
+    """How many heads there are, and how many prompts were answered."""
+    text = (
+        f"{len(results['retrieval_heads'])} of {results['heads']:,} heads score {results['threshold']:g} or more; the "
+        f"model answered {results['successes']} of {len(results['runs'])} prompts."
     )
+    return text if results["conditional"] else f"{text} As it answered none, scores are over all prompts."
 
 
 def verdict(found: Mapping[str, Any]) -> str:
     """What masking did, in one sentence."""
     rows = found["estimates"]["log_prob"]
-    unmasked, masked, others = (rows[name]["value"] for name in NAMES)
+    unmasked, masked, others = (formats.fixed(rows[name]["value"], 2) for name in ("unmasked", "masked", "random"))
     return (
-        f"Masking the top {len(found['heads'])} takes the right answer's log-probability from {unmasked:.2f} to "
-        f"{masked:.2f} nats a token; as many random others, {len(found['draws'])} times, to {others:.2f}."
+        f"Masking the top {len(found['heads'])} takes the right answer's log-probability from {unmasked} to {masked} "
+        f"nats a token; as many random others, {len(found['draws'])} times, to {others}."
     )
+
+
+def numbers(results: Mapping[str, Any]) -> Numbers:
+    """Headline numbers."""
+    from circuitome.heads.long_context.retrieval import STRONG
+
+    total, least = results["heads"], results["threshold"]
+    counts = (
+        ("Retrieval heads", len(results["retrieval_heads"]), f"score {least:g} or more, of {total}"),
+        ("Strong ones", results["strong"], f"score above {STRONG:g}"),
+        ("Never copied", results["never"], f"of {total} heads, in the counted runs"),
+        ("Answered", results["successes"], f"of {len(results['runs'])} prompts"),
+    )
+    return Numbers(items=tuple(Figure(name=n, value=value, style="count", about=about) for n, value, about in counts))
+
+
+def strongest(top: Sequence[Mapping[str, Any]]) -> Table:
+    """The heads that copy most."""
+    columns = (
+        Column(name="head", style="node"),
+        Column(name="score", style="estimate", decimals=3),
+        Column(name="hits per needle token", style="number", decimals=3),
+        Column(name="runs in which it copied", style="percent"),
+    )
+    rows = tuple((h["label"], (h["mean"], h["low"], h["high"]), h["hits"], h["frequency"]) for h in top)
+    return Table(title="Strongest heads", columns=columns, rows=rows, top=LISTED)
 
 
 def needed(found: Mapping[str, Any]) -> Table:
     """The answer with and without the strongest heads."""
+    from circuitome.studies.pieces import cell_of
+
+    count = len(found["heads"])
     how = {"zero": "their output is 0", "even": "they attend evenly to all that they may see"}[found["mode"]]
     when = {"decode": "once the prompt was read", "everywhere": "from the first token on"}[found["where"]]
-    note = (
-        f"Masked {when}: {how}. The random others are drawn from heads outside the top {len(found['heads'])} and "
-        f"outside all retrieval heads. Masked: {', '.join(found['heads'])}."
+    names = {
+        "unmasked": "no head masked",
+        "masked": f"top {count} masked",
+        "random": f"{count} random others masked",
+        "masked_minus_random": f"top {count} minus random others",
+    }
+    columns = (
+        Column(name=""),
+        Column(name="log-probability", style="estimate", decimals=3, unit="nats a token", about="of the right answer"),
+        Column(name="recall", style="estimate", decimals=3, about="share of the right answer's words that were said"),
     )
-    kinds = {"log_prob": "log-probability, nats a token", "recall": "words of the answer said, share"}
-    columns = (Column(name=""), *(Column(name=name, style="estimate", decimals=3) for name in kinds.values()))
-    rows: list[tuple[Cell, ...]] = []
-    for condition, words in NAMES.items():
-        estimates = [found["estimates"][kind][condition] for kind in kinds]
-        rows.append((words, *((e["value"], e["low"], e["high"]) for e in estimates)))
+    rows: list[tuple[Cell, ...]] = [
+        (name, *(cell_of(found["estimates"][kind][condition]) for kind in ("log_prob", "recall")))
+        for condition, name in names.items()
+    ]
+    note = (
+        f"Log-probability of the right answer in nats a token; recall: the share of its words that were said. Masked "
+        f"{when}: {how}. The random others are drawn from heads outside the top {count} and outside all retrieval "
+        f"heads. Masked: {', '.join(found['heads'])}."
+    )
     return Table(title="Are they needed?", note=note, columns=columns, rows=tuple(rows))
 
 
-def answers(runs: Any) -> list[Block]:
-    """How many prompts of each length and depth were answered, and every answer."""
+def answered(runs: Sequence[Mapping[str, Any]]) -> Table:
+    """How many prompts of each length and depth were answered."""
+    from circuitome.heads.long_context.retrieval import SUCCESS
+
     depths = sorted({run["depth"] for run in runs})
     rows = []
     for length in sorted({run["length"] for run in runs}):
         same = [[run for run in runs if run["length"] == length and run["depth"] == depth] for depth in depths]
-        rows.append((length, *(f"{sum(run['recall'] > 0.5 for run in some)} of {len(some)}" for some in same)))
-    heads = (Column(name="tokens", style="count"), *(Column(name=f"depth {100 * depth:.0f} %") for depth in depths))
-    every = tuple(
-        (r["length"], f"{r['depth']:.0%}", r["expected"], r["said"] or "(nothing)", r["recall"]) for r in runs
-    )
+        rows.append((length, *(f"{sum(run['recall'] > SUCCESS for run in some)} of {len(some)}" for some in same)))
+    columns = (Column(name="tokens", style="count"), *(Column(name=f"depth {100 * depth:.0f} %") for depth in depths))
+    return Table(title="Prompts answered, by length and depth", columns=columns, rows=tuple(rows))
+
+
+def answers(runs: Sequence[Mapping[str, Any]]) -> Table:
+    """Every answer."""
     columns = (
-        heads[0],
-        *(Column(name=n) for n in ("depth", "expected", "said")),
-        Column(name="recall", style="number"),
+        Column(name="tokens", style="count"),
+        Column(name="depth", style="percent"),
+        Column(name="expected"),
+        Column(name="said"),
+        Column(name="recall", style="number", decimals=2),
     )
-    return [
-        Table(title="Prompts answered", columns=heads, rows=tuple(rows), where="page"),
-        Table(title=f"All {len(every)} answers", columns=columns, rows=every, folded=True),
-    ]
+    rows = tuple(
+        (run["length"], run["depth"], run["expected"], run["said"] or "(nothing)", run["recall"]) for run in runs
+    )
+    return Table(title=f"All {len(rows)} answers", columns=columns, rows=rows, folded=True)
 
 
 STUDY = Study("retrieval", Retrieval, run, work)

@@ -1,15 +1,16 @@
 """Loss on a long text when the cache keeps everything, a window, or the first few tokens and a window."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
 from circuitome.errors import InputError, MemoryBudgetError
-from circuitome.present.blocks import Block, Column, HeatMap, Lede, Lines, Series, Table
+from circuitome.present import formats
+from circuitome.present.blocks import Block, Column, HeatMap, Lede, Lines, Table
 from circuitome.studies.settings import ModelSettings
 from circuitome.studies.study import Findings, Study, Work
 
@@ -26,6 +27,8 @@ PIECE, PIECES = 128, 8
 """Tokens of a text whose attention is measured, and how many such texts."""
 BEFORE, AFTER = 4, 40
 """Stretches of positions before the first eviction, and at most after it."""
+SHOWN = 14
+"""Rows of a table in a terminal at most; of more, every second, third, ... is shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,7 @@ def work(settings: Stream, context: "Context") -> Work:
 
 def run(settings: Stream, context: "Context") -> Findings:
     """Losses of the dense cache, of a window, and of sinks and a window that hold as many tokens; sink mass."""
+    from circuitome.engine.setting import Setting
     from circuitome.heads.long_context.sinks import pieces, sink_mass
     from circuitome.heads.long_context.streaming import dense_losses, learned_positions, stream_losses
     from circuitome.runs.texts import OWN, read_text, text_hash
@@ -68,17 +72,19 @@ def run(settings: Stream, context: "Context") -> Findings:
     model, size = context.model, settings.sinks + settings.window
     ids, chunk = tokens_of(settings, model, text), at_once(model, settings.max_memory)
 
-    def streamed(what: str, sinks: int, window: int) -> "Tensor":
-        return stream_losses(model, ids, sinks=sinks, window=window, chunk=chunk, progress=context.tell(what))
+    def told(cache: str) -> Setting:
+        progress = context.tell(f"loss with {cache} in the cache")
+        return context.setting.but(progress=lambda what, done, total: progress(done, total))
 
     losses = {
-        "dense": dense_losses(model, ids, chunk=chunk, progress=context.tell("dense")),
-        "window": streamed("window", 0, size),
-        "sinks and window": streamed("sinks and window", settings.sinks, settings.window),
+        "dense": dense_losses(told("everything"), ids, chunk=chunk),
+        "window": stream_losses(told("a window"), ids, sinks=0, window=size, chunk=chunk),
+        "sinks and window": stream_losses(
+            told("sinks and a window"), ids, sinks=settings.sinks, window=settings.window, chunk=chunk
+        ),
     }
     piece = min(PIECE, len(ids), learned_positions(model) or PIECE)
-    texts = pieces(model, model.encode_answer(text), piece, PIECES)
-    masses = sink_mass(model, texts, progress=context.tell("attention to the first tokens"))
+    masses = sink_mass(context.setting, pieces(model, model.encode_answer(text), piece, PIECES))
     first = [model.decode([token]) for token in ids[: settings.sinks].tolist()]
     about = {
         "source": settings.text or OWN,
@@ -89,7 +95,7 @@ def run(settings: Stream, context: "Context") -> Findings:
     results = measured(losses, size, masses)
     tensors = {name.replace(" ", "_"): values.cpu() for name, values in losses.items()}
     return Findings(
-        title=f"Streaming with {settings.model}",
+        title=f"A long text in {settings.model}",
         sign=(
             "Loss is the negative log-likelihood of the next token, mean in nats; perplexity is its exponential. All "
             f"three caches hold the same up to token {size}; window and sinks and window then hold {size} tokens each. "
@@ -202,89 +208,126 @@ def _stretches(losses: Mapping[str, "Tensor"], size: int) -> list[dict[str, Any]
     ]
 
 
-def blocks(settings: Stream, results: Mapping[str, Any], sinks: list[str]) -> list[Block]:
+def blocks(settings: Stream, results: Mapping[str, Any], sinks: Sequence[str]) -> list[Block]:
     """The answer, each cache's loss, losses by position, and attention to the first tokens."""
-    size, policies = settings.sinks + settings.window, results["policies"]
-    dense, window, kept = (policies[name]["after"]["value"] for name in ("dense", "window", "sinks and window"))
-    text = (
-        f"From token {size:,} on, the loss is {dense:.3f} nats a token with everything in the cache, {window:.3f} "
-        f"with the latest tokens alone, and {kept:.3f} when the first {settings.sinks} are kept with the latest "
-        f"{settings.window}."
+    return [
+        Lede(text=sentence(settings, results)),
+        by_cache(results, sinks),
+        lines(results, settings.sinks + settings.window),
+        *numbers_of("Loss by position", by_position(results)),
+        *attention(results["sink_mass"]),
+    ]
+
+
+def sentence(settings: Stream, results: Mapping[str, Any]) -> str:
+    """What evicting the first tokens does, in one sentence."""
+    size = settings.sinks + settings.window
+    after = {name: formats.fixed(policy["after"]["value"], 3) for name, policy in results["policies"].items()}
+    return (
+        f"From token {size:,} on, the loss is {after['dense']} nats a token with everything in the cache, "
+        f"{after['window']} with the latest tokens alone, and {after['sinks and window']} when the first "
+        f"{settings.sinks} are kept with the latest {settings.window}."
     )
+
+
+def by_cache(results: Mapping[str, Any], sinks: Sequence[str]) -> Table:
+    """Loss and perplexity of each cache, before and after the first eviction."""
+    from circuitome.studies.pieces import cell_of
+
     columns = (
         Column(name="cache"),
         *(Column(name=name, style="estimate", decimals=3) for name in ("loss before", "loss after")),
-        Column(name="more than dense", style="estimate", decimals=3, narrow=False),
-        *(Column(name=name, style="number", decimals=2, narrow=False) for name in ("perplexity before", "after")),
+        Column(name="more than dense, after", style="estimate", decimals=3, narrow=False),
+        *(Column(name=name, style="number", decimals=2) for name in ("perplexity before", "perplexity after")),
     )
     rows = tuple(
         (
             name,
-            *(_cell(p[when]) for when in ("before", "after")),
-            _cell(results["against_dense"].get(name)),
-            p["perplexity_before"],
-            p["perplexity_after"],
+            cell_of(policy["before"]),
+            cell_of(policy["after"]),
+            cell_of(results["against_dense"].get(name)),
+            policy["perplexity_before"],
+            policy["perplexity_after"],
         )
-        for name, p in policies.items()
+        for name, policy in results["policies"].items()
     )
-    note = f"Before and after the first eviction. Tokens kept as sinks: {', '.join(map(repr, sinks)) or 'none'}."
-    return [
-        Lede(text=text),
-        Table(title="Loss by cache", note=note, columns=columns, rows=rows),
-        by_position(results, size),
-        *sink_maps(results["sink_mass"]),
-    ]
+    kept = ", ".join(map(repr, sinks)) or "none"
+    note = f"In nats a token, before and after the first eviction. Tokens kept as sinks: {kept}."
+    return Table(title="Loss by cache", note=note, columns=columns, rows=rows)
 
 
-def _cell(estimate: Mapping[str, Any] | None) -> Any:
-    return None if estimate is None else (estimate["value"], estimate["low"], estimate["high"])
-
-
-def by_position(results: Mapping[str, Any], size: int) -> Lines:
+def lines(results: Mapping[str, Any], size: int) -> Lines:
     """Loss over position, one line a cache."""
-    rows = results["stretches"]
-    series = tuple(
-        Series(name=name, x=tuple((r["start"] + r["end"]) / 2 for r in rows), **_ends([r[name] for r in rows]))
-        for name in results["policies"]
-    )
-    marks = (("first eviction", float(size)),)
+    from circuitome.studies.pieces import series_of
+
+    stretches = results["stretches"]
+    middles = [(stretch["start"] + stretch["end"]) / 2 for stretch in stretches]
+    series = tuple(series_of(name, middles, (s[name] for s in stretches)) for name in results["policies"])
     x, y = "position in the text, tokens", "loss, nats a token"
+    marks = (("first eviction", float(size)),)
     return Lines(title="Loss by position", x=x, y=y, series=series, marks=marks, where="page")
 
 
-def _ends(estimates: list[Mapping[str, Any]]) -> dict[str, Any]:
-    from circuitome.studies.pieces import finite
+def by_position(results: Mapping[str, Any]) -> Table:
+    """Mean loss of each stretch of positions, one column a cache."""
+    from circuitome.studies.pieces import cell_of
 
-    names = {"y": "value", "low": "low", "high": "high"}
-    return {name: tuple(finite(e[key]) for e in estimates) for name, key in names.items()}
+    names = tuple(results["policies"])
+    columns = (Column(name="tokens"), *(Column(name=name, style="estimate", decimals=3) for name in names))
+    rows = tuple(
+        (f"{stretch['start']:,} to {stretch['end'] - 1:,}", *(cell_of(stretch[name]) for name in names))
+        for stretch in results["stretches"]
+    )
+    return Table(columns=columns, rows=rows)
 
 
-def sink_maps(found: Mapping[str, Any]) -> list[HeatMap]:
+def numbers_of(title: str, table: Table) -> list[Table]:
+    """The numbers of a chart: all of them folded on the page, some without intervals in a terminal."""
+    rows = tuple(
+        (row[0], *(cell[0] if isinstance(cell, tuple) else cell for cell in row[1:]))
+        for row in table.rows[:: -(-len(table.rows) // SHOWN)]
+    )
+    return [
+        replace(table, title=title, rows=rows, where="terminal"),
+        replace(table, title="The numbers as a table", note="", folded=True),
+    ]
+
+
+def attention(masses: Mapping[str, Any]) -> list[Block]:
+    """Attention to the first tokens: the mean of each layer, and every head."""
+    from circuitome.studies.pieces import cell_of, series_of
+
+    names = ["the first token" if first == 1 else f"the first {first} tokens" for first in masses["first"]]
+    layers, uniform = masses["layers"], masses["uniform"]
+    even = (f"{formats.fixed(u, 3)} to {name}" for name, u in zip(names, uniform, strict=True))
+    note = (
+        f"Mean over queries from position {masses['start']} on, in {masses['texts']} stretches of the text, and over "
+        f"the heads of a layer. {formats.percent(masses['share_above_0.3'])} of heads give 30 % or more to "
+        f"the first token. Even attention would give {', '.join(even)}."
+    )
+    title = "Attention to the first tokens, by layer"
+    series = tuple(series_of(name, range(len(mean)), mean) for name, mean in zip(names, layers, strict=True))
+    levels = tuple((f"even, {name}", value) for name, value in zip(names, uniform, strict=True))
+    rows = tuple((f"a{layer}", *map(cell_of, means)) for layer, means in enumerate(zip(*layers, strict=True)))
+    columns = (Column(name="layer"), *(Column(name=name, style="estimate", decimals=3) for name in names))
+    return [
+        Lines(title=title, note=note, x="layer", y="share of attention", series=series, levels=levels, where="page"),
+        *numbers_of(title, Table(columns=columns, rows=rows, note=note)),
+        *(sink_map(masses, index, name) for index, name in enumerate(names)),
+    ]
+
+
+def sink_map(masses: Mapping[str, Any], index: int, name: str) -> HeatMap:
     """Attention of every head to the first tokens, with the mean of each layer."""
-    maps = []
-    for index, first in enumerate(found["first"]):
-        mean, layers = found["heads"][index], found["layers"][index]
-        what = "the first token" if first == 1 else f"the first {first} tokens"
-        note = (
-            f"Mean over queries from position {found['start']} on, in {found['texts']} stretches of the text; even "
-            f"attention would give {found['uniform'][index]:.3f}. {found['share_above_0.3']:.0%} of heads give 30 % or "
-            "more to the first token."
-        )
-        maps.append(
-            HeatMap(
-                title=f"Attention to {what}",
-                note=note,
-                rows=tuple(f"a{layer}" for layer in range(len(mean))),
-                columns=(*(f"h{head}" for head in range(len(mean[0]))), "mean"),
-                values=tuple((*row, e["value"]) for row, e in zip(mean, layers, strict=True)),
-                unit="share of attention",
-                scale="positive",
-                upwards=True,
-                top=5,
-                where="page" if index else "everywhere",
-            )
-        )
-    return maps
+    from circuitome.studies.pieces import head_map
+
+    layers, uniform = masses["layers"][index], masses["uniform"][index]
+    values = [[*heads, mean["value"]] for heads, mean in zip(masses["heads"][index], layers, strict=True)]
+    unknown = [math.nan] * (len(values[0]) - 1)
+    low, high = ([[*unknown, mean[end]] for mean in layers] for end in ("low", "high"))
+    note = f"Even attention would give {formats.fixed(uniform, 3)}."
+    options = {"unit": "share of attention", "chance": uniform, "extra": "mean", "where": "page"}
+    return head_map(f"Attention of every head to {name}", values, low, high, note=note, **options)
 
 
 STUDY = Study("stream", Stream, run, work)

@@ -28,6 +28,8 @@ FLOW = (PREVIOUS, DUPLICATE, INDUCTION, INHIBITION, NAME_MOVER, BACKUP, NEGATIVE
 """Roles in the order in which information passes them."""
 STRONG = 3
 """Pairs of roles whose edges are told."""
+INPUTS = {"q": "queries", "k": "keys", "v": "values"}
+"""What of a head reads: name and word."""
 
 
 def summary(explanation: Explanation, task: str = "the task") -> str:
@@ -37,23 +39,44 @@ def summary(explanation: Explanation, task: str = "the task") -> str:
 
         print(cm.heads.summary(cm.heads.explain(model, circuit, task), task.name))
     """
-    roles, heads = explanation.by_role, len(explanation.heads)
-    resting = [name for role in (FIRST, SELF) for name in roles.get(role, ())]
-    active = heads - len(roles.get(UNCLEAR, ())) - len(resting)
-    sentences = [
-        f"Of {_count(heads, 'head')} explained in the circuit of {len(explanation.circuit):,} edges for {task}, "
-        f"{active} {'has' if active == 1 else 'have'} an active role."
-    ]
-    for role in (*FLOW, ANSWER_HEAD, NEGATIVE_ANSWER_HEAD):
-        if role in roles:
-            sentences.append(f"{_heading(explanation, role)}: {SENTENCES[role](explanation, role)}.")
-    sentences += _edges(explanation)
-    if resting:
-        who = "attends to the first token or itself" if len(resting) == 1 else "attend to the first token or themselves"
-        sentences.append(f"{_count(len(resting), 'head')} mostly {who}.")
-    if UNCLEAR in roles:
-        sentences.append(_unclear(explanation, roles[UNCLEAR]))
-    return " ".join(sentences)
+    roles = [f"{_heading(explanation, role)}: {said(explanation, role)}." for role in active(explanation)]
+    return " ".join([_opening(explanation, task), *roles, *_edges(explanation), *_others(explanation)])
+
+
+def overview(explanation: Explanation, task: str = "the task") -> str:
+    """How many heads have which role, which roles feed which, and what the others do: the summary without evidence."""
+    numbers = [f"{len(explanation.by_role[role])} {explanation.title(role)}" for role in active(explanation)]
+    opening = _opening(explanation, task)
+    opening = f"{opening.removesuffix('.')}: {', '.join(numbers)}." if numbers else opening
+    return " ".join([opening, *_edges(explanation), *_others(explanation)])
+
+
+def active(explanation: Explanation) -> list[str]:
+    """The roles that heads were given, but for resting ones, in the order in which information passes them."""
+    return [role for role in (*FLOW, ANSWER_HEAD, NEGATIVE_ANSWER_HEAD) if role in explanation.by_role]
+
+
+def said(explanation: Explanation, role: str) -> str:
+    """What the heads of an active role do, with the numbers that say so, as a clause."""
+    return SENTENCES[role](explanation, role)
+
+
+def _opening(explanation: Explanation, task: str) -> str:
+    number = sum(len(explanation.by_role[role]) for role in active(explanation))
+    return (
+        f"Of {_count(len(explanation.heads), 'head')} explained in the circuit of {len(explanation.circuit):,} edges "
+        f"for {task}, {number} {'has' if number == 1 else 'have'} an active role."
+    )
+
+
+def _others(explanation: Explanation) -> list[str]:
+    """What is said of heads that rest or are unclear."""
+    resting = sum(len(explanation.by_role.get(role, ())) for role in (FIRST, SELF))
+    who = "attends to the first token or itself" if resting == 1 else "attend to the first token or themselves"
+    sentences = [f"{_count(resting, 'head')} mostly {who}."] if resting else []
+    if UNCLEAR in explanation.by_role:
+        sentences.append(_unclear(explanation, explanation.by_role[UNCLEAR]))
+    return sentences
 
 
 def _heading(explanation: Explanation, role: str) -> str:
@@ -161,25 +184,29 @@ SENTENCES: dict[str, Callable[[Explanation, str], str]] = {
 
 
 def edges_between(explanation: Explanation) -> dict[tuple[str, str, str], int]:
-    """How many edges lead from heads of one role into q, k or v of heads of another: (from, input, to) -> number."""
+    """How many edges lead from heads of one active role into q, k or v of heads of another, or into the logits.
+
+    By (from, input, to); input and to are both "logits" there.
+    """
     graph, numbers = explanation.circuit.graph, dict[tuple[str, str, str], int]()
-    role_of = {graph.row(name): role for role in FLOW for name in explanation.by_role.get(role, ())}
+    role_of = {graph.row(name): role for role in active(explanation) for name in explanation.by_role[role]}
     for row, role in role_of.items():
         for column in explanation.circuit.mask[row].nonzero().flatten().tolist():
-            kind = graph.reader_nodes[column].input
-            for other in {role_of[reader] for reader in graph.rows_of[column] if reader in role_of}:
-                if kind in ("q", "k", "v"):
-                    numbers[role, kind, other] = numbers.get((role, kind, other), 0) + 1
+            node = graph.reader_nodes[column]
+            kind = node.input or node.kind
+            ends = {role_of[reader] for reader in graph.rows_of[column] if reader in role_of}
+            for end in {"logits"} if kind == "logits" else ends if kind in INPUTS else ():
+                numbers[role, kind, end] = numbers.get((role, kind, end), 0) + 1
     return numbers
 
 
 def _edges(explanation: Explanation) -> list[str]:
-    ranked = sorted(edges_between(explanation).items(), key=lambda item: -item[1])[:STRONG]
+    between = {ends: n for ends, n in edges_between(explanation).items() if ends[0] in FLOW and ends[2] in FLOW}
+    ranked = sorted(between.items(), key=lambda item: -item[1])[:STRONG]
     if not ranked:
         return []
-    inputs = {"q": "queries", "k": "keys", "v": "values"}
     parts = [
-        f"{_count(number, 'edge')} from {explanation.title(a)} heads into {inputs[kind]} of {explanation.title(b)} ones"
+        f"{_count(number, 'edge')} from {explanation.title(a)} heads into {INPUTS[kind]} of {explanation.title(b)} ones"
         for (a, kind, b), number in ranked
     ]
     return [f"The circuit holds {', '.join(parts)}."]
