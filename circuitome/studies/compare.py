@@ -309,11 +309,15 @@ def own_circuits(rows: Sequence[Mapping[str, Any]], held: Mapping[str, Any] | No
 def by_size(title: str, key: str, rows: Sequence[Mapping[str, Any]], sizes: Sequence[int]) -> Table:
     """One number of the circuits of every size that several methods have, a row for each method."""
     columns = (Column(name="method"), *(Column(name=f"{size:,}", style="number", decimals=2) for size in sizes))
-    points = [
-        (row["name"], {point["edges"]: formats.finite(point.get(key)) for point in row["points"]}) for row in rows
-    ]
+    points = [(row["name"], {point["edges"]: _rounded(point.get(key)) for point in row["points"]}) for row in rows]
     table = tuple((name, *(values.get(size, "") for size in sizes)) for name, values in points)
     return Table(title=title, columns=columns, rows=table)
+
+
+def _rounded(value: Any) -> float | None:
+    """To two digits, so that what is nearly nothing is 0.00; the table of every circuit has the number itself."""
+    known = formats.finite(value)
+    return None if known is None else round(known, 2)
 
 
 def every_circuit(rows: Sequence[Mapping[str, Any]]) -> Table:

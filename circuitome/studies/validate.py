@@ -128,7 +128,7 @@ def blocks(results: Mapping[str, Any], context: "Context", shrunk: Sequence[Bloc
     parts += [*completeness(results["completeness"], unit), minimality(results["minimality"])]
     if results["single_edges"]:
         parts.append(single_edges(results["single_edges"], unit))
-    if results["areas"]:
+    if results["auc"]:
         parts += sizes(results)
     parts += robustness(results["robustness"]) if results["robustness"] else []
     if results["known"]:
@@ -266,7 +266,7 @@ def single_edges(found: Mapping[str, Any], unit: str) -> Table:
 
 def sizes(results: Mapping[str, Any]) -> list[Block]:
     """CPR and CMD, and the curve they are areas of."""
-    areas = results["areas"]
+    areas = results["auc"]
     note = (
         "Areas of faithfulness f over the share p of edges. CPR is the integral of f (circuits by signed score), CMD "
         "that of |1 - f| (by size of the score); on the linear axis half the weight lies above p = .5."
@@ -295,7 +295,7 @@ def sizes(results: Mapping[str, Any]) -> list[Block]:
 def robustness(found: Mapping[str, Any]) -> list[Block]:
     """Tables of every section, or why there is none."""
     drawn = {
-        "backups": ("Heads knocked out, and who took over", _backups),
+        "backups": ("Heads ablated, and who took over", _backups),
         "transfer": ("On other prompts and tasks", _transfer),
         "stability": ("On resampled prompts", _stability),
         "methods": ("Overlap of methods (Jaccard of edges)", _methods),
@@ -311,26 +311,24 @@ def robustness(found: Mapping[str, Any]) -> list[Block]:
 
 
 def _backups(title: str, found: Mapping[str, Any]) -> Table:
-    def said(name: str) -> str:
-        value = found[name]
-        return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
-
-    risen = ", ".join(r["name"] for r in found["rediscovery"]["rises"][:8])
+    estimates = ("intact", "left", "effect", "direct", "repaired")
+    intact, left, effect, direct, repaired = (formats.estimate(found[name]) for name in estimates)
+    risen = ", ".join(part["name"] for part in found["rediscovery"]["rises"][:8])
     note = (
-        f"Knocked out ({found['ablation']}): {', '.join(found['knocked'])}. Metric {said('intact')} before, "
-        f"{said('left')} after; without any reaction it would have lost {said('direct')}, the others gave "
-        f"{said('repaired')} back. Backups: {', '.join(found['backups']) or 'none'}. Searched again without them, "
-        f"these gained most: {risen}."
+        f"Ablated ({found['ablation']}): {', '.join(found['ablated'])}. The metric is {intact} before and {left} "
+        f"after, a change of {effect}. Without any reaction it would have changed by {direct}; the others gave "
+        f"{repaired} back. Backups: {', '.join(found['backups']) or 'none'}. Searched again without them, these matter "
+        f"more than before: {risen}. Direct effects are negative where the part helps."
     )
     rows = tuple(
         (
-            r["name"],
-            *(_estimate(r[key]) for key in ("before", "after", "growth")),
-            "backup" if r["name"] in found["backups"] else "",
+            part["name"],
+            *(_estimate(part[key]) for key in ("before", "after", "change")),
+            "backup" if part["name"] in found["backups"] else "",
         )
-        for r in found["reactions"][:10]
+        for part in found["reactions"][:10]
     )
-    columns = _columns(("part",), ("direct contribution before", "after", "growth"), "estimate")
+    columns = _columns(("part",), ("direct effect before", "after", "change"), "estimate")
     return Table(title=title, note=note, columns=(*columns, Column(name="")), rows=rows, where="page")
 
 
