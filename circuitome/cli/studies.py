@@ -86,6 +86,8 @@ def _perform(study: Study, settings: Settings, frame: Frame) -> None:
     with watched() as progress, stoppable(study, settings, frame):
         run, folder = perform(study, settings, out=frame.out, resume=frame.resume, progress=progress)
     print_run(run, folder, frame.as_json)
+    if not study.holds(settings, run.manifest):
+        raise SystemExit(3)
 
 
 @contextmanager

@@ -69,3 +69,5 @@ class Study:
     """Does the work: settings and context to findings."""
     work: Callable[[Any, "Context"], Work]
     """What it will cost, without doing it."""
+    holds: Callable[[Any, Mapping[str, Any]], bool] = lambda settings, manifest: True
+    """Whether a finished run, by its manifest, is what the settings insist on: else its command exits with 3."""

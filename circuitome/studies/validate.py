@@ -37,6 +37,8 @@ class Validate(RunSettings):
     """Fewer subsets and no robustness: about a tenth of the work, some verdicts stay unclear."""
     shrink: Flag = False
     """Leave out what the circuit can do without, and keep the smaller circuit."""
+    strict: Flag = False
+    """Exit with status 3 unless the circuit is established: for audits and scripts."""
     roles: str | None = None
     """Folder of an `explain` run whose roles are knocked out together for completeness; thirds of the layers else."""
 
@@ -360,4 +362,9 @@ def _methods(title: str, found: Mapping[str, Any]) -> Table:
     return Table(title=title, columns=_columns(("",), found["names"], decimals=2), rows=rows, where="page")
 
 
-STUDY = Study("validate", Validate, run, work)
+def holds(settings: Validate, manifest: Mapping[str, Any]) -> bool:
+    """Whether the circuit is established, where that is insisted on."""
+    return not settings.strict or manifest["answer"] == "ESTABLISHED"
+
+
+STUDY = Study("validate", Validate, run, work, holds)

@@ -73,6 +73,13 @@ def test_a_circuit_that_is_too_small_is_told_a_size_that_would_do(tmp_path):
     assert f"The circuit of {enough} edges by the same scores reaches a faithfulness of 0.9" in lede_of(out)
 
 
+def test_an_audit_fails_by_its_exit_status_where_that_is_asked_for(capsys, tmp_path, found, quick):
+    verdict, _ = quick
+    assert verdict.manifest["answer"] != "ESTABLISHED"  # ten random circuits are too few to prove sufficiency
+    code, printed, _ = run(capsys, "validate", found, "--quick", "--strict", "--out", tmp_path / "run")
+    assert code == 3 and verdict.manifest["answer"] in printed and (tmp_path / "run").is_dir()
+
+
 @pytest.fixture(scope="module")
 def whole(found, tmp_path_factory):
     """The whole suite, during which EAP-IG must not run again: its scores of every prompt are kept in the run."""
