@@ -165,6 +165,7 @@ def effect_map(effects: EffectMap, **texts: Any) -> HeatMap:
         low=_matrix(low),
         high=_matrix(high),
         unit=effects.unit,
+        whole=finite(effects.gap) or None,
         labels=labels,
         upwards=True,
         **texts,

@@ -185,6 +185,10 @@ def _estimate(value: Mapping[str, Any]) -> Cell:
     return formats.finite(value["value"]), formats.finite(value["low"]), formats.finite(value["high"])
 
 
+def _written(value: Mapping[str, Any]) -> str:
+    return formats.estimate(value["value"], value["low"], value["high"])
+
+
 def _columns(
     texts: Sequence[str], numbers: Sequence[str], style: Any = "number", decimals: int = 3
 ) -> tuple[Column, ...]:
@@ -314,7 +318,7 @@ def robustness(found: Mapping[str, Any]) -> list[Block]:
 
 def _backups(title: str, found: Mapping[str, Any]) -> Table:
     estimates = ("intact", "left", "effect", "direct", "repaired")
-    intact, left, effect, direct, repaired = (formats.estimate(found[name]) for name in estimates)
+    intact, left, effect, direct, repaired = (_written(found[name]) for name in estimates)
     risen = ", ".join(part["name"] for part in found["rediscovery"]["rises"][:8])
     note = (
         f"Ablated ({found['ablation']}): {', '.join(found['ablated'])}. The metric is {intact} before and {left} "

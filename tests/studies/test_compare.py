@@ -41,6 +41,7 @@ def test_methods_stand_side_by_side(capsys, tmp_path, folder, data):
     assert "Sees the clean prompts alone" in " ".join(text.split()) and "edge attribution patching" in page
 
 
+@pytest.mark.slow
 def test_a_stopped_comparison_goes_on_with_the_methods_that_are_left(capsys, tmp_path, folder, data, stop, monkeypatch):
     whole, out, done = tmp_path / "whole", tmp_path / "run", []
     options = ("--methods", "eap,exact,random", "--exact-edges", 0)

@@ -17,7 +17,7 @@ def find(folder, data, out, *more):
 
 LEARNING = ("--steps", 4)
 OPTIONS = {"edge-pruning": LEARNING, "subnetwork-probing": LEARNING, "eap-ig": ("--loss", "kl")}
-QUICK = ("eap-ig", "atp")
+QUICK = ("eap-ig",)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +87,7 @@ def test_a_stopped_run_goes_on_with_the_same_result(capsys, tmp_path, folder, da
         torch.testing.assert_close(same[name], tensor, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.slow
 def test_a_file_is_read_whole_whatever_n_says(capsys, tmp_path, folder, data):
     out = tmp_path / "run"
     code, _, error = run(capsys, *find(folder, data, out, "--ablation", "mean-position", "--n", 1))

@@ -22,7 +22,11 @@ def traced(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "options",
-    [("--to", "a2.h1.q,a2.kv0.v", "--positions", "end,-2", "--freeze-mlps"), ("--from", "a0.h1,m1"), ("--from", "all")],
+    [
+        pytest.param(("--to", "a2.h1.q,a2.kv0.v", "--positions", "end,-2", "--freeze-mlps"), marks=pytest.mark.slow),
+        ("--from", "a0.h1,m1"),
+        pytest.param(("--from", "all"), marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_paths_into_targets_are_mapped(capsys, tmp_path, folder, data, options):
@@ -42,6 +46,7 @@ def test_paths_into_targets_are_mapped(capsys, tmp_path, folder, data, options):
     check_shown(out)
 
 
+@pytest.mark.slow
 def test_the_trace_back_names_the_circuit_with_its_numbers(capsys, traced):
     found, out = traced
     tree, blocks = found.manifest["tree"], blocks_of(out)

@@ -61,6 +61,7 @@ def test_shrinking_keeps_the_smaller_circuit(quick):
     assert not left_out or any(", ".join(left_out) in text for text in said)
 
 
+@pytest.mark.slow
 def test_a_circuit_that_is_too_small_is_told_a_size_that_would_do(tmp_path):
     from circuitome.studies import find, validate
 
@@ -73,6 +74,7 @@ def test_a_circuit_that_is_too_small_is_told_a_size_that_would_do(tmp_path):
     assert f"The circuit of {enough} edges by the same scores reaches a faithfulness of 0.9" in lede_of(out)
 
 
+@pytest.mark.slow
 def test_an_audit_fails_by_its_exit_status_where_that_is_asked_for(capsys, tmp_path, found, quick):
     verdict, _ = quick
     assert verdict.manifest["answer"] != "ESTABLISHED"  # ten random circuits are too few to prove sufficiency
