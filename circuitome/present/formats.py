@@ -32,7 +32,7 @@ def fixed(value: Any, decimals: int) -> str:
     if known is None:
         return MISSING
     tiny = 0 < abs(known) < 0.5 * 10**-decimals
-    shown = f"{known:.1e}" if tiny else f"{known:,.{decimals}f}"
+    shown = f"{known:.1e}" if tiny else f"{known + 0.0:,.{decimals}f}"  # never minus zero
     return shown.replace("-", MINUS)
 
 
@@ -150,6 +150,11 @@ def visible(token: str) -> str:
 def printable(text: str) -> str:
     """Text on one line that cannot steer a terminal: line breaks as signs, other control characters replaced."""
     return CONTROL.sub("\ufffd", text.replace("\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}"))
+
+
+def together(text: str) -> str:
+    """A sentence whose percent signs stay with their numbers."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def quoted(text: str) -> str:

@@ -31,7 +31,7 @@ def show(document: blocks.Document, console: Console) -> None:
     if document.sign:
         tell(console, document.sign)
     if folded and document.folder:
-        say(console, f"The report also has {folded} folded table{'s' * (folded > 1)} and map{'s' * (folded > 1)}.")
+        say(console, f"Also in the report: {folded} folded part{'s' * (folded > 1)}.")
     tell(console, f"Again:  {document.command}", soft_wrap=True)
     if document.folder:
         tell(console, f"Report: {document.folder}/report.html", soft_wrap=True)

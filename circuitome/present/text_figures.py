@@ -39,7 +39,7 @@ def say(console: Console, words: str) -> None:
 
 def tell(console: Console, words: str, style: str = "", **options: Any) -> None:
     """Words of any origin, which cannot steer the terminal."""
-    console.print(Text(formats.CONTROL.sub("\ufffd", words), style=style), **options)
+    console.print(Text(formats.CONTROL.sub("\ufffd", formats.together(words)), style=style), **options)
 
 
 def heat_map(block: HeatMap, console: Console) -> None:

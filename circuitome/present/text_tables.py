@@ -93,8 +93,8 @@ def _layout(table: Table, rows: Sequence[Sequence[str]], room: int) -> _Layout:
 def _least(column: Column, texts: Sequence[str], full: int) -> int:
     """Numbers need all of their width, texts that of their longest word and enough to read well."""
     if formats.numeric(column):
-        return max(*(cell_len(text) for text in texts[1:]), *(cell_len(word) for word in UNIT.findall(texts[0])), 0)
-    return max(min(full, COMFORT), *(cell_len(word) for text in texts for word in UNIT.findall(text)))
+        return max([0, *map(cell_len, [*texts[1:], *UNIT.findall(texts[0])])])
+    return max([min(full, COMFORT), *(cell_len(word) for text in texts for word in UNIT.findall(text))])
 
 
 def _chunks(shown: list[int], least: Sequence[int], room: int) -> list[list[int]]:

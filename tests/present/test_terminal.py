@@ -65,6 +65,12 @@ def test_long_texts_stand_below_their_rows_before_numbers_move_to_a_further_tabl
     assert len(re.findall(r"0\.5000 \[0\.4000, 0\.6000\]", text)) == 8
 
 
+def test_columns_without_words_take_no_room() -> None:
+    block = Table(columns=(Column(name=""), Column(name="", style="number"), Column(name="a")), rows=(("", "", "b"),))
+    assert shown(block).split() == ["a", "b"]
+    assert shown(replace(block, rows=())).split() == ["a"]
+
+
 def test_rows_beyond_the_first_are_announced() -> None:
     text = shown(table(12, top=5), 200)
     assert "Also in the report: 7 more rows." in text and text.count("previous token") == 5
@@ -89,7 +95,7 @@ def test_sign_size_and_certainty_can_be_read_without_colour() -> None:
     assert line(text, "a1").split() == ["a1", "-9*", "+2"]
     assert not [row for row in text.splitlines() if row.startswith(("a0 ", "a2 "))]  # nothing of a tenth in them
     assert "tenths of 2.000 logits, 50" in text and "1 of 3 rows are shown" in " ".join(text.split())
-    assert "*: the 95 % interval leaves out 0" in text
+    assert "*: the 95\xa0% interval leaves out 0" in " ".join(text.split(" "))
     assert line(text, "a1.h1").split() == ["a1.h1", "\u22122.000", "[\u22122.600,", "\u22121.400]", "\u221250", "%"]
 
 
@@ -160,7 +166,7 @@ def test_roles_and_where_they_lead() -> None:
 
 def test_folded_and_page_only_blocks_are_left_to_the_report() -> None:
     text = shown(every(), 100)
-    assert "Patching MLPs" not in text and "2 folded tables and maps" in text
+    assert "Patching MLPs" not in text and "Also in the report: 2 folded parts." in text
     assert "Again:  circuitome find ioi --model toy" in text and "Report: runs/ioi/report.html" in text
     assert "negative helps" in text and "The model cannot do the task." in text
     assert "x" * 5 not in shown(Document(title="t", command="c", sign="", blocks=(Lede(text="x" * 9, where="page"),)))
