@@ -44,11 +44,7 @@ class WriterValues:
     @classmethod
     def of(cls, model: Model, activations: ActivationCache) -> "WriterValues":
         """The writers' outputs in a recorded pass, out of reach of its gradients."""
-        outs: list[Tensor | None] = [out.detach() for out in activations.attention_out] or [None] * len(activations.z)
-        heads = [
-            scaled_heads(model, layer, z.detach(), out)
-            for layer, (z, out) in enumerate(zip(activations.z, outs, strict=True))
-        ]
+        heads = [recorded_heads(model, activations, layer) for layer in range(len(activations.z))]
         return cls(activations.resid_pre[0].detach().float(), heads, [m.detach().float() for m in activations.mlp_out])
 
     def tensors(self) -> list[Tensor]:
@@ -91,6 +87,12 @@ def scaled_heads(
     for which, value in model.held.get(layer, ()):
         scaled[..., which, :] = value
     return scaled
+
+
+def recorded_heads(model: Model, activations: ActivationCache, layer: int) -> Float[Tensor, "batch pos head d_head"]:
+    """Scaled outputs of a block's heads in a recorded pass, out of reach of its gradients; see `scaled_heads`."""
+    out = activations.attention_out[layer].detach() if activations.attention_out else None
+    return scaled_heads(model, layer, activations.z[layer].detach(), out)
 
 
 def writer_vectors(

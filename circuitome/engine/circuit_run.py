@@ -1,22 +1,25 @@
 """Run a model in which every edge outside a circuit carries its ablated value: exactly, and only the parts that matter.
 
-A reader's input is base + sum over its kept writers of (online - ablated), where base is the residual stream with every
-writer ablated. A head or MLP that no kept edge leaves never runs. Under corrupted ablation neither does one that no
-kept edge enters: its output is the cached corrupted one. So a sparse circuit costs a sparse pass.
+A reader's input is base + sum over writers of mask[writer, reader] (online - ablated), where base is the residual
+stream with every writer ablated, and the mask is 1 at the circuit's edges and 0 elsewhere (between them where masks are
+learned). A head or MLP that no open edge leaves never runs. Under corrupted ablation neither does one that no open edge
+enters: its output is the cached corrupted one. So a sparse circuit costs a sparse pass.
 Source: Conmy et al. 2023, arXiv:2304.14997 (what ACDC evaluates), with Hugging Face's attention as it is.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitome.engine.ablation import AblationValues, WriterValues, scaled_heads
+from circuitome.engine.ablation import AblationValues, WriterValues
 from circuitome.engine.batches import Batch
+from circuitome.engine.block_step import BlockStep
 from circuitome.errors import InputError
 from circuitome.graph.circuits import Circuit
+from circuitome.graph.model_graph import Graph
 from circuitome.models.model import Call, Model
 from circuitome.tasks.task import Task
 
@@ -83,150 +86,190 @@ def _ablated_streams(model: Model, ablated: WriterValues) -> tuple[list[Tensor],
 def circuit_logits(model: Model, base: Baseline, circuit: Circuit) -> Float[Tensor, "batch vocab"]:
     """Logits after the last token of every prompt of the batch, with all edges outside `circuit` ablated."""
     with torch.inference_mode():  # a tenth faster than no_grad: passes this sparse are mostly small operations
-        run = CircuitRun(model, base, circuit)
-        for layer in range(len(model.blocks)):
-            run.attention(layer)
-            run.mlp(layer)
-        logits = run.logits()
+        logits = model.unembed(CircuitRun(model, base, circuit.mask.float()).final().to(model.dtype))
     return logits.clone()  # an ordinary tensor again
 
 
-class CircuitRun:
-    """One circuit run on one batch: the differences (online - ablated) of the writers that have run so far."""
-
-    def __init__(self, model: Model, base: Baseline, circuit: Circuit) -> None:
-        self.model, self.base, self.graph = model, base, model.graph
-        self.coupled = model.blocks[0].attention_post is not None
-        needs = demand(circuit, coupled=self.coupled)
-        self.parents, self.everywhere = needs.parents, needs.everywhere
-        self.slot = {row: i for i, row in enumerate(sorted(self.everywhere))}
-        self.shape = base.clean_embed.shape
-        self.delta = base.clean_embed.new_zeros(len(self.slot), self.shape[0] * self.shape[1], self.shape[2])
-        self.ran: set[int] = set()
-        read = base.batch.clean.read
-        self.last = torch.arange(self.shape[0], device=read.device) * self.shape[1] + read
-        if 0 in self.slot:
-            self.keep(0, (base.clean_embed - base.ablated.embed).flatten(0, 1))
-
-    def keep(self, row: int, difference: Float[Tensor, "batch_pos d_model"]) -> None:
-        """Note the difference of a writer that has run."""
-        self.delta[self.slot[row]] = difference
-        self.ran.add(row)
-
-    def seen(self, stream: Tensor, columns: Sequence[int]) -> Float[Tensor, "reader batch_pos d_model"]:
-        """What some readers see: the ablated `stream` and the differences of their kept writers."""
-        parents = [[row for row in self.parents.get(c, ()) if row in self.ran] for c in columns]
-        inputs = stream.flatten(0, 1).expand(len(columns), -1, -1)
-        upto = max((self.slot[row] + 1 for row in self.ran), default=0)
-        if sum(map(len, parents)) > SUMS_PER_PRODUCT * upto:
-            weights = stream.new_zeros(len(columns), upto)
-            for reader, rows in enumerate(parents):
-                weights[reader, [self.slot[row] for row in rows]] = 1.0
-            return inputs + (weights @ self.delta[:upto].flatten(1)).view_as(inputs)
-        inputs = inputs.clone()
-        for reader, rows in enumerate(parents):
-            for row in rows:
-                inputs[reader] += self.delta[self.slot[row]]
-        return inputs
-
-    def attention(self, layer: int) -> None:
-        """Run the heads of a block that kept edges leave, if any of them can differ from its ablated self."""
-        base, block = self.base, self.model.blocks[layer]
-        rows, columns = self.graph.head_rows(layer), self.graph.attention_columns(layer)
-        leaving = [row for row in range(rows.start, rows.stop) if row in self.slot]
-        active = [c for c in range(columns.start, columns.stop) if self.parents.get(c) or not base.cached]
-        if not leaving or not active:
-            return
-        inputs = self.seen(base.resid_pre[layer], active)
-        readers = [c - columns.start for c in active]
-        online = self.project(layer, readers, inputs).transpose(0, 1)
-        if base.projected is not None:
-            values = block.split(base.projected[layer], copy=True)
-            values[:, :, readers] = online.unflatten(0, self.shape[:2])
-        else:
-            values = online.unflatten(0, self.shape[:2])
-        change = self.heads(layer, values, base.calls[layer]) - base.ablated.heads[layer]
-        self.note(layer, values, change)
-        heads = [row - rows.start for row in leaving]
-        first = self.slot[leaving[0]]  # the slots of a block's heads follow one another
-        z_change = change.flatten(0, 1)[:, heads].transpose(0, 1)
-        torch.bmm(z_change, block.head_weights(heads), out=self.delta[first : first + len(heads)])
-        self.ran.update(leaving)
-
-    def project(self, layer: int, readers: Sequence[int], inputs: Tensor) -> Float[Tensor, "reader rows d_head"]:
-        """What q, k and v readers of a block make of their inputs [reader, rows, d_model]."""
-        block = self.model.blocks[layer]
-        weights, biases = block.reader_weights(readers), block.reader_biases()[readers]
-        normed = block.attend_inputs(inputs.to(self.model.dtype))
-        return torch.baddbmm(biases[:, None], normed, weights.transpose(1, 2))
-
-    def heads(self, layer: int, values: Tensor, call: Call) -> Float[Tensor, "batch pos head d_head"]:
-        """Scaled outputs of the heads of a block for given q, k and v; see `scaled_heads`."""
-        z = self.model.attend(layer, values, call).flatten(-2)
-        out = self.model.blocks[layer].output(z) if self.coupled else None
-        return scaled_heads(self.model, layer, z, out)
-
-    def note(self, layer: int, values: Tensor, change: Tensor) -> None:
-        """Called with the q, k and v of a block and how its heads differ from their ablated selves."""
-
-    def mlp(self, layer: int) -> None:
-        """Run the MLP of a block if a kept edge leaves it and it can differ from its ablated self."""
-        row, column = self.graph.mlp_row(layer), self.graph.mlp_column(layer)
-        if row not in self.slot or (self.base.cached and not self.parents.get(column)):
-            return
-        inputs = self.seen(self.base.resid_mid[layer], [column])[0]
-        ablated = self.base.ablated.mlps[layer].flatten(0, 1)
-        run_mlp, dtype = self.model.blocks[layer].run_mlp, self.model.dtype
-        if self.everywhere[row]:
-            self.keep(row, run_mlp(inputs[None].to(dtype))[0].float() - ablated)
-        else:
-            at_last = run_mlp(inputs[self.last][None].to(dtype))[0].float() - ablated[self.last]
-            self.keep(row, torch.zeros_like(inputs).index_copy_(0, self.last, at_last))
-
-    def logits(self) -> Float[Tensor, "batch vocab"]:
-        """Logits at the position that the metric reads."""
-        final = self.seen(self.base.final, [len(self.graph.readers) - 1])[0]
-        return self.model.unembed(final[self.last].to(self.model.dtype))
-
-
 @dataclass(frozen=True)
-class Demand:
-    """What the logits of the last position need of a circuit: edges that lead nowhere are not in it."""
+class Reach:
+    """What of a circuit the logits of the position read depend on: edges that lead nowhere are not in it."""
 
-    parents: dict[int, list[int]]
-    """By column: the kept writers of each reader that is needed."""
-    everywhere: dict[int, bool]
-    """By row of each needed writer: whether positions before the last are needed too. Keys and values are read at all
-    positions, queries and MLP inputs only where their own output is."""
+    columns: Bool[Tensor, " readers"]
+    """Readers whose input matters."""
+    everywhere: Bool[Tensor, " readers"]
+    """Whether it matters at positions before the one read: keys and values are read everywhere, queries and MLP inputs
+    only where their own output is."""
+    rows: Bool[Tensor, " writers"]
+    """Writers whose output matters."""
+    wide: Bool[Tensor, " writers"]
+    """Whether it matters at positions before the one read."""
+
+    @classmethod
+    def of(cls, graph: Graph, open_edges: Bool[Tensor, "writers readers"], *, coupled: bool) -> "Reach":
+        """Go back from the logits, block by block. `coupled`: heads share a post-norm, so each needs all inputs."""
+        columns, everywhere = (torch.zeros(len(graph.readers), dtype=torch.bool) for _ in range(2))
+        rows, wide = (torch.zeros(len(graph.writers), dtype=torch.bool) for _ in range(2))
+        columns[-1] = True
+
+        def visit(part: slice) -> None:
+            rows[part] = (open_edges[part] & columns).any(1)
+            wide[part] = (open_edges[part] & everywhere).any(1)
+
+        for layer in reversed(range(graph.n_layers)):
+            row, column = graph.mlp_row(layer), graph.mlp_column(layer)
+            heads, span = graph.head_rows(layer), graph.attention_columns(layer)
+            visit(slice(row, row + 1))
+            columns[column], everywhere[column] = rows[row], wide[row]
+            visit(heads)
+            inputs = graph.inputs[heads, span]
+            used, used_wide = (
+                part[heads].any().expand(graph.n_heads) if coupled else part[heads] for part in (rows, wide)
+            )
+            columns[span] = (inputs & used[:, None]).any(0)
+            everywhere[span] = (inputs & used_wide[:, None]).any(0)
+            keys = slice(span.start + graph.n_heads, span.stop)
+            everywhere[keys] = columns[keys]
+        visit(slice(0, len(graph.embeds)))
+        return cls(columns, everywhere, rows, wide)
 
 
-def demand(circuit: Circuit, *, coupled: bool) -> Demand:
-    """Go from the logits backwards through `circuit`.
+@dataclass
+class Ran:
+    """One block's heads, or its MLP, in a run: from what their readers see to how their writers differ."""
 
-    `coupled` says that heads share a post-norm, so that each depends on the inputs of all heads of its block.
+    columns: list[int]
+    """The readers that matter and can differ from their ablated selves."""
+    slots: list[int]
+    """Rows of the writers in the run's buffer."""
+    upto: int
+    """Writers in the buffer that its readers can see."""
+    seen: Float[Tensor, "reader rows d_model"]
+    """What the readers see."""
+    out: Float[Tensor, "writer rows d_model"]
+    """How the writers differ from their ablated selves, with the autograd graph that leads there."""
+    last: bool
+    """Whether rows are the prompts, at the position read, instead of all positions of all prompts."""
+
+
+class CircuitRun:
+    """One run on one batch in which each edge is open as far as a mask says.
+
+    Differences of writers, online - ablated, are rows of one buffer, `delta`, in the order of the graph.
     """
-    graph = circuit.graph
-    readers: dict[int, list[int]] = {}
-    for row, column in circuit.mask.nonzero().tolist():
-        readers.setdefault(row, []).append(column)
-    needed = {len(graph.readers) - 1: False}  # column -> everywhere
-    everywhere: dict[int, bool] = {}
-    parents: dict[int, list[int]] = {}
-    for row in reversed(range(len(graph.writers))):
-        wanted = [column for column in readers.get(row, ()) if column in needed]
-        for column in wanted:
-            parents.setdefault(column, []).append(row)
-        if not wanted:
-            continue
-        everywhere[row] = any(needed[column] for column in wanted)
-        inputs: Iterable[int] = graph.inputs_of[row]
-        if coupled and len(graph.inputs_of[row]) > 1:
-            layer = graph.layer_of[row]
-            inputs = range(graph.attention_columns(layer).start, graph.attention_columns(layer).stop)
-        for column in inputs:
-            is_kv = graph.reader_nodes[column].kind == "kv"
-            needed[column] = needed.get(column, False) or everywhere[row] or is_kv
-    return Demand({column: rows[::-1] for column, rows in parents.items()}, everywhere)
+
+    def __init__(
+        self,
+        model: Model,
+        base: Baseline,
+        mask: Float[Tensor, "writers readers"],
+        note: Callable[[int, Tensor], object] | None = None,
+    ) -> None:
+        """`note` is told the q, k and v of each block whose heads run."""
+        self.model, self.base, self.graph, self.note = model, base, model.graph, note
+        self.steps = BlockStep(model, base.batch.clean, base.calls)
+        mask = mask.detach().float()
+        self.reach = Reach.of(self.graph, (mask != 0).cpu(), coupled=is_coupled(model))
+        self.used = self.reach.rows.nonzero().flatten()
+        self.before = torch.cat([torch.zeros(1, dtype=torch.long), self.reach.rows.long().cumsum(0)]).tolist()
+        self.weights = mask[self.used.to(mask.device)]
+        self.weights_here = self.weights.cpu()
+        self.ran = torch.zeros(len(self.used), dtype=torch.bool)
+        self.shape = base.clean_embed.shape
+        self.delta = base.clean_embed.new_zeros(len(self.used), self.shape[0] * self.shape[1], self.shape[2])
+        read = base.batch.clean.read
+        self.at_read = torch.arange(self.shape[0], device=read.device) * self.shape[1] + read
+
+    def final(self, *, keep: bool = False) -> Float[Tensor, "batch d_model"]:
+        """Residual in front of the final norm at the position read, float32.
+
+        With `keep`, `self.parts` then holds what a backward pass needs.
+        """
+        self.parts: list[Ran] = []
+        if self.reach.rows[0]:
+            self._store([0], (self.base.clean_embed - self.base.ablated.embed).flatten(0, 1)[None], last=False)
+        for layer in range(self.graph.n_layers):
+            for part in (self._heads(layer, keep), self._mlp(layer, keep)):
+                if part is not None and keep:
+                    self.parts.append(part)
+        return self._seen(self.base.final, [len(self.graph.readers) - 1], len(self.used), last=True)[0]
+
+    def at(self, rows: Float[Tensor, "*any rows d_model"], *, last: bool) -> Float[Tensor, "*any some d_model"]:
+        """All rows, or those of the position read."""
+        return rows[..., self.at_read, :] if last else rows
+
+    def _seen(self, stream: Tensor, columns: list[int], upto: int, *, last: bool) -> Tensor:
+        """What some readers see: the ablated stream, and the open part of the differences of writers before them."""
+        stream = self.at(stream.flatten(0, 1), last=last)
+        edges = (self.weights_here[:upto, columns] * self.ran[:upto, None]).nonzero()
+        if len(edges) > SUMS_PER_PRODUCT * upto:
+            mixed = self.weights[:upto, columns].T @ self.at(self.delta[:upto], last=last).flatten(1)
+            return mixed.view(len(columns), *stream.shape) + stream
+        seen = stream.expand(len(columns), -1, -1).clone()
+        for slot, reader in edges.tolist():
+            weight = float(self.weights_here[slot, columns[reader]])
+            seen[reader].add_(self.at(self.delta[slot], last=last), alpha=weight)
+        return seen
+
+    def _store(self, slots: list[int], difference: Tensor, *, last: bool) -> None:
+        where = slice(slots[0], slots[-1] + 1)  # the slots of a block's heads follow one another
+        if last:
+            self.delta[where, self.at_read] = difference
+        else:
+            self.delta[where] = difference
+        self.ran[where] = True
+
+    def _active(self, columns: slice, upto: int) -> list[int]:
+        """Those of some readers that matter and can differ from their ablated selves."""
+        moved = self.reach.columns[columns]
+        if self.base.cached:
+            moved = moved & ((self.weights_here[:upto, columns] != 0) & self.ran[:upto, None]).any(0)
+        return [columns.start + i for i in moved.nonzero().flatten().tolist()]
+
+    def _heads(self, layer: int, keep: bool) -> Ran | None:
+        """Run the heads of a block that open edges leave, if any of them can differ from its ablated self."""
+        base, rows, span = self.base, self.graph.head_rows(layer), self.graph.attention_columns(layer)
+        heads, upto = self.reach.rows[rows].nonzero().flatten().tolist(), self.before[rows.start]
+        columns = self._active(span, upto) if heads else []
+        if not columns:
+            return None
+        seen = self._seen(base.resid_pre[layer], columns, upto, last=False).requires_grad_(keep)
+        with torch.set_grad_enabled(keep):
+            values = self._values(layer, [column - span.start for column in columns], seen)
+            change = (self.steps.heads(layer, values) - base.ablated.heads[layer]).flatten(0, 1)[:, heads]
+            difference = torch.bmm(change.transpose(0, 1), self.model.blocks[layer].head_weights(heads))
+        if self.note is not None:
+            self.note(layer, values)
+        slots = list(range(upto, upto + len(heads)))
+        self._store(slots, difference.detach(), last=False)
+        return Ran(columns, slots, upto, seen, difference, last=False)
+
+    def _values(self, layer: int, readers: Sequence[int], seen: Tensor) -> Float[Tensor, "batch pos reader d_head"]:
+        """Q, k and v of a block: of `readers`, which see `seen`, online; of others what they are with no open edge."""
+        online = self.steps.read(layer, readers, seen).transpose(0, 1).unflatten(0, self.shape[:2])
+        if self.base.projected is None:  # then every needed reader is active, and the rest is nobody's business
+            values = online.new_zeros(*self.shape[:2], self.model.heads.readers, online.shape[-1])
+        else:
+            values = self.model.blocks[layer].split(self.base.projected[layer], copy=True)
+        return values.index_copy(2, torch.tensor(readers, device=values.device), online)
+
+    def _mlp(self, layer: int, keep: bool) -> Ran | None:
+        """Run the MLP of a block if an open edge leaves it, only at the position read if no other one matters."""
+        row, column = self.graph.mlp_row(layer), self.graph.mlp_column(layer)
+        slot, upto = self.before[row], self.before[self.graph.upstream_of_mlp(layer)]
+        if not self.reach.rows[row] or not self._active(slice(column, column + 1), upto):
+            return None
+        last = not bool(self.reach.wide[row])
+        seen = self._seen(self.base.resid_mid[layer], [column], upto, last=last).requires_grad_(keep)
+        with torch.set_grad_enabled(keep):
+            ablated = self.at(self.base.ablated.mlps[layer].flatten(0, 1), last=last)
+            difference = self.steps.mlp(layer, seen) - ablated
+        self._store([slot], difference.detach(), last=last)
+        return Ran([column], [slot], upto, seen, difference, last=last)
+
+
+def is_coupled(model: Model) -> bool:
+    """Whether heads share a post-norm, so that what each writes depends on all inputs of the block's heads."""
+    return model.blocks[0].attention_post is not None
 
 
 def check_graph(model: Model, circuit: Circuit) -> None:

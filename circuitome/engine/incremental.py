@@ -1,24 +1,23 @@
-"""A circuit in which edges into one reader after another are switched off, last reader first.
+"""A circuit that has run, and what changes where some of its edges are switched off: many such states at a time.
 
-Each state that is asked about differs from the present one in one reader's input. What follows from that is computed
-through the kept edges behind the reader alone, for many states at a time: the cost of a question is that of the circuit
-found so far, not of the model.
+What follows from a change is computed through the kept edges behind it alone, so that the cost of a question is that of
+the circuit found so far, not of the model.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitome.engine.batches import DEFAULT_MEMORY, Batch
-from circuitome.engine.circuit_run import Baseline, CircuitRun
+from circuitome.engine.block_step import stream_read
+from circuitome.engine.circuit_run import Baseline, CircuitRun, Reach, is_coupled
+from circuitome.engine.partial_forward import MOST_COPIES
 from circuitome.errors import MemoryBudgetError
 from circuitome.graph.circuits import Circuit
-from circuitome.models.model import Call, Model
-
-MOST_COPIES = 16
-"""States that are computed together at most; more are no faster."""
+from circuitome.models.model import Model
 
 
 def copies_within(model: Model, batches: Sequence[Batch], max_memory: int | None) -> int:
@@ -41,83 +40,52 @@ def copies_within(model: Model, batches: Sequence[Batch], max_memory: int | None
     return 1 << (fits.bit_length() - 1)
 
 
-class IncrementalCircuit(CircuitRun):
+class IncrementalCircuit:
     """A circuit on one batch of prompts, with every reader's input and every writer's difference at hand.
 
-    Readers are settled from the last to the first; a question about a reader needs all later ones settled.
+    Readers are settled from the last to the first: the edges into them will not change any more. `outcome` and `drop`
+    ask about one reader whose successors are all settled, `final_without` about all edges of a settled circuit.
     """
 
-    def __init__(self, model: Model, base: Baseline, circuit: Circuit, settled: int) -> None:
-        """Run `circuit` once. Columns from `settled` on are settled already."""
-        super().__init__(model, base, circuit)
+    def __init__(self, model: Model, base: Baseline, circuit: Circuit, settled: int = 0) -> None:
+        """Run `circuit` once. Columns from `settled` on are settled already. What leads nowhere never runs."""
+        self.model, self.base, self.graph = model, base, model.graph
         self.values: dict[int, Tensor] = {}
-        self.changes: dict[int, Tensor] = {}
-        self.calls: dict[int, list[Call]] = {1: base.calls}
-        self.children: dict[int, list[int]] = {}
-        self.wide: dict[int, bool] = {}
-        for layer in range(len(model.blocks)):
-            self.attention(layer)
-            self.mlp(layer)
+        run = CircuitRun(model, base, circuit.mask.float(), self.values.__setitem__)
+        run.final()
+        self.steps, self.delta, self.shape, self.at_read = run.steps, run.delta, run.shape, run.at_read
+        self.slot = {row: i for i, row in enumerate(run.used.tolist()) if run.ran[i]}
+        self.open = circuit.mask.clone()
+        self.open[[row for row in range(len(self.open)) if row not in self.slot]] = False
+        self.parents = {column: rows.nonzero().flatten().tolist() for column, rows in enumerate(self.open.T)}
         self.inputs: dict[int, Tensor] = {}
-        for column in reversed(range(settled, len(self.graph.readers))):
-            self.settle(column)
+        """By column, what readers that matter see, at the positions where they do."""
+        self.reached: list[bool] = []
+        """By row, whether a writer has a settled reader that matters."""
+        self.wide: list[bool] = []
+        """By row, whether it matters at positions before the one whose logits are read."""
+        self.alive: list[bool] = []
+        """By column, whether a reader can matter: its node, or with post-norms any head beside it, is reached."""
+        self.everywhere: list[bool] = []
+        """By column, whether it matters at positions before the one whose logits are read."""
+        self.settle(settled)
 
-    def note(self, layer: int, values: Tensor, change: Tensor) -> None:
-        """Keep what later questions start from."""
-        self.values[layer], self.changes[layer] = values, change
-
-    def alive(self, column: int) -> bool:
-        """Whether a reader can matter: its node, or with post-norms any head beside it, has a settled reader."""
-        return column == len(self.graph.readers) - 1 or bool(self.owners(column))
-
-    def owners(self, column: int) -> list[int]:
-        """Rows of the writers that depend on a reader and are read by a settled one."""
-        rows = self.graph.rows_of[column]
-        if self.coupled and len(self.graph.inputs_of[rows[0]]) > 1:
-            heads = self.graph.head_rows(self.graph.layer_of[rows[0]])
-            rows = tuple(range(heads.start, heads.stop))
-        return [row for row in rows if row in self.children]
-
-    def everywhere_at(self, column: int) -> bool:
-        """Whether a reader matters at positions before the one whose logits are read."""
-        if column == len(self.graph.readers) - 1:
-            return False
-        return self.graph.reader_nodes[column].kind == "kv" or any(self.wide[row] for row in self.owners(column))
-
-    def settle(self, column: int) -> None:
-        """Note that the edges into `column` will not change any more; those into a reader that cannot matter go."""
-        if not self.alive(column):
-            self.parents.pop(column, None)
-            return
-        wide = self.everywhere_at(column)
-        for row in self.parents.get(column, ()):
-            self.children.setdefault(row, []).append(column)
-            self.wide[row] = self.wide.get(row, False) or wide
-        self.inputs[column] = self.input_of(column)
+    def settle(self, first: int) -> None:
+        """Note that edges into the readers from column `first` on will not change; those that lead nowhere go."""
+        settled = self.open.clone()
+        settled[:, :first] = False
+        reach = Reach.of(self.graph, settled, coupled=is_coupled(self.model))
+        self.reached, self.wide = reach.rows.tolist(), reach.wide.tolist()
+        self.alive, self.everywhere = reach.columns.tolist(), reach.everywhere.tolist()
+        for column in {*range(first, len(self.graph.readers)), len(self.graph.readers) - 1}:
+            if not self.alive[column]:
+                self._set_edges(column, ())
+            elif column not in self.inputs:
+                self.inputs[column] = self.input_of(column)
 
     def input_of(self, column: int) -> Float[Tensor, "rows d_model"]:
         """What a reader sees now, at the positions where it matters."""
-        return self.at(column, self.seen(self.stream_at(column), [column])[0])
-
-    def base_of(self, column: int) -> Float[Tensor, "rows d_model"]:
-        """What a reader sees where every writer is ablated, at the positions where it matters."""
-        return self.at(column, self.stream_at(column).flatten(0, 1))
-
-    def stream_at(self, column: int) -> Float[Tensor, "batch pos d_model"]:
-        """The residual stream with every writer ablated, where a reader reads it."""
-        base, graph = self.base, self.graph
-        layer = graph.reader_layer[column]
-        if column == len(graph.readers) - 1:
-            return base.final
-        return (base.resid_mid if column == graph.mlp_column(layer) else base.resid_pre)[layer]
-
-    def at(self, column: int, full: Tensor) -> Tensor:
-        """Rows [..., rows, d_model] of all positions, or of the one read where a reader matters only there."""
-        return full if self.everywhere_at(column) else full[..., self.last, :]
-
-    def difference(self, row: int, column: int) -> Float[Tensor, "rows d_model"]:
-        """How a writer differs from its ablated self, where `column` matters."""
-        return self.at(column, self.delta[self.slot[row]]) if row in self.slot else self.inputs[column].new_zeros(())
+        return self._summed(column, self.parents[column])
 
     def without(self, column: int, gone: Sequence[Sequence[int]]) -> Float[Tensor, "copies rows d_model"]:
         """What a reader sees in several states, the edges from the rows in `gone` off in each."""
@@ -126,132 +94,171 @@ class IncrementalCircuit(CircuitRun):
         for state, rows in enumerate(gone):
             weights[state, [self.slot[row] for row in rows if row in self.slot]] = -1.0
         change = (weights @ self.delta[:upto].flatten(1)).view(len(gone), *self.delta.shape[1:])
-        return self.inputs[column] + self.at(column, change)
+        return self.inputs[column] + self._at(column, change)
 
     def products(
         self, column: int, rows: Sequence[int], gradient: Float[Tensor, "rows d_model"]
     ) -> Float[Tensor, " edges"]:
         """Inner products of the differences of writers `rows`, where `column` matters, with a gradient there."""
         spread = gradient
-        if not self.everywhere_at(column):
-            spread = torch.zeros_like(self.delta[0]).index_copy_(0, self.last, gradient)
+        if not self.everywhere[column]:
+            spread = torch.zeros_like(self.delta[0]).index_copy_(0, self.at_read, gradient)
         upto = self._upto(column)
-        found = self.delta[:upto].flatten(1) @ spread.flatten()
-        return torch.stack([found[self.slot[row]] if row in self.slot else found.new_zeros(()) for row in rows])
+        products = self.delta[:upto].flatten(1) @ spread.flatten()
+        return torch.stack([products[self.slot[row]] if row in self.slot else products.new_zeros(()) for row in rows])
+
+    def outcome(
+        self, column: int, states: Float[Tensor, "copies rows d_model"]
+    ) -> Float[Tensor, "copies batch d_model"]:
+        """Final residual at the position read, in each of several states that differ in what `column` sees."""
+        return self._carry(_Change(len(states), {column: states}))
+
+    def drop(self, column: int, rows: Sequence[int]) -> None:
+        """Switch off the edges from `rows` into `column`, and bring everything behind it up to date."""
+        dropped = set(rows)
+        self._set_edges(column, [row for row in self.parents[column] if row not in dropped])
+        self.inputs[column] = self.input_of(column)
+        self._carry(_Change(1, {column: self.inputs[column][None]}, for_good=True))
+
+    def final_without(self, gone: Bool[Tensor, "copies writers readers"]) -> Float[Tensor, "copies batch d_model"]:
+        """Final residual at the position read, in each part of the circuit: the circuit without edges `gone`.
+
+        The same as a circuit run of each part. Edges in `gone` that are not in the circuit do not matter.
+        """
+        gone = gone.cpu() & self.open
+        return self._carry(_Change(len(gone), {}, gone, gone.any(0).any(0).tolist()))
+
+    def at_once(self, max_memory: int | None) -> int:
+        """How many parts to carry on together: all that moves in them has to fit into `max_memory` bytes."""
+        budget = 2 * DEFAULT_MEMORY if max_memory is None else max_memory
+        return max(1, min(MOST_COPIES, budget // max(1, 2 * self.delta.numel() * self.delta.element_size())))
+
+    def _carry(self, change: "_Change") -> Float[Tensor, "copies batch d_model"]:
+        """Carry a change to the logits."""
+        graph, logits = self.graph, len(self.graph.readers) - 1
+        for layer in range(min((graph.reader_layer[column] for column in change.given), default=0), graph.n_layers):
+            span = graph.attention_columns(layer)
+            if inputs := self._moved_inputs(range(span.start, span.stop), change):
+                self._move(self._moved_heads(layer, inputs, change), change)
+            for column, x in self._moved_inputs([graph.mlp_column(layer)], change).items():
+                ablated = self._at(column, self.base.ablated.mlps[layer].flatten(0, 1))
+                self._move({graph.mlp_row(layer): self.steps.mlp(layer, x) - ablated}, change)
+        final = self._moved_inputs([logits], change)
+        return final[logits] if final else self.inputs[logits].expand(change.copies, -1, -1)
+
+    def _moved_inputs(self, columns: Iterable[int], change: "_Change") -> dict[int, Tensor]:
+        """What those of the readers see in each copy, [copies, rows, d_model], that see something new."""
+        inputs = {}
+        for column in columns:
+            if column in change.given:
+                inputs[column] = change.given[column]
+            elif column in self.inputs:
+                news = [row for row in self.parents[column] if row in change.moved]
+                if news or change.touches(column):
+                    inputs[column] = self._moved_input(column, news, change)
+        return inputs
+
+    def _moved_input(self, column: int, news: Sequence[int], change: "_Change") -> Float[Tensor, "copies rows d_model"]:
+        """What a reader sees in each copy where its writers `news` have moved, or edges into it are gone.
+
+        Where edges are gone it is summed from scratch: subtracting them would leave rounding in place of a stream that
+        is 0, and norms would blow that up. So it is where it changes for good, so that rounding does not pile up.
+        """
+        if change.for_good:
+            self.inputs[column] = self.input_of(column)
+            return self.inputs[column][None]
+        wide = self.everywhere[column]
+        new = {r: change.moved[r] if wide or not self.wide[r] else change.moved[r][:, self.at_read] for r in news}
+        if change.gone is None:
+            return self.inputs[column] + sum(new.values())
+        rows = self.parents[column]
+        kept = ~change.gone[:, rows, column].to(self.delta.device)
+        still = [k for k, row in enumerate(rows) if row not in new]
+        x = self._at(column, self.delta[[self.slot[rows[k]] for k in still]])
+        x = (kept[:, still].to(x) @ x.flatten(1)).unflatten(1, x.shape[1:]) + self._summed(column, ())
+        for k, row in enumerate(rows):
+            if row in new:
+                x += new[row] if bool(kept[:, k].all()) else new[row] * kept[:, k, None, None]
+        return x
+
+    def _moved_heads(
+        self, layer: int, inputs: Mapping[int, Tensor], change: "_Change"
+    ) -> dict[int, Float[Tensor, "copies rows d_model"]]:
+        """By row, how the heads of a block some of whose readers see `inputs` differ from their ablated selves."""
+        columns, rows = self.graph.attention_columns(layer), self.graph.head_rows(layer)
+        values = self.values[layer].expand(change.copies, -1, -1, -1, -1).clone()
+        for column, x in inputs.items():
+            online = self.steps.read(layer, [column - columns.start], x.flatten(0, 1)[None])[0]
+            online = online.unflatten(0, (change.copies, -1))
+            if self.everywhere[column]:
+                values[:, :, :, column - columns.start] = online.unflatten(1, self.shape[:2])
+            else:
+                values.flatten(1, 2)[:, self.at_read, column - columns.start] = online
+        if change.for_good:
+            self.values[layer] = values[0]
+        z = self.steps.heads(layer, values.flatten(0, 1)).unflatten(0, (change.copies, -1))
+        z = (z - self.base.ablated.heads[layer]).flatten(1, 2)
+        depend = range(rows.start, rows.stop) if is_coupled(self.model) else self._owners(inputs)
+        heads = [row - rows.start for row in depend if self.reached[row]]
+        weights = self.model.blocks[layer].head_weights(heads)
+        return {
+            rows.start + head: (z if self.wide[rows.start + head] else z[:, self.at_read])[..., head, :] @ weight
+            for head, weight in zip(heads, weights, strict=True)
+        }
+
+    def _owners(self, columns: Iterable[int]) -> list[int]:
+        """Rows of the writers whose inputs `columns` are."""
+        return sorted({row for column in columns for row in self.graph.rows_of[column]})
+
+    def _move(self, new: Mapping[int, Float[Tensor, "copies rows d_model"]], change: "_Change") -> None:
+        """Note how writers now differ from their ablated selves; where no edge is gone, by how much that has moved."""
+        for row, difference in new.items():
+            where = slice(None) if self.wide[row] else self.at_read
+            present = self.delta[self.slot[row]]
+            if change.for_good:
+                present[where] = difference[0]
+            change.moved[row] = difference if change.gone is not None else difference - present[where]
+
+    def _set_edges(self, column: int, rows: Sequence[int]) -> None:
+        """Make `rows` the writers of a reader."""
+        self.parents[column] = list(rows)
+        self.open[:, column] = False
+        self.open[self.parents[column], column] = True
+
+    def _summed(self, column: int, rows: Sequence[int]) -> Float[Tensor, "rows d_model"]:
+        """What a reader sees of some writers: the ablated stream and their differences, where it matters."""
+        x = self._at(column, stream_read(self.base, self.graph, column).flatten(0, 1)).clone()
+        for row in rows:
+            x += self._at(column, self.delta[self.slot[row]])
+        return x
+
+    def _at(self, column: int, full: Tensor) -> Tensor:
+        """Rows [..., rows, d_model] of all positions, or of the one read where a reader matters only there."""
+        return full if self.everywhere[column] else full[..., self.at_read, :]
 
     def _upto(self, column: int) -> int:
         """How many of the writers that ran lie in front of a reader."""
         limit = int(self.graph.mask[:, column].sum())
         return sum(row < limit for row in self.slot)
 
-    def outcome(
-        self, column: int, states: Float[Tensor, "copies rows d_model"]
-    ) -> Float[Tensor, "copies batch d_model"]:
-        """Final residual at the position read, in each of several states that differ in what `column` sees."""
-        return self._follow({column: states}, len(states), commit=False)
 
-    def change(self, column: int, dropped: Sequence[int]) -> None:
-        """Switch off the edges from the rows `dropped` into `column`, and bring everything behind it up to date."""
-        self.parents[column] = [row for row in self.parents[column] if row not in set(dropped)]
-        self._follow({column: self.input_of(column)[None]}, 1, commit=True)
+@dataclass
+class _Change:
+    """What differs from the present state of a circuit, in several copies of its prompts."""
 
-    def _follow(self, moved: dict[int, Tensor], copies: int, *, commit: bool) -> Tensor:
-        """Carry changed inputs to the logits. With `commit` there is one copy, and it becomes the present state."""
-        graph, shifts = self.graph, dict[int, Tensor]()
-        first = graph.reader_layer[next(iter(moved))]
-        for layer in range(first, graph.n_layers):
-            span = graph.attention_columns(layer)
-            inputs = self._moved_inputs(range(span.start, span.stop), moved, shifts, commit)
-            if inputs:
-                shifts |= self._heads_shift(layer, inputs, copies, commit)
-            inputs = self._moved_inputs([graph.mlp_column(layer)], moved, shifts, commit)
-            for column, x in inputs.items():
-                shifts |= self._mlp_shift(layer, column, x, commit)
-        logits = len(graph.readers) - 1
-        final = self._moved_inputs([logits], moved, shifts, commit)
-        return final[logits] if final else self.inputs[logits].expand(copies, -1, -1)
+    copies: int
+    """How many."""
+    given: Mapping[int, Float[Tensor, "copies rows d_model"]]
+    """By column, what readers see."""
+    gone: Bool[Tensor, "copies writers readers"] | None = None
+    """The edges that are switched off."""
+    gone_into: Sequence[bool] = ()
+    """By column, whether any edge into it is in `gone`."""
+    for_good: bool = False
+    """Whether the change, in one copy, becomes the present state."""
+    moved: dict[int, Float[Tensor, "copies rows d_model"]] = field(default_factory=dict)
+    """By row, how the writers behind the change differ from their ablated selves, or by how much that has moved."""
 
-    def _moved_inputs(
-        self, columns: Sequence[int], moved: dict[int, Tensor], shifts: dict[int, Tensor], commit: bool
-    ) -> dict[int, Tensor]:
-        """What those readers see that matter and whose input has moved."""
-        inputs = {}
-        for column in columns:
-            if column in moved:
-                inputs[column] = moved[column]
-            elif column in self.inputs and (rows := [r for r in self.parents.get(column, ()) if r in shifts]):
-                if commit:  # from scratch, so that rounding does not pile up
-                    self.inputs[column] = self.input_of(column)
-                    inputs[column] = self.inputs[column][None]
-                else:
-                    wide = self.everywhere_at(column)
-                    parts = [shifts[r] if wide or not self.wide[r] else shifts[r][:, self.last] for r in rows]
-                    inputs[column] = self.inputs[column] + sum(parts[1:], parts[0])
-        return inputs
-
-    def _heads_shift(self, layer: int, inputs: dict[int, Tensor], copies: int, commit: bool) -> dict[int, Tensor]:
-        """How far the heads of a block move from their present outputs."""
-        values, change = self.moved_heads(layer, inputs, copies)
-        shifts = self.written(layer, inputs, change - self.changes[layer])
-        if commit:
-            for row, new in self.written(layer, inputs, change).items():
-                self._store(row, new[0])
-            self.values[layer], self.changes[layer] = values[0], change[0]
-        return shifts
-
-    def moved_heads(self, layer: int, inputs: dict[int, Tensor], copies: int) -> tuple[Tensor, Tensor]:
-        """Q, k and v of a block some of whose readers see `inputs`, and how its heads differ from their ablated selves.
-
-        Both begin [copies, batch, pos]; what follows is reader or head, and d_head.
-        """
-        batch, pos = self.shape[:2]
-        first = self.graph.attention_columns(layer).start
-        values = self.values[layer].expand(copies, -1, -1, -1, -1).clone()
-        for column, x in inputs.items():
-            online = self.project(layer, [column - first], x.flatten(0, 1)[None])[0].unflatten(0, (copies, -1))
-            if self.everywhere_at(column):
-                values[:, :, :, column - first] = online.unflatten(1, (batch, pos))
-            else:
-                values.flatten(1, 2)[:, self.last, column - first] = online
-        z = self.heads(layer, values.flatten(0, 1), self.calls_for(copies)[layer]).unflatten(0, (copies, batch))
-        return values, z - self.base.ablated.heads[layer]
-
-    def written(
-        self, layer: int, columns: Iterable[int], z: Float[Tensor, "copies batch pos head d_head"]
-    ) -> dict[int, Float[Tensor, "copies rows d_model"]]:
-        """What the heads that depend on `columns` write for `z`, by row, at the positions where they matter."""
-        start = self.graph.head_rows(layer).start
-        rows = sorted({row for column in columns for row in self.owners(column)})
-        weights = self.model.blocks[layer].head_weights([row - start for row in rows])
-        found = {}
-        for row, weight in zip(rows, weights, strict=True):
-            one = z[..., row - start, :].flatten(1, 2)
-            found[row] = (one if self.wide[row] else one[:, self.last]) @ weight
-        return found
-
-    def _store(self, row: int, new: Float[Tensor, "rows d_model"]) -> None:
-        if self.wide[row]:
-            self.delta[self.slot[row]] = new
-        else:
-            self.delta[self.slot[row]][self.last] = new
-
-    def _mlp_shift(self, layer: int, column: int, x: Tensor, commit: bool) -> dict[int, Tensor]:
-        """How far the MLP of a block moves from its present output."""
-        row = self.graph.mlp_row(layer)
-        new = self.moved_mlp(layer, column, x)
-        shift = new - self.difference(row, column)
-        if commit:
-            self._store(row, new[0])
-        return {row: shift}
-
-    def moved_mlp(self, layer: int, column: int, x: Float[Tensor, "copies rows d_model"]) -> Tensor:
-        """How the MLP of a block that sees `x` differs from its ablated self, where it matters."""
-        ablated = self.at(column, self.base.ablated.mlps[layer].flatten(0, 1))
-        return self.model.blocks[layer].run_mlp(x.to(self.model.dtype)).float() - ablated
-
-    def calls_for(self, copies: int) -> list[Call]:
-        """How each block calls its attention on several copies of the prompts."""
-        if copies not in self.calls:
-            clean = self.base.batch.clean
-            self.calls[copies] = self.model.attention_calls(clean.joined(*[clean] * (copies - 1)))
-        return self.calls[copies]
+    def touches(self, column: int) -> bool:
+        """Whether any edge into a reader is switched off."""
+        return bool(self.gone_into) and self.gone_into[column]

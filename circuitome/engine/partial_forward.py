@@ -1,24 +1,23 @@
-"""The rest of a model's pass from some block on, with everything downstream free to change, for many states at a time.
+"""The rest of a model's pass from where something is changed in it, everything downstream free to change.
 
-What a patch does to the whole model needs no pass from the start: up to the patched block the clean values stand.
+What a patch does to the whole model needs no pass from the start: up to the patched block the recorded values stand.
+Several changes are carried on together, as copies of the batch.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from circuitome.engine.batches import DEFAULT_MEMORY
+from circuitome.engine.block_step import BlockStep, Edit
+from circuitome.graph.node import Node
+from circuitome.models.activations import ActivationCache
 from circuitome.models.inputs import Inputs
-from circuitome.models.model import Call, Model
-from circuitome.models.norms import Norm
+from circuitome.models.model import Model
 
 MOST_COPIES = 16
 """States that are computed together at most; more are no faster."""
-
-Override = Callable[[Tensor], Tensor]
-"""Given q, k and v of a block [copies, batch, pos, reader, d_head], gives them changed."""
 
 
 def dense_copies(model: Model, inputs: Inputs, max_memory: int | None) -> int:
@@ -30,98 +29,69 @@ def dense_copies(model: Model, inputs: Inputs, max_memory: int | None) -> int:
 
 
 class PartialForward:
-    """Carries several copies of one batch through the later blocks of a model."""
+    """One recorded pass, run on from any change. Each method gives the final residual [copies, batch, d_model]."""
 
-    def __init__(self, model: Model, inputs: Inputs) -> None:
-        """Copies of `inputs`, whose token ids no longer matter: only their masks, positions and prefix do."""
-        self.model, self.inputs = model, inputs
-        self.calls: dict[int, list[Call]] = {}
-        self.rows = torch.arange(len(inputs.read), device=inputs.read.device)
+    def __init__(self, model: Model, inputs: Inputs, activations: ActivationCache) -> None:
+        """`activations` is a pass over prompts with the masks, positions, prefix and `read` of `inputs`."""
+        self.model, self.graph, self.activations = model, model.graph, activations
+        self.steps = BlockStep(model, inputs)
 
-    def from_z(
-        self,
-        layer: int,
-        resid: Float[Tensor, "batch pos d_model"],
-        mlp_out: Float[Tensor, "batch pos d_model"],
-        z: Float[Tensor, "copies batch pos heads_d_head"],
+    def written(
+        self, writer: Node, change: Float[Tensor, "copies batch pos d_model"]
     ) -> Float[Tensor, "copies batch d_model"]:
-        """Final residual at the position read when the heads of a block put out `z`.
+        """When the heads or the MLP of a block write `change` more than they did.
 
-        `resid` is what the block's attention read, `mlp_out` what its MLP wrote before (which stands where blocks are
-        parallel).
+        `writer` is any head of the block, its attention or its MLP. See `BlockStep` for what a head's share is.
         """
-        block = self.model.blocks[layer]
-        out = block.output(z.flatten(0, 1))
-        middle = resid + _normed(block.attention_post, out).unflatten(0, z.shape[:2])
-        return self.from_middle(layer, middle, mlp_out)
+        activations, dtype = self.activations, self.model.dtype
+        if writer.kind == "mlp" or self.graph.parallel:
+            return self.steps.run((activations.behind(writer.layer) + change).to(dtype), writer.layer + 1)
+        middle = (activations.resid_mid[writer.layer] + change).to(dtype)
+        return self.steps.run(self.steps.behind_attention(writer.layer, middle, middle), writer.layer + 1)
 
-    def from_middle(
-        self, layer: int, middle: Float[Tensor, "copies batch pos d_model"], mlp_out: Tensor | None = None
+    def resid(
+        self, layer: int, resid: Float[Tensor, "copies batch pos d_model"]
     ) -> Float[Tensor, "copies batch d_model"]:
-        """Final residual when `middle` is the stream after a block's attention.
+        """When the stream in front of a block is `resid`."""
+        return self.steps.run(resid, layer)
 
-        `mlp_out`, where given, is what a parallel block's MLP writes, which does not see its attention.
-        """
-        last = layer == len(self.model.blocks) - 1
-        if last:
-            middle = middle[:, self.rows, self.inputs.read][:, :, None]
-        if self.model.graph.parallel and mlp_out is not None:
-            return self.from_block(layer + 1, middle + (self._at_read(mlp_out) if last else mlp_out))
-        written = self.model.blocks[layer].run_mlp(middle.flatten(0, 1))
-        return self.from_block(layer + 1, middle + written.unflatten(0, middle.shape[:2]))
-
-    def _at_read(self, whole: Tensor) -> Tensor:
-        return whole[self.rows, self.inputs.read][:, None]
-
-    def from_block(
-        self,
-        layer: int,
-        resid: Float[Tensor, "copies batch pos d_model"],
-        overrides: Mapping[int, Override] | None = None,
-        mlps: Mapping[int, Override] | None = None,
+    def seen(
+        self, inputs: Mapping[int, Float[Tensor, "copies rows d_model"]], where: Mapping[int, Tensor | slice]
     ) -> Float[Tensor, "copies batch d_model"]:
-        """Final residual when `resid` is the stream in front of a block.
+        """When some readers see `inputs`, by column, at the positions `where` (of batch * pos) and the rest follows.
 
-        `overrides` change q, k and v, and `mlps` the MLP's input [copies, batch, pos, d_model], of some blocks.
+        The logits are no such reader.
         """
-        copies, batch = resid.shape[:2]
-        if layer == len(self.model.blocks):
-            return resid[:, :, 0] if resid.shape[2] == 1 else resid[:, self.rows, self.inputs.read]
-        x = resid.flatten(0, 1)
-        for index in range(layer, len(self.model.blocks)):
-            x = self._block(index, x, copies, (overrides or {}).get(index), (mlps or {}).get(index))
-        return (
-            x.view(copies, batch, -1)
-            if x.shape[1] == 1
-            else x.unflatten(0, (copies, batch))[:, self.rows, self.inputs.read]
-        )
+        graph, layers = self.graph, {self.graph.reader_layer[column] for column in inputs}
+        edits = {layer: self._edit(layer, inputs, where) for layer in layers}
+        copies, start = len(next(iter(inputs.values()))), min(layers)
+        before = self.activations.resid_pre[start].expand(copies, -1, -1, -1)
+        if edits[start].values is not None:
+            return self.steps.run(before, start, edits)
+        # Only the MLP sees something else: what the attention of its block wrote stands.
+        middle = self.activations.behind(start) - self.activations.mlp_out[start]
+        middle = (middle if graph.parallel else self.activations.resid_mid[start]).expand(copies, -1, -1, -1)
+        after = self.steps.behind_attention(start, middle, before if graph.parallel else middle, edits[start])
+        return self.steps.run(after, start + 1, edits)
 
-    def _block(self, layer: int, x: Tensor, copies: int, override: Override | None, mlp: Override | None) -> Tensor:
-        block, call = self.model.blocks[layer], self.calls_for(copies)[layer]
-        normed = block.attend_inputs(x)
-        if override is None:
-            out = block.attention(normed, *call[0], **call[1])[0]
-        else:
-            values = block.split([module(normed) for module in block.projections])
-            values = override(values.unflatten(0, (copies, -1))).flatten(0, 1)
-            out = block.output(self.model.attend(layer, values, call).flatten(-2))
-        middle = x + _normed(block.attention_post, out)
-        seen = x if self.model.graph.parallel else middle
-        if layer == len(self.model.blocks) - 1:  # only one position is read from here on
-            read, rows = self.inputs.read.repeat(copies), torch.arange(len(x), device=x.device)
-            middle, seen = middle[rows, read][:, None], seen[rows, read][:, None] if mlp is None else seen
-        if mlp is not None:
-            seen = mlp(seen.unflatten(0, (copies, -1))).flatten(0, 1)
-            if middle.shape[1] == 1 < seen.shape[1]:
-                seen = seen[rows, read][:, None]
-        return middle + block.run_mlp(seen)
+    def _edit(self, layer: int, inputs: Mapping[int, Tensor], where: Mapping[int, Tensor | slice]) -> Edit:
+        """What readers of one block make of what they see, in its place."""
+        span, mlp = self.graph.attention_columns(layer), self.graph.mlp_column(layer)
+        online = {
+            column: self.steps.read(layer, [column - span.start], x.flatten(0, 1)[None])[0].unflatten(0, x.shape[:2])
+            for column, x in inputs.items()
+            if span.start <= column < span.stop
+        }
 
-    def calls_for(self, copies: int) -> list[Call]:
-        """How each block calls its attention on several copies of the batch."""
-        if copies not in self.calls:
-            self.calls[copies] = self.model.attention_calls(self.inputs.joined(*[self.inputs] * (copies - 1)))
-        return self.calls[copies]
+        def values(whole: Tensor) -> Tensor:
+            changed = whole.flatten(1, 2).clone()
+            for column, new in online.items():
+                changed[:, where[column], column - span.start] = new
+            return changed.view_as(whole)
 
+        def mlp_in(whole: Tensor) -> Tensor:
+            changed = whole.flatten(1, 2).clone()
+            changed[:, where[mlp]] = inputs[mlp].to(whole.dtype)
+            return changed.view_as(whole)
 
-def _normed(post: Norm | None, out: Tensor) -> Tensor:
-    return out if post is None else post.module(out)
+        return Edit(values=values if online else None, mlp_in=mlp_in if mlp in inputs else None)

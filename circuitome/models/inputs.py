@@ -76,6 +76,10 @@ class Inputs:
             cache,
         )
 
+    def at_read(self, x: Float[Tensor, "*any batch pos d_model"]) -> Float[Tensor, "*any batch d_model"]:
+        """A stream over `ids` at the token that is read."""
+        return x[..., torch.arange(len(self.read), device=self.read.device), self.read, :]
+
     def real(self) -> Float[Tensor, "batch pos"]:
         """1.0 at real tokens of `ids`, 0.0 at padding."""
         return self.mask[:, -self.ids.shape[1] :].float()

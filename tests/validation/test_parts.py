@@ -7,8 +7,8 @@ from families import CONFIGS, random_task, tiny
 from circuitome.engine.ablation import AblationValues
 from circuitome.engine.batches import batches
 from circuitome.engine.circuit_run import baseline
+from circuitome.engine.incremental import IncrementalCircuit
 from circuitome.engine.run_circuit import run_circuit
-from circuitome.engine.subcircuits import Subcircuits
 from circuitome.graph.circuits import Circuit
 
 TASK = random_task(3, lengths=(5, 6))
@@ -40,8 +40,8 @@ def test_parts_are_circuits(name, ablation):
     found = torch.zeros(len(gone), len(TASK), 61)
     with torch.no_grad():
         for batch in batches(model, TASK, shared_prefix=corrupted, corrupted=corrupted):
-            parts = Subcircuits(model, baseline(model, TASK, batch, replacement), circuit)
-            final = parts.final(gone)
+            parts = IncrementalCircuit(model, baseline(model, TASK, batch, replacement), circuit)
+            final = parts.final_without(gone)
             found[:, list(batch.rows)] = model.unembed(final.flatten(0, 1)).unflatten(0, final.shape[:2])
     for one, logits in zip(gone, found, strict=True):
         part = Circuit(model.graph, circuit.mask & ~one)

@@ -9,15 +9,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from circuitome.engine.batches import Batch, check_aligned, first_difference
+from circuitome.engine.ablation import recorded_heads
+from circuitome.engine.batches import check_aligned, first_difference
 from circuitome.engine.partial_forward import PartialForward, dense_copies
 from circuitome.engine.readout import Readout
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError, unknown_name
 from circuitome.graph.node import Node
 from circuitome.models.activations import ActivationCache
+from circuitome.models.inputs import Inputs
 from circuitome.models.model import Model
 from circuitome.results import EffectMap
 from circuitome.tasks.task import Task
@@ -49,7 +52,8 @@ def patch(
     Rows are layers; columns are heads, "mlp", or, with `by_position` (always for "resid"; with heads, rows are heads),
     positions counted back from the one that is read: 0, -1, ... effect = metric(patched) - metric(unpatched), per
     prompt: negative in direction "noise" where the part helps, positive in "denoise". Everything after the patch
-    recomputes. Raises `UnknownNameError` for another part or direction, `InputError` for "resid" without positions.
+    recomputes, but for the divisor of a post-norm, which stays when heads in front of it are patched (`BlockStep`).
+    Raises `UnknownNameError` for another part or direction, `InputError` for "resid" without positions.
     """
     if what not in WHAT:
         raise unknown_name("part", what, WHAT)
@@ -70,14 +74,13 @@ def patch(
             clean = model.record(batch.clean)
             assert batch.corrupted is not None and clean.final is not None and batch.corrupted.final is not None
             readout = Readout(model, task, batch.rows, "metric")
-            at = torch.arange(len(batch.rows)), batch.clean.read
-            finals = torch.stack([clean.final[at], batch.corrupted.final[at]])
-            both = -readout(finals).cpu()
+            both = -readout(batch.clean.at_read(torch.stack([clean.final, batch.corrupted.final]))).cpu()
             plain[:, list(batch.rows)] = both
             base, donor = (clean, batch.corrupted) if direction == "noise" else (batch.corrupted, clean)
             unpatched = both[0 if direction == "noise" else 1]
-            run = PartialForward(model, batch.clean)
-            for some, final in _runs(model, run, batch, base, donor, what, sites, setting.max_memory):
+            run = PartialForward(model, batch.clean, base)
+            copies = dense_copies(model, batch.clean, setting.max_memory)
+            for some, final in _runs(run, batch.clean, donor, what, sites, copies):
                 effects = -readout(final).cpu() - unpatched
                 for site, effect in zip(some, effects, strict=True):
                     samples[list(batch.rows), site.cell[0], site.cell[1]] = effect
@@ -134,49 +137,29 @@ def _layout(
 
 
 def _runs(
-    model: Model,
-    run: PartialForward,
-    batch: Batch,
-    base: ActivationCache,
-    donor: ActivationCache,
-    what: str,
-    sites: Sequence[Site],
-    max_memory: int | None,
-) -> Iterator[tuple[Sequence[Site], Tensor]]:
-    """Sites in groups, with the final residual [site, batch, d_model] of each patched run."""
-    copies = dense_copies(model, batch.clean, max_memory)
-    pos = batch.clean.ids.shape[1]
-    where = torch.arange(pos, device=model.device)[None] - batch.clean.read[:, None]
-    for layer in range(len(model.blocks)):
+    run: PartialForward, inputs: Inputs, donor: ActivationCache, what: str, sites: Sequence[Site], copies: int
+) -> Iterator[tuple[Sequence[Site], Float[Tensor, "site batch d_model"]]]:
+    """Sites in groups of up to `copies`, with the final residual of each patched run."""
+    offsets = torch.arange(inputs.ids.shape[1], device=inputs.read.device) - inputs.read[:, None]
+    for layer in range(run.graph.n_layers):
+        change = _change(run, donor, what, layer)
         here = [site for site in sites if site.layer == layer]
         for start in range(0, len(here), copies):
             some = here[start : start + copies]
-            masks = torch.stack(
-                [torch.ones_like(where, dtype=torch.bool) if s.offset is None else where == s.offset for s in some]
-            )[..., None]
-            yield some, _final(model, run, layer, base, donor, what, some, masks)
+            patched = torch.stack([torch.ones_like(offsets) if s.offset is None else offsets == s.offset for s in some])
+            moved = change[[site.head or 0 for site in some]] * patched[..., None]
+            if what == "resid":
+                yield some, run.resid(layer, (run.activations.resid_pre[layer] + moved).to(run.model.dtype))
+            else:
+                yield some, run.written(Node.mlp(layer) if what == "mlps" else Node("attention", layer), moved)
 
 
-def _final(
-    model: Model,
-    run: PartialForward,
-    layer: int,
-    base: ActivationCache,
-    donor: ActivationCache,
-    what: str,
-    some: Sequence[Site],
-    masks: Tensor,
-) -> Tensor:
-    """Final residual with one site patched in each copy."""
-    if what == "resid":
-        return run.from_block(layer, torch.where(masks, donor.resid_pre[layer], base.resid_pre[layer]))
-    if what == "mlps":
-        out = torch.where(masks, donor.mlp_out[layer], base.mlp_out[layer])
-        after = base.resid_pre[layer + 1] if layer + 1 < len(model.blocks) else base.final
-        assert after is not None
-        return run.from_block(layer + 1, after + (out - base.mlp_out[layer]))
-    heads = torch.tensor([site.head for site in some], device=masks.device)
-    own = torch.arange(model.heads.q, device=masks.device) == heads[:, None]
-    z = [t.z[layer].unflatten(-1, (model.heads.q, -1)) for t in (donor, base)]
-    mixed = torch.where((masks & own[:, None, None])[..., None], *z)
-    return run.from_z(layer, base.resid_pre[layer], base.mlp_out[layer], mixed.flatten(-2))
+def _change(
+    run: PartialForward, donor: ActivationCache, what: str, layer: int
+) -> Float[Tensor, "head batch pos d_model"]:
+    """What each head writes in the donor minus what it writes in the run; of MLPs and the stream as if of one head."""
+    if what != "heads":
+        new, old = (a.mlp_out[layer] if what == "mlps" else a.resid_pre[layer] for a in (donor, run.activations))
+        return (new.float() - old.float())[None]
+    new, old = (recorded_heads(run.model, a, layer) for a in (donor, run.activations))
+    return torch.einsum("bphe,hed->hbpd", new - old, run.model.blocks[layer].head_weights())

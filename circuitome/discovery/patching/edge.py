@@ -11,12 +11,12 @@ from torch import Tensor
 
 from circuitome.engine.ablation import WriterValues, writer_vectors
 from circuitome.engine.batches import Batch
+from circuitome.engine.block_step import stream_read
 from circuitome.engine.partial_forward import PartialForward, dense_copies
 from circuitome.engine.readout import Readout
 from circuitome.engine.setting import Setting, method
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
-from circuitome.models.activations import ActivationCache
 from circuitome.tasks.losses import loss_unit
 
 
@@ -69,9 +69,9 @@ class _Exact:
         ablated = self.setting.ablated_values(batch, clean)
         vectors = writer_vectors(model, ablated.minus(clean))
         logits = None if self.loss == "metric" else model.logits(batch.clean)
-        readout, run = Readout(model, self.task, batch.rows, self.loss, logits), PartialForward(model, batch.clean)
-        read = torch.arange(len(rows)), batch.clean.read
-        plain = -readout(activations.final[read][None])[0]
+        readout = Readout(model, self.task, batch.rows, self.loss, logits)
+        run = PartialForward(model, batch.clean, activations)
+        plain = -readout(batch.clean.at_read(activations.final)[None])[0]
         copies = dense_copies(model, batch.clean, self.setting.max_memory)
         for column in range(len(self.graph.readers)):
             senders = self.wanted[:, column].nonzero().flatten()
@@ -81,34 +81,10 @@ class _Exact:
                 continue
             effects = torch.full((len(rows), len(self.graph.writers)), torch.nan)
             for some in senders.split(copies):
-                final = self._final(activations, run, column, vectors[some], read)
+                seen = stream_read(activations, self.graph, column) + vectors[some]
+                if column == len(self.graph.readers) - 1:
+                    final = batch.clean.at_read(seen)
+                else:
+                    final = run.seen({column: seen.flatten(1, 2)}, {column: slice(None)})
                 effects[:, some] = (-readout(final) - plain).T.cpu()
             yield column, effects
-
-    def _final(
-        self,
-        activations: ActivationCache,
-        run: PartialForward,
-        column: int,
-        change: Tensor,
-        read: tuple[Tensor, Tensor],
-    ) -> Tensor:
-        """Final residual [sender, batch, d_model] with what a reader sees changed."""
-        assert activations.final is not None
-        layer = self.graph.reader_layer[column]
-        if layer == self.graph.n_layers:
-            return (activations.final + change)[:, *read]
-        block, dtype = self.model.blocks[layer], self.model.dtype
-        if column == self.graph.mlp_column(layer):
-            after = activations.resid_pre[layer + 1] if layer + 1 < self.graph.n_layers else activations.final
-            written = block.run_mlp((activations.resid_mid[layer] + change).to(dtype).flatten(0, 1)).view_as(change)
-            return run.from_block(layer + 1, after + written - activations.mlp_out[layer])
-        reader = column - self.graph.attention_columns(layer).start
-        weight, bias = block.reader_weights([reader])[0], block.reader_biases()[reader]
-        values = block.split(activations.projected[layer]).expand(len(change), -1, -1, -1, -1).clone()
-        values[:, :, :, reader] = (
-            block.attend_inputs((activations.resid_pre[layer] + change).to(dtype)) @ weight.T + bias
-        )
-        z = self.model.attend(layer, values.flatten(0, 1), run.calls_for(len(change))[layer])
-        z = z.flatten(-2).unflatten(0, (len(change), -1))
-        return run.from_z(layer, activations.resid_pre[layer], activations.mlp_out[layer], z)

@@ -6,7 +6,7 @@ and only at the receivers' positions. Then the model runs on from the first rece
 Source: Wang et al. 2022, arXiv:2211.00593, appendix B; Goldowsky-Dill et al. 2023, arXiv:2304.05969.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -138,14 +138,13 @@ class _Paths:
         self.final = self.clean.final
         self.delta = corrupted_values(model, batch).minus(WriterValues.of(model, self.clean))
         self.readout = Readout(model, task, batch.rows, "metric")
-        at_read = torch.arange(len(batch.rows)), batch.clean.read
-        self.plain = -self.readout(torch.stack([self.final[at_read], batch.corrupted.final[at_read]]))
+        self.plain = -self.readout(batch.clean.at_read(torch.stack([self.final, batch.corrupted.final])))
         self.where = {c: self._positions(task, receiver_positions or self._default(c)) for c in columns}
         needed = torch.stack(list(self.where.values())).any(0).flatten()
         self.at = needed.nonzero().flatten()  # batch * pos that any receiver reads
         self.sent = self._positions(task, sender_positions).flatten()[self.at][:, None].float()
         self.copies = dense_copies(model, batch.clean, setting.max_memory)
-        self.rest = PartialForward(model, batch.clean)
+        self.rest = PartialForward(model, batch.clean, self.clean)
 
     def _default(self, column: int) -> str:
         return "end" if column == self.logits or self.graph.reader_nodes[column].input == "q" else "all"
@@ -215,51 +214,11 @@ class _Paths:
 
     def _run_on(self, seen: dict[int, Float[Tensor, "copies at d_model"]]) -> Float[Tensor, "copies batch d_model"]:
         """Final residual at the position read when the receivers see this and the rest of the model follows."""
-        graph, dtype = self.graph, self.model.dtype
         if self.logits in seen:
             return seen[self.logits]  # its positions are the one read, prompt after prompt
-        copies = len(next(iter(seen.values())))
-        start = min(graph.reader_layer[column] for column in seen)
-        overrides, mlps = {}, {}
-        for layer in {graph.reader_layer[column] for column in seen}:
-            here = {c: x for c, x in seen.items() if graph.reader_layer[c] == layer}
-            if (mlp := here.pop(graph.mlp_column(layer), None)) is not None:
-                mlps[layer] = self._put(graph.mlp_column(layer), mlp.to(dtype), None)
-            if here:
-                overrides[layer] = self._put_all(layer, here)
-        resid = self.clean.resid_pre[start].expand(copies, -1, -1, -1)
-        return self.rest.from_block(start, resid, overrides, mlps)
-
-    def _put_all(self, layer: int, seen: dict[int, Tensor]) -> Callable[[Tensor], Tensor]:
-        """Changes q, k and v of a block to what its receivers make of what they see."""
-        block, first = self.model.blocks[layer], self.graph.attention_columns(layer).start
-        puts = []
-        for column, x in seen.items():
-            weight, bias = block.reader_weights([column - first])[0], block.reader_biases()[column - first]
-            online = block.attend_inputs(x.to(self.model.dtype)) @ weight.T + bias
-            puts.append(self._put(column, online, column - first))
-
-        def change(values: Tensor) -> Tensor:
-            for put in puts:
-                values = put(values)
-            return values
-
-        return change
-
-    def _put(self, column: int, new: Tensor, reader: int | None) -> Callable[[Tensor], Tensor]:
-        """Writes `new` [copies, at, ...] where the receiver's positions are."""
-        mine = self.where[column].flatten()[self.at]
-        rows = self.at[mine]
-
-        def change(whole: Tensor) -> Tensor:
-            changed = whole.flatten(1, 2).clone()
-            if reader is None:
-                changed[:, rows] = new[:, mine]
-            else:
-                changed[:, rows, reader] = new[:, mine]
-            return changed.view_as(whole)
-
-        return change
+        mine = {column: self.where[column].flatten()[self.at] for column in seen}
+        inputs = {column: x[:, mine[column]] for column, x in seen.items()}
+        return self.rest.seen(inputs, {column: self.at[mine[column]] for column in seen})
 
 
 def position_of(pair: Pair, position: str | int) -> int:

@@ -160,9 +160,6 @@ class _Search:
         self.live.clear()
         circuit = Circuit(self.graph, self.mask)
         self.live = [IncrementalCircuit(self.model, base, circuit, self.column + 1) for base in self.bases]
-        if self.column == len(self.graph.readers) - 1:
-            for live in self.live:  # nothing is settled yet: read the logits' input as it is
-                live.inputs[self.column] = live.input_of(self.column)
         last = len(self.graph.readers) - 1
         self.loss = float(self.losses(last, [live.inputs[last][None] for live in self.live])[0])
         if last == self.column:
@@ -172,13 +169,13 @@ class _Search:
         """One reader's turn; whether its edges had to be asked about."""
         rows = self.graph.mask[:, column].nonzero().flatten().tolist()
         rows = rows[::-1] if self.order == "reverse" else rows
-        asked = all(live.alive(column) for live in self.live)
+        asked = all(live.alive[column] for live in self.live)
         if asked:
             for live in self.live:
                 live.inputs[column] = live.input_of(column)
             dropped = self.ask(column, rows)
             for live in self.live:
-                live.change(column, dropped)
+                live.drop(column, dropped)
         else:
             dropped = rows
             self.steps += [Step(row, column, 0.0, False) for row in rows]
@@ -194,7 +191,7 @@ class _Search:
         predicted = self.predict(column, rows)
         waiting = self.groups(rows, predicted)
         # Large states fill the processor sooner, and after a surprise the rest of a batch has been in vain.
-        at_once = max(1, self.copies // WIDE_SHARE) if self.live[0].everywhere_at(column) else self.copies
+        at_once = max(1, self.copies // WIDE_SHARE) if self.live[0].everywhere[column] else self.copies
         while waiting:
             some = waiting[: 1 << (min(len(waiting), at_once).bit_length() - 1)]
             # state k: all edges in front of group k that are expected to go are gone, and group k itself

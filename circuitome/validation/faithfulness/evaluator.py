@@ -15,11 +15,11 @@ from torch import Tensor
 
 from circuitome.engine.batches import tokens_within
 from circuitome.engine.circuit_run import Baseline, check_graph, circuit_logits
+from circuitome.engine.incremental import IncrementalCircuit
 from circuitome.engine.knock_out import KnockOut
 from circuitome.engine.partial_forward import dense_copies
 from circuitome.engine.readout import Readout, check_numbers
 from circuitome.engine.setting import Setting
-from circuitome.engine.subcircuits import Subcircuits
 from circuitome.errors import InputError
 from circuitome.graph.circuits import Circuit
 
@@ -125,16 +125,16 @@ class Evaluator:
         """
         check_graph(self.model, circuit)
         keys = [_key("circuit", circuit.mask & ~left_out) for left_out in gone]
-        made: dict[int, Subcircuits] = {}
+        made: dict[int, IncrementalCircuit] = {}
 
         def measure(base: Baseline, new: list[int]) -> Iterator[tuple[list[int], Tensor]]:
             if id(base) not in made:
                 made.clear()  # the last batch's is not needed any more
-                made[id(base)] = Subcircuits(self.model, base, circuit)
+                made[id(base)] = IncrementalCircuit(self.model, base, circuit)
             run, readout = made[id(base)], Readout(self.model, self.task, base.batch.rows, "metric")
             step = run.at_once(self.setting.max_memory)
             for some in (new[i : i + step] for i in range(0, len(new), step)):
-                yield some, -readout(run.final(gone[some]))
+                yield some, -readout(run.final_without(gone[some]))
 
         return self._answers(keys, measure, what)
 
