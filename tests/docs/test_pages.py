@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import circuitome as cm
+from circuitome.studies.catalog import STUDIES
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -37,3 +38,13 @@ def test_public_names_are_what_the_package_says():
 def test_every_public_name_has_a_docstring():
     for name in cm.__all__:
         assert getattr(cm, name).__doc__, name
+
+
+def test_contributing_shows_a_study_as_it_is():
+    assert (ROOT / "circuitome/studies/measure.py").read_text() in (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def test_every_command_stands_in_the_readme():
+    readme = (ROOT / "README.md").read_text()
+    missing = [name for name in STUDIES if not re.search(rf"circuitome .*\b{name}\b", readme)]
+    assert not missing
