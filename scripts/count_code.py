@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the table into ARCHITECTURE.md")
     if parser.parse_args().write:
         page = PAGE.read_text("utf-8")
-        new = re.sub(r"(<!-- count -->\n).*?(\n<!-- /count -->)", lambda m: m[1] + table() + m[2], page, flags=re.S)
+        new = re.sub(r"(<!-- count -->\n).*?(<!-- /count -->)", lambda m: f"{m[1]}{table()}\n{m[2]}", page, flags=re.S)
         PAGE.write_text(new, "utf-8")
     else:
         print(table())
