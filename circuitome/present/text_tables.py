@@ -71,7 +71,7 @@ def _layout(table: Table, rows: Sequence[Sequence[str]], room: int) -> _Layout:
     heads = [printable(f"{column.name} ({column.unit})" if column.unit else column.name) for column in table.columns]
     texts = [[head, *(row[i] for row in rows)] for i, head in enumerate(heads)]
     full = [max(map(cell_len, column)) for column in texts]
-    least = [_least(*pair, full[i]) for i, pair in enumerate(zip(table.columns, texts, strict=True))]
+    least = [_least(*pair, COMFORT) for pair in zip(table.columns, texts, strict=True)]
     shown = list(range(len(heads)))
     dropped: list[int] = []
     below: list[int] = []
@@ -87,14 +87,17 @@ def _layout(table: Table, rows: Sequence[Sequence[str]], room: int) -> _Layout:
         if not fits() and not formats.numeric(table.columns[i]) and full[i] > LONG:
             shown.remove(i)
             below.append(i)
+    if not fits():
+        least = [_least(*pair, 0) for pair in zip(table.columns, texts, strict=True)]
     return _Layout(heads, least, full, _chunks(shown, least, room), sorted(below), dropped)
 
 
-def _least(column: Column, texts: Sequence[str], full: int) -> int:
+def _least(column: Column, texts: Sequence[str], comfort: int) -> int:
     """Numbers need all of their width, texts that of their longest word and enough to read well."""
     if formats.numeric(column):
         return max([0, *map(cell_len, [*texts[1:], *UNIT.findall(texts[0])])])
-    return max([min(full, COMFORT), *(cell_len(word) for text in texts for word in UNIT.findall(text))])
+    words = (cell_len(word) for text in texts for word in UNIT.findall(text))
+    return max([min(comfort, max(map(cell_len, texts))), *words])
 
 
 def _chunks(shown: list[int], least: Sequence[int], room: int) -> list[list[int]]:
