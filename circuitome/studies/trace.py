@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from circuitome.models.model import Model
     from circuitome.studies.context import Context
 
-LOWEST = 0.01
+LOWEST = 0.02
 """Threshold down to which a plain route is kept, so that the page's slider can go below the one it is shown at."""
 EDGE = ("source", "target", "kind", "importance", "residual")
 SHOWN, NEURON_NODES = 12, 2

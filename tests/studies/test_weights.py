@@ -4,9 +4,11 @@ import json
 
 import pytest
 import torch
-from circuitome.report.kernel import kernel_payload
 from command import run
+from shown import check_shown
 from torch import nn
+
+from circuitome.runs.store import load_run
 
 
 @pytest.fixture(scope="module")
@@ -18,56 +20,51 @@ def net(tmp_path_factory):
 
 
 def test_weights_of_a_head(capsys, tmp_path):
-    out = tmp_path / "head.json"
+    out = tmp_path / "head"
     code, printed, _ = run(capsys, "weights", "a1.h0", "--model", "known-induction", "--out", out, "--top", 3)
     assert code == 0
-    assert "Copying score +1.000" in printed and "a0.h0 0.250*" in printed
-    found = json.loads(out.read_text())
+    words = " ".join(printed.split())
+    assert "Copying score +1.000" in words and "a0.h0 0.250*" in words
+    found = load_run(out).manifest["results"]
     assert found["copying"]["rank"] == 1 and found["composition"]["kinds"]["k"]["earlier"][0]["head"] == "a0.h0"
     pairs = found["pairs"]["ov_promoted"]["pairs"]
     assert len(pairs) == 3 and all(pair["from"] == pair["to"] for pair in pairs)
+    check_shown(out)
 
 
 @pytest.mark.slow
-def test_weights_of_chosen_tokens_as_json(capsys):
-    code, printed, _ = run(capsys, "weights", "a1.h0", "--model", "known-induction", "--tokens", "c", "--json")
-    found = json.loads(printed)
+def test_weights_of_chosen_tokens_as_json(capsys, tmp_path):
+    given = ("weights", "a1.h0", "--model", "known-induction", "--tokens", "c", "--out", tmp_path / "run", "--json")
+    code, printed, _ = run(capsys, *given)
+    found = json.loads(printed)["results"]
     assert code == 0 and found["pairs"]["ov_promoted"]["pairs"][0]["to"] == "c"
     assert found["pairs"]["qk"]["rows"] == 1
 
 
 @pytest.mark.slow
-def test_a_model_whose_outputs_are_numbers_has_no_copying_score(capsys):
-    code, printed, _ = run(capsys, "weights", "a0.h0", "--model", "tracr-frac-prevs")
-    assert code == 0 and "No copying score: tracr-frac-prevs gives 1 outputs" in printed
+def test_a_model_whose_outputs_are_numbers_has_no_copying_score(capsys, tmp_path):
+    code, printed, _ = run(capsys, "weights", "a0.h0", "--model", "tracr-frac-prevs", "--out", tmp_path / "run")
+    assert code == 0 and "tracr-frac-prevs gives 1 outputs" in " ".join(printed.split())
 
 
 def test_lens(capsys, tmp_path):
-    out = tmp_path / "lens.json"
+    out = tmp_path / "lens"
     code, printed, _ = run(capsys, "lens", "a b c a", "--model", "known-induction", "--out", out)
     assert code == 0 and "After 'a' (position 4)" in printed and "p('b')" in printed
-    found = json.loads(out.read_text())
+    found = load_run(out).manifest["results"]
     assert found["names"][-1][-1] == "b" and found["stages"][-1] == "m1"
+    check_shown(out)
 
 
 def test_conv_layers_and_map(capsys, net, tmp_path):
-    code, printed, _ = run(capsys, "conv", net)
-    assert code == 0 and "3 x 3" in printed and "strides taken as 1" in printed
-    picture = tmp_path / "map.svg"
-    code, printed, _ = run(capsys, "conv", net, "--from", "input:0", "--to", "2:4", "--out", picture)
-    assert code == 0 and "through 0; activations left out" in printed and "5 x 5 weights" in printed
-    text = picture.read_text()
-    assert text.startswith("<svg") and "interval" not in text and "var(" not in text
-    assert text.count("<title>") == 25
-    code, printed, _ = run(capsys, "conv", net, "--from", "0:1", "--to", "2:4", "--json")
+    code, printed, _ = run(capsys, "conv", net, "--out", tmp_path / "layers")
+    assert code == 0 and "3 x 3" in printed and "strides taken as 1" in " ".join(printed.split())
+    code, printed, _ = run(capsys, "conv", net, "--from", "input:0", "--to", "2:4", "--out", tmp_path / "map")
+    assert code == 0 and "through 0" in printed and "5 x 5 weights" in printed
+    check_shown(tmp_path / "map")
+    code, printed, _ = run(capsys, "conv", net, "--from", "0:1", "--to", "2:4", "--json", "--out", tmp_path / "one")
     weight = torch.load(net, weights_only=True)["2.weight"][4, 1]
-    torch.testing.assert_close(torch.tensor(json.loads(printed)["kernel"]), weight)
-
-
-def test_a_kernel_is_drawn_with_its_first_row_on_top():
-    payload = kernel_payload([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], "k")
-    assert payload["rows"] == ["y+1", "y+0", "y-1"] and payload["columns"] == ["x-0.5", "x+0.5"]
-    assert payload["mean"][-1] == [1.0, 2.0]  # the last row is drawn uppermost
+    torch.testing.assert_close(torch.tensor(json.loads(printed)["results"]["kernel"]), weight)
 
 
 @pytest.mark.parametrize(
@@ -80,19 +77,17 @@ def test_a_kernel_is_drawn_with_its_first_row_on_top():
         (("conv", "NET", "--from", "0:1"), "--from and --to belong together"),
         (("conv", "NET", "--from", "0:1", "--to", "conv2:1"), "There is no convolution 'conv2'"),
         (("conv", "NET", "--from", "0", "--to", "2:1"), "has 4 channels; choose one, e.g. 0:0"),
-        (("conv", "NET", "--from", "0:1", "--to", "2:1", "--out", "map.png"), "takes the picture of a map as .svg"),
-        (("conv", "NET", "--from", "0:1", "--to", "2:1", "--out", "no/map.svg"), "cannot be written"),
     ],
 )
-def test_bad_input_ends_with_1_and_says_why(capsys, net, arguments, message):
-    code, _, error = run(capsys, *(net if argument == "NET" else argument for argument in arguments))
+def test_bad_input_ends_with_1_and_says_why(capsys, net, tmp_path, arguments, message):
+    given = (net if argument == "NET" else argument for argument in arguments)
+    code, _, error = run(capsys, *given, "--out", tmp_path / "run")
     assert code == 1 and message in error
 
 
 @pytest.mark.slow
-def test_a_copying_head_of_smollm2(capsys, smollm2, monkeypatch):
-    monkeypatch.setattr("circuitome.models.loading", lambda name: smollm2)
-    code, printed, _ = run(capsys, "weights", "a27.h1", "--json")
-    found = json.loads(printed)
+def test_a_copying_head_of_smollm2(capsys, tmp_path):
+    code, printed, _ = run(capsys, "weights", "a27.h1", "--json", "--out", tmp_path / "run")
+    found = json.loads(printed)["results"]
     assert code == 0 and found["copying"]["score"] > 0.95 and found["copying"]["rank"] <= 20
     assert any(pair["from"] == pair["to"] for pair in found["pairs"]["ov_promoted"]["pairs"])

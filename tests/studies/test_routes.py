@@ -2,17 +2,12 @@
 
 import json
 import re
-import shutil
-import subprocess
 
 import pytest
 import torch
-from circuitome.report.html import asset
-from circuitome.report.pages import page
-from circuitome.report.routes_page import on_route
-from circuitome.runs.routes import TraceSpec, run_trace
 from command import run
 from families import tiny
+from shown import blocks_of, check_shown
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -35,24 +30,20 @@ def folder(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def traced(folder, tmp_path_factory):
-    """A run, kept down to a lower threshold than it is shown at."""
-    return run_trace(TraceSpec(prompt="a b c a b", model=str(folder), threshold=0.1))
-
-
 @pytest.mark.slow
 def test_trace_prints_and_writes_the_route(capsys, folder, tmp_path):
     code, out, err = run(capsys, "trace", "a b c a", "--model", folder, "--threshold", 0.1, "--out", tmp_path / "t")
     assert (code, err) == (0, "")
     route = routes(load(folder), "a b c a", threshold=0.1)
-    assert f"{len(route.edges)} edges at threshold 0.1" in out
-    assert "Strongest of" in out and "Neurons of" in out and "x3" in out
+    assert "What heads and MLPs on the route say" in out and "Neurons of" in out
     saved = load_run(tmp_path / "t").manifest
     (kept,) = saved["results"]["routes"]
     assert kept["threshold"] == 0.02 and kept["shown_threshold"] == 0.1
-    ends = {(edge["source"], edge["target"]) for edge in (kept["edges"][i] for i in on_route(kept, 0.1))}
-    assert ends == {(edge.source, edge.target) for edge in route.edges}
+    (block,) = blocks_of(tmp_path / "t", "routes").values()
+    assert block.slides and (block.threshold, block.lowest, len(block.edges)) == (0.1, 0.02, len(kept["edges"]))
+    ends = {(edge.source, edge.target) for edge in block.edges if edge.importance >= 0.1}
+    assert ends >= {(edge.source, edge.target) for edge in route.edges}
+    check_shown(tmp_path / "t")
     code, again, _ = run(capsys, "show", tmp_path / "t")
     assert code == 0 and again == out
     code, out, _ = run(capsys, "show", tmp_path / "t", "--json")
@@ -88,44 +79,13 @@ def test_trace_takes_a_contrast_and_neurons(capsys, folder, tmp_path):
     assert route["neurons"]["m1@2"][0]["name"].startswith("m1.n")
 
 
-def test_renormalised_trace_has_no_slider(folder):
-    found = run_trace(TraceSpec(prompt="a b c", model=str(folder), renormalize=True))
-    assert 'type="range"' not in page(found)
-    assert found.manifest["results"]["routes"][0]["threshold"] == 0.04
-
-
-def test_page_runs_nothing_but_its_script_and_texts_cannot_break_out(traced):
-    route = traced.manifest["results"]["routes"][0]
-    hostile = "</script><script>alert(1)</script><img src=x>"
-    route = {**route, "tokens": [hostile, *route["tokens"][1:]], "predictions": [[hostile, 0.5]]}
-    manifest = {**traced.manifest, "prompt": hostile, "results": {"routes": [route]}}
-    text = page(type(traced)(manifest, traced.tensors))
-    assert text.count("<script") == 2 and "<img" not in text and "script-src 'sha256-" in text
-    assert not re.search(r"(?:src|href)=\"(?!#)", text)
-    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
-    assert data["routes"][0]["edges"] == json.loads(json.dumps(route["edges"]))
-
-
-def test_page_without_script_shows_the_route_at_its_threshold(traced):
-    text, route = page(traced), traced.manifest["results"]["routes"][0]
-    lines = re.findall(r"<line [^>]*data-edge=\"(\d+)\"([^>]*)>", text)
-    assert len(lines) == len(route["edges"])
-    assert {int(i) for i, rest in lines if "hidden" not in rest} == set(on_route(route, 0.1)) != set(range(len(lines)))
-
-
-@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
-def test_script_keeps_the_same_edges_as_python(traced):
-    route = traced.manifest["results"]["routes"][0]
-    script = asset("routes.js") + (
-        "const [edges, target, all] = JSON.parse(require('fs').readFileSync(0));"
-        "console.log(JSON.stringify(all.map((t) => [...onRoute(edges, target, t)].sort((a, b) => a - b))));"
-    )
-    thresholds = [0.02, 0.05, 0.1, 0.3, 0.9]
-    given = json.dumps([route["edges"], route["target"], thresholds])
-    done = subprocess.run(["node", "-e", script], input=given, capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout)
-    assert found == [on_route(route, threshold) for threshold in thresholds]
-    assert len(found[0]) > len(found[2]) > len(found[4])
+@pytest.mark.slow
+def test_renormalised_trace_has_no_slider(capsys, folder, tmp_path):
+    out = tmp_path / "run"
+    assert run(capsys, "trace", "a b c", "--model", folder, "--renormalize", "--out", out)[0] == 0
+    (block,) = blocks_of(out, "routes").values()
+    assert not block.slides and load_run(out).manifest["results"]["routes"][0]["threshold"] == 0.04
+    assert 'type="range"' not in (out / "report.html").read_text()
 
 
 @pytest.fixture
@@ -140,9 +100,9 @@ def test_routes_over_a_file_by_label(capsys, folder, texts, tmp_path):
     arguments = ("routes", "--file", texts, "--by", "domain", "--model", folder, "--out", tmp_path / "r")
     code, out, err = run(capsys, *arguments)
     assert (code, err) == (0, "")
-    assert "Heads that matter in every group" in out and "x (5)" in out and "y (7)" in out
-    report = (tmp_path / "r" / "report.html").read_text()
-    assert "Heads of this group" in report and "<script" not in report
+    assert "Heads that matter in every group" in out and "x (5 tokens)" in out and "y (7 tokens)" in out
+    _, report = check_shown(tmp_path / "r")
+    assert "Lead over every other group" in report
     found = load_run(tmp_path / "r")
     assert [group["tokens"] for group in found.manifest["results"]["groups"]] == [5, 7]
     code, out, _ = run(
