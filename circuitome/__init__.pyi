@@ -10,7 +10,7 @@ from .discovery.attribution.nodes import atp as atp
 from .discovery.patching.activation import patch as patch
 from .discovery.patching.edge import exact as exact
 from .discovery.patching.path import path_patch as path_patch
-from .discovery.patching.path import trace_back as trace_back
+from .discovery.patching.tracing_back import trace_back as trace_back
 from .discovery.routes.graph import RouteGraph as RouteGraph
 from .discovery.routes.importance import route_importance as route_importance
 from .discovery.routes.scores import route_scores as route_scores

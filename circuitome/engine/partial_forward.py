@@ -45,7 +45,7 @@ class PartialForward:
         """
         activations, dtype = self.activations, self.model.dtype
         if writer.kind == "mlp" or self.graph.parallel:
-            return self.steps.run((activations.behind(writer.layer) + change).to(dtype), writer.layer + 1)
+            return self.steps.run((activations.resid_post(writer.layer) + change).to(dtype), writer.layer + 1)
         middle = (activations.resid_mid[writer.layer] + change).to(dtype)
         return self.steps.run(self.steps.behind_attention(writer.layer, middle, middle), writer.layer + 1)
 
@@ -69,7 +69,7 @@ class PartialForward:
         if edits[start].values is not None:
             return self.steps.run(before, start, edits)
         # Only the MLP sees something else: what the attention of its block wrote stands.
-        middle = self.activations.behind(start) - self.activations.mlp_out[start]
+        middle = self.activations.resid_post(start) - self.activations.mlp_out[start]
         middle = (middle if graph.parallel else self.activations.resid_mid[start]).expand(copies, -1, -1, -1)
         after = self.steps.behind_attention(start, middle, before if graph.parallel else middle, edits[start])
         return self.steps.run(after, start + 1, edits)

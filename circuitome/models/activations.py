@@ -31,7 +31,7 @@ class ActivationCache:
     logits: Tensor | None = None
     """Logits [batch, vocab] at the position that was asked for."""
 
-    def behind(self, layer: int) -> Tensor:
+    def resid_post(self, layer: int) -> Tensor:
         """Residual [batch, pos, d_model] behind a block; -1 for in front of the first."""
         assert self.final is not None, "the pass was recorded without its end"
         return self.resid_pre[layer + 1] if layer + 1 < len(self.resid_pre) else self.final

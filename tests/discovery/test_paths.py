@@ -7,7 +7,8 @@ import torch
 from families import random_task, tiny
 from referee import inputs_of
 
-from circuitome.discovery.patching.path import path_patch, trace_back
+from circuitome.discovery.patching.path import path_patch
+from circuitome.discovery.patching.tracing_back import trace_back
 from circuitome.engine.run_circuit import run_circuit
 from circuitome.errors import InputError, UnknownNameError
 from circuitome.graph.circuits import Circuit
