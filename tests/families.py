@@ -36,10 +36,14 @@ CONFIGS: dict[str, Callable[[], tf.PreTrainedConfig]] = {
 }
 
 
-def tiny(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Model:
+def tiny(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, layers: int = 3) -> Model:
     """A checked random model: weights large enough for peaked attention, gains and biases away from 1 and 0."""
     torch.manual_seed(seed)
-    hf = tf.AutoModelForCausalLM.from_config(CONFIGS[name]())
+    config = CONFIGS[name]()
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+    hf = tf.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in hf.parameters():
             noise = torch.randn_like(parameter)

@@ -14,7 +14,7 @@ from circuitome.studies.settings import Flag, Names, PromptSettings
 from circuitome.studies.study import Findings, Study, Work
 
 if TYPE_CHECKING:
-    from circuitome.discovery.patching.path import Trace
+    from circuitome.discovery.patching.tracing_back import Trace
     from circuitome.studies.context import Context
 
 SIGN = (
@@ -61,7 +61,8 @@ def work(settings: Path, context: "Context") -> Work:
 
 def run(settings: Path, context: "Context") -> Findings:
     """One map of effects, or those of all receivers on the way back."""
-    from circuitome.discovery.patching.path import path_patch, trace_back
+    from circuitome.discovery.patching.path import path_patch
+    from circuitome.discovery.patching.tracing_back import trace_back
     from circuitome.studies.pieces import effect_blocks, effect_results, effect_tensors
 
     setting = context.setting

@@ -12,11 +12,12 @@ from circuitome.graph.circuits import Circuit
 TASK = random_task(3, lengths=(5, 6))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("ablation", ["corrupted", "zero"])
+QUICK = [("gemma2", "corrupted"), ("gpt2", "zero")]
+CASES = [(name, ablation) for name in ("gemma2", "gpt2", "neox-parallel") for ablation in ("corrupted", "zero")]
+
+
 @pytest.mark.parametrize(
-    "name",
-    ["gemma2", pytest.param("neox-parallel", marks=pytest.mark.slow), pytest.param("gpt2", marks=pytest.mark.slow)],
+    ("name", "ablation"), [case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in CASES]
 )
 def test_an_exact_score_is_the_circuit_without_one_edge(name, ablation):
     model = tiny(name)

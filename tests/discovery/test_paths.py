@@ -50,12 +50,14 @@ def four_passes(model, row, sender, receiver, positions):
     return TASK.score(logits, [row])[0]
 
 
-@pytest.mark.slow
+EDGES = [("a0.h1", "a2.h2.q"), ("a0.h3", "a1.kv1.k"), ("a1.h0", "a2.kv0.v")]
+QUICK = [("llama", EDGES[1]), ("gpt2", EDGES[0])]
+CASES = [(name, edge) for name in ("gpt2", "neox-parallel", "llama") for edge in EDGES]
+
+
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param("gpt2", marks=pytest.mark.slow), pytest.param("neox-parallel", marks=pytest.mark.slow), "llama"],
+    ("name", "edge"), [case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in CASES]
 )
-@pytest.mark.parametrize("edge", [("a0.h1", "a2.h2.q"), ("a0.h3", "a1.kv1.k"), ("a1.h0", "a2.kv0.v")])
 def test_path_patching_is_the_published_four_passes(name, edge):
     model = tiny(name)
     sender, receiver = edge
@@ -68,7 +70,6 @@ def test_path_patching_is_the_published_four_passes(name, edge):
             torch.testing.assert_close(found.samples[row, layer + 1, head], expected, atol=2e-5, rtol=2e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -119,6 +120,19 @@ def test_a_sender_that_comes_later_does_nothing_and_positions_restrict():
     assert float(late.samples.nan_to_num().abs().max()) == 0.0
     nowhere = path_patch(model, TASK, "a2.h0.v", senders=["a0.h0"], sender_positions=-1, receiver_positions=-2)
     assert float(nowhere.samples.nan_to_num().abs().max()) < 1e-5  # what is left is rounding
+
+
+def test_one_prompt_has_no_interval_so_that_sizes_decide():
+    model = tiny("gpt2")
+    for prompts in (1, 3):
+        trace = trace_back(model, random_task(prompts), depth=1, width=2, threshold=0.0)
+        assert trace.certain == (prompts > 1)
+    alone = trace_back(model, random_task(1), depth=1, width=3, threshold=0.0)
+    effects = alone.levels[0][0]
+    assert {edge.split("->")[0] for edge in alone.circuit} == {name for name, _ in effects.top(3)}
+    (_, first), (_, second) = effects.top(2)
+    between = (abs(first.value) + abs(second.value)) / 2 / abs(effects.gap)
+    assert len(trace_back(model, random_task(1), depth=1, threshold=between).circuit) == 1
 
 
 @pytest.mark.slow

@@ -148,7 +148,7 @@ class _Patching:
                 yield from zip(some, -self.readout(self._final(layer, some, change)) - self.unpatched, strict=True)
 
     def _change(self, layer: int) -> Float[Tensor, "head batch pos d_model"]:
-        """What each head writes in the donor minus what it writes in the run; MLP and stream as if they were one head."""
+        """What each head writes in the donor minus what it writes in the run; MLP and stream as if of one head."""
         if self.what != "heads":
             new, old = (run.mlp_out if self.what == "mlps" else run.resid_pre for run in (self.donor, self.base))
             return (new[layer].float() - old[layer].float())[None]

@@ -17,6 +17,7 @@ from circuitome.discovery.routes.forward import RoutePass
 from circuitome.discovery.routes.proximity import attention_proximity, check_norm, importances, proximity
 from circuitome.discovery.routes.tracing import Prompt, plain_task, prompt_ids
 from circuitome.engine.batches import group_rows, make_batch
+from circuitome.engine.readout import check_numbers
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError, unknown_name
 from circuitome.graph.node import Node
@@ -146,11 +147,13 @@ def route_importance(
         done += len(rows)
         setting.progress("tracing texts", done, len(texts))
     kept = [one for row in sorted(found) for one in found[row]]
+    importances_of_rows = torch.stack([sums for sums, _, _ in kept])
+    check_numbers(importances_of_rows, "importance of heads and MLPs")
     return RouteImportance(
         model.graph.n_layers,
         model.graph.n_heads,
         groups,
-        torch.stack([sums for sums, _, _ in kept]),
+        importances_of_rows,
         torch.tensor([count for _, count, _ in kept]),
         torch.tensor([group for _, _, group in kept]),
     )

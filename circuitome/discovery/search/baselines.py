@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from circuitome.engine.readout import check_numbers
 from circuitome.engine.setting import Setting, method
 from circuitome.graph.edge_scores import EdgeScores
 from circuitome.models.norms import Norm
@@ -31,7 +32,9 @@ def magnitude(setting: Setting) -> EdgeScores:
         out[graph.mlp_row(layer)] = _size(block.mlp_post.gain[None] if block.mlp_post else writing.T)
         into[graph.attention_columns(layer)] = _sizes(_gained(block.reader_weights().float(), block.attention_norm))
         into[graph.mlp_column(layer)] = _size(_gained(reading, block.mlp_norm))
-    return EdgeScores(graph, out[:, None] * into * graph.mask, "product of weight norms", "magnitude")
+    scores = out[:, None] * into * graph.mask
+    check_numbers(scores, "size of the weights")
+    return EdgeScores(graph, scores, "product of weight norms", "magnitude")
 
 
 @method
