@@ -7,7 +7,7 @@ import torch
 
 import circuitome as cm
 from circuitome.errors import InputError
-from circuitome.validation.robustness.stability import compare_scores
+from circuitome.validation.robustness.score_agreement import compare_scores
 from circuitome.validation.robustness.transfer import by_template, does, transfer, variants_of
 
 

@@ -10,15 +10,14 @@ from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
 from circuitome.graph.model_graph import Graph
 from circuitome.validation.faithfulness.share import random_circuit
-from circuitome.validation.robustness.stability import (
-    Spread,
-    bootstrap_stability,
+from circuitome.validation.robustness.score_agreement import (
     chance_jaccard,
     compare_scores,
     jaccard,
     method_agreement,
     nodes_of,
 )
+from circuitome.validation.robustness.stability import Spread, bootstrap_stability
 
 GRAPH = Graph(2, 2, 1)
 

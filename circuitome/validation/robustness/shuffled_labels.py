@@ -18,7 +18,8 @@ from circuitome.errors import InputError, TaskError
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
 from circuitome.tasks.task import Pair, Task
-from circuitome.validation.robustness.stability import Spread, check_size, jaccard, samples_of, strongest
+from circuitome.validation.robustness.score_agreement import check_size, jaccard, strongest
+from circuitome.validation.robustness.stability import Spread, samples_of
 from circuitome.validation.tests.hypotheses import ALPHA
 
 ODD = ("logit_diff", "prob_diff")
@@ -137,7 +138,7 @@ def shuffled_null(scores: EdgeScores, size: int, *, draws: int = 200, seed: int 
         largest.append(sizes[:, 0])
         steadiest.append((means / size_of).abs().amax(1))
         strength.append(sizes.sum(1))
-        overlap.append(jaccard(torch.stack([strongest(mean, size) for mean in means]), edges)[:, 0])
+        overlap.append(jaccard(strongest(means, size), edges)[:, 0])
     own_strength = float(scores.values.abs()[own.mask].sum())
     return ShuffledLabels(
         size,

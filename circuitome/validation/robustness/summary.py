@@ -16,8 +16,9 @@ from circuitome.tasks.task import Task
 from circuitome.validation.criteria import FAIL, PASS, UNCLEAR, Criterion
 from circuitome.validation.robustness.backup_heads import backups
 from circuitome.validation.robustness.rediscovery import rediscovery
+from circuitome.validation.robustness.score_agreement import method_agreement
 from circuitome.validation.robustness.shuffled_labels import shuffled_null
-from circuitome.validation.robustness.stability import bootstrap_stability, method_agreement
+from circuitome.validation.robustness.stability import bootstrap_stability
 from circuitome.validation.robustness.transfer import transfer, variants_of
 
 OTHER_TASKS = 2

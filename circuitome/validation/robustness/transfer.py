@@ -23,7 +23,7 @@ from circuitome.tasks.generators.ioi import ioi
 from circuitome.tasks.task import Task
 from circuitome.validation.faithfulness.evaluator import Evaluator
 from circuitome.validation.faithfulness.share import SHARE, share_of_gap
-from circuitome.validation.robustness.stability import AgreementMatrix, check_size, method_agreement
+from circuitome.validation.robustness.score_agreement import AgreementMatrix, check_size, method_agreement
 
 FEWEST_PROMPTS = 8
 """Prompts that a template needs to be a task of its own."""
