@@ -57,7 +57,7 @@ def run(settings: Validate, context: "Context") -> Findings:
     from circuitome.models.known import KNOWN
     from circuitome.validation.faithfulness.evaluator import Evaluator
     from circuitome.validation.ground_truth import true_circuit
-    from circuitome.validation.tests.completeness_minimality import shrink
+    from circuitome.validation.tests.minimality import shrink
     from circuitome.validation.verdict import validate
 
     found, ablation = context.found, context.ablation

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from circuitome.results import Estimate
-from circuitome.validation.tests.completeness_minimality import Completeness, Minimality
+from circuitome.validation.tests.completeness import Completeness
 from circuitome.validation.tests.hypotheses import ALPHA, POWERFUL, TestResult, better_than_random, holm, nearness
+from circuitome.validation.tests.minimality import Minimality
 from circuitome.validation.tests.nulls import SHAPED
 
 FAITHFUL = (0.8, 1.2)

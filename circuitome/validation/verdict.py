@@ -32,8 +32,9 @@ from circuitome.validation.faithfulness.variants import (
 from circuitome.validation.ground_truth.roc import edge_auroc, node_auroc, precision_recall
 from circuitome.validation.robustness.summary import robust_criteria, robustness
 from circuitome.validation.tests import hypotheses
-from circuitome.validation.tests.completeness_minimality import Completeness, Minimality, completeness, minimality
+from circuitome.validation.tests.completeness import Completeness, completeness
 from circuitome.validation.tests.hypotheses import TestResult
+from circuitome.validation.tests.minimality import Minimality, minimality
 from circuitome.validation.tests.nulls import NULLS
 from circuitome.validation.tests.significance import EdgeTest, edge_test, necessity
 

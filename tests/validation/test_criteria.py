@@ -5,6 +5,7 @@ import torch
 
 from circuitome.results import Estimate
 from circuitome.validation.criteria import Criterion, answer, beats_chance, faithful, hypothesis_criteria
+from circuitome.validation.robustness.summary import robust_criteria
 from circuitome.validation.tests.hypotheses import (
     TestResult,
     better_than_random,
@@ -89,3 +90,15 @@ def test_the_overall_answer():
     assert answer(lines("pass", "unclear", "fail", "fail")) == ("NOT ESTABLISHED", "It fails test 2 and test 3.")
     word, reason = answer(lines("pass", "unclear"))
     assert word == "INCONCLUSIVE" and reason.endswith("do not decide on test 1.")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"), [(0.85, 1.0, "pass"), (2.8, 3.2, "fail"), (0.2, 0.4, "fail"), (0.7, 0.9, "unclear")]
+)
+def test_a_share_far_above_1_on_other_prompts_is_no_success(low, high, verdict):
+    """On its own prompts the circuit has .92, so that .82 to 1.1 is as good."""
+    shares = [{"value": 0.92, "low": 0.9, "high": 0.95}, {"value": (low + high) / 2, "low": low, "high": high}]
+    section = {"names": ["these prompts", "seed 1"], "faithfulness": [shares]}
+    none = {"note": "not measured"}
+    (found,) = robust_criteria({"shuffled": none, "stability": none, "transfer": section})
+    assert found.name == "other prompts" and found.verdict == verdict

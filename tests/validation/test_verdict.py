@@ -12,7 +12,8 @@ from circuitome.graph.circuits import Circuit
 from circuitome.graph.model_graph import Graph
 from circuitome.validation.faithfulness.evaluator import Evaluator
 from circuitome.validation.faithfulness.variants import node_circuit
-from circuitome.validation.tests.completeness_minimality import completeness, is_reader, minimality, shrink, without
+from circuitome.validation.tests.completeness import completeness
+from circuitome.validation.tests.minimality import is_reader, minimality, shrink, without
 from circuitome.validation.tests.significance import edge_test, necessity, random_path
 from circuitome.validation.verdict import validate
 

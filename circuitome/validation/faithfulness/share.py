@@ -106,13 +106,13 @@ def faithfulness_curve(
     generator = torch.Generator().manual_seed(setting.seed)
     nulls = [random_circuit(scores.graph, len(circuit), generator) for circuit in circuits for _ in range(draws)]
     results = _evaluate(setting, [*circuits, *nulls])
-    found, null = results[: len(circuits)], results[len(circuits) :]
-    groups = [null[i : i + draws] for i in range(0, len(null), draws)] if draws else []
+    of_scores, random = results[: len(circuits)], results[len(circuits) :]
+    groups = [random[i : i + draws] for i in range(0, len(random), draws)] if draws else []
     return Curve(
         chosen,
-        tuple(found),
+        tuple(of_scores),
         tuple(_mean_share(setting, group) for group in groups),
-        tuple((min(g.value for g in group), max(g.value for g in group)) for group in groups),
+        tuple((min(result.value for result in group), max(result.value for result in group)) for group in groups),
         draws,
     )
 

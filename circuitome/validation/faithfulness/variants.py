@@ -34,7 +34,7 @@ class OtherAblation:
 
 def faithfulness_variants(
     setting: Setting,
-    own: Float[Tensor, " prompts"],
+    metric: Float[Tensor, " prompts"],
     clean: Float[Tensor, " prompts"],
     empty: Float[Tensor, " prompts"],
 ) -> dict[str, Estimate]:
@@ -45,7 +45,7 @@ def faithfulness_variants(
     - ratio of means: F(C) / F(M); mean of ratios: the mean over prompts of the same, unstable where the model's metric
       is near 0.
     """
-    estimate = partial(setting.estimate, torch.stack([own, clean, empty, own / clean], 1))
+    estimate = partial(setting.estimate, torch.stack([metric, clean, empty, metric / clean], 1))
     return {
         "normalised": estimate(share_of_gap, SHARE),
         "difference": estimate(lambda m: (m[:, 1] - m[:, 0]).abs(), setting.task.unit),
@@ -96,19 +96,19 @@ def other_ablations(setting: Setting, circuit: Circuit, others: Mapping[str, Tas
         here = setting.but(prompts=prompts, ablation=kind, checkpoint=path, progress=silent)
         try:
             evaluator = Evaluator(here)
-            own, empty = evaluator.circuits([circuit, Circuit.empty(circuit.graph)])
+            metric, empty = evaluator.circuits([circuit, Circuit.empty(circuit.graph)])
             evaluator.save()
         except InputError as error:
             rows.append(OtherAblation(name, None, str(error)))
             continue
-        rows.append(OtherAblation(name, faithfulness_variants(here, own, evaluator.clean, empty)["normalised"]))
+        rows.append(OtherAblation(name, faithfulness_variants(here, metric, evaluator.clean, empty)["normalised"]))
         setting.progress("other ablations", index + 1, len(plans))
     return tuple(rows)
 
 
 def by_template(
     setting: Setting,
-    own: Float[Tensor, " prompts"],
+    metric: Float[Tensor, " prompts"],
     clean: Float[Tensor, " prompts"],
     empty: Float[Tensor, " prompts"],
 ) -> dict[str, Estimate]:
@@ -121,17 +121,17 @@ def by_template(
     for name in names:
         rows = task.rows_of(name)
         part = setting.but(prompts=replace(task, pairs=tuple(task.pairs[row] for row in rows)))
-        shares[name or "none"] = faithfulness_variants(part, own[rows], clean[rows], empty[rows])["normalised"]
+        shares[name or "none"] = faithfulness_variants(part, metric[rows], clean[rows], empty[rows])["normalised"]
     return shares
 
 
 def over_prompts(
-    own: Float[Tensor, " prompts"], clean: Float[Tensor, " prompts"], empty: Float[Tensor, " prompts"]
+    metric: Float[Tensor, " prompts"], clean: Float[Tensor, " prompts"], empty: Float[Tensor, " prompts"]
 ) -> dict[str, float]:
     """Quartiles over prompts of (circuit - empty) / (model - empty): one mean hides how far prompts lie apart."""
-    ratios = (own - empty) / (clean - empty)
-    known = ratios[torch.isfinite(ratios)]
-    if not len(known):
+    ratios = (metric - empty) / (clean - empty)
+    finite = ratios[torch.isfinite(ratios)]
+    if not len(finite):
         return {}
-    quartiles = torch.quantile(known, torch.tensor([0.25, 0.5, 0.75])).tolist()
+    quartiles = torch.quantile(finite, torch.tensor([0.25, 0.5, 0.75])).tolist()
     return dict(zip(("lower quartile", "median", "upper quartile"), quartiles, strict=True))

@@ -128,9 +128,9 @@ def shuffled_null(scores: EdgeScores, size: int, *, draws: int = 200, seed: int 
         )
     if draws < 1:
         raise InputError(f"A null distribution needs at least one draw, got {draws}.")
-    own = scores.top(size)
-    check_size(own)
-    edges, size_of = own.mask[scores.graph.mask][None], _size(samples)
+    circuit = scores.top(size)
+    check_size(circuit)
+    edges, size_of = circuit.mask[scores.graph.mask][None], _size(samples)
     largest, steadiest, strength, overlap = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
     for part in _signs(len(samples), draws, seed).split(50):
         means = part / len(samples) @ samples
@@ -139,7 +139,7 @@ def shuffled_null(scores: EdgeScores, size: int, *, draws: int = 200, seed: int 
         steadiest.append((means / size_of).abs().amax(1))
         strength.append(sizes.sum(1))
         overlap.append(jaccard(strongest(means, size), edges)[:, 0])
-    own_strength = float(scores.values.abs()[own.mask].sum())
+    own_strength = float(scores.values.abs()[circuit.mask].sum())
     return ShuffledLabels(
         size,
         scores,

@@ -116,8 +116,8 @@ def bootstrap_stability(scores: EdgeScores, size: int, *, draws: int = 100, seed
     check_size(whole)
     resampled, *halves = (weights @ samples for weights in _weights(len(samples), draws, generator))
     circuits, first, second = (strongest(means, size) for means in (resampled, *halves))
-    values, own = scores.values[graph.mask], whole.mask[graph.mask][None]
-    nodes, own_nodes = nodes_of(graph, circuits), nodes_of(graph, own)
+    values, reference = scores.values[graph.mask], whole.mask[graph.mask][None]
+    nodes, reference_nodes = nodes_of(graph, circuits), nodes_of(graph, reference)
     i, j = torch.triu_indices(draws, draws, 1)
     chance = [random_circuit(graph, size, generator).mask[graph.mask] for _ in range(NULL_DRAWS)]
     kept = torch.zeros(scores.values.shape)
@@ -125,8 +125,8 @@ def bootstrap_stability(scores: EdgeScores, size: int, *, draws: int = 100, seed
     return Stability(
         size,
         len(samples),
-        Spread(jaccard(circuits, own)[:, 0]),
-        Spread(jaccard(nodes, own_nodes)[:, 0]),
+        Spread(jaccard(circuits, reference)[:, 0]),
+        Spread(jaccard(nodes, reference_nodes)[:, 0]),
         Spread(_ranks(resampled) @ _ranks(values)),
         Spread(_ranks(_leaving(graph, resampled)) @ _ranks(_leaving(graph, values))),
         Spread(jaccard(circuits, circuits)[i, j]),
@@ -134,7 +134,7 @@ def bootstrap_stability(scores: EdgeScores, size: int, *, draws: int = 100, seed
         Spread(jaccard(first, second).diagonal()),
         Spread(jaccard(nodes_of(graph, first), nodes_of(graph, second)).diagonal()),
         chance_jaccard(size, graph.n_edges),
-        float(jaccard(nodes_of(graph, torch.stack(chance)), own_nodes).mean()),
+        float(jaccard(nodes_of(graph, torch.stack(chance)), reference_nodes).mean()),
         kept,
         graph,
     )

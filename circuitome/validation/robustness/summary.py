@@ -20,6 +20,7 @@ from circuitome.validation.robustness.score_agreement import method_agreement
 from circuitome.validation.robustness.shuffled_labels import shuffled_null
 from circuitome.validation.robustness.stability import bootstrap_stability
 from circuitome.validation.robustness.transfer import transfer, variants_of
+from circuitome.validation.tests.hypotheses import ALPHA
 
 OTHER_TASKS = 2
 """Other tasks that the circuit is tried on."""
@@ -28,7 +29,7 @@ TOTALS = 4
 STABLE = 0.5
 """Jaccard of the circuit's edges with those of resampled prompts from which on it counts as stable."""
 DROP = 0.1
-"""How much less faithful it may be on other prompts of its task."""
+"""How much farther from 1 its faithfulness may be on other prompts of its task."""
 
 
 @method
@@ -111,40 +112,45 @@ class _Sections:
         return method_agreement(every, self.size).to_dict()
 
 
-def robust_criteria(found: Mapping[str, Any]) -> list[Criterion]:
-    """The lines of the verdict that rest on `robustness`."""
-    lines = []
-    if "p_value" in (shuffled := found["shuffled"]):
-        p = shuffled["p_value"]
-        note = f"{shuffled['significant_edges']} edges are stronger than any under shuffled labels"
-        beside = "the strength of circuits found with answer and wrong answer exchanged at random"
-        verdict = PASS if p < 0.05 else FAIL
-        lines.append(Criterion("beats shuffled labels", p, None, None, beside, "p below 0.05", verdict, note))
-    if "edges" in (stability := found["stability"]):
-        spread = stability["edges"]
-        verdict = PASS if spread["low"] >= STABLE else FAIL if spread["high"] < STABLE else UNCLEAR
-        beside = f"random circuits {stability['chance_edges']:.3f}; halves of the prompts {_value(stability)}"
-        note = "Jaccard of edges between EAP-IG circuits of this size on resampled prompts and on all"
-        threshold = f"at least {STABLE}"
-        lines.append(
-            Criterion("stability", spread["mean"], spread["low"], spread["high"], beside, threshold, verdict, note)
-        )
-    if "faithfulness" in (away := found["transfer"]):
-        own, *others = zip(away["names"], away["faithfulness"][0], strict=True)
-        fresh = [one for name, one in others if name.startswith("seed ")]
-        if fresh:
-            share, least = fresh[0], min(1.0, own[1]["value"]) - DROP
-            verdict = PASS if share["low"] >= least else FAIL if share["high"] < least else UNCLEAR
-            elsewhere = [f"{name} {one['value']:.2f}" for name, one in others if name in TASKS]
-            beside = f"other tasks: {', '.join(elsewhere)}" if elsewhere else ""
-            threshold = f"at least {least:.2f}, {DROP} below its own"
-            low, high = share["low"], share["high"]
-            lines.append(Criterion("other prompts", share["value"], low, high, beside, threshold, verdict))
-    return lines
+def robust_criteria(sections: Mapping[str, Any]) -> list[Criterion]:
+    """The lines of the verdict that rest on `robustness`; none for a section that could not be."""
+    makers = {"shuffled": _beats_shuffled_labels, "stability": _stable, "transfer": _on_other_prompts}
+    lines = [make(sections[name]) for name, make in makers.items() if "note" not in sections[name]]
+    return [line for line in lines if line is not None]
 
 
-def _value(stability: Mapping[str, Any]) -> str:
-    return f"{stability['edges_halves']['mean']:.3f}"
+def _beats_shuffled_labels(shuffled: Mapping[str, Any]) -> Criterion:
+    """Whether the circuit is stronger than those found under shuffled labels."""
+    p = shuffled["p_value"]
+    note = f"{shuffled['significant_edges']} edges are stronger than any under shuffled labels"
+    beside = "the strength of circuits found with answer and wrong answer exchanged at random"
+    verdict = PASS if p < ALPHA else FAIL
+    return Criterion("beats shuffled labels", p, None, None, beside, f"p below {ALPHA}", verdict, note)
+
+
+def _stable(stability: Mapping[str, Any]) -> Criterion:
+    """Whether resampled prompts give nearly the same circuit."""
+    edges, halves = stability["edges"], stability["edges_halves"]["mean"]
+    verdict = PASS if edges["low"] >= STABLE else FAIL if edges["high"] < STABLE else UNCLEAR
+    beside = f"random circuits {stability['chance_edges']:.3f}; halves of the prompts {halves:.3f}"
+    note = "Jaccard of edges between EAP-IG circuits of this size on resampled prompts and on all"
+    threshold = f"at least {STABLE}"
+    return Criterion("stability", edges["mean"], edges["low"], edges["high"], beside, threshold, verdict, note)
+
+
+def _on_other_prompts(transfer: Mapping[str, Any]) -> Criterion | None:
+    """Whether the circuit is as faithful on other prompts of its task; None where there are no others."""
+    here, *others = zip(transfer["names"], transfer["faithfulness"][0], strict=True)
+    fresh = next((share for name, share in others if name.startswith("seed ")), None)
+    if fresh is None:
+        return None
+    least, most = min(1.0, here[1]["value"]) - DROP, max(1.0, here[1]["value"]) + DROP
+    low, high = fresh["low"], fresh["high"]
+    verdict = PASS if least <= low and high <= most else FAIL if high < least or low > most else UNCLEAR
+    elsewhere = [f"{name} {share['value']:.2f}" for name, share in others if name in TASKS]
+    beside = f"other tasks: {', '.join(elsewhere)}" if elsewhere else ""
+    threshold = f"{least:.2f} to {most:.2f}: from 1 no more than {DROP} farther than on its own"
+    return Criterion("other prompts", fresh["value"], low, high, beside, threshold, verdict)
 
 
 def _few_others(variants: Mapping[str, Task]) -> dict[str, Task]:

@@ -20,7 +20,7 @@ from circuitome.progress import silent
 from circuitome.results import Estimate
 from circuitome.tasks import TASKS
 from circuitome.tasks.generators.ioi import ioi
-from circuitome.tasks.task import Task
+from circuitome.tasks.task import Pair, Task
 from circuitome.validation.faithfulness.evaluator import Evaluator
 from circuitome.validation.faithfulness.share import SHARE, share_of_gap
 from circuitome.validation.robustness.score_agreement import AgreementMatrix, check_size, method_agreement
@@ -45,7 +45,7 @@ class Transfer:
     @property
     def matrix(self) -> Float[Tensor, "circuits tasks"]:
         """Faithfulness of every circuit on every task."""
-        return torch.tensor([[one.value for one in row] for row in self.faithfulness])
+        return torch.tensor([[share.value for share in row] for row in self.faithfulness])
 
     def __getitem__(self, names: tuple[str, str]) -> Estimate:
         """Faithfulness of one task's circuit on another task."""
@@ -57,7 +57,7 @@ class Transfer:
         return {
             "names": list(self.names),
             "overlap": self.overlap.to_dict(),
-            "faithfulness": [[one.to_dict() for one in row] for row in self.faithfulness],
+            "faithfulness": [[share.to_dict() for share in row] for row in self.faithfulness],
         }
 
 
@@ -71,15 +71,15 @@ def variants_of(
     the other tasks that the model does: mean metric on clean above corrupted prompts, surely over prompts. Tasks whose
     words this tokenizer lacks are left out. Costs two passes over the prompts of each other task.
     """
-    count, found = n or len(task), dict[str, Task]()
+    count, variants = n or len(task), dict[str, Task]()
     generator = TASKS.get(task.name)
     if generator is not None and task.seed is not None:
         drawn = task.seed + 1 + seed
         kept = {"corruption": match[1]} if (match := re.search(r"corruption ([\w-]+)", task.source)) else {}
-        found[f"seed {drawn}"] = generator(model, n=count, seed=drawn, **kept)
+        variants[f"seed {drawn}"] = generator(model, n=count, seed=drawn, **kept)
         if generator is ioi:
-            found["paraphrase"] = ioi(model, n=count, seed=drawn, paraphrased=True, **kept)
-    found |= {name: _first(one, count) for name, one in by_template(task).items()}
+            variants["paraphrase"] = ioi(model, n=count, seed=drawn, paraphrased=True, **kept)
+    variants |= {name: _first(part, count) for name, part in by_template(task).items()}
     for name, other in TASKS.items() if others else ():
         if name != task.name:
             try:
@@ -87,8 +87,8 @@ def variants_of(
             except InputError:  # words that this tokenizer lacks
                 continue
             if does(model, draw_task):
-                found[name] = draw_task
-    return found
+                variants[name] = draw_task
+    return variants
 
 
 def by_template(task: Task, least: int = FEWEST_PROMPTS) -> dict[str, Task]:
@@ -100,7 +100,9 @@ def by_template(task: Task, least: int = FEWEST_PROMPTS) -> dict[str, Task]:
     names = [pair.template for pair in task.pairs]
     if min(names.count(name) for name in names) < least:
         names = [re.sub(r"-\d+$", "", name) for name in names]
-    groups = {name: [pair for pair, own in zip(task.pairs, names, strict=True) if own == name] for name in names}
+    groups: dict[str, list[Pair]] = {}
+    for pair, name in zip(task.pairs, names, strict=True):
+        groups.setdefault(name, []).append(pair)
     if len(groups) < 2:
         return {}
     return {name: replace(task, pairs=tuple(pairs)) for name, pairs in sorted(groups.items()) if len(pairs) >= least}

@@ -134,7 +134,7 @@ def necessity(
     others = graph.mask & ~circuit.mask
     size = min(len(circuit), int(others.sum()))
     sets = [circuit, *(_drawn(others, size, graph, generator) for _ in range(draws if size else 0))]
-    means = evaluator.circuits([Circuit(graph, graph.mask & ~one.mask) for one in sets], "necessity").mean(1)
+    means = evaluator.circuits([Circuit(graph, graph.mask & ~edges.mask) for edges in sets], "necessity").mean(1)
     damage = (evaluator.clean.mean() - means).tolist()
     drawn = damage[1:] or [damage[0]]  # a circuit of all edges has no others to be compared with
     return better_than_random("necessity", damage[0], drawn), damage[0], damage[1:]
