@@ -148,7 +148,7 @@ def test_a_stopped_validation_goes_on_with_the_same_result(known, tmp_path):
     whole = validate(model, truth, task, quick=True)
 
     def kill(what, done, total):
-        if what == "minimality":
+        if what.startswith("minimality"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

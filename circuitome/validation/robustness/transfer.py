@@ -143,20 +143,25 @@ def transfer(
         check_size(circuit)
         check_graph(setting.model, circuit)
     columns = []
-    for done, here in enumerate(settings.values()):
-        columns.append(_shares(Evaluator(here), chosen))
+    for done, (name, here) in enumerate(settings.items()):
+        columns.append(_shares(name, Evaluator(here), chosen))
         setting.progress("other tasks", len(tasks) + done + 1, total)
     rows = tuple(tuple(column[i] for column in columns) for i in range(len(chosen)))
     overlap = method_agreement({name: every[name] for name in tasks}, size)
     return Transfer(tuple(tasks), tuple(chosen), overlap, rows)
 
 
-def _shares(evaluator: Evaluator, circuits: list[Circuit]) -> list[Estimate]:
-    """Faithfulness of each circuit on one task."""
-    evaluator.checked_gap()
-    metrics, (clean, empty) = evaluator.circuits(circuits), (evaluator.clean, evaluator.empty)
+def _shares(name: str, evaluator: Evaluator, circuits: list[Circuit]) -> list[Estimate]:
+    """Faithfulness of each circuit on the task called `name`."""
+    metrics = evaluator.circuits([*circuits, Circuit.empty(evaluator.model.graph)])
+    clean, empty = evaluator.clean, metrics[-1]
+    try:
+        evaluator.checked_gap()
+    except InputError as error:
+        raise InputError(f"{name}: {error} variants_of gives only tasks that the model does.") from None
     return [
-        evaluator.setting.estimate(torch.stack([metric, clean, empty], 1), share_of_gap, SHARE) for metric in metrics
+        evaluator.setting.estimate(torch.stack([metric, clean, empty], 1), share_of_gap, SHARE)
+        for metric in metrics[:-1]
     ]
 
 
