@@ -24,6 +24,7 @@ from circuitome.present.blocks import (
     HeatMap,
     Lede,
     Note,
+    Number,
     Numbers,
     Pair,
     Pairs,
@@ -65,7 +66,7 @@ def head_names(heads: Iterable[tuple[int, int]]) -> list[str]:
 
 
 def head_map(
-    title: str, mean: Sequence[Sequence[float]], *ends: Sequence[Sequence[float]], extra: str = "", **options: Any
+    title: str, mean: Sequence[Sequence[Number]], *ends: Sequence[Sequence[Number]], extra: str = "", **options: Any
 ) -> HeatMap:
     """Values of all heads, [layer][head], as a map with layers upwards; `ends` are the lower and the upper ones.
 
