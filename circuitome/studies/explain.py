@@ -49,6 +49,8 @@ LISTED = 3
 """Heads that are named as fed by one."""
 LIKELY = 0.05
 """Score from which on a role is named as the nearest or the next."""
+CLEARLY = 0.25
+"""Share of attention from which on a head says at which token its class acts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,8 +195,10 @@ def roles(named: "Explanation", results: Mapping[str, Any], attention: Attention
 
 
 def acts_at(heads: Sequence[Mapping[str, Any]], names: Sequence[str], attention: Attention) -> str:
-    """The role of the token from which most heads of a class attend."""
-    return Counter(attends(head, names, attention[head["head"]])[0] for head in heads).most_common(1)[0][0]
+    """The role of the token from which most heads of a class attend; nothing where none attends clearly from one."""
+    found = [attends(head, names, attention[head["head"]]) for head in heads]
+    starts = Counter(start for start, _, share in found if share is not None and share >= CLEARLY)
+    return starts.most_common(1)[0][0] if starts else ""
 
 
 def row(head: Mapping[str, Any], results: Mapping[str, Any], attention: Attention) -> tuple[Cell, ...]:

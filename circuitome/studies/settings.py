@@ -28,12 +28,20 @@ def comma_separated(kind: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
 
 def numbers_between_commas(kind: Any, tokens: Sequence[Token]) -> tuple[float, ...]:
     """Numbers between commas, from all times that an option was given."""
-    return tuple(float(text) for text in comma_separated(kind, tokens))
+    return _each(float, "numbers", tokens)
 
 
 def whole_numbers_between_commas(kind: Any, tokens: Sequence[Token]) -> tuple[int, ...]:
     """Whole numbers between commas, from all times that an option was given."""
-    return tuple(int(text) for text in comma_separated(kind, tokens))
+    return _each(int, "whole numbers", tokens)
+
+
+def _each(read: Any, kind: str, tokens: Sequence[Token]) -> tuple[Any, ...]:
+    try:
+        return tuple(map(read, comma_separated(kind, tokens)))
+    except ValueError:
+        given = ",".join(token.value for token in tokens)
+        raise ValueError(f"takes {kind} with commas between, got {given!r}") from None
 
 
 def _size(kind: Any, tokens: Sequence[Token]) -> int:

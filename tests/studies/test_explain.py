@@ -62,7 +62,7 @@ def test_the_circuit_is_told_first_in_short_and_by_class(named):
     assert "1 duplicate token, 1 inhibition, 1 mover, 1 negative mover" in lede_of(folder)
     roles, results = blocks_of(folder)["Roles"], made.manifest["results"]
     assert [role.name for role in roles.classes] == list(ROLES.values())  # the order of their layers
-    assert [role.position for role in roles.classes] == ["changed", "end", "end", "end"]
+    assert [role.position for role in roles.classes] == ["", "end", "end", "end"]  # a file names no earlier copy
     for role in roles.classes:
         assert list(role.members) == results["roles"][role.name]
         heading = f"{role.name[0].upper()}{role.name[1:]} ({', '.join(role.members)}): {role.about}."

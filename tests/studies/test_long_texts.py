@@ -36,18 +36,27 @@ def stream(capsys, model, files, *more):
     return run(capsys, *words, *more)
 
 
+@pytest.fixture(scope="module")
+def streamed(model, files, tmp_path_factory):
+    """A finished run of `stream`, and its folder."""
+    from circuitome.studies.frame import perform
+    from circuitome.studies.stream import STUDY, Stream
+
+    settings = Stream(model=str(model), text=str(files / "text.txt"), window=12, sinks=2)
+    return perform(STUDY, settings, out=tmp_path_factory.mktemp("stream") / "run")
+
+
 def retrieval(capsys, model, files, *more):
     words = ("--lengths", "30,40", "--depths", "0,1", "--top-k", 3, "--draws", 2, "--steps", 3)
     data = ("--text", files / "text.txt", "--needles", files / "needles.jsonl", "--model", model)
     return run(capsys, "retrieval", *data, *words, *more)
 
 
-def test_stream(capsys, model, files, tmp_path):
-    code, _, err = stream(capsys, model, files, "--out", tmp_path / "run")
-    assert code == 0, err
-    found, blocks = load_run(tmp_path / "run"), blocks_of(tmp_path / "run")
+def test_stream(streamed):
+    found, folder = streamed
+    blocks = blocks_of(folder)
     results, losses = found.manifest["results"], found.tensors["dense"]
-    assert lede_of(tmp_path / "run").startswith("From token 14 on, the loss is ")
+    assert lede_of(folder).startswith("From token 14 on, the loss is ")
     assert len(losses) == found.manifest["text"]["tokens"] - 1 == len(found.tensors["ids"]) - 1
     after = results["policies"]["dense"]["after"]
     assert after["value"] == pytest.approx(float(losses[14:].mean())) and after["n"] == len(losses) - 14
@@ -60,17 +69,20 @@ def test_stream(capsys, model, files, tmp_path):
     assert list(caches) == ["dense", "window", "sinks and window"] and caches["dense"][3] is None
     assert caches["window"][3][0] == results["against_dense"]["window"]["value"]
     assert caches["dense"][2][0] == after["value"] and len(caches["dense"]) == 6
-    text, _ = check_shown(tmp_path / "run")
+    text, _ = check_shown(folder)
     assert "Loss by position" in text and "the first 4 tokens" in text
+
+
+@pytest.mark.slow
+def test_the_same_stream_gives_the_same_json(capsys, model, files, streamed, tmp_path):
     code, again, _ = stream(capsys, model, files, "--out", tmp_path / "run", "--json")
-    assert code == 0 and json.loads(again)["results"] == results
+    assert code == 0 and json.loads(again)["results"] == json.loads(json.dumps(streamed[0].manifest["results"]))
 
 
-def test_a_chart_of_losses_and_its_numbers_hold_every_stretch(capsys, model, files, tmp_path):
+def test_a_chart_of_losses_and_its_numbers_hold_every_stretch(streamed):
     from circuitome.present.stored import document
 
-    stream(capsys, model, files, "--out", tmp_path / "run")
-    found = load_run(tmp_path / "run")
+    found, _ = streamed
     stretches = found.manifest["results"]["stretches"]
     blocks = document(found).blocks
     chart = next(block for block in blocks if block.block == "lines" and block.title == "Loss by position")
@@ -91,6 +103,7 @@ def test_a_chart_of_losses_and_its_numbers_hold_every_stretch(capsys, model, fil
         assert block.scale == "positive" and block.chance == pytest.approx(even)
 
 
+@pytest.mark.slow
 def test_retrieval(capsys, model, files, tmp_path):
     code, _, err = retrieval(capsys, model, files, "--out", tmp_path / "run")
     assert code == 0, err
@@ -166,6 +179,7 @@ def test_lengths_that_are_no_whole_numbers(capsys, tmp_path):
     assert code == 2 and "--lengths" in err and "whole numbers" in err
 
 
+@pytest.mark.slow
 def test_a_dense_cache_needs_positions(capsys, files, tmp_path):
     model = spoken("gpt2")
     model.hf.save_pretrained(tmp_path / "model")
