@@ -112,7 +112,7 @@ def measured(
 
     model, rows = load(name), list[dict[str, Any]]()
     everything = ground_truth.task(name, TRUTH_PROMPTS, settings.seed + 1)
-    truth = ground_truth.true_circuit(model, everything, ablation)  # type: ignore[arg-type]  # `check` has seen it
+    truth = ground_truth.true_circuit(model, everything, ablation=ablation)
     task = ground_truth.task(name, PROMPTS, settings.seed)
     setting = Setting(model, task, ablation=ablation, seed=settings.seed, max_memory=settings.max_memory)
     about = {"model": name, "ablation": ablation}

@@ -68,7 +68,7 @@ def run(settings: Validate, context: "Context") -> Findings:
         scores=found.scores,
         others=other_corruptions(context),
         groups=None if settings.roles is None else roles_of(settings.roles, found.circuit),
-        truth=true_circuit(context.model, context.task, ablation) if knows else None,  # type: ignore[arg-type]
+        truth=true_circuit(context.setting) if knows else None,
         quick=settings.quick,
     )
     smaller, left_out = found.circuit, tuple[str, ...]()

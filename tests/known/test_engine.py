@@ -150,4 +150,6 @@ def test_effects_of_edges_equal_the_written_out_ones(model, task, ablation):
         kept[row, column] = False
         without = expected(model, task, cm.Circuit(model.graph, kept), ablation)
         effects[row, column] = (without - clean).abs().max()
-    torch.testing.assert_close(cm.ground_truth.edge_effects(model, task, ablation), effects, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        cm.ground_truth.edge_effects(model, task, ablation=ablation), effects, atol=1e-4, rtol=1e-4
+    )

@@ -29,7 +29,7 @@ def case(request):
 @pytest.mark.slow
 def test_the_truth_is_the_published_one(case):
     model, ablation, published = case
-    assert cm.ground_truth.true_circuit(model, cm.ground_truth.task(model.name, 60), ablation) == published
+    assert cm.ground_truth.true_circuit(model, cm.ground_truth.task(model.name, 60), ablation=ablation) == published
 
 
 @pytest.mark.slow
@@ -67,8 +67,8 @@ HAND_SET = {
 def test_hand_set_circuits_hold_the_edges_that_were_meant_and_no_other(name, n):
     model, task = cm.load(name), cm.ground_truth.task(name, n)
     every, same = (cm.Circuit.of(model.graph, edges.split()) for edges in HAND_SET[name])
-    assert cm.ground_truth.true_circuit(model, task, "zero") == every
-    assert cm.ground_truth.true_circuit(model, task, "corrupted") == every - same
+    assert cm.ground_truth.true_circuit(model, task, ablation="zero") == every
+    assert cm.ground_truth.true_circuit(model, task, ablation="corrupted") == every - same
 
 
 QUICK = ("tracr-hist", "tracr-sort-unique", "tracr-pair-balance")
@@ -81,7 +81,7 @@ QUICK = ("tracr-hist", "tracr-sort-unique", "tracr-pair-balance")
 )
 def test_an_edge_is_used_or_is_not(name, ablation):
     model = cm.load(name)
-    effects = cm.ground_truth.edge_effects(model, cm.ground_truth.task(name, 40), ablation)
+    effects = cm.ground_truth.edge_effects(model, cm.ground_truth.task(name, 40), ablation=ablation)
     unclear = (effects > TOLERANCE / 5) & (effects < 0.5)
     assert not bool(unclear.any()), effects[unclear]
     truth = cm.Circuit(model.graph, effects > TOLERANCE)

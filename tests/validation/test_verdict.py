@@ -24,7 +24,7 @@ USELESS = ("embed->a1.h1.q", "a0.h0->a1.kv1.v", "a1.h1->logits", "m1->logits")
 def known():
     """Model, task, and true circuit of the IOI toy."""
     model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 40)
-    return model, task, cm.ground_truth.true_circuit(model, task, "corrupted")
+    return model, task, cm.ground_truth.true_circuit(model, task)
 
 
 @pytest.fixture(scope="module")
