@@ -51,7 +51,7 @@ class Estimate:
     @property
     def over(self) -> str:
         """What the interval is over, in words: 64 prompts of 4 templates."""
-        return f"{self.n} prompts" + (f" of {self.templates} templates" if self.templates else "")
+        return _over(self.n, self.templates)
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
@@ -127,6 +127,16 @@ def _ends(
     stretch = float(student.ppf(1 - tail, count - 1) / normal.ppf(1 - tail)) * (count / (count - 1)) ** 0.5
     low, high = middle(draws, level)
     return value + stretch * (low - value), value + stretch * (high - value)
+
+
+def over(n: int, groups: Sequence[int] = ()) -> str:
+    """What intervals over `n` prompts are over, in words; `groups` gives each prompt's template."""
+    units = _units(n, groups)
+    return _over(n, 0 if units is None else int(units.max()) + 1)
+
+
+def _over(n: int, templates: int) -> str:
+    return f"{n} prompts" + (f" of {templates} templates" if templates else "")
 
 
 def _units(n: int, groups: Sequence[int]) -> Int[Tensor, " n"] | None:

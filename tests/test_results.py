@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from circuitome.errors import UnknownNameError
-from circuitome.results import EffectMap, Samples, bootstrap, intervals, mean
+from circuitome.results import EffectMap, Samples, bootstrap, intervals, mean, over
 
 REPEATS = 400
 
@@ -50,7 +50,8 @@ def test_an_estimate_says_what_its_interval_is_over():
     assert mean(values, "logits").over == "6 prompts"
     assert mean(values, "logits", groups=(0, 0, 1, 1, 2, 2)).over == "6 prompts of 3 templates"
     assert mean(values, "logits", groups=(0,) * 6).over == "6 prompts"  # one template: nothing to resample but prompts
-    assert mean(values, "logits", groups=tuple(range(6))).over == "6 prompts"
+    assert mean(values, "logits", groups=tuple(range(6))).over == "6 prompts" == over(6)
+    assert over(6, (0, 0, 1, 1, 2, 2)) == "6 prompts of 3 templates"
 
 
 def test_one_prompt_has_no_interval():

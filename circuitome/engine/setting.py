@@ -29,7 +29,7 @@ from circuitome.errors import InputError
 from circuitome.models.loading import weights_hash
 from circuitome.models.model import Model
 from circuitome.progress import Progress, silent
-from circuitome.results import Estimate, bootstrap, mean
+from circuitome.results import Estimate, bootstrap, mean, over
 from circuitome.tasks.task import Task
 
 
@@ -120,6 +120,11 @@ class Setting:
     def mean(self, values: Tensor, unit: str) -> Estimate:
         """The mean of per-prompt `values`, resampled by the task's templates."""
         return mean(values, unit, seed=self.seed, groups=self.task.groups)
+
+    @property
+    def over(self) -> str:
+        """What intervals are over, in words: 64 prompts of 4 templates."""
+        return over(len(self.task), self.task.groups)
 
     @cached_property
     def key(self) -> tuple[str, ...]:

@@ -236,7 +236,7 @@ def blocks(context: "Context", results: Mapping[str, Any], held: Mapping[str, An
         Lines(
             title="Faithfulness by size",
             note="Faithfulness of each method's circuits: 0 is the ablated run, 1 the whole model. Bands are 95 % "
-            "intervals over prompts, that of random circuits the range over circuits.",
+            f"intervals over {context.setting.over}, that of random circuits the range over circuits.",
             x="edges",
             y="faithfulness",
             log_x=True,

@@ -115,7 +115,7 @@ def run(settings: Find, context: "Context") -> Findings:
     }
     return Findings(
         title=f"{context.task.name} in {settings.model}",
-        sign=f"A score is {method.score}.",
+        sign=f"A score is {method.score}. Brackets are 95 % intervals over {context.setting.over}.",
         results=results(context, result, curve),
         blocks=blocks(settings, context, result, curve),
         tensors=tensors(settings, context.task.groups, result, curve),

@@ -207,8 +207,14 @@ def effect_blocks(
     """
     first, task = maps[0], setting.task
     cards = (
-        figure("Clean", setting.mean(first.clean, task.unit), f"mean metric on {len(task)} clean prompts"),
-        figure("Corrupted", setting.mean(first.corrupted, task.unit), f"mean metric on {len(task)} corrupted prompts"),
+        figure(
+            "Clean", setting.mean(first.clean, task.unit), f"mean metric on clean prompts; interval over {setting.over}"
+        ),
+        figure(
+            "Corrupted",
+            setting.mean(first.corrupted, task.unit),
+            f"mean metric on corrupted prompts; interval over {setting.over}",
+        ),
         Figure(name="Gap", value=first.gap, unit=task.unit, about="clean minus corrupted: 100 %"),
         *more,
     )

@@ -83,7 +83,8 @@ def run(settings: Validate, context: "Context") -> Findings:
     shrunk = [Note(text=text)] if left_out else []
     return Findings(
         title=f"Is it real? {context.task.name} in {found.origin.model}",
-        sign="A circuit is established where every criterion passes; unclear means that these prompts do not decide.",
+        sign="A circuit is established where every criterion passes; unclear means that these prompts do not decide. "
+        f"Brackets are 95 % intervals over {context.setting.over}.",
         results=results,
         blocks=blocks(results, context, shrunk),
         tensors={"circuit": smaller.mask},
