@@ -136,13 +136,7 @@ def backups(
     the task; `UnknownNameError` for heads that do not exist.
     """
     model, task = setting.model, setting.task
-    if len(task) < FEWEST_PROMPTS:
-        raise InputError(
-            f"Backups are found by a test over prompts, which needs at least {FEWEST_PROMPTS}; {task.name} has "
-            f"{len(task)}. Take more prompts (--n)."
-        )
-    if heads is not None:
-        _can_react(model.graph, ablated_rows(model, heads))  # refuse before anything runs
+    _refuse(setting, heads)
     evaluator = Evaluator(setting)
     before, gap = direct_effects(evaluator), evaluator.checked_gap()
     setting.progress("direct effects", 1, 2)
@@ -185,6 +179,17 @@ def backups(
         frozen,
         least,
     )
+
+
+def _refuse(setting: Setting, heads: Sequence[str] | None) -> None:
+    """What cannot be answered is refused before anything runs."""
+    if len(setting.task) < FEWEST_PROMPTS:
+        raise InputError(
+            f"Backups are found by a test over prompts, which needs at least {FEWEST_PROMPTS}; {setting.task.name} has "
+            f"{len(setting.task)}. Take more prompts (--n)."
+        )
+    if heads is not None:
+        _can_react(setting.model.graph, ablated_rows(setting.model, heads))
 
 
 def _most_helpful(before: DirectEffects, k: int, least: float) -> list[str]:
