@@ -63,12 +63,15 @@ def ablated_rows(model: Model, writers: Sequence[str]) -> list[int]:
 
 
 @contextmanager
-def ablate(model: Model, task: Task, writers: Sequence[str], *, ablation: str = "mean") -> Iterator[None]:
+def ablate(
+    model: Model, task: Task, writers: Sequence[str], *, ablation: str = "mean", max_memory: int | None = None
+) -> Iterator[None]:
     """Inside, every forward pass of `model` has the heads and MLPs `writers` knocked out, at every position.
 
     `ablation` says what they write instead: "mean", their mean output over the corrupted prompts of `task` and all
     positions, or "zero". A head under a post-norm is replaced behind it: the divisor stays the one it had a part in.
-    Equal to `KnockOut` of the same writers. Costs one pass over the corrupted prompts for "mean".
+    Equal to `KnockOut` of the same writers. Costs one pass over the corrupted prompts for "mean", in batches
+    that take at most `max_memory` bytes.
     Source: Wang et al. 2022, arXiv:2211.00593, section 2.1.
     Raises `InputError` for "corrupted" and "mean-position", whose values belong to single prompts while a pass may run
     any, and as `ablated_rows`; `UnknownNameError` for another ablation.
@@ -81,7 +84,7 @@ def ablate(model: Model, task: Task, writers: Sequence[str], *, ablation: str = 
         )
     if ablation not in CONSTANT:
         raise unknown_name("ablation that can be held", ablation, CONSTANT)
-    with replace_outputs(model, AblatedOutputs.of(model, _constants(model, task, ablation), rows)):
+    with replace_outputs(model, AblatedOutputs.of(model, _constants(model, task, ablation, max_memory), rows)):
         yield
 
 
@@ -149,10 +152,10 @@ def _instead(value: Tensor) -> Any:
     return swap
 
 
-def _constants(model: Model, task: Task, ablation: str) -> WriterValues:
+def _constants(model: Model, task: Task, ablation: str, max_memory: int | None) -> WriterValues:
     """Mean or zero outputs of all writers, with batch and position axes of length 1."""
     if ablation == "mean":
-        return AblationValues.of(model, task, "mean").means[EVERYWHERE]
+        return AblationValues.of(model, task, "mean", max_memory).means[EVERYWHERE]
     heads = torch.zeros(1, 1, model.heads.q, model.heads.width, device=model.device)
     out = torch.zeros(1, 1, model.d_model, device=model.device)
     return WriterValues(out, [heads] * len(model.blocks), [out] * len(model.blocks))
