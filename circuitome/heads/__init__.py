@@ -9,7 +9,6 @@ from circuitome.heads.atlas.head_score import HeadScore as HeadScore
 from circuitome.heads.atlas.induction_heads import Induction as Induction
 from circuitome.heads.atlas.induction_heads import induction as induction
 from circuitome.heads.atlas.patterns import PATTERNS as PATTERNS
-from circuitome.heads.atlas.patterns import PatternScores as PatternScores
 from circuitome.heads.atlas.patterns import pattern_scores as pattern_scores
 from circuitome.heads.atlas.repeated import Repeated as Repeated
 from circuitome.heads.atlas.repeated import repeated_tokens as repeated_tokens

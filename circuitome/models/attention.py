@@ -8,12 +8,13 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from circuitome.errors import UnsupportedModelError
+from circuitome.models.inputs import Inputs
 from circuitome.models.model import Model
 
 NAME = "circuitome"
@@ -43,6 +44,9 @@ class Asked:
 
 Attend = Callable[[Asked, Tensor, Tensor, Tensor], Tensor]
 """From q [batch, head, query, d_head], k and v [batch, kv head, key, d_head] to z [batch, head, query, d_head]."""
+
+Table = tuple[Float[Tensor, "1 pos rotary"], Float[Tensor, "1 pos rotary"]]
+"""Cosines and sines of some positions."""
 
 _OWN: "WeakKeyDictionary[nn.Module, tuple[int, Attend]]" = WeakKeyDictionary()
 
@@ -79,6 +83,13 @@ def check_replaceable(model: Model) -> None:
 def rotation(model: Model) -> Callable[..., tuple[Tensor, Tensor]]:
     """The architecture's own rotary function (q, k, cos, sin) -> rotated q and k."""
     return _code(model).apply_rotary_pos_emb
+
+
+def rotary_tables(model: Model, positions: Int[Tensor, " pos"]) -> list[Table | None]:
+    """Cosines and sines of each block at some positions, as the model makes them; None without rotations."""
+    at = positions.to(model.device)[None]
+    calls = model.attention_calls(Inputs(torch.zeros_like(at), torch.ones_like(at), at, torch.zeros_like(at[:, 0])))
+    return [kwargs.get("position_embeddings") for _, kwargs in calls]
 
 
 def _code(model: Model) -> Any:

@@ -12,7 +12,6 @@ from circuitome.studies.study import Findings, Study, Work
 if TYPE_CHECKING:
     from circuitome.heads.atlas.head_score import HeadScore
     from circuitome.heads.atlas.repeated import Repeated
-    from circuitome.heads.long_context.retrieval import RetrievalScores
     from circuitome.models.model import Model
     from circuitome.studies.context import Context
 
@@ -67,7 +66,7 @@ def run(settings: Heads, context: "Context") -> Findings:
     more: dict[str, Any] = sequences(context.model, atlas.repeated)
     if settings.retrieval:
         found = retrieval_scores(context.setting)
-        atlas = atlas.joined(retrieval_score(found))
+        atlas = atlas.joined(found.score)
         more["retrieval"] = {"runs": len(found.cases), "answered": int(found.success.sum())}
     scores = atlas.to_dict()["scores"]
     top = {name: strongest(score, STRONGEST) for name, score in atlas.scores.items()}
@@ -96,14 +95,6 @@ def sequences(model: "Model", repeated: "Repeated", text: str = "") -> dict[str,
         "data_hash": data,
     }
     return {"sequences": about, "data_hash": data}
-
-
-def retrieval_score(found: "RetrievalScores") -> "HeadScore":
-    """Retrieval as a column of the atlas: the paper's score on the runs that count."""
-    from circuitome.heads.atlas.head_score import HeadScore
-
-    what = "tokens of a needle that the head copies while the model answers"
-    return HeadScore("retrieval", what, "share of the needle", found.samples[found.counted], 0.0)
 
 
 def strongest(score: "HeadScore", count: int) -> list[dict[str, Any]]:

@@ -128,7 +128,7 @@ def scored(scores: "RetrievalScores") -> dict[str, Any]:
     from circuitome.heads.long_context.retrieval import RETRIEVAL, STRONG
     from circuitome.studies.pieces import head_names
 
-    low, high = scores.interval
+    low, high = scores.score.interval
     layers, heads = scores.mean.shape
     return {
         "conditional": scores.conditional,

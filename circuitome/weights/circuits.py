@@ -1,6 +1,5 @@
 """QK and OV circuits of one head in factored form: on the stream, and between tokens of the vocabulary."""
 
-import sys
 from typing import Any
 
 import torch
@@ -8,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitome.errors import InputError
-from circuitome.models.inputs import Inputs
+from circuitome.models.attention import rotary_tables, rotation
 from circuitome.models.model import Model
 from circuitome.models.norms import Norm
 from circuitome.weights.factored import Factored
@@ -102,9 +101,7 @@ def rotations(
     same = torch.eye(model.heads.width, device=model.device)
     if offset < 0:
         raise InputError(f"The offset is how many tokens the key lies before the query; it cannot be {offset}.")
-    attention = model.blocks[layer].attention
-    apply: Any = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
-    tables = _tables(model, layer, offset) if apply is not None else None
+    tables = rotary_tables(model, torch.tensor([0, offset]))[layer]
     if tables is None:
         if offset:
             raise InputError(
@@ -113,19 +110,9 @@ def rotations(
             )
         return same, same
     basis = same[None, :, None]  # each basis vector as a head of its own, at one position
-    cos, sin = tables
-    turned = [apply(basis, basis, cos[:, at : at + 1], sin[:, at : at + 1])[0][0, :, 0] for at in (1, 0)]
+    cos, sin = (table.float() for table in tables)
+    turned = [rotation(model)(basis, basis, cos[:, at : at + 1], sin[:, at : at + 1])[0][0, :, 0] for at in (1, 0)]
     return turned[0], turned[1]
-
-
-def _tables(model: Model, layer: int, offset: int) -> tuple[Tensor, Tensor] | None:
-    """Cosines and sines [1, 2, width] that the model gives this layer's attention at positions 0 and `offset`."""
-    ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-    positions = torch.tensor([[0, offset]], device=model.device)
-    inputs = Inputs(ids, torch.ones_like(ids), positions, torch.ones(1, dtype=torch.long, device=model.device))
-    _, kwargs = model.attention_calls(inputs)[layer]
-    found = kwargs.get("position_embeddings")
-    return None if found is None else (found[0].float(), found[1].float())
 
 
 def _scaling(model: Model, layer: int) -> float:

@@ -9,47 +9,34 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitome.engine.setting import Setting, method
-from circuitome.errors import NumericsError, unknown_name
+from circuitome.errors import NumericsError
 from circuitome.models.activations import ActivationCache
 from circuitome.models.inputs import Inputs
 from circuitome.models.model import Model
-from circuitome.results import Estimate, mean
+from circuitome.results import Samples, mean
 from circuitome.tasks.task import Task
 from circuitome.weights.folding import behind, unembedding_rows
 
 
-@dataclass(frozen=True)
-class LogitAttribution:
-    """What every writer adds directly to the logit difference of each prompt; parts and biases sum to it exactly."""
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class LogitAttribution(Samples):
+    """What every writer adds directly to the logit difference of each prompt; positive speaks for the right answer.
 
-    parts: tuple[str, ...]
-    """The writers of the graph, then "biases": of attention outputs, of the final norm and of the unembedding."""
-    samples: Float[Tensor, "prompts parts"]
-    """Contributions in logits, float32."""
+    `samples` is [prompts, parts], in logits, float32. `axes` holds the parts: the writers of the graph, then "biases",
+    those of attention outputs, of the final norm and of the unembedding. Parts sum to `logit_diff` exactly.
+    """
+
     logit_diff: Float[Tensor, " prompts"]
     """Mean logit of right answers minus mean logit of wrong ones from the model's final residual, before a soft cap."""
     scale: Float[Tensor, " prompts"]
     """What the final norm divided by at the position read; frozen in all contributions."""
-    unit: str = "logits"
-    """Unit of `samples`."""
-
-    def __getitem__(self, part: str) -> Estimate:
-        """Mean contribution of a part over prompts with its interval. Raises `UnknownNameError`."""
-        if part not in self.parts:
-            raise unknown_name("part", part, self.parts)
-        return mean(self.samples[:, self.parts.index(part)], self.unit)
-
-    def top(self, n: int = 10) -> list[tuple[str, Estimate]]:
-        """The parts with the largest mean |contribution|, each with its interval."""
-        order = self.samples.mean(0).abs().argsort(descending=True)[:n].tolist()
-        return [(self.parts[i], self[self.parts[i]]) for i in order]
 
     def to_dict(self) -> dict[str, Any]:
         """Mean contributions and logit difference with intervals, as plain JSON values."""
         return {
             "unit": self.unit,
-            "logit_diff": mean(self.logit_diff, self.unit).to_dict(),
-            "parts": {part: self[part].to_dict() for part in self.parts},
+            "logit_diff": mean(self.logit_diff, self.unit, groups=self.groups).to_dict(),
+            "parts": {part: self[part].to_dict() for part in self.axes[0]},
         }
 
 
@@ -64,21 +51,19 @@ def direct_logit_attribution(setting: Setting) -> LogitAttribution:
     Raises `MemoryBudgetError` where not even one prompt fits, `NumericsError` where residuals are not finite.
     Source: Elhage et al. 2021; in this form TransformerLens, ActivationCache.logit_attrs.
     """
-    model, task, tell = setting.model, setting.task, setting.tell("attributing logits")
-    samples = torch.empty(len(task), len(model.graph.writers) + 1)
-    totals, scales = torch.empty(len(task)), torch.empty(len(task))
-    done = 0
-    for batch in setting.clean_batches():
-        rows, inputs = list(batch.rows), batch.clean
-        with torch.no_grad():
-            found = _contributions(model, model.record(inputs, logits=False), inputs, *_directions(model, task, rows))
-        for target, values in zip((samples, totals, scales), found, strict=True):
-            target[rows] = values.cpu()
-        done += len(rows)
-        tell(done, len(task))
+    model, task = setting.model, setting.task
+    parts = (*model.graph.writers, "biases")
+    samples, totals, scales = torch.empty(len(task), len(parts)), torch.empty(len(task)), torch.empty(len(task))
+    with torch.no_grad():
+        for batch in setting.clean_batches("attributing logits"):
+            rows, inputs = list(batch.rows), batch.clean
+            values = _contributions(model, model.record(inputs, logits=False), inputs, *_directions(model, task, rows))
+            samples[rows], totals[rows], scales[rows] = (column.cpu() for column in values)
     if not bool(torch.isfinite(samples).all()):
         raise NumericsError(f"{model.name}: contributions to the logits of task {task.name!r} are not finite.")
-    return LogitAttribution((*model.graph.writers, "biases"), samples, totals, scales)
+    return LogitAttribution(
+        samples=samples, axes=(parts,), unit="logits", groups=task.groups, logit_diff=totals, scale=scales
+    )
 
 
 def _directions(

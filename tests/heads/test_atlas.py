@@ -34,7 +34,7 @@ def test_patterns_are_those_of_the_pattern_scores():
     model = tiny("gemma2")
     found = head_atlas(model, n=3, period=6, random=(), max_memory=1)
     alone = pattern_scores(model, found.repeated)
-    for name, score in alone.scores.items():
+    for name, score in alone.items():
         torch.testing.assert_close(found[name].samples, score.samples)
         assert found[name].chance == score.chance
     assert found["induction"].random is None and found["induction"].ceiling is None
@@ -56,11 +56,11 @@ def test_it_is_plain_data():
 
 def test_scores_from_elsewhere_join():
     model = tiny("llama")
-    other = HeadScore("retrieval", "copies from a needle", "share of tokens", torch.rand(5, 3, 4))
+    other = HeadScore.of("retrieval", "copies from a needle", "share of tokens", torch.rand(5, 3, 4))
     found = head_atlas(model, n=1, random=(), more=[other])
     assert found.top("retrieval", 1)[0][1].value == pytest.approx(float(other.mean.max()))
     assert math.isnan(found["self"].estimate(0, 0).high)
-    wrong = HeadScore("retrieval", "", "", torch.rand(5, 2, 4))
+    wrong = HeadScore.of("retrieval", "", "", torch.rand(5, 2, 4))
     with pytest.raises(InputError, match=r"retrieval has \(2, 4\) layers and heads, the atlas of tiny-llama \(3, 4\)"):
         found.joined(wrong)
 

@@ -114,7 +114,8 @@ def test_random_weights_leave_the_model_and_the_seed_of_the_process_alone():
     model = tiny("llama")
     before = [p.clone() for p in model.hf.parameters()]
     state = torch.get_rng_state()
-    scores = pattern_scores(model, repeated_tokens(model, n=2, period=8), random=(0, 1))
+    repeated = repeated_tokens(model, n=2, period=8)
+    scores = pattern_scores(model, repeated, random=(0, 1))
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(a, b) for a, b in zip(before, model.hf.parameters(), strict=True))
     random = scores["induction"].random
@@ -122,14 +123,14 @@ def test_random_weights_leave_the_model_and_the_seed_of_the_process_alone():
     assert scores["induction"].ceiling < 2 * scores["induction"].chance
     again = random_model(model, 0)
     assert again.hf.config is not model.hf.config
-    assert torch.equal(pattern_scores(again, scores.repeated)["self"].mean, scores["self"].random[0])
+    assert torch.equal(pattern_scores(again, repeated)["self"].mean, scores["self"].random[0])
 
 
 def test_every_score_has_intervals_that_hold_its_mean():
     model = tiny("llama")
     scores = pattern_scores(model, repeated_tokens(model, n=6, period=8))
-    assert list(scores.scores) == list(PATTERNS)
-    for score in scores.scores.values():
+    assert list(scores) == list(PATTERNS)
+    for score in scores.values():
         low, high = score.interval
         assert bool(((low <= score.mean + 1e-6) & (score.mean <= high + 1e-6)).all())
         assert score.to_dict()["mean"][2][3] == pytest.approx(score.estimate(2, 3).value)

@@ -17,8 +17,9 @@ from circuitome.heads.atlas.all_heads import one_pass
 from circuitome.heads.atlas.copying import COPYING
 from circuitome.heads.atlas.head_score import HeadScore
 from circuitome.heads.atlas.patterns import PATTERNS, chance_levels, chunks
-from circuitome.heads.atlas.repeated import Repeated, reads_text, repeated_tokens, tokens_in_front, usual_period
+from circuitome.heads.atlas.repeated import Repeated, reads_text, repeated_tokens, usual_period
 from circuitome.heads.long_context.needles import own_text
+from circuitome.heads.long_context.sinks import pieces
 from circuitome.models.inputs import Inputs
 from circuitome.models.model import Model
 from circuitome.results import Estimate, mean
@@ -149,9 +150,9 @@ def induction(
     prefix, copying = _scores(setting, layout)
     strongest = prefix.mean.flatten().argsort(descending=True, stable=True).tolist()
     sets = [strongest[:k], *_draws(strongest[k:], k, draws, seed)]
-    pieces = _pieces(model, text)
+    texts = _texts(model, text)
     own = _memory_chunks(setting, layout.inputs)
-    runs = [*own, *_memory_chunks(setting, pieces)]
+    runs = [*own, *_memory_chunks(setting, texts)]
     tell = setting.tell("batches with heads switched off")
     found: list[list[Tensor]] = []
     for done, inputs in enumerate(runs, 1):
@@ -209,7 +210,7 @@ def _scores(setting: Setting, layout: Repeated) -> tuple[HeadScore, HeadScore | 
     parts = [one_pass(model, replace(layout, inputs=inputs)) for inputs in chunks(setting, layout.inputs)]
 
     def score(name: str, what: tuple[str, str], chance: float) -> HeadScore:
-        return HeadScore(name, *what, torch.cat([part[name] for part in parts]), chance)
+        return HeadScore.of(name, *what, torch.cat([part[name] for part in parts]), chance)
 
     prefix = score("induction", PATTERNS["induction"], chance_levels(layout, model.causal)["induction"])
     return prefix, score("copying", COPYING["copying"], 0.0) if outputs_are_tokens(model) else None
@@ -239,22 +240,16 @@ def _memory_chunks(setting: Setting, inputs: Inputs | None) -> list[Inputs]:
     return chunks(setting.but(max_memory=budget // 3), inputs)
 
 
-def _pieces(model: Model, text: str | None) -> Inputs | None:
+def _texts(model: Model, text: str | None) -> Inputs | None:
     """Text cut into equally long pieces, each behind what the tokenizer puts in front; None without any.
 
     Raises `InputError` for a text too short for one piece.
     """
     if text is None and not reads_text(model):
         return None
-    front = tokens_in_front(model)
     limit = getattr(model.hf.config, "max_position_embeddings", None) or LENGTH
-    own = min(LENGTH, limit) - len(front)
-    ids = torch.tensor(model.encode_answer(own_text() if text is None else text))
-    if len(ids) < own:
-        raise InputError(f"The text has {len(ids)} tokens; in-context learning is measured on pieces of {own}.")
-    pieces = ids[: len(ids) // own * own].view(-1, own)
-    whole = torch.cat([torch.tensor(front, dtype=torch.long).expand(len(pieces), -1), pieces], 1).to(model.device)
-    return Inputs.whole(whole)
+    tokens = model.encode_answer(own_text() if text is None else text)
+    return Inputs.whole(pieces(model, tokens, min(LENGTH, limit)).to(model.device))
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from circuitome.engine.batches import tokens_within
 from circuitome.engine.setting import Setting, method
-from circuitome.heads.atlas.head_score import HeadScore, named
+from circuitome.heads.atlas.head_score import HeadScore
 from circuitome.heads.atlas.relations import even, relations
 from circuitome.heads.atlas.repeated import Repeated
 from circuitome.models.inputs import Inputs
@@ -35,22 +35,9 @@ PATTERNS: dict[str, tuple[str, str]] = {
 """By name of score: what it says, and its unit. All but the last are linear in the pattern."""
 
 
-@dataclass(frozen=True, eq=False)
-class PatternScores:
-    """How much each head's attention on repeated random tokens follows simple rules."""
-
-    scores: dict[str, HeadScore]
-    """By name in `PATTERNS`."""
-    repeated: Repeated
-    """The sequences."""
-
-    def __getitem__(self, name: str) -> HeadScore:
-        return self.scores[name]
-
-
 @method
-def pattern_scores(setting: Setting, repeated: Repeated, *, random: Sequence[int] = ()) -> PatternScores:
-    """Scores of every head's attention A[q, k], each a mean over queries on each sequence; one pass.
+def pattern_scores(setting: Setting, repeated: Repeated, *, random: Sequence[int] = ()) -> dict[str, HeadScore]:
+    """Scores of every head's attention A[q, k] by name in `PATTERNS`, each a mean over queries on each sequence.
 
     With P the period, r the earlier repeats, sums over keys and means over queries:
     previous A[q, q-1], self A[q, q], sink1 A[q, 0], sink4 sum of A[q, 0..3], distance sum of A[q, k] (q - k), entropy
@@ -65,7 +52,7 @@ def pattern_scores(setting: Setting, repeated: Repeated, *, random: Sequence[int
     duplicate token); Xiao et al. 2023, arXiv:2309.17453 (sinks; the paper shows maps, the mass is ours).
     """
     chance = chance_levels(repeated, setting.model.causal)
-    return PatternScores(beside_noise(setting, random, lambda one: _samples(one, repeated), PATTERNS, chance), repeated)
+    return beside_noise(setting, random, lambda one: _samples(one, repeated), PATTERNS, chance)
 
 
 def beside_noise(
@@ -87,14 +74,12 @@ def beside_noise(
         scores = measure(setting.but(model=random_model(setting.model, seed)))
         noise.append({name: values.mean(0) for name, values in scores.items()})
         tell(done, 1 + len(random))
-    return named(
-        [
-            HeadScore(
-                name, *what[name], values, chance[name], torch.stack([one[name] for one in noise]) if noise else None
-            )
-            for name, values in samples.items()
-        ]
-    )
+    return {
+        name: HeadScore.of(
+            name, *what[name], values, chance[name], torch.stack([one[name] for one in noise]) if noise else None
+        )
+        for name, values in samples.items()
+    }
 
 
 def measure(

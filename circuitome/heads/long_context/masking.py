@@ -1,4 +1,4 @@
-"""Do retrieval heads do it? Answers with them masked, beside answers with as many other heads masked."""
+"""Do retrieval heads do it? Answers with them masked, compared with answers with as many other heads masked."""
 
 import random
 from collections.abc import Sequence
@@ -49,17 +49,22 @@ class MaskCheck:
 
     def estimates(self) -> dict[str, dict[str, Estimate]]:
         """For log-probability and recall: unmasked, masked, random (mean over draws), and masked minus random."""
-        found = {}
-        for name, unit, values in (("log_prob", "nats a token", self.log_probs), ("recall", "share", self.recalls)):
-            columns = torch.stack([values[0], values[1], values[2:].mean(0)], 1)
-            unmasked, masked, others = columns.unbind(1)
-            found[name] = {
-                "unmasked": mean(unmasked, unit),
-                "masked": mean(masked, unit),
-                "random": mean(others, unit),
-                "masked_minus_random": bootstrap(columns, lambda means: means[:, 1] - means[:, 2], unit),
-            }
-        return found
+        return {
+            "log_prob": _compared(self.log_probs, "nats a token"),
+            "recall": _compared(self.recalls, "share"),
+        }
+
+
+def _compared(values: Float[Tensor, "conditions runs"], unit: str) -> dict[str, Estimate]:
+    unmasked, masked, drawn = values[0], values[1], values[2:].mean(0)
+    return {
+        "unmasked": mean(unmasked, unit),
+        "masked": mean(masked, unit),
+        "random": mean(drawn, unit),
+        "masked_minus_random": bootstrap(
+            torch.stack([masked, drawn], 1), lambda means: means[:, 0] - means[:, 1], unit
+        ),
+    }
 
 
 @method
@@ -79,79 +84,60 @@ def mask_heads(
 
     `cases` may be batches that `read_prompts` has read already, so that nothing is read twice.
     The log-probability of the expected answer says something even where the model cannot answer; `decode` asks for the
-    answers themselves too. `where` decode masks from the last token of the prompt on. Published code draws random heads
-    without leaving out the retrieval heads, and its "even" heads attend to padding as well. Source: Wu et al. 2024,
-    arXiv:2404.15574, section 3; nightdessert/Retrieval_Head: needle_in_haystack_with_mask.py.
+    answers themselves too, of up to `steps` tokens. `where` decode masks from the last token of the prompt on.
+    The setting's seed draws the random heads, `draws` times. Published code draws them without leaving out the
+    retrieval heads, and its "even" heads attend to padding as well.
 
-    Raises `InputError` for unknown heads, modes and places, or too few other heads to draw from.
+        scores = cm.retrieval_scores(model)
+        check = cm.mask_heads(model, scores.cases, scores.heads(10), avoid=scores.retrieval_heads())
+        check.estimates()["log_prob"]["masked_minus_random"]  # negative: the masked heads are needed
+
+    Raises `InputError` for unknown heads, or too few other heads to draw from; `UnknownNameError` for another mode or
+    place. Source: Wu et al. 2024, arXiv:2404.15574, section 3; nightdessert/Retrieval_Head:
+    needle_in_haystack_with_mask.py.
     """
-    check = _Check.of(setting, heads, avoid, mode, where, draws)
-    plain = [one for one in cases if isinstance(one, Read)]
-    if not plain:
-        plain = read_prompts(setting, [one for one in cases if isinstance(one, Case)], more=steps)
-    return check.run(setting, plain, decode=decode, steps=steps)
-
-
-@dataclass(frozen=True)
-class _Check:
-    """Which heads are masked, and how."""
-
-    heads: tuple[Head, ...]
-    draws: tuple[tuple[Head, ...], ...]
-    mode: str
-    where: str
-
-    @classmethod
-    def of(
-        cls, setting: Setting, heads: Sequence[Head], avoid: Sequence[Head], mode: str, where: str, draws: int
-    ) -> "_Check":
-        model = setting.model
-        for name, value, known in (("mode", mode, MODES), ("place to mask", where, WHERE)):
-            if value not in known:
-                raise unknown_name(name, value, known)
-        every = [(layer, head) for layer in range(len(model.blocks)) for head in range(model.heads.q)]
-        if strange := [head for head in (*heads, *avoid) if head not in every]:
-            missing = Node.head(*strange[0])
-            raise InputError(
-                f"{model.name} has no head {missing}: {len(model.blocks)} layers of {model.heads.q} heads."
+    for name, value, known in (("mode", mode, MODES), ("place to mask", where, WHERE)):
+        if value not in known:
+            raise unknown_name(name, value, known)
+    drawn = _draw(setting, heads, avoid, draws)
+    batches = [batch for batch in cases if isinstance(batch, Read)]
+    if not batches:
+        batches = read_prompts(setting, [case for case in cases if isinstance(case, Case)], more=steps)
+    sets: list[tuple[Head, ...]] = [(), tuple(heads), *drawn]
+    log_probs, recalls = torch.full((2, len(sets), sum(len(batch.rows) for batch in batches)), torch.nan)
+    tell, stopped = setting.tell("masking heads"), at_line_end(setting.model) if decode else None
+    for done, (index, batch) in enumerate(((i, batch) for i in range(len(sets)) for batch in batches), 1):
+        change = Changed.of(sets[index], mode)
+        read = batch
+        if sets[index] and where == "everywhere":
+            (read,) = read_prompts(setting, batch.cases, attention=change)
+        rows = [batch.rows[row] for row in read.rows] if read is not batch else list(batch.rows)
+        log_probs[index, rows] = answer_log_probs(setting.model, read, attention=change).cpu()
+        if stopped is not None:
+            answers = greedy(setting.model, read, steps, attention=change, stopped=stopped)
+            texts = [setting.model.decode(ids) for ids in answers]
+            recalls[index, rows] = torch.tensor(
+                [recall(text, case.answer) for text, case in zip(texts, read.cases, strict=True)]
             )
-        others = [head for head in every if head not in {*heads, *avoid}]
-        if not 1 <= len(heads) <= len(others):
-            raise InputError(
-                f"{len(heads)} heads to mask, and {len(others)} others of which as many are drawn: there must be at "
-                "least one head, and enough others."
-            )
-        if draws < 1:
-            raise InputError(f"draws is how often random heads are masked and must be at least 1, got {draws}.")
-        source = random.Random(setting.seed)
-        drawn = tuple(tuple(sorted(source.sample(others, len(heads)))) for _ in range(draws))
-        return cls(tuple(heads), drawn, mode, where)
-
-    def run(self, setting: Setting, plain: Sequence[Read], *, decode: bool, steps: int) -> MaskCheck:
-        """All conditions on all prompts."""
-        model, tell = setting.model, setting.tell("masking heads")
-        sets: list[tuple[Head, ...]] = [(), self.heads, *self.draws]
-        n = sum(len(batch.rows) for batch in plain)
-        log_probs, recalls = torch.full((len(sets), n), torch.nan), torch.full((len(sets), n), torch.nan)
-        stopped = at_line_end(model) if decode else None
-        done, total = 0, len(sets) * len(plain)
-        for index, masked in enumerate(sets):
-            change = Changed.of(masked, self.mode)
-            for batch in plain:
-                read = batch
-                if masked and self.where == "everywhere":
-                    (read,) = read_prompts(model, batch.cases, attention=change)
-                rows = [batch.rows[read.rows[i]] for i in range(n_of(read))] if read is not batch else list(batch.rows)
-                log_probs[index, rows] = answer_log_probs(model, read, attention=change).cpu()
-                if stopped is not None:
-                    said = greedy(model, read, steps, attention=change, stopped=stopped)
-                    words = [recall(model.decode(ids), case.answer) for ids, case in zip(said, read.cases, strict=True)]
-                    recalls[index, rows] = torch.tensor(words)
-                done += 1
-                tell(done, total)
-        return MaskCheck(self.heads, self.draws, self.mode, self.where, log_probs, recalls)
+        tell(done, len(sets) * len(batches))
+    return MaskCheck(tuple(heads), drawn, mode, where, log_probs, recalls)
 
 
-def n_of(batch: Read) -> int:
-    """Prompts of a batch."""
-    return len(batch.rows)
+def _draw(setting: Setting, heads: Sequence[Head], avoid: Sequence[Head], draws: int) -> tuple[tuple[Head, ...], ...]:
+    """As many heads as `heads`, `draws` times, none of them in `heads` or `avoid`."""
+    model = setting.model
+    every = [(layer, head) for layer in range(len(model.blocks)) for head in range(model.heads.q)]
+    if strange := [head for head in (*heads, *avoid) if head not in every]:
+        raise InputError(
+            f"{model.name} has no head {Node.head(*strange[0])}: {len(model.blocks)} layers of {model.heads.q} heads."
+        )
+    others = [head for head in every if head not in {*heads, *avoid}]
+    if not 1 <= len(heads) <= len(others):
+        raise InputError(
+            f"{len(heads)} heads to mask, and {len(others)} others of which as many are drawn: there must be at "
+            "least one head, and enough others."
+        )
+    if draws < 1:
+        raise InputError(f"draws is how often random heads are masked and must be at least 1, got {draws}.")
+    source = random.Random(setting.seed)
+    return tuple(tuple(sorted(source.sample(others, len(heads)))) for _ in range(draws))

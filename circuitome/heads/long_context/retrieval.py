@@ -15,10 +15,10 @@ from torch import Tensor
 
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
-from circuitome.graph.node import Node
+from circuitome.heads.atlas.head_score import HeadScore
 from circuitome.heads.long_context.decoding import Changed, Read, at_line_end, greedy, read_prompts
 from circuitome.heads.long_context.needles import DEPTHS, LENGTHS, Case, Needle, needle_cases, recall
-from circuitome.results import LEVEL, Estimate, mean, resample_means
+from circuitome.results import Estimate
 
 STEPS = 24
 """Tokens of an answer at most."""
@@ -61,9 +61,15 @@ class RetrievalScores:
         return self.success if self.conditional else torch.ones_like(self.success)
 
     @cached_property
+    def score(self) -> HeadScore:
+        """The paper's score over the counted runs, as one that an atlas can hold; by chance a head copies nothing."""
+        what = "tokens of a needle that the head copies while the model answers"
+        return HeadScore.of("retrieval", what, "share of the needle's tokens", self.samples[self.counted], 0.0)
+
+    @property
     def mean(self) -> Float[Tensor, "layer head"]:
         """Mean paper score over the counted runs."""
-        return self.samples[self.counted].mean(0)
+        return self.score.mean
 
     @cached_property
     def mean_hits(self) -> Float[Tensor, "layer head"]:
@@ -75,17 +81,6 @@ class RetrievalScores:
         """Share of the counted runs in which the head copied at all."""
         return (self.hits[self.counted] > 0).float().mean(0)
 
-    @cached_property
-    def interval(self) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "layer head"]]:
-        """95 % bootstrap interval of `mean` over counted runs; NaN with one."""
-        kept = self.samples[self.counted].flatten(1).double()
-        if len(kept) == 1:
-            nothing = torch.full_like(self.mean, torch.nan)
-            return nothing, nothing
-        draws, tail = resample_means(kept, seed=0), (1 - LEVEL) / 2
-        low, high = (torch.quantile(draws, q, dim=0).float().view_as(self.mean) for q in (tail, 1 - tail))
-        return low, high
-
     def heads(self, n: int) -> tuple[tuple[int, int], ...]:
         """The n (layer, head) with the highest mean, then the highest code score."""
         order = (self.mean.double() + 1e-6 * self.mean_hits.double()).flatten().argsort(descending=True, stable=True)
@@ -93,8 +88,7 @@ class RetrievalScores:
 
     def top(self, n: int) -> list[tuple[str, Estimate]]:
         """The same heads by name, each with its mean and interval."""
-        unit = "share of the needle's tokens"
-        return [(str(Node.head(a, h)), mean(self.samples[self.counted][:, a, h], unit)) for a, h in self.heads(n)]
+        return [(self.score.label(*head), self.score.estimate(*head)) for head in self.heads(n)]
 
     def retrieval_heads(self) -> tuple[tuple[int, int], ...]:
         """All (layer, head) whose mean is at least 0.1, strongest first."""

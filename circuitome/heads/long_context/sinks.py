@@ -85,8 +85,8 @@ def sink_mass(
     return SinkMass(tuple(first), start, samples, uniform)
 
 
-def pieces(model: Model, tokens: Sequence[int], length: int, most: int) -> Int[Tensor, "text pos"]:
-    """Up to `most` stretches of a text of `length` tokens each, every one behind the tokenizer's own first tokens.
+def pieces(model: Model, tokens: Sequence[int], length: int, most: int | None = None) -> Int[Tensor, "text pos"]:
+    """Stretches of a text, `length` tokens each with those that the tokenizer puts in front; `most` of them, or all.
 
     `tokens` are without special tokens. Raises `InputError` where there is not even one.
     """
@@ -97,5 +97,5 @@ def pieces(model: Model, tokens: Sequence[int], length: int, most: int) -> Int[T
             f"The text has {len(tokens):,} tokens; one piece of {length} needs {max(step, 1):,}. "
             "Give a longer text, or shorter pieces."
         )
-    count = min(most, len(tokens) // step)
+    count = len(tokens) // step if most is None else min(most, len(tokens) // step)
     return torch.tensor([[*begin, *tokens[i * step : (i + 1) * step]] for i in range(count)])

@@ -21,7 +21,16 @@ from transformers.cache_utils import DynamicLayer
 
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
-from circuitome.models.attention import Asked, attending, by_group, check_replaceable, mix, rotation
+from circuitome.models.attention import (
+    Asked,
+    Table,
+    attending,
+    by_group,
+    check_replaceable,
+    mix,
+    rotary_tables,
+    rotation,
+)
 from circuitome.models.inputs import Inputs
 from circuitome.models.model import Model
 
@@ -29,9 +38,6 @@ CHUNK = 256
 """Tokens of a pass."""
 CHANGING = ("dynamic", "longrope")
 """Rotary variants whose frequencies depend on the largest position."""
-
-Table = tuple[Float[Tensor, "1 pos rotary"], Float[Tensor, "1 pos rotary"]]
-"""Cosines and sines of positions 0, 1, ..."""
 
 
 @method
@@ -51,7 +57,7 @@ def stream_losses(
     check_stream(model, ids, sinks, window)
     chunk = max(1, min(chunk, _most_at_once(model, sinks, window), len(ids) - 1))
     rotated = learned_positions(model) is None
-    tables = _tables(model, max(sinks + window, window - 1 + chunk) if rotated else 1)
+    tables = rotary_tables(model, torch.arange(max(sinks + window, window - 1 + chunk) if rotated else 1))
     cache = Cache([_Kept(sinks, window) for _ in model.blocks])
     losses = []
     with torch.no_grad(), _unrotated(model):
@@ -133,7 +139,7 @@ def check_sizes(sinks: int, window: int) -> None:
 
 def learned_positions(model: Model) -> int | None:
     """How many positions the model has embeddings for; None where positions are rotations."""
-    return None if _tables(model, 1)[0] else int(model.hf.config.max_position_embeddings)
+    return None if rotary_tables(model, torch.arange(1))[0] else int(model.hf.config.max_position_embeddings)
 
 
 def _changing_from(model: Model) -> tuple[str, int] | None:
@@ -151,13 +157,6 @@ def _most_at_once(model: Model, sinks: int, window: int) -> int:
     """Tokens that may run at once: where frequencies change with positions, these must stay below that."""
     changing = _changing_from(model)
     return changing[1] - window + 1 if changing else CHUNK**2
-
-
-def _tables(model: Model, positions: int) -> list[Table | None]:
-    """Cosines and sines of each block for positions 0, 1, ..., as the model makes them; None without rotations."""
-    at = torch.arange(positions, device=model.device)[None]
-    calls = model.attention_calls(Inputs(torch.zeros_like(at), torch.ones_like(at), at, at.new_zeros(1)))
-    return [kwargs.get("position_embeddings") for _, kwargs in calls]
 
 
 def _nll(logits: Float[Tensor, "pos vocab"], targets: Int[Tensor, " pos"]) -> Float[Tensor, " pos"]:

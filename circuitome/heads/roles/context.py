@@ -95,8 +95,10 @@ class HeadContext:
 
     def direct_effects(self, rows: Sequence[int], run: HeadRun) -> Float[Tensor, "batch head"]:
         """Effect of ablating the direct path of each head to the logits, and nothing else."""
+        readout = Readout(self.model, self.task, rows, "metric")
         effects = {
-            layer: self.effect(rows, run, run.direct_path_ablated(layer, heads)) for layer, heads in self.layers.items()
+            layer: readout.effects(run.final, run.inputs.at_read(run.change(layer, heads)))[1].T.cpu()
+            for layer, heads in self.layers.items()
         }
         return self.joined(effects)
 

@@ -1,13 +1,14 @@
 """What every head of a circuit does: measure, name the movers, ablate heads, name all roles."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from circuitome.engine.circuit_run import check_graph
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError, unknown_name
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.node import Node
-from circuitome.heads.atlas.patterns import PatternScores, pattern_scores
+from circuitome.heads.atlas.head_score import HeadScore
+from circuitome.heads.atlas.patterns import pattern_scores
 from circuitome.heads.atlas.repeated import repeated_tokens, usual_period
 from circuitome.heads.roles.ablations import ablate_heads
 from circuitome.heads.roles.context import Head, HeadContext
@@ -61,7 +62,7 @@ def _chosen(circuit: Circuit, names: Sequence[str] | None) -> list[Head]:
     return sorted(heads[name] for name in dict.fromkeys(names or heads))
 
 
-def _random_tokens(setting: Setting) -> PatternScores | None:
+def _random_tokens(setting: Setting) -> Mapping[str, HeadScore] | None:
     """Attention patterns of all heads on repeated random tokens; None for a model too small for them."""
     model = setting.model
     try:

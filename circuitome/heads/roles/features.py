@@ -1,7 +1,7 @@
 """From measurements over prompts to the few numbers about each head that roles are decided by."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from jaxtyping import Float
 from scipy.stats import t as student
 from torch import Tensor
 
-from circuitome.heads.atlas.patterns import PatternScores
+from circuitome.heads.atlas.head_score import HeadScore
 from circuitome.heads.atlas.relations import RELATIONS
 from circuitome.heads.roles.ablations import HeadAblations
 from circuitome.heads.roles.measure import Measurements
@@ -37,7 +37,9 @@ FIELDS = dict(zip(RELATIONS, ("previous", "duplicate", "induction", "first", "it
 
 
 def head_features(
-    measurements: Measurements, random_tokens: PatternScores | None = None, ablations: HeadAblations | None = None
+    measurements: Measurements,
+    random_tokens: Mapping[str, HeadScore] | None = None,
+    ablations: HeadAblations | None = None,
 ) -> list[Features]:
     """The features of each head; those of `random_tokens` and `ablations` are unknown without them."""
     places = measurements.places
@@ -116,7 +118,7 @@ def _no_answers(measurements: Measurements) -> list[int]:
     return targets
 
 
-def _relation(measurements: Measurements, random_tokens: PatternScores | None, name: str) -> list[Relation]:
+def _relation(measurements: Measurements, random_tokens: Mapping[str, HeadScore] | None, name: str) -> list[Relation]:
     """One relation of every head; on the pairs that the corrupted prompt breaks where it breaks some."""
     index = RELATIONS.index(name)
     on_prompts = _above_chance(measurements.by_relation, measurements.even_by_relation)[:, index]

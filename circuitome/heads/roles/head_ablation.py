@@ -44,10 +44,6 @@ class HeadRun:
         z = (self.ablated.heads[layer] - self.clean.heads[layer])[:, :, list(heads)]
         return torch.einsum("bphe,hed->hbpd", z, self.model.blocks[layer].head_weights(list(heads)))
 
-    def direct_path_ablated(self, layer: int, heads: Sequence[int]) -> Float[Tensor, "head batch d_model"]:
-        """Final residual when only the logits see each head ablated, and no other part does."""
-        return self.final + self.inputs.at_read(self.change(layer, heads))
-
     def each_ablated(
         self, layer: int, heads: Sequence[int], see: SeePatterns | None = None
     ) -> Float[Tensor, "head batch d_model"]:

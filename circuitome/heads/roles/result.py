@@ -13,7 +13,7 @@ from torch import Tensor
 from circuitome.errors import unknown_name
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.node import Node
-from circuitome.heads.atlas.patterns import PatternScores
+from circuitome.heads.atlas.head_score import HeadScore
 from circuitome.heads.roles.ablations import HeadAblations
 from circuitome.heads.roles.features import intervals
 from circuitome.heads.roles.measure import Measurements
@@ -43,7 +43,7 @@ class Explanation:
     """What heads attend to, what they write, and their direct effects."""
     ablations: HeadAblations
     """What ablating them does."""
-    random_tokens: PatternScores | None
+    random_tokens: Mapping[str, HeadScore] | None
     """Their patterns on repeated random tokens; None where the model is too small for those."""
     features: tuple[Features, ...]
     """By head: the numbers that decide its role."""
