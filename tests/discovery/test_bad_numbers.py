@@ -5,7 +5,7 @@ import torch
 from families import random_task, tiny
 
 import circuitome as cm
-from circuitome.errors import NumericsError
+from circuitome.errors import InputError, NumericsError
 from circuitome.graph.circuits import Circuit
 
 TASK = random_task(3, lengths=(5, 6))
@@ -47,3 +47,9 @@ def test_paths_of_a_model_in_half_precision_have_the_effects_of_its_weights_in_f
         scale = float(expected.nan_to_num().abs().max())
         torch.testing.assert_close(effects, expected, atol=0.05 * scale, rtol=0, equal_nan=True)
     assert len(cm.trace_back(half, TASK, depth=2, width=2, threshold=0.0).levels) >= 1
+
+
+def test_no_gradient_is_taken_at_an_embedding_of_zeros():
+    with pytest.raises(InputError, match="clean-corrupted takes a gradient at the ablated embeddings"):
+        cm.eap_ig(tiny("llama"), TASK, variant="clean-corrupted", ablation="zero")
+    assert cm.eap_ig(tiny("llama"), TASK, variant="clean-corrupted").values.isfinite().any()

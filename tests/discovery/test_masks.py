@@ -116,6 +116,14 @@ def test_edge_pruning_gives_as_many_edges_as_asked_for(toy, loss, edges):
     assert scores.top(edges) == scores.top(edges, signed=True)
 
 
+@pytest.mark.parametrize("method", [edge_pruning, subnetwork_probing])
+def test_masks_asked_for_everything_are_all_open(toy, method):
+    size = {"edges": toy.graph.n_edges} if method is edge_pruning else {"nodes": len(toy.graph.writers)}
+    scores = method(toy, TASK, steps=2, **size)
+    assert torch.isfinite(scores.values[toy.graph.mask]).all()
+    assert len(scores.top(toy.graph.n_edges)) == toy.graph.n_edges
+
+
 @pytest.mark.slow
 def test_learning_beats_the_scores_it_starts_from(toy):
     task = random_task(8)

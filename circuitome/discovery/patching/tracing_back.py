@@ -59,8 +59,9 @@ def trace_back(
         for receiver in receivers[-1]:
             where = None if receiver == "logits" else "all"
             maps.append(path_patch(quiet, receiver, receiver_positions=where, freeze_mlps=freeze_mlps))
-            rows = _kept(graph, maps[-1], width, threshold)
-            mask[rows, graph.column(receiver)] = True
+            column = graph.column(receiver)
+            rows = [row for row in _kept(graph, maps[-1], width, threshold) if graph.mask[row, column]]
+            mask[rows, column] = True
             kept += rows
             asked += 1
             setting.progress("tracing receivers back", asked, sum(map(len, receivers)))
