@@ -15,13 +15,14 @@ NUMBERS = 24_000_000
 """Residuals or logits of several copies that are held at once, in numbers: about 100 MB."""
 
 
-def check_numbers(values: Tensor, what: str) -> None:
-    """Raises `NumericsError` if `values` holds NaN or infinity."""
-    if not bool(torch.isfinite(values).all()):
-        bad = int((~torch.isfinite(values)).sum())
+def check_numbers(values: Float[Tensor, "*rest"], what: str, rows: Sequence[int] = ()) -> None:
+    """Raises `NumericsError` if `values` holds NaN or infinity; with the prompts of its last axis, names the first."""
+    if not bool((finite := torch.isfinite(values)).all()):
+        bad = (~finite).nonzero()
+        first = f", first on prompt {rows[int(bad[0, -1])]}" if rows else ""
         raise NumericsError(
-            f"The {what} is not finite in {bad} of {values.numel()} numbers. The model's weights may be damaged, or "
-            "its dtype too narrow; try the model in float32."
+            f"The {what} is not finite in {len(bad)} of {values.numel()} numbers{first}. The model's weights may be "
+            "damaged, or its dtype too narrow; try the model in float32."
         )
 
 
@@ -37,6 +38,7 @@ class Readout:
         self.model, self.rows = model, tuple(rows)
         self.clean, self.tokens = clean, narrow[1] if narrow else None
         self.loss = loss_of(narrow[0] if narrow else task, kind)
+        self.what = f"{kind} of {model.name} on {task.name}"
 
     def __call__(self, final: Float[Tensor, "copies batch d_model"]) -> Float[Tensor, "copies batch"]:
         """Loss of every prompt in every copy, from the residual in front of the final norm at the position read.
@@ -47,7 +49,7 @@ class Readout:
         logits = self.model.unembed(final.flatten(0, 1).to(self.model.dtype), self.tokens)
         clean = logits if self.clean is None else self.clean.repeat(copies, 1)
         losses = self.loss(logits, clean, self.rows * copies).view(copies, -1)
-        check_numbers(losses, "loss")
+        check_numbers(losses, self.what, self.rows)
         return losses
 
     def effects(

@@ -276,7 +276,9 @@ def test_what_cannot_be_explained_says_so():
     with pytest.raises(InputError, match="is not causal"):
         explain(tracr, Circuit.full(tracr.graph), cm.ground_truth.task("tracr-reverse", 2))
     model.unembedding.weight.data[3] = torch.nan
-    with pytest.raises(NumericsError, match=r"metric of tiny-llama on prompt \d"):
+    with pytest.raises(
+        NumericsError, match=r"metric of tiny-llama on .* is not finite in 3 of 3 numbers, first on prompt \d"
+    ):
         explain(model, full, replace(task, pairs=tuple(replace(p, answers=(3,)) for p in task.pairs)))
 
 

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitome.errors import NumericsError
 from circuitome.heads.atlas.relations import broken, even, per_query, relations
 from circuitome.heads.roles.context import AnswerBatch, Head, HeadContext
 from circuitome.heads.roles.head_ablation import HeadRun
@@ -120,13 +119,6 @@ def measure(context: HeadContext) -> tuple[Measurements, list[AnswerBatch]]:
             tell(len(order), len(context.task))
     back = torch.tensor(order).argsort()
     whole = {name: torch.cat(values)[back] for name, values in columns.items()}
-    for name in ("metric", "ablated_metric"):
-        if not bool(torch.isfinite(whole[name]).all()):
-            row = int((~torch.isfinite(whole[name])).nonzero()[0])
-            raise NumericsError(
-                f"The {name.replace('_', ' ')} of {context.model.name} on prompt {row} of {context.task.name} is not "
-                "finite."
-            )
     measurements = Measurements(
         heads=context.heads,
         places=context.places,
