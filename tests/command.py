@@ -5,7 +5,7 @@ from circuitome.cli.main import main
 
 def run(capsys, *arguments):
     """Exit code, what was printed, and what went to the error stream."""
-    code = 0
+    code: int | str | None = 0
     try:
         main([str(argument) for argument in arguments])
     except SystemExit as stop:

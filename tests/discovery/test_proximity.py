@@ -81,9 +81,9 @@ def case(seed=0, nodes=5, heads=3, keys=7, scale=1.0):
 def test_fast_form_equals_explicit_parts(norm, piece, scale, monkeypatch):
     monkeypatch.setattr(module, "PIECE", piece)
     given = case(scale=scale)
-    expected = explicit(*given, norm)
+    expected = explicit(*given, norm=norm)
     assert expected.count_nonzero() > 5
-    torch.testing.assert_close(attention_proximity(*given, norm).double(), expected, atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(attention_proximity(*given, norm=norm).double(), expected, atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
