@@ -10,6 +10,7 @@ app = App(
     name="circuitome",
     help="Find, validate, explain and use the circuits inside transformer language models.",
     version=circuitome.__version__,
+    help_format="plaintext",  # rich.markdown takes as long to import as all the rest of a help page
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )

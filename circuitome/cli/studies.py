@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from inspect import Parameter as Kind
 from inspect import Signature
 from pathlib import Path
@@ -62,16 +63,20 @@ def _positional(settings: type[Settings], argument: str) -> Kind:
         argument,
         Kind.POSITIONAL_ONLY,
         default=Kind.empty if default == "" else default,
-        annotation=Annotated[str, Parameter(help=field_lines(settings)[argument])],
+        annotation=Annotated[str, Parameter(help=field_line(settings, argument))],
     )
 
 
-def field_lines(settings: type[Settings]) -> dict[str, str]:
-    """By field, the line below it, of settings and their bases."""
-    lines: dict[str, str] = {}
-    for kind in reversed(settings.__mro__[:-1]):
-        lines |= {line.arg_name: line.description or "" for line in parse_from_object(kind).params}
-    return lines
+def field_line(settings: type[Settings], name: str) -> str:
+    """The line below a field of settings, from the class that declares it."""
+    owner = next(kind for kind in settings.__mro__ if name in kind.__dict__.get("__annotations__", {}))
+    return _lines_of(owner)[name]
+
+
+@cache
+def _lines_of(kind: type) -> dict[str, str]:
+    """By field that the class itself declares, the line below it. Kept: reading a class's source takes a while."""
+    return {line.arg_name: line.description or "" for line in parse_from_object(kind).params}
 
 
 def _perform(study: Study, settings: Settings, frame: Frame) -> None:

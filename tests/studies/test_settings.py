@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuitome.cli.main import app
-from circuitome.cli.studies import field_lines
+from circuitome.cli.studies import field_line
 from circuitome.studies.catalog import STUDIES
 from circuitome.studies.settings import command_line
 
@@ -71,6 +71,6 @@ def test_the_line_that_repeats_a_run_gives_the_same_settings(name, data):
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_option_has_its_line_of_help(name):
-    lines = field_lines(STUDIES[name].settings)
-    missing = [field.name for field in fields(STUDIES[name].settings) if not lines.get(field.name)]
+    kind = STUDIES[name].settings
+    missing = [field.name for field in fields(kind) if not field_line(kind, field.name)]
     assert not missing and (STUDIES[name].settings.__doc__ or "").strip()
