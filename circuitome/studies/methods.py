@@ -87,7 +87,7 @@ class Method:
             return
         users = ", ".join(other for other, method in METHODS.items() if loss in method.losses)
         reason = ""
-        if name in ("eap", "atp"):
+        if name in ("eap", "atp", "atp-star"):
             reason = " Its gradient is taken at the clean model, where that of a distance to the clean model is zero."
         raise InputError(f"{name} cannot score by the loss {loss}.{reason} Use {users} for it, or --loss metric.")
 
@@ -107,11 +107,16 @@ def _exact(search: Search) -> Result:
     return Result(scores, scores.top(search.edges))
 
 
-def _atp(search: Search) -> Result:
-    nodes = atp(search.setting)
-    scores = nodes.edges()
-    strongest = [{"node": node, "score": score} for node, score in nodes.ranked()[:20]]
-    return Result(scores, scores.top(search.edges), notes={"nodes": strongest})
+def _atp(*, grad_drop: bool = False) -> Callable[[Search], Result]:
+    """Attribution of nodes: its circuit is the edges between the strongest."""
+
+    def run(search: Search) -> Result:
+        nodes = atp(search.setting, grad_drop=grad_drop)
+        scores = nodes.edges()
+        strongest = [{"node": node, "score": score} for node, score in nodes.ranked()[:20]]
+        return Result(scores, scores.top(search.edges), notes={"nodes": strongest})
+
+    return run
 
 
 def _learned(function: Callable[..., EdgeScores], size: str) -> Callable[[Search], Result]:
@@ -169,6 +174,9 @@ def default_threshold(search: Search) -> float:
         )
     return float(f"{THRESHOLD_SHARE * gap:.0e}")
 
+
+SMALLER_END = "the smaller change of the metric when either end of the edge is corrupted: negative means it helps"
+"""What a score of an edge is where nodes were attributed."""
 
 METHODS: dict[str, Method] = {
     "eap": Method(_scored(eap), "edge attribution patching: one gradient, on the clean run"),
@@ -229,10 +237,16 @@ METHODS: dict[str, Method] = {
         "minus the smaller chance of being open of the edge's two nodes: -1 is surely open",
     ),
     "atp": Method(
-        _atp,
+        _atp(),
         "attribution patching of nodes, queries and keys by their attention pattern (QK fix of AtP*)",
         work=lambda settings, graph: (6.0, 2.0),
-        score="the smaller change of the metric when either end of the edge is corrupted: negative means it helps",
+        score=SMALLER_END,
+    ),
+    "atp-star": Method(
+        _atp(grad_drop=True),
+        "AtP*: as atp, and one more gradient a block without that block's share of it, so that none cancels",
+        work=lambda settings, graph: (6.0, 2.0 + graph.n_layers),
+        score=SMALLER_END,
     ),
     "routes": Method(
         _scored(route_scores),
