@@ -20,6 +20,7 @@ from .discovery.search.baselines import random_scores as random_scores
 from .discovery.search.learned_masks import edge_pruning as edge_pruning
 from .discovery.search.learned_masks import subnetwork_probing as subnetwork_probing
 from .discovery.search.pruning import acdc as acdc
+from .engine.divergence import kl_metric as kl_metric
 from .engine.run_circuit import run_circuit as run_circuit
 from .graph.circuits import Circuit as Circuit
 from .graph.edge_scores import EdgeScores as EdgeScores

@@ -68,6 +68,19 @@ class Setting:
         """This setting with some fields changed."""
         return replace(self, **changes)
 
+    def check_slope(self, method: str, distance: str = "") -> None:
+        """Raises `InputError` where what `method` differentiates at the clean model is flat there.
+
+        That is so of a `distance` to the clean model that stands for the metric, and of such a metric.
+        """
+        measure = self.task.measure
+        if flat := distance or (measure.name if measure.flat_at_clean else ""):
+            raise InputError(
+                f"{method} takes its gradient at the clean model, where that of {flat} (its distance to the clean "
+                "model) is zero, so every score would be 0. Use eap_ig, whose gradients are taken on the way there, "
+                "exact or acdc."
+            )
+
     def tell(self, what: str) -> Callable[[int, int], None]:
         """Progress on one phase: a function of how much is done and how much there is."""
         return lambda done, total: self.progress(what, done, total)

@@ -4,11 +4,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from circuitome.engine.divergence import kl_metric
 from circuitome.errors import InputError, unknown_name
 from circuitome.models.known import KNOWN
 from circuitome.models.model import Model
-from circuitome.tasks import TASKS, from_file
+from circuitome.tasks import METRICS, TASKS, from_file
 from circuitome.tasks.task import Task
+from circuitome.user_code import named_object
 from circuitome.validation import ground_truth
 
 
@@ -26,6 +28,8 @@ class Origin:
     """Seed that they are drawn with."""
     data: str | None
     """A JSONL or CSV file of prompt pairs, in place of a generator."""
+    metric: str | None = None
+    """A metric in place of the task's own: a name in `METRICS`, kl, or file.py:NAME of one's own."""
 
     def check(self) -> None:
         """Raises `InputError` for prompts that cannot be, before anything is loaded."""
@@ -37,14 +41,26 @@ class Origin:
             raise InputError(f"--n is the number of prompt pairs and must be at least 1, got {self.n}.")
         if self.data is not None and not Path(self.data).is_file():
             raise InputError(f"There is no data file {self.data}.")
+        if self.metric is not None and ":" not in self.metric and self.metric not in (*METRICS, "kl"):
+            raise unknown_name("metric", self.metric, [*METRICS, "kl"], "Or give one of your own as file.py:NAME.")
 
     def draw(self, model: Model, *, aligned: bool = True) -> Task:
         """The prompts for `model`. Raises what tasks raise; without `aligned`, lengths within a pair may differ."""
         if self.data:
-            return from_file(model, self.data, aligned=aligned)
-        if self.task in KNOWN:
-            return ground_truth.task(self.task, self.n, self.seed)
-        return TASKS[self.task](model, n=self.n, seed=self.seed)
+            task = from_file(model, self.data, name=self.task, aligned=aligned)
+        elif self.task in KNOWN:
+            task = ground_truth.task(self.task, self.n, self.seed)
+        else:
+            task = TASKS[self.task](model, n=self.n, seed=self.seed)
+        return self._measured(model, task)
+
+    def _measured(self, model: Model, task: Task) -> Task:
+        """The task with the metric that was asked for."""
+        if self.metric is None:
+            return task
+        if self.metric == "kl":
+            return task.measured_by(kl_metric(model, task))
+        return task.measured_by(named_object(self.metric, "metric") if ":" in self.metric else self.metric)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain JSON values."""

@@ -71,7 +71,7 @@ def described_task(model: Model, task: Task) -> dict[str, Any]:
             "n": len(task),
             "seed": task.seed,
             "source": task.source,
-            "metric": task.metric,
+            "metric": task.measure.name,
             "unit": task.unit,
             "data_hash": task.data_hash(),
         },

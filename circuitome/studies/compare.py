@@ -231,7 +231,7 @@ def blocks(context: "Context", results: Mapping[str, Any], held: Mapping[str, An
     counts = Counter(point["edges"] for row in rows for point in row["points"])
     sizes = sorted(size for size, count in counts.items() if count > 1) or sorted(counts)
     parts: list[Block] = [
-        Lede(text=best(rows, results["random"], held, context.task.metric.replace("_", " "))),
+        Lede(text=best(rows, results["random"], held, str(context.task.measure))),
         own_circuits(rows, held, exact),
         Lines(
             title="Faithfulness by size",

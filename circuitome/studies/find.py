@@ -177,7 +177,7 @@ def blocks(settings: Find, context: "Context", result: "Result", curve: "Curve")
     measured, kept = curve.circuits[at], circuit.without_dangling()
     total = context.model.graph.n_edges
     text = (
-        f"{len(circuit):,} of {total:,} edges recover {percent(measured.share)} of the {task.metric.replace('_', ' ')} "
+        f"{len(circuit):,} of {total:,} edges recover {percent(measured.share)} of the {task.measure} "
         f"between the {settings.ablation} and the clean model; random circuits of that size recover "
         f"{percent(curve.random[at])}.\n"
         f"{len(kept.nodes)} nodes; {len(circuit) - len(kept):,} of the edges lie on no path from input to logits. The "

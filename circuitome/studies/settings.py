@@ -126,6 +126,8 @@ class PromptSettings(ModelSettings):
     """Number of prompt pairs that are drawn."""
     data: str | None = None
     """JSONL or CSV file with columns clean, corrupted, answer, wrong, in place of a generator."""
+    metric: str | None = None
+    """logit_diff, logit_diff_max, prob_diff, log_prob, kl, answer_rank, accuracy, or file.py:NAME of your own."""
 
     @override
     def check(self) -> None:
@@ -135,7 +137,7 @@ class PromptSettings(ModelSettings):
         """Where model and prompts come from."""
         from circuitome.runs.draw import Origin
 
-        return Origin(task=self.task, model=self.model, n=self.n, seed=self.seed, data=self.data)
+        return Origin(task=self.task, model=self.model, n=self.n, seed=self.seed, data=self.data, metric=self.metric)
 
     @override
     def subject(self) -> str:

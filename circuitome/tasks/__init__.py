@@ -9,7 +9,10 @@ from circuitome.tasks.generators.greater_than import greater_than as greater_tha
 from circuitome.tasks.generators.induction import induction as induction
 from circuitome.tasks.generators.ioi import ioi as ioi
 from circuitome.tasks.generators.subject_verb import subject_verb as subject_verb
+from circuitome.tasks.metrics import METRICS as METRICS
+from circuitome.tasks.metrics import Metric as Metric
 from circuitome.tasks.pair_files import from_file as from_file
+from circuitome.tasks.pair_files import from_pairs as from_pairs
 from circuitome.tasks.task import Pair as Pair
 from circuitome.tasks.task import Task as Task
 from circuitome.tasks.task import Tokens as Tokens

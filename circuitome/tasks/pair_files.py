@@ -2,13 +2,14 @@
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from circuitome.errors import DataFileError, TaskError
+from circuitome.tasks.metrics import Metric
 from circuitome.tasks.task import Pair, Task, Tokens, make_pair
 
 COLUMNS = ("clean", "corrupted", "answer", "wrong")
@@ -18,7 +19,9 @@ Row = tuple[str, Mapping[str, Any]]
 """Where a row is, e.g. "pairs.csv, line 3", and its cells by column."""
 
 
-def from_file(model: Tokens, path: str | Path, metric: str = "logit_diff", *, aligned: bool = True) -> Task:
+def from_file(
+    model: Tokens, path: str | Path, metric: "str | Metric" = "logit_diff", *, name: str = "", aligned: bool = True
+) -> Task:
     """Prompt pairs from a JSONL or CSV file with the columns clean, corrupted, answer and wrong.
 
     {"clean": "The capital of France is", "corrupted": "The capital of Italy is", "answer": " Paris", "wrong": " Rome"}
@@ -28,18 +31,48 @@ def from_file(model: Tokens, path: str | Path, metric: str = "logit_diff", *, al
     same. A column `roles` names tokens of the clean prompt, for methods that look at positions: a JSON object such as
     {"S1": "John", "S2": ["John", 2], "verb": -4}, where a text stands for its last token, [text, k] for its k-th
     occurrence, and a number for a position, which may count from the end. Other columns are ignored. The task is called
-    like the file; the role "end" is always there.
+    `name`, or like the file; the role "end" is always there.
     Unless `aligned`, the prompts of a pair may differ in length; then only zero and mean ablation can be used.
     Raises `DataFileError`, with file and line, for what cannot be used, and `UnknownNameError` for the metric.
     """
     path = Path(path)
-    pairs = tuple(_pair(model, where, row, aligned) for where, row in _rows(path))
+    pairs = tuple(_pair(model, where, row, aligned) for where, row in rows_of(path))
     if not pairs:
         raise DataFileError(f"{path}: the file is empty; it needs at least one row with the columns {_list(COLUMNS)}.")
-    return Task(path.stem, pairs, metric, source=path.name)
+    return Task(name or path.stem, pairs, metric, source=path.name)
 
 
-def _rows(path: Path) -> Iterator[Row]:
+def from_pairs(
+    model: Tokens,
+    rows: Iterable[Any],
+    metric: "str | Metric" = "logit_diff",
+    *,
+    name: str = "pairs",
+    aligned: bool = True,
+) -> Task:
+    """A task from rows in memory: mappings with the columns of `from_file`, or a pandas DataFrame.
+
+        task = cm.tasks.from_pairs(model, [
+            {"clean": "The capital of France is", "corrupted": "The capital of Italy is", "answer": " Paris",
+             "wrong": " Rome"},
+        ], name="capitals")
+
+    Raises `TaskError`, with the number of the row from 0, for what cannot be used, and `UnknownNameError` for the
+    metric.
+    """
+    records = rows.to_dict("records") if hasattr(rows, "to_dict") else list(rows)
+    pairs = []
+    for number, row in enumerate(records):
+        where = f"row {number}"
+        if not isinstance(row, Mapping):
+            raise TaskError(f"{where}: expected a mapping with {_list(COLUMNS)}, got {type(row).__name__}.")
+        _check_columns(where, row)
+        pairs.append(_pair(model, where, row, aligned))
+    return Task(name, tuple(pairs), metric, source="memory")
+
+
+def rows_of(path: Path) -> Iterator[Row]:
+    """The rows of a file, each with its place. Raises `DataFileError` for a file that cannot be read as rows."""
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise DataFileError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}, got {path.suffix!r}.")

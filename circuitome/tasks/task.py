@@ -2,15 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitome.errors import TaskError, unknown_name
-from circuitome.tasks.metrics import METRICS, ON_ANSWERS, metric_unit
+from circuitome.errors import TaskError
+from circuitome.tasks.metrics import Metric, metric_of
 
 
 @runtime_checkable
@@ -80,28 +81,33 @@ class Pair:
         return f"the pair {self.clean_text or list(self.clean)!r}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Task:
-    """Prompt pairs with one metric. The metric is larger when the model does the task better."""
+    """Prompt pairs with one metric. The metric is larger when the model does the task better.
+
+    Raises `UnknownNameError` for a metric that does not exist, `TaskError` where there are no pairs or the metric lacks
+    wrong answers.
+    """
 
     name: str
     """Short name, e.g. "ioi"."""
     pairs: tuple[Pair, ...]
     """The prompts."""
-    metric: str = "logit_diff"
-    """A name in `circuitome.tasks.metrics.METRICS`."""
+    metric: "str | Metric | Callable[[Tensor, Sequence[Pair]], Tensor]" = "logit_diff"
+    """A name in `circuitome.tasks.METRICS`, a `Metric`, or a function of logits [batch, vocab] and pairs."""
     seed: int | None = None
     """Seed the prompts were drawn with; None when they came from a file."""
     source: str = ""
     """Where the prompts came from: a generator's name or a file name."""
 
     def __post_init__(self) -> None:
-        if self.metric not in METRICS:
-            raise unknown_name("metric", self.metric, METRICS)
         if not self.pairs:
             raise TaskError(f"Task {self.name!r} has no prompt pairs; it needs at least one.")
-        if self.metric == "logit_diff_max" and not all(pair.wrongs for pair in self.pairs):
+        if self.measure.name == "logit_diff_max" and not all(pair.wrongs for pair in self.pairs):
             raise TaskError(f"Task {self.name!r}: the metric logit_diff_max needs a wrong answer for every prompt.")
+
+    def __repr__(self) -> str:
+        return f"Task({self.name!r}, {len(self)} prompt pairs, metric {self.measure} in {self.unit})"
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -110,10 +116,19 @@ class Task:
         """The prompts of a template."""
         return [row for row, pair in enumerate(self.pairs) if pair.template == template]
 
+    @cached_property
+    def measure(self) -> Metric:
+        """The metric."""
+        return metric_of(self.metric)
+
     @property
     def unit(self) -> str:
         """Unit of the metric, e.g. "logits"."""
-        return metric_unit(self.metric)
+        return self.measure.unit
+
+    def measured_by(self, metric: "str | Metric | Callable[[Tensor, Sequence[Pair]], Tensor]") -> "Task":
+        """The same prompts with another metric. Raises `UnknownNameError` for a name that is none."""
+        return replace(self, metric=metric)
 
     @property
     def groups(self) -> tuple[int, ...]:
@@ -126,15 +141,14 @@ class Task:
 
     def score(self, logits: Float[Tensor, "batch vocab"], rows: Sequence[int]) -> Float[Tensor, " batch"]:
         """The metric of each prompt in `rows`, from the logits after its last token. Higher is better; float32."""
-        pairs = [self.pairs[row] for row in rows]
-        return METRICS[self.metric](logits.float(), [p.answers for p in pairs], [p.wrongs for p in pairs])
+        return self.measure(logits.float(), [self.pairs[row] for row in rows])
 
     def narrowed(self) -> "tuple[Task, list[int]] | None":
         """This task on the logits of its own answers alone, and the ids of these; None if its metric needs all logits.
 
         `self.score(logits, rows)` is `narrow.score(logits[:, ids], rows)`, without an unembedding of the vocabulary.
         """
-        if self.metric not in ON_ANSWERS:
+        if not self.measure.on_answers:
             return None
         ids = sorted({i for pair in self.pairs for i in (*pair.answers, *pair.wrongs)})
         place = {token: i for i, token in enumerate(ids)}
@@ -148,7 +162,7 @@ class Task:
     def data_hash(self) -> str:
         """SHA-256 over the token ids, answers and metric: equal hashes mean equal inputs to every method."""
         rows: list[Any] = [[p.clean, p.corrupted, p.answers, p.wrongs, p.answer_position] for p in self.pairs]
-        return hashlib.sha256(json.dumps([self.metric, rows]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self.measure.name, rows]).encode()).hexdigest()
 
 
 def continuation(tokens: Tokens, text: str) -> list[int]:

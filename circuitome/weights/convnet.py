@@ -1,8 +1,6 @@
 """From a PyTorch network to its chain of convolutions: traced where it can be, else in the order of its modules."""
 
-import importlib
 import importlib.util
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, fx, nn
 
-from circuitome.errors import InputError, unknown_name
+from circuitome.errors import InputError
+from circuitome.user_code import named_object
 from circuitome.weights.conv import INPUT, ConvNet, Stage, dense, net_of_weights
 
 PASSED = {
@@ -46,17 +45,12 @@ def load_conv_net(spec: str) -> ConvNet:
     """
     if spec.endswith(WEIGHTS):
         return net_of_weights(_read(Path(spec)))
-    where, colon, name = spec.rpartition(":")
-    if not colon:
+    if ":" not in spec:
         raise InputError(
             f"{spec!r} is neither a file of weights ({', '.join(WEIGHTS)}) nor a network: write module:factory or "
             "file.py:factory."
         )
-    module = _module(where)
-    if not hasattr(module, name):
-        names = [key for key, value in vars(module).items() if callable(value) or isinstance(value, nn.Module)]
-        raise unknown_name(f"factory in {where}", name, names)
-    made = getattr(module, name)
+    made = named_object(spec, "factory")
     if not isinstance(made, nn.Module):
         try:
             made = made()
@@ -109,26 +103,6 @@ def _read(path: Path) -> Mapping[str, Any]:
     if not isinstance(loaded, Mapping) or not any(isinstance(value, Tensor) for value in loaded.values()):
         raise InputError(f"{path} holds no state dict, but a {type(loaded).__name__}.")
     return loaded
-
-
-def _module(where: str) -> Any:
-    """A module by its name or by its file."""
-    try:
-        if not where.endswith(".py"):
-            return importlib.import_module(where)
-        if not Path(where).is_file():
-            raise InputError(f"There is no file {where}.")
-        name = f"circuitome_network_{Path(where).stem}"
-        spec = importlib.util.spec_from_file_location(name, where)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-        return module
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{where} cannot be imported: {type(error).__name__}: {error}") from error
 
 
 def _traced(network: nn.Module, graph: fx.Graph) -> dict[str, Stage]:

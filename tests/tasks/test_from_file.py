@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from circuitome.errors import DataFileError, UnknownNameError
-from circuitome.tasks.pair_files import from_file
+from circuitome.errors import DataFileError, TaskError, UnknownNameError
+from circuitome.tasks.pair_files import from_file, from_pairs
 
 GOOD = {"clean": "The cat", "corrupted": "The cats", "answer": " is", "wrong": " are"}
 LINE = json.dumps(GOOD)
@@ -77,8 +77,8 @@ def test_only_newlines_end_a_line(words: Any, tmp_path: Path, name: str, text: s
 def test_metric(words: Any, tmp_path: Path) -> None:
     path = _write(tmp_path, "a.jsonl", LINE)
     assert from_file(words, path, "prob_diff").unit == "probability"
-    with pytest.raises(UnknownNameError, match="no metric 'accuracy'"):
-        from_file(words, path, metric="accuracy")
+    with pytest.raises(UnknownNameError, match="no metric 'acuracy'"):
+        from_file(words, path, metric="acuracy")
 
 
 def _with(**changes: Any) -> str:
@@ -221,3 +221,17 @@ def test_roles_that_name_nothing(words: Any, tmp_path: Path, roles: Any, message
     path = _write(tmp_path, "a.jsonl", json.dumps(TWICE | {"roles": roles}))
     with pytest.raises(DataFileError, match=message):
         from_file(words, path)
+
+
+def test_rows_in_memory_make_the_task_that_a_file_makes(words: Any, tmp_path: Path) -> None:
+    read = from_file(words, _write(tmp_path, "a.jsonl", LINE), name="mine")
+    made = from_pairs(words, [json.loads(LINE)], name="mine")
+    assert made.pairs == read.pairs and made.name == read.name == "mine" and made.source == "memory"
+    for rows, message in (
+        ([json.loads(LINE), {"clean": "a"}], r"row 1: missing 'corrupted', 'answer', 'wrong'"),
+        ([json.loads(LINE), 7], "row 1: expected a mapping .* got int"),
+        ([json.loads(LINE) | {"answer": 3}], "row 0: answer must be text"),
+        ([], "no prompt pairs"),
+    ):
+        with pytest.raises(TaskError, match=message):
+            from_pairs(words, rows)

@@ -34,18 +34,16 @@ def eap(setting: Setting, *, loss: str = "metric") -> EdgeScores:
     Costs two forward passes and one backward. Blind to edges behind a saturated softmax; `eap_ig` is nearer to exact
     patching. Source: Syed et al. 2023, arXiv:2310.10348, equation 2, with its sign kept.
 
-    Raises `InputError` for a `loss` other than "metric", since distances from the clean model have no gradient there;
+    Raises `InputError` for a `loss` other than "metric" and for the metric "kl", since distances from the clean model
+    have no gradient there, and for a metric that torch cannot differentiate;
     `UnknownNameError` for a loss or ablation that does not exist; `NumericsError` where the metric is not finite;
     `MemoryBudgetError` where not even one prompt fits into `max_memory`.
 
         scores = cm.eap(model, task)
         circuit = scores.top(100)
     """
-    if loss != "metric" and loss in LOSSES:
-        raise InputError(
-            f"EAP takes its gradient at the clean model, where that of {loss} (its distance to the clean model) is "
-            "zero, so every edge would score 0. Use eap_ig, whose gradients are taken on the way there, exact or acdc."
-        )
+    distance = loss if loss != "metric" and loss in LOSSES else ""
+    setting.check_slope("EAP", distance)
     return _attribute(setting, loss, "eap", _at_clean)
 
 

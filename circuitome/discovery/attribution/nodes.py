@@ -54,12 +54,14 @@ def atp(setting: Setting, *, qk_fix: bool = True, grad_drop: bool = False) -> No
     a writer is the sum of its edges' scores in `eap`, that of `m7.in` the one of `m7`. The score at the logits is the
     exact effect of ablating everything.
 
-    Raises `InputError` for `grad_drop` in a model of one block, `UnknownNameError` for another ablation,
+    Raises `InputError` for `grad_drop` in a model of one block and for a metric that has no gradient at the clean
+    model, `UnknownNameError` for another ablation,
     `NumericsError` where the metric is not finite, `MemoryBudgetError` where not even one prompt fits.
 
         scores = cm.atp(model, task)
         scores["a9.h6"], scores["a9.h6.q"], scores.edges().top(100)
     """
+    setting.check_slope("atp")
     graph = setting.model.graph
     if grad_drop and graph.n_layers < 2:
         raise InputError(

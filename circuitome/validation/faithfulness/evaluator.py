@@ -79,7 +79,7 @@ class Evaluator:
             check_numbers(values, f"metric of {self.model.name} on {name} prompts of {self.task.name}")
         if not self.gap > 0:
             raise InputError(
-                f"{self.model.name} does not do the task {self.task.name}: its mean {self.task.metric} is "
+                f"{self.model.name} does not do the task {self.task.name}: its mean {self.task.measure} is "
                 f"{float(clean.mean()):.3f} on clean prompts and {float(empty.mean()):.3f} with everything ablated "
                 f"({self.ablation}), so there is no behaviour to explain. Try another model, other prompts, or check "
                 "that answer and wrong are not swapped."

@@ -22,9 +22,6 @@ from circuitome.validation.robustness.score_agreement import check_size, jaccard
 from circuitome.validation.robustness.stability import Spread, samples_of
 from circuitome.validation.tests.hypotheses import ALPHA
 
-ODD = ("logit_diff", "prob_diff")
-"""Metrics that change their sign when right and wrong answers are exchanged."""
-
 
 @dataclass(frozen=True, eq=False)
 class ShuffledLabels:
@@ -86,10 +83,10 @@ def shuffled_labels(task: Task, seed: int = 0) -> Task:
     Prompts, corrupted prompts and tokens stay. Raises `TaskError` where that is no exchange: a prompt without wrong
     answers, or a metric that treats the two differently (logit_diff_max).
     """
-    if task.metric not in ODD:
+    if not task.measure.odd:
         raise TaskError(
-            f"Labels of {task.name} cannot be shuffled by exchanging answers: {task.metric} treats right and wrong "
-            f"ones differently. Use a task with {' or '.join(ODD)}."
+            f"Labels of {task.name} cannot be shuffled by exchanging answers: {task.measure} treats right and wrong "
+            f"ones differently. Use logit_diff or prob_diff."
         )
     for row, pair in enumerate(task.pairs):
         if not pair.wrongs:
