@@ -1,7 +1,9 @@
 """A finished run with its model, prompts and circuit as they were when it was made."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from circuitome.errors import InputError, RunError
 from circuitome.graph.circuits import Circuit
@@ -14,62 +16,112 @@ from circuitome.runs.store import Run, load_run
 from circuitome.tasks.task import Task
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Reopened:
-    """A finished run, and what it was made on."""
+    """A finished run. Its parts are read, loaded or drawn again when they are first asked for.
 
+    Each part raises `RunError` where the run holds none, or where it is no longer what it was: other weights, other
+    prompts.
+    """
+
+    folder: Path
+    """Where the run lies."""
     run: Run
-    """The run."""
-    origin: Origin
-    """Where its model and prompts came from."""
-    model: Model
-    """Its model, with the same weights."""
-    task: Task
-    """Its prompts."""
-    circuit: Circuit
-    """Its circuit."""
+    """Its manifest and tensors."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.manifest['command']!r}, {len(self.run.tensors)} tensors)"
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What was done and what came out, as plain JSON values."""
+        return self.run.manifest
+
+    @property
+    def kind(self) -> str:
+        """Name of the study that made it."""
+        return str(self.manifest.get("kind"))
 
     @property
     def ablation(self) -> str:
         """What edges outside its circuit carry."""
-        return str(self.run.manifest.get("ablation", "corrupted"))
+        return str(self.manifest.get("ablation", "corrupted"))
 
-    @property
+    @cached_property
+    def origin(self) -> Origin:
+        """Where its model and prompts came from."""
+        if "prompts_from" not in self.manifest:
+            raise self._without("prompts", "find, patch, path or measure")
+        origin = Origin(**self.manifest["prompts_from"])
+        if origin.data is not None and not Path(origin.data).is_file():
+            raise RunError(f"The prompts of {self.folder} came from {origin.data}, which is not there any more.")
+        return origin
+
+    @cached_property
+    def model(self) -> Model:
+        """Its model, with the same weights."""
+        if "model" not in self.manifest:
+            raise self._without("model", "find")
+        asked = self.manifest["model"]["name"] if "prompts_from" not in self.manifest else self.origin.model
+        model = load(asked)
+        if weights_hash(model) != self.manifest["model"]["weights_hash"]:
+            raise RunError(f"The weights of {asked} are not those of {self.folder}. {self._again()}")
+        return model
+
+    @cached_property
+    def task(self) -> Task:
+        """Its prompts, with their metric."""
+        task = self.origin.draw(self.model, aligned=self.ablation not in ("zero", "mean"))
+        if task.data_hash() != self.manifest["task"]["data_hash"]:
+            source = self.origin.data or self.origin.task
+            raise RunError(f"The prompts of {self.folder} have changed since ({source}). {self._again()}")
+        return task
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The graph of its model, which need not be loaded for it."""
+        if "model" not in self.manifest:
+            raise self._without("model", "find")
+        shape = self.manifest["model"]
+        return Graph(shape["layers"], shape["heads"], shape["kv_heads"], parallel=shape["parallel"])
+
+    @cached_property
+    def circuit(self) -> Circuit:
+        """Its circuit; no model is loaded for it."""
+        if "circuit" not in self.run.tensors:
+            raise self._without("circuit", "find")
+        return Circuit(self.graph, self.run.tensors["circuit"].bool())
+
+    @cached_property
     def scores(self) -> EdgeScores | None:
-        """The scores that its circuit comes from, with those of every prompt where they were kept."""
-        tensors, method = self.run.tensors, self.run.manifest.get("method", {})
+        """The scores that its circuit comes from, with those of every prompt where they were kept; None without any."""
+        tensors, method = self.run.tensors, self.manifest.get("method", {})
         if "scores" not in tensors:
             return None
-        unit, name = method.get("unit", self.task.unit), method.get("description", "")
-        return EdgeScores(self.circuit.graph, tensors["scores"], unit, name, tensors.get("samples"))
+        unit = method.get("unit") or self.manifest["task"]["unit"]
+        return EdgeScores(self.graph, tensors["scores"], unit, method.get("description", ""), tensors.get("samples"))
+
+    def _without(self, part: str, studies: str) -> RunError:
+        return RunError(
+            f"{self.folder} is a {self.kind} run and holds no {part}. Give a run of `circuitome {studies}`."
+        )
+
+    def _again(self) -> str:
+        return f"Run it again: {self.manifest['command']}"
 
 
 def reopened(folder: Path) -> Reopened:
-    """The run in `folder`, its model loaded and its prompts drawn again.
+    """The run in `folder`, its model loaded, its prompts drawn again and its circuit read.
 
     Raises `RunError` where there is no run or it holds no circuit, or where its prompts, weights or graph are no longer
     what they were.
     """
-    run = load_run(folder)
-    manifest = run.manifest
-    if "circuit" not in run.tensors or "prompts_from" not in manifest:
-        raise RunError(
-            f"{folder} is a {manifest.get('kind')} run and holds no circuit. Give a run of `circuitome find`."
+    found = Reopened(folder, load_run(folder))
+    circuit, task = found.circuit, found.task
+    if circuit.graph != found.model.graph:
+        raise InputError(
+            f"The circuit of {folder} belongs to another model: {circuit.graph}; {found.model.name} has "
+            f"{found.model.graph}."
         )
-    origin = Origin(**manifest["prompts_from"])
-    if origin.data is not None and not Path(origin.data).is_file():
-        raise RunError(f"The prompts of {folder} came from {origin.data}, which is not there any more.")
-    model = load(origin.model)
-    task = origin.draw(model, aligned=manifest.get("ablation") not in ("zero", "mean"))
-    if task.data_hash() != manifest["task"]["data_hash"]:
-        raise RunError(
-            f"The prompts of {folder} have changed since ({origin.data or origin.task}). Run it again: "
-            f"{manifest['command']}"
-        )
-    if weights_hash(model) != manifest["model"]["weights_hash"]:
-        raise RunError(f"The weights of {origin.model} are not those of {folder}. Run it again: {manifest['command']}")
-    shape = manifest["model"]
-    graph = Graph(shape["layers"], shape["heads"], shape["kv_heads"], parallel=shape["parallel"])
-    if graph != model.graph:
-        raise InputError(f"The circuit of {folder} belongs to another model: {graph}; {model.name} has {model.graph}.")
-    return Reopened(run, origin, model, task, Circuit(graph, run.tensors["circuit"].bool()))
+    assert len(task)
+    return found

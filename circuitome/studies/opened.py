@@ -1,0 +1,138 @@
+"""A finished run in Python: everything that its command made, under a name."""
+
+import builtins
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuitome.errors import InputError, RunError, unknown_name
+from circuitome.present import notebook
+from circuitome.present.blocks import AnyBlock, Document
+from circuitome.present.export import figures, rows_of
+from circuitome.present.stored import document
+from circuitome.results import EffectMap
+from circuitome.runs.reopen import Reopened
+from circuitome.runs.store import MANIFEST, load_run
+from circuitome.studies.catalog import STUDIES
+
+if TYPE_CHECKING:
+    import pandas
+
+
+class OpenedRun(Reopened):
+    """A finished run of any study.
+
+        run = cm.open("runs/ioi-smollm2-135m-find-3f2a91")
+        run.circuit, run.scores, run.task, run.model     # of runs that have them; loaded when first asked for
+        run.results, run.tensors                         # every number that the command wrote
+        run.plot("faithfulness-by-size"), run.to_pandas("prompts")
+
+    In a notebook it shows itself as its page does. Parts that a run lacks raise `RunError`, which says what it has.
+    """
+
+    def _repr_html_(self) -> str:
+        return notebook.html(*self.document.blocks)
+
+    @cached_property
+    def document(self) -> Document:
+        """What the run says, as blocks."""
+        return document(self.run, self.folder)
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """The study's numbers as plain JSON values."""
+        return dict(self.manifest["results"])
+
+    @property
+    def tensors(self) -> dict[str, Any]:
+        """Its tensors by name."""
+        return dict(self.run.tensors)
+
+    @property
+    def verdict(self) -> dict[str, Any]:
+        """Of a validate run: criteria, tests and whether the circuit holds."""
+        return self._results_of("validate", "verdict")
+
+    @property
+    def explanation(self) -> dict[str, Any]:
+        """Of an explain run: roles of heads and their evidence."""
+        return self._results_of("explain", "explanation")
+
+    @property
+    def effects(self) -> list[EffectMap]:
+        """Of a patch or path run: its maps of effects, with those of every prompt."""
+        if "samples0" not in self.run.tensors:
+            raise self._without("effects", "patch or path")
+        plain = {name: self.run.tensors[name] for name in ("clean", "corrupted")}
+        groups = tuple(self.manifest["task"].get("groups", ()))
+        return [
+            EffectMap(
+                samples=self.run.tensors[f"samples{number}"],
+                axes=(tuple(found["rows"]), tuple(found["columns"])),
+                unit=found["unit"],
+                groups=groups,
+                name=found["name"],
+                **plain,
+            )
+            for number, found in enumerate(self.results["maps"])
+        ]
+
+    @property
+    def figures(self) -> dict[str, AnyBlock]:
+        """Its figures and tables by name."""
+        return figures(self.document)
+
+    def plot(self, figure: str | None = None) -> Any:
+        """The Altair chart, or the drawing, of one figure; of the first that is a picture, where none is named."""
+        if figure is not None:
+            return notebook.plot(self._figure(figure))
+        for block in self.figures.values():
+            if (picture := notebook.plot(block)) is not block:
+                return picture
+        raise InputError(f"{self.folder} holds no picture. It has the tables {', '.join(self.figures)}.")
+
+    def to_pandas(self, figure: str) -> "pandas.DataFrame":
+        """The numbers of one figure or table as a DataFrame. Raises `InputError` where pandas is not installed."""
+        try:
+            import pandas
+        except ImportError:
+            raise InputError("to_pandas needs pandas: pip install pandas.") from None
+        columns, *rows = rows_of(self._figure(figure))
+        return pandas.DataFrame([list(row) for row in rows], columns=list(columns))
+
+    def _figure(self, name: str) -> AnyBlock:
+        if name not in self.figures:
+            raise unknown_name("figure", name, self.figures)
+        return self.figures[name]
+
+    def _results_of(self, kind: str, part: str) -> dict[str, Any]:
+        if self.kind != kind:
+            raise self._without(part, kind)
+        return self.results
+
+
+def open(run: str | Path, *, runs: str | Path = "runs") -> OpenedRun:
+    """A finished run, by its folder or by the name of a study: then the newest run of that study under `runs`.
+
+        circuit = cm.open("find").circuit
+
+    Raises `RunError` where there is none or it is damaged.
+    """
+    folder = Path(run)
+    if not folder.is_dir() and str(run) in STUDIES:
+        folder = _newest(str(run), Path(runs))
+    return OpenedRun(folder, load_run(folder))
+
+
+def _newest(study: str, runs: Path) -> Path:
+    """The folder of the run of a study that was made last."""
+    made: dict[Path, str] = {}
+    for path in runs.glob(f"*/{MANIFEST}"):
+        with builtins.open(path, encoding="utf-8") as file:
+            manifest = json.load(file)
+        if manifest.get("kind") == study:
+            made[path.parent] = manifest.get("created", "")
+    if not made:
+        raise RunError(f"There is no {study} run in {runs}/. Make one: circuitome {study}.")
+    return max(made, key=lambda folder: made[folder])
