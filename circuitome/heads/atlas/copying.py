@@ -69,10 +69,7 @@ class Copying:
 
 
 def token_copying(
-    model: Model,
-    embedded: Float[Tensor, "n d_model"],
-    first: Float[Tensor, "n d_model"],
-    tokens: Int[Tensor, " n"],
+    model: Model, embedded: Float[Tensor, "n d_model"], first: Float[Tensor, "n d_model"], tokens: Int[Tensor, " n"]
 ) -> dict[str, Float[Tensor, "n layer head"]]:
     """1 where a token put through a head comes out among the 5 likeliest of all, else 0; by name in `TOKEN_COPYING`.
 

@@ -21,16 +21,7 @@ from transformers.cache_utils import DynamicLayer
 
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
-from circuitome.models.attention import (
-    AttentionCall,
-    Table,
-    attending,
-    by_group,
-    check_replaceable,
-    mix,
-    rotary_tables,
-    rotation,
-)
+from circuitome.models import attention
 from circuitome.models.inputs import Inputs
 from circuitome.models.model import Model
 
@@ -57,13 +48,13 @@ def stream_losses(
     check_stream(model, ids, sinks, window)
     chunk = max(1, min(chunk, _most_at_once(model, sinks, window), len(ids) - 1))
     rotated = learned_positions(model) is None
-    tables = rotary_tables(model, torch.arange(max(sinks + window, window - 1 + chunk) if rotated else 1))
+    tables = attention.rotary_tables(model, torch.arange(max(sinks + window, window - 1 + chunk) if rotated else 1))
     cache = Cache([_Kept(sinks, window) for _ in model.blocks])
     losses = []
     with torch.no_grad(), _unrotated(model):
         for start, tokens in _chunks(setting, "streaming", ids, chunk):
             view = _View.of(start, len(tokens) - 1, sinks, window, model.device)
-            with attending(model, _Streamed(view, tables, model)):
+            with attention.attending(model, _Streamed(view, tables, model)):
                 losses.append(_losses(model, tokens, view.at_sinks, len(view.keys), cache))
     return torch.cat(losses)
 
@@ -106,7 +97,7 @@ def check_stream(model: Model, ids: Int[Tensor, " pos"], sinks: int, window: int
     _check_text(ids)
     if not model.causal:
         raise InputError(f"{model.name} is not causal: later tokens change earlier ones, so it cannot be streamed.")
-    check_replaceable(model)
+    attention.check_replaceable(model)
     needs = f"a cache of {sinks} sinks and a window of {window} needs {sinks + window}"
     check_positions(model, sinks + window, needs, "Give a window of at most {}.", window)
     if changing := _changing_from(model):
@@ -145,7 +136,7 @@ def check_positions(model: Model, n: int, needs: str, advice: str, value: int) -
 
 def learned_positions(model: Model) -> int | None:
     """How many positions the model has embeddings for; None where positions are rotations."""
-    return None if rotary_tables(model, torch.arange(1))[0] else int(model.hf.config.max_position_embeddings)
+    return None if attention.rotary_tables(model, torch.arange(1))[0] else int(model.hf.config.max_position_embeddings)
 
 
 def _changing_from(model: Model) -> tuple[str, int] | None:
@@ -241,29 +232,31 @@ class _Streamed:
 
     view: _View
     """What is seen."""
-    tables: list[Table | None]
+    tables: list[attention.Table | None]
     """Rotations of each block."""
     model: Model
     """Whose attention it is."""
 
-    def __call__(self, call: AttentionCall, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def __call__(self, call: attention.AttentionCall, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Z of every head, from queries and keys that are not rotated yet."""
         view, table = self.view, self.tables[call.layer]
         visible = view.visible if call.window is None else view.visible & (view.distance < call.window)
         if table is None:
-            products = by_group(query, key.shape[1], key.transpose(-1, -2))
+            products = attention.by_group(query, key.shape[1], key.transpose(-1, -2))
         else:
             n = view.sinks
             near = self._products(table, query, view.queries, key[:, :, n:], view.keys[n:] - view.base)
             far = self._products(table, query, view.at_sinks, key[:, :, :n], view.keys[:n])
             products = torch.cat([far, near], -1)
         scores = call.capped(products).masked_fill(~visible, -torch.inf)
-        return mix(scores.softmax(-1, dtype=torch.float32).to(value.dtype), value)
+        return attention.mix(scores.softmax(-1, dtype=torch.float32).to(value.dtype), value)
 
-    def _products(self, table: Table, query: Tensor, at: Tensor, key: Tensor, where: Tensor) -> Tensor:
+    def _products(self, table: attention.Table, query: Tensor, at: Tensor, key: Tensor, where: Tensor) -> Tensor:
         """Products of queries at positions `at` and keys at positions `where`."""
-        return by_group(self._turned(table, query, at), key.shape[1], self._turned(table, key, where).transpose(-1, -2))
+        return attention.by_group(
+            self._turned(table, query, at), key.shape[1], self._turned(table, key, where).transpose(-1, -2)
+        )
 
-    def _turned(self, table: Table, x: Tensor, at: Tensor) -> Tensor:
+    def _turned(self, table: attention.Table, x: Tensor, at: Tensor) -> Tensor:
         cos, sin = (part[:, at] for part in table)
-        return rotation(self.model)(x, x[:, :0], cos, sin)[0]
+        return attention.rotation(self.model)(x, x[:, :0], cos, sin)[0]

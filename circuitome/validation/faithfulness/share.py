@@ -108,12 +108,14 @@ def faithfulness_curve(
     results = _evaluate(setting, [*circuits, *nulls])
     of_scores, random = results[: len(circuits)], results[len(circuits) :]
     groups = [random[i : i + draws] for i in range(0, len(random), draws)] if draws else []
+    means = [torch.stack([result.samples for result in group]).mean(0) for group in groups]
+    values = [[result.value for result in group] for group in groups]
     return Curve(
-        chosen,
-        tuple(of_scores),
-        tuple(_mean_share(setting, group) for group in groups),
-        tuple((min(result.value for result in group), max(result.value for result in group)) for group in groups),
-        draws,
+        sizes=chosen,
+        circuits=tuple(of_scores),
+        random=tuple(normalised(setting, samples) for samples in means),
+        random_range=tuple((min(group), max(group)) for group in values),
+        draws=draws,
     )
 
 
@@ -130,13 +132,13 @@ def _rounded(size: int) -> int:
     return size // unit * unit
 
 
-def random_circuit(graph: Graph, n: int, generator: torch.Generator) -> Circuit:
-    """`n` edges of `graph` drawn without replacement."""
-    mask = torch.zeros(graph.n_edges, dtype=torch.bool)
-    mask[torch.randperm(graph.n_edges, generator=generator)[:n]] = True
-    full = torch.zeros_like(graph.mask)
-    full[graph.mask] = mask
-    return Circuit(graph, full)
+def random_circuit(graph: Graph, n: int, generator: torch.Generator, among: Circuit | None = None) -> Circuit:
+    """`n` edges of `graph`, or of the circuit `among`, drawn without replacement; all where there are fewer."""
+    edges = (graph.mask if among is None else among.mask).nonzero()
+    drawn = edges[torch.randperm(len(edges), generator=generator)[:n]]
+    mask = torch.zeros_like(graph.mask)
+    mask[drawn[:, 0], drawn[:, 1]] = True
+    return Circuit(graph, mask)
 
 
 def _evaluate(setting: Setting, circuits: Sequence[Circuit]) -> list[Faithfulness]:
@@ -151,7 +153,7 @@ def _result(evaluator: Evaluator, circuit: Circuit, metric: Tensor) -> Faithfuln
     setting, (clean, empty) = evaluator.setting, (evaluator.clean, evaluator.empty)
     samples, unit = torch.stack([metric, clean, empty], 1), setting.task.unit
     return Faithfulness(
-        share=setting.estimate(samples, share_of_gap, SHARE),
+        share=normalised(setting, samples),
         circuit=setting.mean(metric, unit),
         model=setting.mean(clean, unit),
         empty=setting.mean(empty, unit),
@@ -161,11 +163,6 @@ def _result(evaluator: Evaluator, circuit: Circuit, metric: Tensor) -> Faithfuln
     )
 
 
-def share_of_gap(means: Tensor) -> Tensor:
-    """(F(C) - F(0)) / (F(M) - F(0)) of columns circuit, model, empty."""
-    return (means[:, 0] - means[:, 2]) / (means[:, 1] - means[:, 2])
-
-
-def _mean_share(setting: Setting, group: Sequence[Faithfulness]) -> Estimate:
-    """Faithfulness of the mean metric over several circuits."""
-    return setting.estimate(torch.stack([result.samples for result in group]).mean(0), share_of_gap, SHARE)
+def normalised(setting: Setting, samples: Float[Tensor, "prompts columns"]) -> Estimate:
+    """(F(C) - F(0)) / (F(M) - F(0)) from per-prompt metrics, whose first columns are circuit, model, empty circuit."""
+    return setting.estimate(samples, lambda means: (means[:, 0] - means[:, 2]) / (means[:, 1] - means[:, 2]), SHARE)
