@@ -138,7 +138,12 @@ def validate(
     ones; `groups` are sets of nodes (such as the heads of each role) to knock out together; `truth` is the true circuit
     where it is known. `quick` takes fewer subsets, so that some verdicts stay unclear. The setting's
     checkpoint is a folder in which measurements are kept, from which the same call goes on after a stop.
-    Raises `InputError` for an empty circuit, one of another model, or a model that does not do the task.
+    Raises `InputError` for an empty circuit, one of another model, or a model that does not do the task;
+    `NumericsError` where a metric is not finite.
+
+    >>> model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
+    >>> cm.validate(model, cm.ground_truth.true_circuit(model, task), task, quick=True).answer
+    'INCONCLUSIVE'
     """
     check_graph(setting.model, circuit)
     if len(circuit) == 0:

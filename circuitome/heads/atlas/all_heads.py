@@ -101,6 +101,9 @@ def head_atlas(
     are scores from elsewhere on the same heads, e.g. of retrieval.
     Raises `InputError` for numbers that cannot be or do not fit the model, `UnsupportedModelError` for a model that
     shows no attention probabilities.
+
+    >>> cm.heads.head_atlas(cm.load("known-induction"), n=4).top("induction", 1)[0][0]
+    'a1.h0'
     """
     model = setting.model
     repeated = repeated_tokens(model, n=n, period=usual_period(model) if period is None else period, seed=setting.seed)

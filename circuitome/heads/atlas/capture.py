@@ -23,6 +23,12 @@ def watching_heads(model: Model, watch: WatchHeads) -> Iterator[dict[str, Tensor
     "embedded", in front of block 0; "first", behind it; "final", in front of the final norm.
     A head adds z @ weight to the stream, with weight as `Block.head_weights` gives it.
     Raises `UnsupportedModelError` for a model that shows no attention probabilities.
+
+    >>> model, last = cm.load("known-induction"), {}
+    >>> with cm.heads.watching_heads(model, lambda layer, pattern, z: last.update({layer: z})) as stream:
+    ...     logits = model.logits(cm.heads.repeated_tokens(model, n=2, period=4).inputs)
+    >>> tuple(stream["final"].shape[:2]), sorted(last)
+    ((2, 9), [0, 1])
     """
     stream, latest = dict[str, Tensor](), dict[int, Tensor]()
 

@@ -80,6 +80,11 @@ def token_copying(
     Raises `InputError` for a model whose outputs are not its input tokens.
     Source: copy score of Wang et al. 2022, arXiv:2211.00593, section 3.1; redwoodresearch/Easy-Transformer
     (there names at their places in IOI prompts).
+
+    >>> model = cm.load("known-induction")
+    >>> nothing = torch.zeros(2, model.d_model)
+    >>> cm.heads.token_copying(model, nothing, nothing, torch.tensor([3, 4]))["copy_top5"].shape
+    torch.Size([2, 2, 3])
     """
     check_outputs_are_tokens(model)
     scores = []

@@ -138,6 +138,10 @@ def induction(
     `draws` sets of `k` other heads show what that alone does.
     Raises `InputError` for numbers that cannot be, `UnsupportedModelError` for a model without attention probabilities.
     Source: Olsson et al. 2022, arXiv:2209.11895, arguments 1 to 3.
+
+    >>> found = cm.heads.induction(cm.load("known-induction"), n=3, k=1)
+    >>> found.without.heads, round(found.loss_rise().value, 2)  # nats a token
+    (('a1.h0',), 2.83)
     """
     model, seed = setting.model, setting.seed
     heads = model.graph.n_layers * model.graph.n_heads

@@ -50,6 +50,11 @@ def pattern_scores(setting: Setting, repeated: Repeated, *, random: Sequence[int
     Raises `UnsupportedModelError` for a model that shows no attention probabilities.
     Source: Olsson et al. 2022, arXiv:2209.11895 (prefix matching); Wang et al. 2022, arXiv:2211.00593 (previous and
     duplicate token); Xiao et al. 2023, arXiv:2309.17453 (sinks; the paper shows maps, the mass is ours).
+
+    >>> model = cm.load("known-induction")
+    >>> scores = cm.heads.pattern_scores(model, cm.heads.repeated_tokens(model, n=2, period=4))
+    >>> scores["previous"]["a0.h0"].value, scores["induction"]["a1.h0"].value
+    (1.0, 1.0)
     """
     chance = chance_levels(repeated, setting.model.causal)
     return beside_noise(setting, random, lambda setting: in_chunks(setting, repeated, _pass), PATTERNS, chance)

@@ -60,7 +60,11 @@ class NeedlePrompt:
 
 
 def own_text() -> str:
-    """The text that comes with the package: plain prose, 1,700 words, written for it."""
+    """The text that comes with the package: plain prose, 1,700 words, written for it.
+
+    >>> len(cm.heads.own_text().split())
+    1737
+    """
     return (HERE / "haystack.txt").read_text(encoding="utf-8")
 
 
@@ -70,7 +74,14 @@ def own_needles() -> tuple[Needle, ...]:
 
 
 def read_needles(path: Path) -> tuple[Needle, ...]:
-    """Needles from a JSONL file with `needle`, `question` and `answer`. Raises `DataFileError`, naming the line."""
+    """Needles from a JSONL file with `needle`, `question` and `answer`.
+
+    Raises `DataFileError` for a file that is no UTF-8 text or holds none, and for a line that is none, which it names.
+
+    >>> path = Path(circuitome.__path__[0]) / "heads" / "long_context" / "needles.jsonl"
+    >>> len(cm.heads.read_needles(path))
+    3
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -100,11 +111,14 @@ def needle_prompts(
     text: str | None = None,
     needles: Sequence[Needle] | None = None,
 ) -> tuple[NeedlePrompt, ...]:
-    """Every needle at every depth of every length.
+    """Every needle at every depth of every length, as prompts: lengths vary slowest, needles fastest.
 
     A prompt is the tokenizer's own first tokens, the text cut so that the prompt has exactly `length` tokens, the
     question and "A:". The needle stands after the last sentence end before its depth; at depth 1 after the text.
     No chat template. Raises `InputError` for lengths, depths, texts and needles that cannot be.
+    Source: Wu et al. 2024, arXiv:2404.15574, section 2.
+
+        cm.heads.needle_prompts(cm.load("smollm2"), lengths=(128,), depths=(0.5,))[0].needle_ids
     """
     needles = own_needles() if needles is None else needles
     if not (lengths and depths and needles):

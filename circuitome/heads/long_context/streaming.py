@@ -43,6 +43,10 @@ def stream_losses(
     then on. `chunk` tokens run at once; the result does not depend on it but for rounding. float32.
 
     Raises `InputError` for sizes that cannot be, `UnsupportedModelError` where attention cannot be replaced.
+    Source: Xiao et al. 2023, arXiv:2309.17453, section 3.2.
+
+        model = cm.load("smollm2")
+        cm.stream_losses(model, torch.tensor(model.encode(text)), sinks=4, window=256).mean()
     """
     model = setting.model
     check_stream(model, ids, sinks, window)
@@ -61,9 +65,13 @@ def stream_losses(
 
 @method
 def dense_losses(setting: Setting, ids: Int[Tensor, " pos"], *, chunk: int = 2 * CHUNK) -> Float[Tensor, " pos-1"]:
-    """The same from the plain model, which keeps every token in its cache.
+    """Negative log-likelihood in nats of tokens 1, 2, ... of `ids` by the plain model, whose cache keeps every token.
 
+    What `stream_losses` is compared with; float32. `chunk` tokens run at once.
     Raises `InputError` for fewer than two tokens, or more than the model has learned positions for.
+
+    >>> cm.dense_losses(cm.load("known-induction"), torch.arange(1, 17)).shape
+    torch.Size([15])
     """
     model, held = setting.model, len(ids) - 1
     _check_text(ids)

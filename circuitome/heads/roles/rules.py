@@ -172,7 +172,11 @@ class RoleVerdict:
 
 
 def role_of(features: Features) -> RoleVerdict:
-    """The role that a head's features speak for."""
+    """The role that a head's features speak for: that of the best score in [0, 1], or "unclear"; see the module.
+
+    >>> cm.heads.role_of(cm.heads.Features(first=Relation(on_prompts=1.0), to_first=1.0)).role
+    'first token'
+    """
     scores = {role: rule(features) for role, rule in RULES.items()}
     ranked = sorted(scores, key=lambda role: -scores[role])
     if any(scores[role] >= LEAST / 2 for role in scores if role not in RESTING):

@@ -82,6 +82,10 @@ def faithfulness(setting: Setting, circuit: Circuit) -> Faithfulness:
 
     Ratio of means, not mean of ratios; 95 % bootstrap interval over prompts. Raises `InputError` if the circuit belongs
     to another model or the model does not do the task (F(M) <= F(0)): then there is no behaviour to explain.
+
+    >>> model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
+    >>> round(cm.faithfulness(model, cm.ground_truth.true_circuit(model, task), task).value, 3)
+    1.0
     """
     return _evaluate(setting, [circuit])[0]
 
@@ -99,6 +103,11 @@ def faithfulness_curve(
 
     `select` maps a size to a circuit (default `scores.top`); `sizes` defaults to a log-spaced range of the graph.
     Everything that does not depend on the circuit runs once. Raises as `faithfulness`.
+
+    >>> model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
+    >>> curve = cm.faithfulness_curve(model, cm.eap(model, task), task, sizes=(5, 20), draws=1)
+    >>> [round(result.value, 2) for result in curve.circuits]
+    [-0.33, 1.0]
     """
     chosen = tuple(sizes) or default_sizes(scores.graph)
     pick = select or scores.top
