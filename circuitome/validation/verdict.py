@@ -151,7 +151,7 @@ def validate(
     effort, folder, seed = QUICK if quick else FULL, setting.checkpoint, setting.seed
     evaluator = Evaluator(setting.but(checkpoint=None if folder is None else folder / "measured.safetensors"))
     metric, share, null_shares = _circuit_and_nulls(evaluator, circuit, effort)
-    samples = torch.stack([metric, evaluator.clean, evaluator.empty], 1)
+    samples = evaluator.samples(metric)
     shares = variants.faithfulness_variants(setting, samples) | variants.distribution_variants(evaluator, circuit)
     complete = completeness(evaluator, circuit, draws=effort.subsets, greedy=effort.greedy, groups=groups, seed=seed)
     minimal = minimality(evaluator, circuit, sets=effort.halves, readers=effort.others, seed=seed)
@@ -188,7 +188,7 @@ def _others(
     """What only the whole suite measures: robustness, areas under the curve, nodes alone, other ablations."""
     auc, curve = (None, ()) if scores is None else _auc(evaluator, scores)
     nodes = evaluator.circuits([variants.node_circuit(circuit)])[0]
-    alone = normalised(setting, torch.stack([nodes, evaluator.clean, evaluator.empty], 1))
+    alone = normalised(setting, evaluator.samples(nodes))
     return {
         "robustness": robustness(setting, circuit, scores),
         "auc": auc,

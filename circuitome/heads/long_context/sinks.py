@@ -80,12 +80,12 @@ def sink_mass(
     for row in range(0, texts, ROWS):
         some = ids[row : row + ROWS].to(model.device)
 
-        def look(layer: int, pattern: Tensor, rows: slice = slice(row, row + ROWS)) -> None:
+        def note_mass(layer: int, pattern: Tensor, rows: slice = slice(row, row + ROWS)) -> None:
             for index, k in enumerate(first):
                 mass = pattern[:, :, start:, :k].float().sum(-1).mean(-1)
                 samples[index, rows, layer] = mass.cpu()
 
-        with torch.no_grad(), model.watching_attention(look):
+        with torch.no_grad(), model.watching_attention(note_mass):
             model.logits(Inputs.whole(some))
         tell(min(row + ROWS, texts), texts)
     return SinkMass(tuple(first), start, samples, uniform)

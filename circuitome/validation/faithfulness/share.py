@@ -159,13 +159,12 @@ def _evaluate(setting: Setting, circuits: Sequence[Circuit]) -> list[Faithfulnes
 
 
 def _result(evaluator: Evaluator, circuit: Circuit, metric: Tensor) -> Faithfulness:
-    setting, (clean, empty) = evaluator.setting, (evaluator.clean, evaluator.empty)
-    samples, unit = torch.stack([metric, clean, empty], 1), setting.task.unit
+    setting, samples, unit = evaluator.setting, evaluator.samples(metric), evaluator.task.unit
     return Faithfulness(
         share=normalised(setting, samples),
         circuit=setting.mean(metric, unit),
-        model=setting.mean(clean, unit),
-        empty=setting.mean(empty, unit),
+        model=setting.mean(evaluator.clean, unit),
+        empty=setting.mean(evaluator.empty, unit),
         n_edges=len(circuit),
         ablation=setting.ablation,
         samples=samples,

@@ -91,12 +91,12 @@ def other_ablations(setting: Setting, circuit: Circuit, others: Mapping[str, Tas
         here = setting.but(prompts=prompts, ablation=kind, checkpoint=path, progress=silent)
         try:
             evaluator = Evaluator(here)
-            metric, empty = evaluator.circuits([circuit, Circuit.empty(circuit.graph)])
+            samples = evaluator.samples(evaluator.circuits([circuit, Circuit.empty(circuit.graph)])[0])
             evaluator.save()
         except InputError as error:
             rows.append(OtherAblation(name, None, str(error)))
             continue
-        rows.append(OtherAblation(name, normalised(here, torch.stack([metric, evaluator.clean, empty], 1))))
+        rows.append(OtherAblation(name, normalised(here, samples)))
         setting.progress("other ablations", index + 1, len(plans))
     return tuple(rows)
 

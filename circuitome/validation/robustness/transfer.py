@@ -147,9 +147,9 @@ def transfer(
 
 def _shares(name: str, evaluator: Evaluator, circuits: list[Circuit]) -> list[Estimate]:
     """Faithfulness of each circuit on the task called `name`."""
-    *metrics, empty = evaluator.circuits([*circuits, Circuit.empty(evaluator.model.graph)])
+    *metrics, _ = evaluator.circuits([*circuits, Circuit.empty(evaluator.model.graph)])
     try:
         evaluator.checked_gap()
     except InputError as error:
         raise InputError(f"{name}: {error} variants_of gives only tasks that the model does.") from None
-    return [normalised(evaluator.setting, torch.stack([metric, evaluator.clean, empty], 1)) for metric in metrics]
+    return [normalised(evaluator.setting, evaluator.samples(metric)) for metric in metrics]
