@@ -18,7 +18,7 @@ from circuitome.models.inputs import FrozenLayer, OnePassLayer
 from circuitome.models.model import Model
 from circuitome.tasks.task import Task
 
-At = str | int | Sequence[int] | Sequence[Sequence[int]]
+At = str | int | Sequence[int] | Sequence[Sequence[int]] | Tensor
 """all, end, a role of a task, one position, several, or several for each prompt; negative ones count from the end."""
 
 
@@ -34,8 +34,9 @@ class Pass:
     """Place of each token in its own prompt, padding not counted."""
     goes_on: bool
     """Whether the pass goes on from a cache."""
-    own_cache: bool
-    """Whether the cache is circuitome's own, which cuts prompts in two."""
+    unplaced: bool
+    """Whether it cannot be told where in their prompts its tokens are: where circuitome's own cache has cut prompts in
+    two, or the mask is no mask of tokens."""
     rows: tuple[int, ...]
     """Which prompt each row is."""
     count: int
@@ -86,7 +87,7 @@ class Where:
 class Positions:
     """What `at` says, and the pass that is running."""
 
-    at: At
+    at: str | int | Sequence[Any]
     """As it was given, or a list of positions by prompt where it was a role."""
     task: Task | None = None
     """The task whose prompts must be the ones that run; None where any may."""
@@ -141,12 +142,13 @@ class Positions:
         over parts of prompts in which positions cannot be told.
         """
         run = self.run
-        if run is None or run.real.shape != shape or (run.own_cache and not self.everywhere):
+        if run is None or run.real.shape != shape or (run.unplaced and not self.everywhere):
             if self.everywhere:
                 return _everywhere(_unknown_pass(shape, run))
             raise InputError(
-                "This runs parts of prompts, in which positions cannot be told. Inside an intervention at some "
-                'positions, run whole prompts (Setting(..., shared_prefix=False)); or intervene at="all".'
+                "This runs parts of prompts, or has an attention mask that is not [batch, tokens], so that positions "
+                "cannot be told. Inside an intervention at some positions run whole prompts (in circuitome's methods, "
+                'shared_prefix=False); or intervene at="all".'
             )
         if run.goes_on and not self.everywhere:
             return None
@@ -245,15 +247,17 @@ def _pass(model: Model, given: dict[str, Any]) -> Pass:
     shape, device = tokens.shape[:2], tokens.device
     before = 0 if cache is None else int(cache.get_seq_length())
     mask = given.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.ndim == 2:
-        seen = mask[:, : before + shape[1]].bool()
+    by_token = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+    if by_token is not None:
+        seen = by_token[:, : before + shape[1]].bool()
         index, real = (seen.cumsum(1) - 1)[:, before:], seen[:, before:]
     else:
         index = torch.arange(before, before + shape[1], device=device).expand(shape)
         real = torch.ones(shape, dtype=torch.bool, device=device)
-    own = any(isinstance(layer, FrozenLayer | OnePassLayer) for layer in getattr(cache, "layers", ()))
+    cut = any(isinstance(layer, FrozenLayer | OnePassLayer) for layer in getattr(cache, "layers", ()))
+    unplaced = cut or (mask is not None and by_token is None)
     rows, count = model.rows or (tuple(range(shape[0])), shape[0])
-    return Pass(ids, real, index, before > 0, own, rows, count)
+    return Pass(ids, real, index, before > 0, unplaced, rows, count)
 
 
 def _unknown_pass(shape: torch.Size, run: Pass | None) -> Pass:

@@ -15,7 +15,7 @@ from circuitome.engine.interventions.positions import Positions
 from circuitome.engine.interventions.prompts import as_task, texts, token_ids
 from circuitome.engine.interventions.sites import Site, part
 from circuitome.engine.interventions.sites import site as site_of
-from circuitome.engine.interventions.watching import changing_site
+from circuitome.engine.interventions.watching import changing_site, z_written
 from circuitome.errors import InputError, unknown_name
 from circuitome.graph.node import Node
 from circuitome.models.model import Model
@@ -84,7 +84,7 @@ def activations(
     Gives tensors [prompt, position, width] by site name, in the model's dtype, on the CPU, without gradients; positions
     count from each prompt's beginning, and there is NaN behind its end. Sites are those of `hook`. Costs one forward
     pass, in batches of like lengths that take at most `max_memory` bytes. Inside `ablate` and its like, values are
-    those of the changed model; under a post-norm an ablated head's `out` shows the change, its z is what it was.
+    those of the changed model.
     Raises `UnknownNameError` for a site that does not exist, `InputError` without prompts, `MemoryBudgetError`.
 
         values = cm.activations(model, ["When Mary and John", "The cat"], ["a9.h6.z", "m3.resid_pre"])
@@ -144,7 +144,8 @@ def _recorded(
     with torch.no_grad(), model.reserved(), ExitStack() as stack:
         stack.enter_context(positions.followed(model))
         for name, site in sites.items():
-            stack.enter_context(changing_site(model, site, positions, _keep(latest, name)))
+            show = z_written if site.what == "z" else changing_site
+            stack.enter_context(show(model, site, positions, _keep(latest, name)))
         for batch in batches(model, as_task(rows), shared_prefix=False, corrupted=False, max_memory=max_memory):
             with model.running_rows(batch.rows, len(rows)):
                 model.record(batch.clean, logits=False)

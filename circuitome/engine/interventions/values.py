@@ -30,10 +30,15 @@ def times(factor: float) -> Change:
 
 
 def constant(value: Tensor, names: str) -> Change:
-    """A tensor that is broadcast over the values; heads of a block all get the same."""
+    """A tensor that is broadcast over the values; heads of a block all get the same.
 
-    def put(values: Tensor, where: Where) -> Tensor:
+    One that differs by position belongs to the prompts: generated tokens keep their own values.
+    """
+
+    def put(values: Tensor, where: Where) -> Tensor | None:
         new = value.to(values).unsqueeze(-2) if value.ndim else value.to(values)
+        if where.run.goes_on and value.ndim > 1 and value.shape[-2] > 1:
+            return None
         if where.ragged and any(size > 1 for size in new.shape[:-2]):
             raise InputError(
                 f"The value of {names} has shape {list(value.shape)}, but prompts have different numbers of positions "
@@ -85,6 +90,7 @@ class OfPrompts:
 
     def __call__(self, values: Tensor, where: Where) -> Tensor:
         """The values at the positions that are meant; generated tokens and padding keep theirs."""
+        self._check_prompts(where)
         prompt = where.prompt if len(self.lengths) > 1 else torch.zeros_like(where.prompt)
         place = where.rank if self.by_rank else where.index
         lengths = torch.tensor(self.lengths, device=place.device)[prompt]
@@ -95,15 +101,20 @@ class OfPrompts:
             return torch.where(inside, new, values)
         return new
 
-    def _check(self, where: Where, place: Int[Tensor, "rows some"], lengths: Int[Tensor, "rows _"]) -> None:
+    def _check_prompts(self, where: Where) -> None:
+        """Raises `InputError` unless the prompts that run are as many as those of the values, and whole."""
         run = where.run
-        if run.own_cache:
+        if run.unplaced:
             raise InputError(
-                f"{self.what} belong to whole prompts, and this runs parts of prompts. Run whole prompts "
-                "(Setting(..., shared_prefix=False))."
+                f"{self.what} belong to whole prompts, and this runs parts of prompts. Run whole prompts (in "
+                "circuitome's methods, shared_prefix=False)."
             )
         if len(self.lengths) not in (1, run.count):
             raise InputError(f"{self.what} are of {len(self.lengths)} prompts, and {run.count} run. Run as many.")
+
+    def _check(self, where: Where, place: Int[Tensor, "rows some"], lengths: Int[Tensor, "rows _"]) -> None:
+        """Raises `InputError` where a position that is meant has no value."""
+        run = where.run
         if where.row is None and not run.goes_on:
             for row, (size, expected) in enumerate(zip(run.lengths, lengths[:, 0].tolist(), strict=True)):
                 if size < expected or (size > expected and self.exact):

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitome.engine.ablate_outputs import share_vectors
+from circuitome.engine.ablation import scaled_heads
 from circuitome.engine.interventions.changes import Change, apart, changed, changed_cells
 from circuitome.engine.interventions.changes import changing as changing_tap
 from circuitome.engine.interventions.positions import Positions
@@ -92,6 +93,27 @@ def _changing_share(model: Model, site: Site, positions: Positions, change: Chan
         hooked(block.output.register_forward_hook, note),
         hooked(block.attention_end.register_forward_hook, gives),
     ):
+        yield
+
+
+@contextmanager
+def z_written(model: Model, site: Site, positions: Positions, change: Change) -> Iterator[None]:
+    """As `changing_site` at a head's z, to look at only, with what changes the head behind a post-norm counted in.
+
+    Such a change acts on z over the norm's divisor: shown is the changed share times the divisor.
+    """
+    layer, block = site.node.layer, model.blocks[site.node.layer]
+    post = block.attention_post
+    if post is None or not model.held.get(layer):
+        with changing_site(model, site, positions, change):
+            yield
+        return
+
+    def show(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        shares = scaled_heads(model, layer, args[0], output)[:, :, [site.node.index]]
+        changed_cells((shares * post.sigma(output)[..., None]).to(output.dtype), (0,), positions, change)
+
+    with hooked(block.output.register_forward_hook, show):
         yield
 
 
