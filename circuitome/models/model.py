@@ -314,7 +314,7 @@ class Model:
 
     def _call(self, inputs: Inputs) -> Any:
         """The model's own forward; None where a hook ended the pass early."""
-        with self.reserved():
+        with self.reserved(), self.running_rows(*(self.rows or ((), 0))):
             try:
                 return self.hf(
                     input_ids=inputs.ids,
@@ -334,7 +334,10 @@ class Model:
 
     @contextmanager
     def running_rows(self, rows: Sequence[int], count: int) -> Iterator[None]:
-        """Inside, a pass runs the prompts `rows` of `count`: what is in force for single prompts finds its own."""
+        """Inside, a pass runs the prompts `rows` of `count`: what is in force for single prompts finds its own.
+
+        A count of 0 says that it is not known which prompts they are.
+        """
         with self._lock:
             before, self.rows = self.rows, (tuple(rows), count)
             try:

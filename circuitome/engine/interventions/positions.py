@@ -40,7 +40,7 @@ class Pass:
     rows: tuple[int, ...]
     """Which prompt each row is."""
     count: int
-    """How many prompts there are, of which these rows may be some."""
+    """How many prompts there are, of which these rows may be some; 0 where it is not known which they are."""
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -56,6 +56,18 @@ class Pass:
     def prompt(self) -> Int[Tensor, "batch 1"]:
         """Number of the prompt that each row is."""
         return torch.tensor(self.rows, device=self.real.device)[:, None]
+
+    def check_count(self, count: int, what: str) -> None:
+        """Raises `InputError` unless `what`, which is given for `count` prompts, is of those that run."""
+        if not self.count:
+            raise InputError(
+                f"{what} belong to single prompts, and circuitome's methods run prompts in an order of their own. Give "
+                "what holds for every prompt, or run model.hf, cm.activations or cm.attention."
+            )
+        if self.count != count:
+            raise InputError(
+                f"{what} are of {count} prompts, and {self.count} run. Run these prompts, all of them, in order."
+            )
 
     def tokens(self, row: int) -> tuple[int, ...]:
         """The prompt's token ids."""
@@ -190,11 +202,7 @@ def _for_prompt(at: Sequence[Any], run: Pass, row: int) -> Sequence[int]:
     """Of a list of positions, or of such lists by prompt, the one for a row."""
     if _is_int(at[0]):
         return at
-    if run.count != len(at):
-        raise InputError(
-            f"There are positions for {len(at)} prompts, and {run.count} run. Run these prompts in order, or give "
-            "positions for each that runs."
-        )
+    run.check_count(len(at), "Lists of positions")
     return at[run.rows[row]]
 
 
@@ -218,11 +226,7 @@ def _is_int(value: Any) -> bool:
 
 def _check_prompts(run: Pass, task: Task) -> None:
     """Raises `InputError` unless the pass runs, or goes on from, the task's prompts in order."""
-    if run.count != len(task):
-        raise InputError(
-            f"{run.count} prompts run, and task {task.name} has {len(task)}. What belongs to its prompts needs all of "
-            "them, in order."
-        )
+    run.check_count(len(task), f"Roles and values of task {task.name}")
     if run.ids is None or run.goes_on:
         return
     for row, number in enumerate(run.rows):
@@ -256,8 +260,8 @@ def _pass(model: Model, given: dict[str, Any]) -> Pass:
         real = torch.ones(shape, dtype=torch.bool, device=device)
     cut = any(isinstance(layer, FrozenLayer | OnePassLayer) for layer in getattr(cache, "layers", ()))
     unplaced = cut or (mask is not None and by_token is None)
-    rows, count = model.rows or (tuple(range(shape[0])), shape[0])
-    return Pass(ids, real, index, before > 0, unplaced, rows, count)
+    rows, count = model.rows or ((), shape[0])
+    return Pass(ids, real, index, before > 0, unplaced, rows or tuple(range(shape[0])), count)
 
 
 def _unknown_pass(shape: torch.Size, run: Pass | None) -> Pass:

@@ -109,8 +109,8 @@ class OfPrompts:
                 f"{self.what} belong to whole prompts, and this runs parts of prompts. Run whole prompts (in "
                 "circuitome's methods, shared_prefix=False)."
             )
-        if len(self.lengths) not in (1, run.count):
-            raise InputError(f"{self.what} are of {len(self.lengths)} prompts, and {run.count} run. Run as many.")
+        if len(self.lengths) > 1:
+            run.check_count(len(self.lengths), self.what)
 
     def _check(self, where: Where, place: Int[Tensor, "rows some"], lengths: Int[Tensor, "rows _"]) -> None:
         """Raises `InputError` where a position that is meant has no value."""
