@@ -1,9 +1,11 @@
 """Interventions against raw torch hooks written here, on modules named here: what is tested makes no answer."""
 
 import contextlib
+import re
 import threading
 from dataclasses import replace
 from operator import attrgetter
+from pathlib import Path
 
 import pytest
 import torch
@@ -655,6 +657,15 @@ def test_positions_without_a_mask_of_tokens_are_refused():
         model.hf(input_ids=ids, attention_mask=mask)
     with cm.ablate(model, "m0", at="end"), pytest.raises(InputError, match=r"not \[batch, tokens\]"):
         model.hf(input_ids=ids, attention_mask=mask)
+
+
+def test_the_page_lists_the_table():
+    page = (Path(__file__).parents[2] / "docs/interventions.md").read_text()
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| `")]
+    listed = {
+        (name, ours) for row in rows for name in re.findall("`(.*?)`", row[2]) for ours in row[1].split("`")[1::2]
+    }
+    assert set(TABLE.items()) <= listed
 
 
 @pytest.mark.parametrize("name", TABLE)

@@ -1,6 +1,6 @@
 """What a model shows on prompts: activations at sites by name, and attention patterns of heads."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +47,7 @@ class Activations(Mapping[str, Tensor]):
         return site in self.by_site
 
     def __repr__(self) -> str:
-        return f"Activations({', '.join(self.by_site)}; {_counted(self.prompts, self.tokens)})"
+        return f"Activations({_named(self, 'sites')}; {_counted(self.prompts, self.tokens)})"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -69,7 +69,11 @@ class AttentionPatterns:
         return self.pattern[:, self.heads.index(head)]
 
     def __repr__(self) -> str:
-        return f"AttentionPatterns({', '.join(self.heads)}; {_counted(self.prompts, self.tokens)})"
+        return f"AttentionPatterns({_named(self.heads, 'heads')}; {_counted(self.prompts, self.tokens)})"
+
+
+def _named(names: Collection[str], kind: str) -> str:
+    return ", ".join(names) if len(names) <= 6 else f"{len(names)} {kind}"
 
 
 def _counted(prompts: Sequence[str], tokens: Sequence[Sequence[str]]) -> str:
