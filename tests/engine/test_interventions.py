@@ -479,6 +479,13 @@ def test_sites_are_the_places_that_they_name(name):
     heads = sum(found[f"a1.h{head}.out"] for head in range(4))
     close(heads if bias is None else heads + bias.detach(), kept["out"], 2e-6)
     with torch.no_grad():
+        if not model.graph.parallel:  # what is added between attention and MLP goes on behind the MLP too
+            step = torch.linspace(-1, 1, model.d_model)
+            handle = (post or module(model, 1, "out")).register_forward_hook(lambda _, args, output: output + step)
+            moved = run(model, inputs)
+            handle.remove()
+            with cm.hook(model, "m1.resid_mid", lambda v: v + step):
+                close(run(model, inputs), moved, 2e-6)
         for where in ("a1.h2.out", "m1.out"):  # a part with nothing to say is an ablated part
             with cm.hook(model, where, torch.zeros_like, at=[1, 3]):
                 changed = run(model, inputs)
