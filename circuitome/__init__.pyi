@@ -21,6 +21,12 @@ from .discovery.search.learned_masks import edge_pruning as edge_pruning
 from .discovery.search.learned_masks import subnetwork_probing as subnetwork_probing
 from .discovery.search.pruning import acdc as acdc
 from .engine.divergence import kl_metric as kl_metric
+from .engine.interventions.hook_sites import hook as hook
+from .engine.interventions.recorded import activations as activations
+from .engine.interventions.recorded import attention as attention
+from .engine.interventions.replace_parts import ablate as ablate
+from .engine.interventions.replace_parts import patch_in as patch_in
+from .engine.interventions.replace_parts import scale as scale
 from .engine.run_circuit import run_circuit as run_circuit
 from .graph.circuits import Circuit as Circuit
 from .graph.edge_scores import EdgeScores as EdgeScores

@@ -8,8 +8,8 @@ distribution, G the number of units: what makes the interval of a mean exact for
 arXiv:1411.5279, section 4). Simulated coverage of 95 % intervals stands in tests/test_results.py.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -29,8 +29,16 @@ CELLS = 4096
 """Columns that are resampled at once: `torch.quantile` takes at most 2**24 numbers."""
 
 
+class Record:
+    """A dataclass that gives all its fields as plain JSON values."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain JSON values."""
+        return plain_fields(self)
+
+
 @dataclass(frozen=True)
-class Estimate:
+class Estimate(Record):
     """A mean over prompts, or a function of such means, with a percentile-bootstrap interval."""
 
     value: float
@@ -55,10 +63,6 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as plain JSON values."""
-        return asdict(self)
 
 
 def bootstrap(
@@ -290,6 +294,25 @@ class EffectMap(Samples):
             **super().to_dict(),
             **{name: mean(values, self.unit, groups=self.groups).to_dict() for name, values in plain.items()},
         }
+
+
+def plain(value: Any) -> Any:
+    """Plain JSON values: results by `to_dict` or all their fields, tensors as lists, tuples as lists; others as is."""
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    if is_dataclass(value):
+        return plain_fields(value)
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [plain(item) for item in value]
+    return listed(value) if isinstance(value, Tensor) else value
+
+
+def plain_fields(result: Any, *names: str) -> dict[str, Any]:
+    """Fields or properties of a result by name, all fields of a dataclass unless `names` are given, made `plain`."""
+    chosen = names or [field.name for field in fields(result)]
+    return {name: plain(getattr(result, name)) for name in chosen}
 
 
 def listed(values: Tensor) -> Any:

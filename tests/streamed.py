@@ -29,9 +29,9 @@ def stepwise_losses(model, ids, sinks, window):
     for t in range(len(ids) - 1):
         index = min(t, size - 1)
 
-        def attend(asked, query, key, value, index=index):
-            keys, values = kept[asked.layer]
-            table = tables[asked.layer]
+        def attend(call, query, key, value, index=index):
+            keys, values = kept[call.layer]
+            table = tables[call.layer]
             if table is not None:  # the model has rotated by `index`: back, for the cache
                 cos, sin = (part[:, index] for part in table)
                 query, key = unrotate(query, cos, sin), unrotate(key, cos, sin)
@@ -41,7 +41,7 @@ def stepwise_losses(model, ids, sinks, window):
                     where = list(range(sinks)) + list(range(keys.shape[2] - recent, keys.shape[2]))
                     keys, values = keys[:, :, where], values[:, :, where]
                 key, value = torch.cat([keys, key], 2), torch.cat([values, value], 2)
-            kept[asked.layer] = key, value
+            kept[call.layer] = key, value
             n = key.shape[2]
             assert n == index + 1
             if table is not None:
@@ -49,11 +49,11 @@ def stepwise_losses(model, ids, sinks, window):
                 key = rotate(key, table[0][:, :n], table[1][:, :n])
             groups = query.shape[1] // key.shape[1]
             key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-            scores = (query @ key.transpose(-1, -2)) * asked.scaling
-            if asked.softcap is not None:
-                scores = torch.tanh(scores / asked.softcap) * asked.softcap
-            if asked.window is not None:
-                scores[..., : max(0, n - asked.window)] = -torch.inf
+            scores = (query @ key.transpose(-1, -2)) * call.scaling
+            if call.softcap is not None:
+                scores = torch.tanh(scores / call.softcap) * call.softcap
+            if call.window is not None:
+                scores[..., : max(0, n - call.window)] = -torch.inf
             return scores.softmax(-1) @ value
 
         with torch.no_grad(), attending(model, attend):

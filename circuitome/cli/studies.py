@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from inspect import Parameter as Kind
-from inspect import Signature
+from inspect import Signature, get_annotations
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,7 +69,7 @@ def _positional(settings: type[Settings], argument: str) -> Kind:
 
 def field_line(settings: type[Settings], name: str) -> str:
     """The line below a field of settings, from the class that declares it."""
-    owner = next(kind for kind in settings.__mro__ if name in kind.__dict__.get("__annotations__", {}))
+    owner = next(kind for kind in settings.__mro__ if name in get_annotations(kind))
     return _lines_of(owner)[name]
 
 

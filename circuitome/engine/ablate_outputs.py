@@ -4,18 +4,21 @@ Inside `ablate` the model is another model, whose knocked-out parts say the same
 reacts. Any method that runs the model's own parts runs on that one, unchanged.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from circuitome.engine.ablation import EVERYWHERE, AblationValues, WriterValues
+from circuitome.engine.ablation import EVERYWHERE, AblationValues, WriterValues, scaled_heads, with_changed
 from circuitome.errors import InputError, unknown_name
+from circuitome.models.hooks import hooked
 from circuitome.models.model import Model
+from circuitome.models.norms import Norm
 from circuitome.tasks.task import Task
 
 CONSTANT = ("mean", "zero")
@@ -100,7 +103,7 @@ def replace_outputs(model: Model, held: AblatedOutputs) -> Iterator[None]:
                 hook = _in_front(model, which, value)
                 stack.callback(model.blocks[layer].output.register_forward_pre_hook(hook).remove)
             else:
-                _behind_norm(model, layer, which, value, stack)
+                stack.enter_context(change_shares(model, layer, which, _constant(value)))
         for layer, value in held.mlps.items():
             last = model.blocks[layer].mlp_ends[1]
             stack.callback(last.register_forward_hook(_instead(value)).remove)
@@ -118,30 +121,71 @@ def _in_front(model: Model, which: list[int], value: Tensor) -> Any:
     return swap
 
 
-def _behind_norm(model: Model, layer: int, which: list[int], value: Tensor, stack: ExitStack) -> None:
-    """Change the post-norm's output by how far the heads' shares are from their held values.
+@contextmanager
+def change_shares(model: Model, layer: int, which: list[int], change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside, heads in front of a post-norm write what `change` makes of their scaled outputs, see `scaled_heads`.
 
-    What the output projection gave stays as it is, since the divisor comes from it; `scaled_heads` is told.
+    `change` maps [batch, pos, head of `which`, d_head], float32, to the same shape. What the output projection gave
+    stays as it is, since the divisor comes from it; the post-norm's output moves by how far the shares do. Changes of
+    the same heads act one after another.
     """
     block, seen = model.blocks[layer], list[tuple[Tensor, Tensor]]()
-    post = block.attention_post
-    assert post is not None
-    weights = block.head_weights(which)
+    post, held = block.attention_post, (which, change)
+    assert post is not None, "the block has no post-norm"
 
     def note(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         seen[:] = [(args[0], output)]
 
-    def change(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    def move(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         if not seen or seen[0][1] is not args[0]:  # a pass in which no attention runs, see `Model.attention_calls`
             return output
-        z = seen.pop()[0].float().unflatten(-1, (model.heads.q, model.heads.width))[..., which, :]
-        off = value - z / post.sigma(args[0])[..., None]
-        return output + torch.einsum("bphe,hed->bpd", off, weights).to(output.dtype)
+        shares = (
+            seen.pop()[0].float().unflatten(-1, (model.heads.q, model.heads.width)) / post.sigma(args[0])[..., None]
+        )
+        for earlier in takewhile(lambda entry: entry is not held, model.held[layer]):
+            shares = with_changed(shares, *earlier)
+        before = shares[..., which, :]
+        added = torch.einsum("bphe,dhe->bpd", change(before) - before, _live_weights(model, layer, which))
+        return output + (added * _live_gain(post)).to(output.dtype)
 
-    stack.callback(block.output.register_forward_hook(note).remove)
-    stack.callback(post.module.register_forward_hook(change).remove)
-    model.held.setdefault(layer, []).append((which, value))
-    stack.callback(lambda: model.held[layer].pop())
+    with hooked(block.output.register_forward_hook, note), hooked(post.module.register_forward_hook, move):
+        model.held.setdefault(layer, []).append(held)
+        try:
+            yield
+        finally:
+            model.held[layer].remove(held)
+
+
+def share_vectors(
+    model: Model,
+    layer: int,
+    head: int,
+    z: Float[Tensor, "batch pos heads_d_head"],
+    out: Float[Tensor, "batch pos d_model"],
+) -> Float[Tensor, "batch pos d_model"]:
+    """What a head adds to the stream in a pass whose output projection read `z` and gave `out`; float32."""
+    block = model.blocks[layer]
+    share = scaled_heads(model, layer, z, out if block.attention_post else None)[:, :, head]
+    vectors = share @ _live_weights(model, layer, [head])[:, 0].T
+    return vectors * _live_gain(block.attention_post) if block.attention_post else vectors
+
+
+def _live_weights(model: Model, layer: int, which: list[int]) -> Float[Tensor, "d_model head d_head"]:
+    """Output weights of some heads, float32, within reach of gradients."""
+    module = model.blocks[layer].output
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    weight = weight if isinstance(module, nn.Linear) else weight.T  # GPT-2's Conv1D stores the transpose
+    return weight.unflatten(1, (model.heads.q, model.heads.width))[:, which].float()
+
+
+def _live_gain(post: Norm) -> Tensor:
+    """A norm's multiplier, float32, within reach of gradients."""
+    weight: Tensor | None = getattr(post.module, "weight", None)
+    return torch.ones(()) if weight is None else weight.float() + post.gain_offset
+
+
+def _constant(value: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda scaled: value.to(scaled).expand_as(scaled)
 
 
 def _instead(value: Tensor) -> Any:

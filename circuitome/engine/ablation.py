@@ -1,5 +1,6 @@
 """What writers write, and what replaces it when an edge is ablated: corrupted, zero, mean or mean by position."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
@@ -84,9 +85,18 @@ def scaled_heads(
     if post is None or attention_out is None:
         return heads
     scaled = heads / post.sigma(attention_out)[..., None]
-    for which, value in model.held.get(layer, ()):
-        scaled[..., which, :] = value
+    for which, change in model.held.get(layer, ()):
+        scaled = with_changed(scaled, which, change)
     return scaled
+
+
+def with_changed(
+    heads: Float[Tensor, "batch pos head d_head"], which: list[int], change: Callable[[Tensor], Tensor]
+) -> Float[Tensor, "batch pos head d_head"]:
+    """A copy of the heads' outputs in which those of `which` are what `change` makes of them."""
+    changed = heads.clone()
+    changed[..., which, :] = change(heads[..., which, :])
+    return changed
 
 
 def recorded_heads(model: Model, activations: ActivationCache, layer: int) -> Float[Tensor, "batch pos head d_head"]:

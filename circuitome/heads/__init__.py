@@ -14,9 +14,9 @@ from circuitome.heads.atlas.repeated import Repeated as Repeated
 from circuitome.heads.atlas.repeated import repeated_tokens as repeated_tokens
 from circuitome.heads.long_context.masking import MaskCheck as MaskCheck
 from circuitome.heads.long_context.masking import mask_heads as mask_heads
-from circuitome.heads.long_context.needles import Case as Case
 from circuitome.heads.long_context.needles import Needle as Needle
-from circuitome.heads.long_context.needles import needle_cases as needle_cases
+from circuitome.heads.long_context.needles import NeedlePrompt as NeedlePrompt
+from circuitome.heads.long_context.needles import needle_prompts as needle_prompts
 from circuitome.heads.long_context.needles import own_text as own_text
 from circuitome.heads.long_context.needles import read_needles as read_needles
 from circuitome.heads.long_context.retrieval import RetrievalScores as RetrievalScores

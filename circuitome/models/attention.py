@@ -22,7 +22,7 @@ NAME = "circuitome"
 
 
 @dataclass(frozen=True)
-class Asked:
+class AttentionCall:
     """How a block wants its attention computed."""
 
     layer: int
@@ -42,7 +42,7 @@ class Asked:
         return scores if self.softcap is None else torch.tanh(scores / self.softcap) * self.softcap
 
 
-Attend = Callable[[Asked, Tensor, Tensor, Tensor], Tensor]
+Attend = Callable[[AttentionCall, Tensor, Tensor, Tensor], Tensor]
 """From q [batch, head, query, d_head], k and v [batch, kv head, key, d_head] to z [batch, head, query, d_head]."""
 
 Table = tuple[Float[Tensor, "1 pos rotary"], Float[Tensor, "1 pos rotary"]]
@@ -111,15 +111,15 @@ def by_group(x: Tensor, kv: int, other: Tensor) -> Tensor:
 
 
 def plain_attention(
-    asked: Asked,
+    call: AttentionCall,
     query: Float[Tensor, "batch head query d_head"],
     key: Float[Tensor, "batch kv key d_head"],
     value: Float[Tensor, "batch kv key d_head"],
 ) -> tuple[Float[Tensor, "batch head query d_head"], Float[Tensor, "batch head query key"]]:
     """The model's attention in the open: z and the probabilities; softmax in float32."""
-    scores = asked.capped(by_group(query, key.shape[1], key.transpose(-1, -2)))
-    if asked.mask is not None:
-        scores = scores + asked.mask
+    scores = call.capped(by_group(query, key.shape[1], key.transpose(-1, -2)))
+    if call.mask is not None:
+        scores = scores + call.mask
     pattern = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
     return mix(pattern, value), pattern
 
@@ -129,11 +129,11 @@ def _dispatch(
 ) -> tuple[Tensor, None]:
     layer, attend = _OWN[module]
     scaling = options.get("scaling")
-    asked = Asked(
+    call = AttentionCall(
         layer,
         query.shape[-1] ** -0.5 if scaling is None else scaling,
         options.get("softcap"),
         options.get("sliding_window"),
         attention_mask,
     )
-    return attend(asked, query, key, value).transpose(1, 2).contiguous(), None
+    return attend(call, query, key, value).transpose(1, 2).contiguous(), None

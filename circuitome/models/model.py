@@ -26,6 +26,10 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Arguments that a block gives its attention besides the hidden states: masks, rotary tables, cache."""
 
 
+HeldHeads = tuple[list[int], Callable[[Tensor], Tensor]]
+"""Some heads of a block, and a function of their scaled outputs [batch, pos, head, d_head] that gives the changed."""
+
+
 class _Stop(Exception):
     """Ends a forward pass whose rest nobody needs."""
 
@@ -53,8 +57,10 @@ class Model:
         self.final_norm = Norm(attrgetter(self.family.final_norm)(hf), self.family.gain_offset)
         self.heads = heads
         self.graph = Graph(len(self.blocks), heads.q, heads.kv, parallel=self.family.parallel(config))
-        self.held: dict[int, list[tuple[list[int], Tensor]]] = {}
-        """By block with a post-norm: heads whose scaled outputs are held at a value, inside `replace_outputs`."""
+        self.held: dict[int, list[HeldHeads]] = {}
+        """By block with a post-norm: changes in force of its heads' scaled outputs, in the order in which they act."""
+        self.rows: tuple[tuple[int, ...], int] | None = None
+        """In `running_rows`: which prompts a pass runs, and of how many; None where a pass runs all, in order."""
         self._lock = threading.RLock()
         self._reservations = 0
 
@@ -308,7 +314,7 @@ class Model:
 
     def _call(self, inputs: Inputs) -> Any:
         """The model's own forward; None where a hook ended the pass early."""
-        with self.reserved():
+        with self.reserved(), self.running_rows(*(self.rows or ((), 0))):
             try:
                 return self.hf(
                     input_ids=inputs.ids,
@@ -319,6 +325,25 @@ class Model:
                 )
             except _Stop:
                 return None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Inside, other threads that want the model wait; modules stay in training mode or not, as they are."""
+        with self._lock:
+            yield
+
+    @contextmanager
+    def running_rows(self, rows: Sequence[int], count: int) -> Iterator[None]:
+        """Inside, a pass runs the prompts `rows` of `count`: what is in force for single prompts finds its own.
+
+        A count of 0 says that it is not known which prompts they are.
+        """
+        with self._lock:
+            before, self.rows = self.rows, (tuple(rows), count)
+            try:
+                yield
+            finally:
+                self.rows = before
 
     @contextmanager
     def reserved(self) -> Iterator[None]:

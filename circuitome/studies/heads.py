@@ -67,7 +67,7 @@ def run(settings: Heads, context: "Context") -> Findings:
     if settings.retrieval:
         found = retrieval_scores(context.setting)
         atlas = atlas.joined(found.score)
-        more["retrieval"] = {"runs": len(found.cases), "answered": int(found.success.sum())}
+        more["retrieval"] = {"runs": len(found.prompts), "answered": int(found.success.sum())}
     scores = atlas.to_dict()["scores"]
     top = {name: strongest(score, STRONGEST) for name, score in atlas.scores.items()}
     return Findings(

@@ -68,20 +68,22 @@ def work(settings: Retrieval, context: "Context") -> Work:
 
 def run(settings: Retrieval, context: "Context") -> Findings:
     """Scores of all heads, and answers with the strongest masked, and with as many random others masked."""
-    from circuitome.heads.long_context.decoding import read_prompts
+    from circuitome.heads.long_context.decoding import prefill
     from circuitome.heads.long_context.masking import mask_heads
-    from circuitome.heads.long_context.needles import needle_cases, own_needles, read_needles
-    from circuitome.heads.long_context.retrieval import score_read
+    from circuitome.heads.long_context.needles import needle_prompts, own_needles, read_needles
+    from circuitome.heads.long_context.retrieval import score_prefilled
     from circuitome.runs.texts import OWN, read_text, text_hash
 
     text = read_text(settings.text)
     needles = read_needles(Path(settings.needles)) if settings.needles else own_needles()
     setting = context.setting
-    cases = needle_cases(context.model, lengths=settings.lengths, depths=settings.depths, text=text, needles=needles)
+    prompts = needle_prompts(
+        context.model, lengths=settings.lengths, depths=settings.depths, text=text, needles=needles
+    )
     context.progress("reading prompts", 0, 1)
-    batches = read_prompts(setting, cases, more=settings.steps)
+    batches = prefill(setting, prompts, more=settings.steps)
     context.progress("reading prompts", 1, 1)
-    scores = score_read(setting, batches, steps=settings.steps)
+    scores = score_prefilled(setting, batches, steps=settings.steps)
     check = mask_heads(
         setting,
         batches,
@@ -116,7 +118,7 @@ def run(settings: Retrieval, context: "Context") -> Findings:
                 "text": settings.text or OWN,
                 "needles": settings.needles or "the package's own three",
                 "data_hash": hashed,
-                "runs": len(cases),
+                "runs": len(prompts),
                 "chat_template": "none",
             },
         },
@@ -134,9 +136,9 @@ def scored(scores: "RetrievalScores") -> dict[str, Any]:
         "conditional": scores.conditional,
         "successes": int(scores.success.sum()),
         "runs": [
-            {"length": len(case.ids), "depth": case.depth, "needle": case.needle, "recall": float(recall)}
-            | {"said": said, "expected": case.answer}
-            for case, said, recall in zip(scores.cases, scores.answers, scores.recall, strict=True)
+            {"length": len(prompt.ids), "depth": prompt.depth, "needle": prompt.needle, "recall": float(recall)}
+            | {"said": said, "expected": prompt.answer}
+            for prompt, said, recall in zip(scores.prompts, scores.answers, scores.recall, strict=True)
         ],
         "heads": scores.mean.numel(),
         "retrieval_heads": head_names(scores.retrieval_heads()),

@@ -60,20 +60,25 @@ def number_of_bytes(text: str) -> int:
     return int(number * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " "))
 
 
-_LIST = {"negative": "", "n_tokens": 1, "accepts_keys": False, "show_default": lambda value: ",".join(map(str, value))}
+_LIST: dict[str, Any] = {
+    "negative": "",
+    "n_tokens": 1,
+    "accepts_keys": False,
+    "show_default": lambda value: ",".join(map(str, value)) or None,
+}
 Argument = Parameter(parse=False)
 """Marks the field that is the command's positional argument."""
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 """Something that is switched on."""
-Names = Annotated[tuple[str, ...], Parameter(converter=comma_separated, **_LIST)]
+Names = Annotated[tuple[str, ...], Parameter(converter=comma_separated, metavar="NAMES", **_LIST)]
 """Names, with commas between."""
-Numbers = Annotated[tuple[float, ...], Parameter(converter=numbers_between_commas, **_LIST)]
+Numbers = Annotated[tuple[float, ...], Parameter(converter=numbers_between_commas, metavar="NUMBERS", **_LIST)]
 """Numbers, with commas between."""
-WholeNumbers = Annotated[tuple[int, ...], Parameter(converter=whole_numbers_between_commas, **_LIST)]
+WholeNumbers = Annotated[tuple[int, ...], Parameter(converter=whole_numbers_between_commas, metavar="NUMBERS", **_LIST)]
 """Whole numbers, with commas between."""
 RUN = Group("Run", sort_key=9)
 """Options that every study has, last on the help page."""
-Bytes = Annotated[int | None, Parameter(converter=_size, negative="", group=RUN)]
+Bytes = Annotated[int | None, Parameter(converter=_size, negative="", group=RUN, metavar="SIZE")]
 """A size in bytes, which may be written as 500MB or 2GB."""
 
 

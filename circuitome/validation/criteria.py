@@ -1,7 +1,9 @@
 """From results to the lines of a verdict card: value, interval, what it stands beside, and whether it holds."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import mean
 
 from circuitome.results import Estimate
 from circuitome.validation.tests.completeness import Completeness
@@ -42,6 +44,11 @@ class Criterion:
     """The value in words, where a number alone would mislead."""
 
 
+def decided(low: float, high: float, least: float, most: float) -> str:
+    """Pass where an interval surely lies within `least` and `most`, fail where it surely lies outside; else unclear."""
+    return PASS if least <= low and high <= most else FAIL if high < least or low > most else UNCLEAR
+
+
 def missing(name: str, note: str) -> Criterion:
     """A line for what could not be tested."""
     return Criterion(name, float("nan"), None, None, "", "", UNCLEAR, note)
@@ -49,21 +56,15 @@ def missing(name: str, note: str) -> Criterion:
 
 def faithful(share: Estimate, random: Sequence[float]) -> Criterion:
     """Normalised faithfulness within `FAITHFUL`, surely."""
-    low, high = FAITHFUL
-    surely = low <= share.low and share.high <= high
-    verdict = PASS if surely else FAIL if share.high < low or share.low > high else UNCLEAR
-    beside = f"random circuits {_mean(random):.3f}"
-    return Criterion("faithfulness", share.value, share.low, share.high, beside, f"{low} to {high}", verdict)
+    verdict, beside = decided(share.low, share.high, *FAITHFUL), f"random circuits {mean(random):.3f}"
+    threshold = f"{FAITHFUL[0]} to {FAITHFUL[1]}"
+    return Criterion("faithfulness", share.value, share.low, share.high, beside, threshold, verdict)
 
 
 def complete(completeness: Completeness, seed: int = 0) -> Criterion:
     """Mean incompleteness over random subsets, surely below `INCOMPLETE`."""
     value, worst = completeness.mean("random", seed), completeness.worst
-    verdict = UNCLEAR
-    if value.high <= INCOMPLETE:
-        verdict = PASS
-    elif value.low > INCOMPLETE:
-        verdict = FAIL
+    verdict = decided(value.low, value.high, -math.inf, INCOMPLETE)
     nodes, kind = len(completeness.sets[worst]), completeness.kinds[worst]
     note = f"worst {float(completeness.scores[worst]):.3f} ({kind}, {nodes} nodes ablated)"
     threshold = f"at most {INCOMPLETE}"
@@ -92,10 +93,9 @@ def beats_chance(share: float, nulls: Mapping[str, Sequence[float]]) -> list[Cri
         ahead = nearness(share) - nearness(best)
         said = f"{share:.3f} against the best of {len(nulls[name])}: {best:.3f} ({ahead:+.3f})"
         verdict = PASS if ahead > 0 else FAIL
-        against = f"{name} random circuits, mean {_mean(nulls[name]):.3f}"
-        rows.append(
-            Criterion(f"beats {name} circuits", ahead, None, None, against, "nearer to 1 than each", verdict, said=said)
-        )
+        against = f"{name} random circuits, mean {mean(nulls[name]):.3f}"
+        line, threshold = f"beats {name} circuits", "nearer to 1 than each"
+        rows.append(Criterion(line, ahead, None, None, against, threshold, verdict, said=said))
     return rows
 
 
@@ -150,7 +150,3 @@ def answer(criteria: Sequence[Criterion]) -> tuple[str, str]:
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + names[-1]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

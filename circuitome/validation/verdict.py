@@ -1,7 +1,7 @@
 """Is the circuit real? Every criterion in one call: value, interval, null, and whether it holds against a threshold."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -14,32 +14,22 @@ from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
-from circuitome.results import Estimate
+from circuitome.results import Estimate, plain, plain_fields
 from circuitome.tasks.task import Task
 from circuitome.validation import criteria
 from circuitome.validation.criteria import Criterion
+from circuitome.validation.faithfulness import variants
 from circuitome.validation.faithfulness.auc import SHARES, AreaUnderCurve, area_under_curve, benchmark_sizes
 from circuitome.validation.faithfulness.evaluator import Evaluator
-from circuitome.validation.faithfulness.variants import (
-    OtherAblation,
-    by_template,
-    distribution_variants,
-    faithfulness_variants,
-    node_circuit,
-    other_ablations,
-    over_prompts,
-)
+from circuitome.validation.faithfulness.share import normalised
+from circuitome.validation.faithfulness.variants import OtherAblation
 from circuitome.validation.ground_truth.roc import edge_auroc, node_auroc, precision_recall
 from circuitome.validation.robustness.summary import robust_criteria, robustness
 from circuitome.validation.tests import hypotheses
 from circuitome.validation.tests.completeness import Completeness, completeness
-from circuitome.validation.tests.hypotheses import TestResult
 from circuitome.validation.tests.minimality import Minimality, minimality
 from circuitome.validation.tests.nulls import NULLS
 from circuitome.validation.tests.significance import EdgeTest, edge_test, necessity
-
-FEWEST_PROMPTS = 8
-"""Prompts below which no test over prompts is run."""
 
 
 @dataclass(frozen=True)
@@ -121,28 +111,12 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain JSON values."""
-        sets, edges = self.completeness, self.edges
-        columns = (sets.sets, sets.kinds, sets.circuit.tolist(), sets.model.tolist(), sets.scores.tolist())
+        plain_ones = ("criteria", "variants", "ablations", "templates", "spread", "nulls", "completeness", "auc")
         return {
-            "answer": self.answer,
-            "reason": self.reason,
-            "criteria": [asdict(criterion) for criterion in self.criteria],
-            "variants": {name: estimate.to_dict() for name, estimate in self.variants.items()},
-            "ablations": [asdict(ablation) for ablation in self.ablations],
-            "templates": {name: estimate.to_dict() for name, estimate in self.templates.items()},
-            "spread": self.spread,
-            "nulls": self.nulls,
-            "completeness": [
-                {"nodes": list(nodes), "kind": kind, "circuit": circuit, "model": model, "score": score}
-                for nodes, kind, circuit, model, score in zip(*columns, strict=True)
-            ],
+            **plain_fields(self, "answer", "reason", *plain_ones, "curve", "robustness", "known"),
             "minimality": dict(zip(self.minimality.names, self.minimality.scores.tolist(), strict=True)),
-            "single_edges": None if edges is None else edges.to_dict(),
-            "damage": None if self.damage is None else {"circuit": self.damage[0], "others": self.damage[1]},
-            "auc": None if self.auc is None else asdict(self.auc),
-            "curve": [list(point) for point in self.curve],
-            "robustness": self.robustness,
-            "known": self.known,
+            "single_edges": plain(self.edges),
+            "damage": self.damage and {"circuit": self.damage[0], "others": self.damage[1]},
         }
 
 
@@ -164,7 +138,12 @@ def validate(
     ones; `groups` are sets of nodes (such as the heads of each role) to knock out together; `truth` is the true circuit
     where it is known. `quick` takes fewer subsets, so that some verdicts stay unclear. The setting's
     checkpoint is a folder in which measurements are kept, from which the same call goes on after a stop.
-    Raises `InputError` for an empty circuit, one of another model, or a model that does not do the task.
+    Raises `InputError` for an empty circuit, one of another model, or a model that does not do the task;
+    `NumericsError` where a metric is not finite.
+
+    >>> model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
+    >>> cm.validate(model, cm.ground_truth.true_circuit(model, task), task, quick=True).answer
+    'INCONCLUSIVE'
     """
     check_graph(setting.model, circuit)
     if len(circuit) == 0:
@@ -172,16 +151,15 @@ def validate(
     effort, folder, seed = QUICK if quick else FULL, setting.checkpoint, setting.seed
     evaluator = Evaluator(setting.but(checkpoint=None if folder is None else folder / "measured.safetensors"))
     metric, share, null_shares = _circuit_and_nulls(evaluator, circuit, effort)
-    clean, empty = evaluator.clean, evaluator.empty
-    variants = faithfulness_variants(setting, metric, clean, empty) | distribution_variants(evaluator, circuit)
+    samples = evaluator.samples(metric)
+    shares = variants.faithfulness_variants(setting, samples) | variants.distribution_variants(evaluator, circuit)
     complete = completeness(evaluator, circuit, draws=effort.subsets, greedy=effort.greedy, groups=groups, seed=seed)
     minimal = minimality(evaluator, circuit, sets=effort.halves, readers=effort.others, seed=seed)
-    tested, edges, damage = _tests(
-        evaluator, circuit, metric, hypotheses.sufficiency(share, null_shares["random"]), effort
-    )
+    sufficiency = hypotheses.sufficiency(share, null_shares["random"])
+    tested, edges, damage = _tests(evaluator, circuit, metric, sufficiency, effort)
     more = _others(setting, evaluator, circuit, scores, others or {}) if effort.others else {}
     lines = [
-        criteria.faithful(variants["normalised"], null_shares["random"]),
+        criteria.faithful(shares["normalised"], null_shares["random"]),
         criteria.complete(complete, seed),
         criteria.minimal(minimal, seed),
         *criteria.beats_chance(share, null_shares),
@@ -191,9 +169,9 @@ def validate(
     evaluator.save()
     return Verdict(
         criteria=tuple(lines),
-        variants=variants | more.pop("variants", {}),
-        templates=by_template(setting, metric, clean, empty),
-        spread=over_prompts(metric, clean, empty),
+        variants=shares | more.pop("variants", {}),
+        templates=variants.by_template(setting, samples),
+        spread=variants.over_prompts(samples),
         completeness=complete,
         minimality=minimal,
         nulls=null_shares,
@@ -209,14 +187,14 @@ def _others(
 ) -> dict[str, Any]:
     """What only the whole suite measures: robustness, areas under the curve, nodes alone, other ablations."""
     auc, curve = (None, ()) if scores is None else _auc(evaluator, scores)
-    nodes = evaluator.circuits([node_circuit(circuit)])[0]
-    alone = faithfulness_variants(setting, nodes, evaluator.clean, evaluator.empty)["normalised"]
+    nodes = evaluator.circuits([variants.node_circuit(circuit)])[0]
+    alone = normalised(setting, evaluator.samples(nodes))
     return {
         "robustness": robustness(setting, circuit, scores),
         "auc": auc,
         "curve": curve,
         "variants": {"nodes alone": alone},
-        "ablations": other_ablations(setting, circuit, others),
+        "ablations": variants.other_ablations(setting, circuit, others),
     }
 
 
@@ -241,7 +219,11 @@ def _circuit_and_nulls(
 
 
 def _tests(
-    evaluator: Evaluator, circuit: Circuit, metric: Float[Tensor, " prompts"], sufficiency: TestResult, effort: Effort
+    evaluator: Evaluator,
+    circuit: Circuit,
+    metric: Float[Tensor, " prompts"],
+    sufficiency: hypotheses.TestResult,
+    effort: Effort,
 ) -> tuple[list[Criterion], EdgeTest | None, tuple[float, list[float]] | None]:
     """The lines of all hypothesis tests, corrected together; what single edges change, and what cutting C out costs."""
     clean, seed, notes, untested = evaluator.clean, evaluator.setting.seed, dict[str, str](), list[Criterion]()
@@ -249,8 +231,8 @@ def _tests(
     if effort.necessity:
         test, hurt, others = necessity(evaluator, circuit, draws=effort.necessity, seed=seed)
         tests, damage = [*tests, test], (hurt, others)
-    if len(clean) < FEWEST_PROMPTS:
-        note = f"{len(clean)} prompts; tests over prompts need at least {FEWEST_PROMPTS}"
+    if len(clean) < hypotheses.FEWEST_PROMPTS:
+        note = f"{len(clean)} prompts; tests over prompts need at least {hypotheses.FEWEST_PROMPTS}"
         untested = [criteria.missing(name, note) for name in ("equivalence", "independence")]
     else:
         rest = evaluator.circuits([~circuit])[0]

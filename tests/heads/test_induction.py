@@ -27,10 +27,12 @@ def test_the_known_head_carries_all_of_it():
     assert all("a1.h0" not in one.heads for one in found.random)
     assert found.first_half.value == pytest.approx(math.log(17), abs=0.01)  # nothing to go by: even over the vocabulary
     assert found.second_half.value < 0.002
-    assert found.effect().value == pytest.approx(found.advantage.value, abs=1e-3)
-    assert found.effect("random").value == pytest.approx(0, abs=1e-3)
-    assert found.effect("difference").value == pytest.approx(found.effect().value - found.effect("random").value)
-    assert found.in_context is None and found.context_effect() is None
+    assert found.loss_rise().value == pytest.approx(found.advantage.value, abs=1e-3)
+    assert found.loss_rise("random").value == pytest.approx(0, abs=1e-3)
+    assert found.loss_rise("difference").value == pytest.approx(
+        found.loss_rise().value - found.loss_rise("random").value
+    )
+    assert found.in_context is None and found.context_score_rise() is None
     assert float(found.prefix.mean[1, 0]) == 1 and float(found.copying.mean[1, 0]) > 9
 
 
@@ -82,7 +84,7 @@ def test_pieces_of_text_have_a_length_of_their_own():
     assert found.whole.text.shape == (2, 32) and found.whole.repeated.shape == (2, 32)
     shorter = induction(load("known-induction"), n=2, period=8, k=1, draws=1, text=" ".join("abcdefghijklmnop" * 4))
     assert shorter.whole.text.shape == (2, 32) and shorter.whole.repeated.shape == (2, 16)
-    assert shorter.in_context.value < -1 and shorter.context_effect("difference").value > 1
+    assert shorter.in_context.value < -1 and shorter.context_score_rise("difference").value > 1
 
 
 def test_it_is_plain_data():
@@ -90,7 +92,7 @@ def test_it_is_plain_data():
     again = json.loads(json.dumps(found.to_dict()))
     assert len(again["heads"]) == 2 and len(again["random_heads"]) == 2 and again["in_context"] is None
     assert len(again["loss_by_position"]["whole"]) == 9
-    assert again["effects"]["without"]["value"] == pytest.approx(found.effect().value)
+    assert again["effects"]["without"]["value"] == pytest.approx(found.loss_rise().value)
 
 
 def test_sets_of_heads_do_not_overlap_and_the_seed_decides():
@@ -130,7 +132,7 @@ def test_smollm2_needs_its_induction_heads_more_than_others(smollm2):
     found = induction(smollm2, n=4, period=24, k=5, draws=2)
     assert {"a18.h6", "a17.h4", "a17.h3"} <= set(found.without.heads)
     assert found.advantage.low > 4
-    assert found.effect("difference").low > 1
+    assert found.loss_rise("difference").low > 1
     assert found.in_context.value < 0
     with pytest.raises(InputError, match=r"The text has \d tokens"):
         induction(smollm2, n=1, k=5, text="Too short.")

@@ -9,9 +9,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from circuitome.errors import DataFileError, InputError, UnknownNameError, UnsupportedModelError
-from circuitome.heads.long_context.decoding import Changed, answer_log_probs, greedy, read_prompts
+from circuitome.heads.long_context.decoding import MaskedAttention, answer_log_probs, greedy, prefill
 from circuitome.heads.long_context.masking import mask_heads
-from circuitome.heads.long_context.needles import Needle, needle_cases, own_needles, own_text, read_needles, recall
+from circuitome.heads.long_context.needles import Needle, needle_prompts, own_needles, own_text, read_needles, recall
 from circuitome.heads.long_context.retrieval import RetrievalScores, copy_scores, retrieval_scores
 from circuitome.models.attention import attending, plain_attention
 from circuitome.models.loading import load
@@ -89,19 +89,19 @@ def test_recall(found, expected, share):
 @pytest.mark.parametrize("bos", [False, True])
 def test_needles_are_where_the_prompts_say(bos):
     model = spoken(bos=bos)
-    cases = needle_cases(model, **SIZES)
-    assert len(cases) == 12
-    for case in cases:
-        needle = NEEDLES[case.needle]
-        start, end = case.span
-        assert len(case.ids) in (30, 40)
-        assert model.decode(case.needle_ids) == needle.text
-        assert model.decode(case.ids[end:]).endswith(f"Q : {needle.question} A :")
-        assert start == bos or case.depth == 1 or model.decode(case.ids[:start]).endswith(".")
-        rest = case.ids[bos:start] + case.ids[end:]
+    prompts = needle_prompts(model, **SIZES)
+    assert len(prompts) == 12
+    for prompt in prompts:
+        needle = NEEDLES[prompt.needle]
+        start, end = prompt.span
+        assert len(prompt.ids) in (30, 40)
+        assert model.decode(prompt.needle_ids) == needle.text
+        assert model.decode(prompt.ids[end:]).endswith(f"Q : {needle.question} A :")
+        assert start == bos or prompt.depth == 1 or model.decode(prompt.ids[:start]).endswith(".")
+        rest = prompt.ids[bos:start] + prompt.ids[end:]
         assert list(rest[: len(rest) - 6]) == model.encode_answer(TEXT)[: len(rest) - 6]
-        assert not bos or case.ids[0] == 3
-    deep = [case.span[0] for case in cases if case.needle == 0 and len(case.ids) == 40]
+        assert not bos or prompt.ids[0] == 3
+    deep = [prompt.span[0] for prompt in prompts if prompt.needle == 0 and len(prompt.ids) == 40]
     assert deep == sorted(deep) and deep[0] == bos and deep[2] == 40 - 6 - 5
 
 
@@ -159,9 +159,9 @@ def test_needle_files_say_which_line(tmp_path):
 # reading and decoding, against the plain model --------------------------------------------------------------------
 
 
-def plain_run(model, case, steps, change=None):
+def plain_run(model, prompt, steps, change=None):
     """Tokens said and, per step, each head's strongest key: no cache, the whole prompt anew for every token."""
-    ids, said, most = list(case.ids), [], []
+    ids, said, most = list(prompt.ids), [], []
     for _ in range(steps):
         patterns = []
         with torch.no_grad(), model.watching_attention(lambda layer, p, kept=patterns: kept.append(p[0, :, -1])):
@@ -178,21 +178,21 @@ def test_scores_are_those_of_decoding_without_a_cache(name):
     scores = retrieval_scores(model, **SIZES, steps=4)
     assert scores.samples.shape == (12, 3, 4)
     for row in (0, 3, 7, 11):
-        case = scores.cases[row]
-        said, most = plain_run(model, case, 4)
+        prompt = scores.prompts[row]
+        said, most = plain_run(model, prompt, 4)
         assert scores.answers[row] == model.decode(said)
-        paper, code = copy_scores(most, said, case.ids, case.span)
+        paper, code = copy_scores(most, said, prompt.ids, prompt.span)
         torch.testing.assert_close(scores.samples[row], paper)
         torch.testing.assert_close(scores.hits[row], code)
 
 
 def test_answers_end_where_they_should():
     model = spoken()
-    cases = needle_cases(model, **SIZES)[:3]
-    said, _ = plain_run(model, cases[1], 4)
-    (batch,) = read_prompts(model, cases)
+    prompts = needle_prompts(model, **SIZES)[:3]
+    said, _ = plain_run(model, prompts[1], 4)
+    (batch,) = prefill(model, prompts)
     row = batch.rows.index(1)
-    answers = greedy(model, batch, 4, stopped=lambda before, token: token == said[2])
+    answers = greedy(model, batch, 4, ends=lambda before, token: token == said[2])
     assert answers[row] == said[: said.index(said[2])]
 
 
@@ -200,39 +200,39 @@ def test_answers_end_where_they_should():
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3"])
 def test_log_probs_are_those_of_the_whole_text(name):
     model = spoken(name)
-    cases = needle_cases(model, **SIZES)
-    for batch in read_prompts(model, cases):
-        for found, case in zip(answer_log_probs(model, batch), batch.cases, strict=True):
+    prompts = needle_prompts(model, **SIZES)
+    for batch in prefill(model, prompts):
+        for found, prompt in zip(answer_log_probs(model, batch), batch.prompts, strict=True):
             with torch.no_grad():
-                logits = model.hf(torch.tensor([[*case.ids, *case.answer_ids]])).logits[
-                    0, -len(case.answer_ids) - 1 : -1
+                logits = model.hf(torch.tensor([[*prompt.ids, *prompt.answer_ids]])).logits[
+                    0, -len(prompt.answer_ids) - 1 : -1
                 ]
-            expected = logits.log_softmax(-1).gather(-1, torch.tensor(case.answer_ids)[:, None]).mean()
+            expected = logits.log_softmax(-1).gather(-1, torch.tensor(prompt.answer_ids)[:, None]).mean()
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 # masked heads ----------------------------------------------------------------------------------------------------
 
 
-def masked_by_hand(model, case, heads, mode, first):
+def masked_by_hand(model, prompt, heads, mode, first):
     """Mean log-probability of the answer when `heads` are masked at all queries from `first` on, one whole pass."""
-    ids = torch.tensor([[*case.ids, *case.answer_ids]])
+    ids = torch.tensor([[*prompt.ids, *prompt.answer_ids]])
 
-    def attend(asked, query, key, value):
-        z, pattern = plain_attention(asked, query, key, value)
+    def attend(call, query, key, value):
+        z, pattern = plain_attention(call, query, key, value)
         groups = query.shape[1] // key.shape[1]
         seen = torch.ones_like(pattern[0, 0]).tril()
-        if asked.window is not None:
-            seen = seen.triu(1 - asked.window)
+        if call.window is not None:
+            seen = seen.triu(1 - call.window)
         even = (seen / seen.sum(-1, keepdim=True)) @ value.repeat_interleave(groups, 1)
         for layer, head in heads:
-            if layer == asked.layer:
+            if layer == call.layer:
                 z[:, head, first:] = even[:, head, first:] if mode == "even" else 0
         return z
 
     with torch.no_grad(), attending(model, attend):
-        logits = model.hf(ids).logits[0, len(case.ids) - 1 : -1]
-    return float(logits.log_softmax(-1).gather(-1, torch.tensor(case.answer_ids)[:, None]).mean())
+        logits = model.hf(ids).logits[0, len(prompt.ids) - 1 : -1]
+    return float(logits.log_softmax(-1).gather(-1, torch.tensor(prompt.answer_ids)[:, None]).mean())
 
 
 @pytest.mark.slow
@@ -248,23 +248,23 @@ def masked_by_hand(model, case, heads, mode, first):
 )
 def test_masking_is_what_it_says(name, mode, where):
     model, heads = spoken(name), ((0, 1), (2, 0), (2, 3))
-    cases = needle_cases(model, **SIZES)
-    check = mask_heads(model, cases, heads, mode=mode, where=where, draws=2, decode=False)
+    prompts = needle_prompts(model, **SIZES)
+    check = mask_heads(model, prompts, heads, mode=mode, where=where, draws=2, decode=False)
     assert check.recalls.isnan().all()
     for row in (1, 11):
-        case = cases[row]
-        first = len(case.ids) - 1 if where == "decode" else 0
+        prompt = prompts[row]
+        first = len(prompt.ids) - 1 if where == "decode" else 0
         for index, masked in enumerate(((), heads, *check.draws)):
-            expected = masked_by_hand(model, case, masked, mode, first)
+            expected = masked_by_hand(model, prompt, masked, mode, first)
             assert float(check.log_probs[index, row]) == pytest.approx(expected, abs=1e-4)
 
 
 def test_random_heads_are_never_those_that_are_masked():
     model = spoken()
-    cases, heads, avoid = needle_cases(model, **SIZES)[:1], ((0, 1), (2, 3)), ((1, 1),)
+    prompts, heads, avoid = needle_prompts(model, **SIZES)[:1], ((0, 1), (2, 3)), ((1, 1),)
 
     def draws(seed):
-        return mask_heads(model, cases, heads, avoid=avoid, draws=12, decode=False, seed=seed).draws
+        return mask_heads(model, prompts, heads, avoid=avoid, draws=12, decode=False, seed=seed).draws
 
     drawn = draws(0)
     assert all(len(set(draw)) == 2 for draw in drawn)
@@ -276,8 +276,8 @@ def test_random_heads_are_never_those_that_are_masked():
 
 def test_estimates_of_a_check():
     model = spoken()
-    cases = needle_cases(model, **SIZES)[:4]
-    check = mask_heads(model, cases, ((0, 0),), draws=2, steps=3)
+    prompts = needle_prompts(model, **SIZES)[:4]
+    check = mask_heads(model, prompts, ((0, 0),), draws=2, steps=3)
     found = check.estimates()["log_prob"]
     assert found["unmasked"].value == pytest.approx(float(check.log_probs[0].mean()))
     assert found["masked_minus_random"].value == pytest.approx(
@@ -301,17 +301,17 @@ def test_estimates_of_a_check():
 def test_masks_that_cannot_be(heads, options, error, message):
     model = spoken()
     with pytest.raises(error, match=message):
-        mask_heads(model, needle_cases(model, **SIZES)[:1], heads, **options)
+        mask_heads(model, needle_prompts(model, **SIZES)[:1], heads, **options)
 
 
 # means over runs -------------------------------------------------------------------------------------------------
 
 
 def scores_of(recalls):
-    cases = needle_cases(spoken(), **SIZES)[: len(recalls)]
+    prompts = needle_prompts(spoken(), **SIZES)[: len(recalls)]
     samples = torch.zeros(len(recalls), 2, 2)
     samples[0, 1, 0], samples[1, 1, 0], samples[2, 0, 1] = 0.8, 0.4, 1.0
-    return RetrievalScores(cases, ("",) * len(recalls), torch.tensor(recalls), samples, 2 * samples)
+    return RetrievalScores(prompts, ("",) * len(recalls), torch.tensor(recalls), samples, 2 * samples)
 
 
 def test_means_are_over_successful_runs():
@@ -345,7 +345,7 @@ def test_the_plain_attention_is_the_models_own():
         with torch.no_grad():
             with model.watching_attention(lambda layer, pattern, kept=theirs: kept.append(pattern)):
                 expected = model.hf(ids).logits
-            with attending(model, Changed(look=lambda layer, pattern, kept=own: kept.append(pattern))):
+            with attending(model, MaskedAttention(watch=lambda layer, pattern, kept=own: kept.append(pattern))):
                 found = model.hf(ids).logits
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
         for a, b in zip(own, theirs, strict=True):

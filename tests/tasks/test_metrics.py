@@ -132,5 +132,5 @@ def test_the_divergence_from_the_clean_model_is_a_metric():
     scores, expected = cm.eap_ig(model, task, steps=3), cm.eap_ig(model, task, steps=3, loss="kl")
     torch.testing.assert_close(scores.values, expected.values, atol=1e-6, rtol=1e-4)
     for method in (cm.eap, cm.atp):
-        with pytest.raises(InputError, match="that of kl .* is zero"):
+        with pytest.raises(InputError, match=r"that of kl .* is zero"):
             method(model, task)

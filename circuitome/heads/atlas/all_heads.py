@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -10,11 +11,10 @@ from torch import Tensor
 
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError, unknown_name
-from circuitome.graph.node import Node
 from circuitome.heads.atlas.capture import watching_heads
 from circuitome.heads.atlas.copying import COPYING, TOKEN_COPYING, Copying, token_copying
 from circuitome.heads.atlas.head_score import HeadScore, named
-from circuitome.heads.atlas.patterns import PATTERNS, beside_noise, chance_levels, chunks, measure
+from circuitome.heads.atlas.patterns import PATTERNS, beside_noise, chance_levels, in_chunks, measure
 from circuitome.heads.atlas.repeated import Repeated, repeated_tokens, usual_period
 from circuitome.models.model import Model
 from circuitome.results import Estimate
@@ -54,14 +54,10 @@ class Atlas:
 
     def table(self) -> list[dict[str, str | float]]:
         """One row a head, first layer first: `head`, then the mean of every score by its name."""
-        first = next(iter(self.scores.values())).mean
+        first = next(iter(self.scores.values()))
         return [
-            {
-                "head": str(Node.head(layer, head)),
-                **{name: float(score.mean[layer, head]) for name, score in self.scores.items()},
-            }
-            for layer in range(first.shape[0])
-            for head in range(first.shape[1])
+            {"head": first.label(*head), **{name: float(score.mean[head]) for name, score in self.scores.items()}}
+            for head in product(*map(range, first.mean.shape))
         ]
 
     def joined(self, *others: HeadScore) -> "Atlas":
@@ -105,10 +101,13 @@ def head_atlas(
     are scores from elsewhere on the same heads, e.g. of retrieval.
     Raises `InputError` for numbers that cannot be or do not fit the model, `UnsupportedModelError` for a model that
     shows no attention probabilities.
+
+    >>> cm.heads.head_atlas(cm.load("known-induction"), n=4).top("induction", 1)[0][0]
+    'a1.h0'
     """
     model = setting.model
     repeated = repeated_tokens(model, n=n, period=usual_period(model) if period is None else period, seed=setting.seed)
-    scores = beside_noise(setting, random, lambda one: measured(one, repeated), WHAT, _chance(model, repeated))
+    scores = beside_noise(setting, random, lambda setting: measured(setting, repeated), WHAT, _chance(model, repeated))
     front = repeated.inputs.ids[0, : repeated.front].tolist()
     return Atlas(scores, model.name, repeated, model.decode(front) if front else "").joined(*more)
 
@@ -116,8 +115,7 @@ def head_atlas(
 def measured(setting: Setting, repeated: Repeated) -> dict[str, Float[Tensor, "_ layer head"]]:
     """Samples of every score by name: a row a sequence, a row a token put through the heads, or a single row."""
     model = setting.model
-    parts = [one_pass(model, replace(repeated, inputs=inputs)) for inputs in chunks(setting, repeated.inputs)]
-    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    whole = in_chunks(setting, repeated, one_pass)
     if not outputs_are_tokens(model):
         return {name: whole[name] for name in PATTERNS}
     places = [whole.pop(name) for name in ("embedded", "first", "tokens")]
@@ -134,20 +132,20 @@ def one_pass(model: Model, repeated: Repeated) -> dict[str, Tensor]:
     patterns: list[dict[str, Tensor]] = []
     copying = Copying(model, repeated) if outputs_are_tokens(model) else None
 
-    def look(layer: int, pattern: Tensor, z: Tensor) -> None:
+    def watch(layer: int, pattern: Tensor, z: Tensor) -> None:
         patterns.append(measure(pattern, repeated))
         if copying:
-            copying.look(layer, pattern, z)
+            copying.add(layer, pattern, z)
 
-    with watching_heads(model, look) as seen:
+    with watching_heads(model, watch) as stream:
         model.logits(repeated.inputs)
-    found = {name: torch.stack([layer[name] for layer in patterns], 1).cpu() for name in PATTERNS}
+    scores = {name: torch.stack([layer[name] for layer in patterns], 1).cpu() for name in PATTERNS}
     if copying is None:
-        return found
-    assert seen.embedded is not None and seen.first is not None
+        return scores
     once = slice(repeated.front, repeated.front + repeated.period)
-    places = {"embedded": seen.embedded, "first": seen.first, "tokens": repeated.inputs.ids}
-    return {**found, **copying.scores(seen), **{name: place[:, once].flatten(0, 1) for name, place in places.items()}}
+    places = {"embedded": stream["embedded"], "first": stream["first"], "tokens": repeated.inputs.ids}
+    at_places = {name: values[:, once].flatten(0, 1) for name, values in places.items()}
+    return {**scores, **copying.scores(stream["final"]), **at_places}
 
 
 def _chance(model: Model, repeated: Repeated) -> dict[str, float]:

@@ -4,7 +4,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from circuitome.heads.atlas.capture import Seen
 from circuitome.heads.atlas.repeated import Repeated
 from circuitome.models.model import Model
 from circuitome.weights.extremes import among_extremes
@@ -46,11 +45,8 @@ class Copying:
         self.queries = repeated.late.to(model.device)
         self.layers: list[Float[Tensor, "part batch head query"]] = []
 
-    def look(
-        self,
-        layer: int,
-        pattern: Float[Tensor, "batch head query key"],
-        z: Float[Tensor, "batch query head d_head"],
+    def add(
+        self, layer: int, pattern: Float[Tensor, "batch head query key"], z: Float[Tensor, "batch query head d_head"]
     ) -> None:
         """Take in one layer."""
         repeated = self.repeated
@@ -60,10 +56,10 @@ class Copying:
         weighed = raised * copies.unflatten(-1, (repeated.repeats, repeated.period)).sum(-2)
         self.layers.append(torch.stack([weighed.clamp(min=0).sum(-1), weighed.clamp(max=0).sum(-1)]))
 
-    def scores(self, seen: Seen) -> dict[str, Float[Tensor, "batch layer head"]]:
-        """The scores by name in `COPYING`, after the pass."""
-        assert seen.scale is not None
-        parts = torch.stack(self.layers, 2) / seen.scale[:, None, None, self.queries, 0]
+    def scores(self, final: Float[Tensor, "batch pos d_model"]) -> dict[str, Float[Tensor, "batch layer head"]]:
+        """The scores by name in `COPYING`, after the pass; `final` is the stream in front of the final norm."""
+        scale = self.model.final_norm.sigma(final)
+        parts = torch.stack(self.layers, 2) / scale[:, None, None, self.queries, 0]
         up, down = parts.mean(-1)
         size = up - down
         return {
@@ -73,10 +69,7 @@ class Copying:
 
 
 def token_copying(
-    model: Model,
-    embedded: Float[Tensor, "n d_model"],
-    first: Float[Tensor, "n d_model"],
-    tokens: Int[Tensor, " n"],
+    model: Model, embedded: Float[Tensor, "n d_model"], first: Float[Tensor, "n d_model"], tokens: Int[Tensor, " n"]
 ) -> dict[str, Float[Tensor, "n layer head"]]:
     """1 where a token put through a head comes out among the 5 likeliest of all, else 0; by name in `TOKEN_COPYING`.
 
@@ -87,14 +80,19 @@ def token_copying(
     Raises `InputError` for a model whose outputs are not its input tokens.
     Source: copy score of Wang et al. 2022, arXiv:2211.00593, section 3.1; redwoodresearch/Easy-Transformer
     (there names at their places in IOI prompts).
+
+    >>> model = cm.load("known-induction")
+    >>> nothing = torch.zeros(2, model.d_model)
+    >>> cm.heads.token_copying(model, nothing, nothing, torch.tensor([3, 4]))["copy_top5"].shape
+    torch.Size([2, 2, 3])
     """
     check_outputs_are_tokens(model)
     scores = []
     with torch.no_grad():
         for layer in range(len(model.blocks)):
             out = through_heads(model, layer, first if layer else embedded).flatten(0, 1)
-            found = among_ends(model, out.to(model.dtype), tokens.repeat_interleave(model.heads.q))
-            scores.append(found.unflatten(1, (len(tokens), model.heads.q)))
+            flags = among_ends(model, out.to(model.dtype), tokens.repeat_interleave(model.heads.q))
+            scores.append(flags.unflatten(1, (len(tokens), model.heads.q)))
     copied, lowered = torch.stack(scores, 2).float().cpu()
     return {"copy_top5": copied, "anticopy_top5": lowered}
 

@@ -29,15 +29,9 @@ class HeadScore(Samples):
 
     @classmethod
     def of(
-        cls,
-        name: str,
-        what: str,
-        unit: str,
-        samples: Float[Tensor, "n layer head"],
-        chance: float | None = None,
-        random: Tensor | None = None,
+        cls, name: str, what: str, unit: str, samples: Tensor, chance: float | None = None, random: Tensor | None = None
     ) -> "HeadScore":
-        """The score with these samples of every head of a model."""
+        """The score with these samples [n, layer, head] of every head of a model."""
         layers, heads = (tuple(f"{kind}{i}" for i in range(n)) for kind, n in zip("ah", samples.shape[1:], strict=True))
         return cls(samples=samples, axes=(layers, heads), unit=unit, name=name, what=what, chance=chance, random=random)
 

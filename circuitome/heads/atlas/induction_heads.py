@@ -1,7 +1,7 @@
 """Induction heads: which heads are some, how much the model learns in context, and what of that goes without them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from circuitome.graph.node import Node
 from circuitome.heads.atlas.all_heads import one_pass
 from circuitome.heads.atlas.copying import COPYING
 from circuitome.heads.atlas.head_score import HeadScore
-from circuitome.heads.atlas.patterns import PATTERNS, chance_levels, chunks
+from circuitome.heads.atlas.patterns import PATTERNS, chance_levels, chunks, in_chunks
 from circuitome.heads.atlas.repeated import Repeated, reads_text, repeated_tokens, usual_period
 from circuitome.heads.long_context.needles import own_text
 from circuitome.heads.long_context.sinks import pieces
@@ -60,6 +60,11 @@ class Induction:
     """Without as many heads drawn from all others, draw by draw."""
 
     @property
+    def runs(self) -> tuple[Losses, ...]:
+        """The whole model, the one without the strongest heads, and those without random ones."""
+        return self.whole, self.without, *self.random
+
+    @property
     def first_half(self) -> Estimate:
         """Mean loss in the first repeat, its first token left out, in nats a token."""
         return mean(early_repeat(self.whole, self.layout), UNIT)
@@ -79,26 +84,25 @@ class Induction:
         """In-context-learning score on text: loss late in a piece minus loss early; negative where context helps."""
         return None if self.whole.text is None else mean(context_score(self.whole.text), UNIT)
 
-    def effect(self, part: str = "without") -> Estimate:
+    def loss_rise(self, part: str = "without") -> Estimate:
         """Rise of the loss in later repeats: `without` the strongest heads, without `random` ones, or the `difference`.
 
         Random ones are averaged over draws on each sequence; intervals are over sequences, pairs kept together.
         """
-        whole = late_repeats(self.whole, self.layout)
-        return _compared(part, whole, *(late_repeats(one, self.layout) for one in (self.without, *self.random)))
+        return _rise(part, *(late_repeats(losses, self.layout) for losses in self.runs))
 
-    def context_effect(self, part: str = "without") -> Estimate | None:
-        """The same for the in-context-learning score on text."""
-        texts = [one.text for one in (self.whole, self.without, *self.random)]
-        if any(text is None for text in texts):
-            return None
-        return _compared(part, *(context_score(text) for text in texts if text is not None))
+    def context_score_rise(self, part: str = "without") -> Estimate | None:
+        """The same for the in-context-learning score on text; None where there is no text."""
+        scores = [context_score(losses.text) for losses in self.runs if losses.text is not None]
+        return _rise(part, *scores) if scores else None
 
     def to_dict(self) -> dict[str, Any]:
         """All numbers but single samples, as plain JSON values."""
+        context_rises = {part: rise.to_dict() for part in PARTS if (rise := self.context_score_rise(part))}
+        whole, without, *random = (losses.repeated.mean(0) for losses in self.runs)
         return {
             "heads": list(self.without.heads),
-            "random_heads": [list(one.heads) for one in self.random],
+            "random_heads": [list(losses.heads) for losses in self.random],
             "sequences": len(self.whole.repeated),
             "period": self.layout.period,
             "repeats": self.layout.repeats,
@@ -107,14 +111,12 @@ class Induction:
             "copying": self.copying.to_dict() if self.copying else None,
             **{name: getattr(self, name).to_dict() for name in ("first_half", "second_half", "advantage")},
             "in_context": self.in_context.to_dict() if self.in_context else None,
-            "effects": {part: self.effect(part).to_dict() for part in PARTS},
-            "context_effects": {
-                part: found.to_dict() for part in PARTS if (found := self.context_effect(part)) is not None
-            },
+            "effects": {part: self.loss_rise(part).to_dict() for part in PARTS},
+            "context_effects": context_rises,
             "loss_by_position": {
-                "whole": self.whole.repeated.mean(0).tolist(),
-                "without": self.without.repeated.mean(0).tolist(),
-                "random": torch.stack([one.repeated.mean(0) for one in self.random]).mean(0).tolist(),
+                "whole": whole.tolist(),
+                "without": without.tolist(),
+                "random": torch.stack(random).mean(0).tolist(),
             },
         }
 
@@ -136,6 +138,10 @@ def induction(
     `draws` sets of `k` other heads show what that alone does.
     Raises `InputError` for numbers that cannot be, `UnsupportedModelError` for a model without attention probabilities.
     Source: Olsson et al. 2022, arXiv:2209.11895, arguments 1 to 3.
+
+    >>> found = cm.heads.induction(cm.load("known-induction"), n=3, k=1)
+    >>> found.without.heads, round(found.loss_rise().value, 2)  # nats a token
+    (('a1.h0',), 2.83)
     """
     model, seed = setting.model, setting.seed
     heads = model.graph.n_layers * model.graph.n_heads
@@ -151,16 +157,21 @@ def induction(
     strongest = prefix.mean.flatten().argsort(descending=True, stable=True).tolist()
     sets = [strongest[:k], *_draws(strongest[k:], k, draws, seed)]
     texts = _texts(model, text)
-    own = _memory_chunks(setting, layout.inputs)
-    runs = [*own, *_memory_chunks(setting, texts)]
+    batches = _memory_chunks(setting, layout.inputs)
+    n_repeated = len(batches)
+    batches += _memory_chunks(setting, texts)
     tell = setting.tell("batches with heads switched off")
-    found: list[list[Tensor]] = []
-    for done, inputs in enumerate(runs, 1):
-        found.append(losses_without(model, inputs, [_keep(model, one) for one in sets]))
-        tell(done, len(runs))
-    names = [(), *(tuple(str(Node.head(*divmod(i, model.graph.n_heads))) for i in one) for one in sets)]
+    parts: list[list[Tensor]] = []
+    for done, inputs in enumerate(batches, 1):
+        parts.append(losses_without(model, inputs, [_keep(model, heads) for heads in sets]))
+        tell(done, len(batches))
+    names = [(), *(tuple(str(Node.head(*divmod(i, model.graph.n_heads))) for i in heads) for heads in sets)]
     whole, without, *random = (
-        Losses(heads, torch.cat([run[i] for run in found[: len(own)]]), _joined([run[i] for run in found[len(own) :]]))
+        Losses(
+            heads,
+            torch.cat([part[i] for part in parts[:n_repeated]]),
+            _joined([part[i] for part in parts[n_repeated:]]),
+        )
         for i, heads in enumerate(names)
     )
     return Induction(prefix, copying, layout, whole, without, tuple(random))
@@ -199,7 +210,7 @@ def context_score(losses: Float[Tensor, "pieces pos"]) -> Float[Tensor, " pieces
     return losses[:, -max(1, size // 10) :].mean(1) - early
 
 
-def _compared(part: str, whole: Tensor, without: Tensor, *random: Tensor) -> Estimate:
+def _rise(part: str, whole: Tensor, without: Tensor, *random: Tensor) -> Estimate:
     control = torch.stack(random).mean(0)
     values = {"without": without - whole, "random": control - whole, "difference": without - control}
     return mean(values[part], UNIT)
@@ -207,13 +218,11 @@ def _compared(part: str, whole: Tensor, without: Tensor, *random: Tensor) -> Est
 
 def _scores(setting: Setting, layout: Repeated) -> tuple[HeadScore, HeadScore | None]:
     model = setting.model
-    parts = [one_pass(model, replace(layout, inputs=inputs)) for inputs in chunks(setting, layout.inputs)]
-
-    def score(name: str, what: tuple[str, str], chance: float) -> HeadScore:
-        return HeadScore.of(name, *what, torch.cat([part[name] for part in parts]), chance)
-
-    prefix = score("induction", PATTERNS["induction"], chance_levels(layout, model.causal)["induction"])
-    return prefix, score("copying", COPYING["copying"], 0.0) if outputs_are_tokens(model) else None
+    samples, chance = in_chunks(setting, layout, one_pass), chance_levels(layout, model.causal)["induction"]
+    prefix = HeadScore.of("induction", *PATTERNS["induction"], samples["induction"], chance)
+    if not outputs_are_tokens(model):
+        return prefix, None
+    return prefix, HeadScore.of("copying", *COPYING["copying"], samples["copying"], 0.0)
 
 
 def _draws(others: list[int], k: int, draws: int, seed: int) -> list[list[int]]:
@@ -222,9 +231,9 @@ def _draws(others: list[int], k: int, draws: int, seed: int) -> list[list[int]]:
 
 
 def _keep(model: Model, heads: Sequence[int]) -> Float[Tensor, "layer head"]:
-    keep = torch.ones(model.graph.n_layers * model.graph.n_heads)
-    keep[list(heads)] = 0
-    return keep.view(model.graph.n_layers, model.graph.n_heads)
+    keep = torch.ones(model.graph.n_layers, model.graph.n_heads)
+    keep.view(-1)[list(heads)] = 0
+    return keep
 
 
 def _losses(model: Model, inputs: Inputs) -> Float[Tensor, "batch pos"]:

@@ -50,9 +50,14 @@ def pattern_scores(setting: Setting, repeated: Repeated, *, random: Sequence[int
     Raises `UnsupportedModelError` for a model that shows no attention probabilities.
     Source: Olsson et al. 2022, arXiv:2209.11895 (prefix matching); Wang et al. 2022, arXiv:2211.00593 (previous and
     duplicate token); Xiao et al. 2023, arXiv:2309.17453 (sinks; the paper shows maps, the mass is ours).
+
+    >>> model = cm.load("known-induction")
+    >>> scores = cm.heads.pattern_scores(model, cm.heads.repeated_tokens(model, n=2, period=4))
+    >>> scores["previous"]["a0.h0"].value, scores["induction"]["a1.h0"].value
+    (1.0, 1.0)
     """
     chance = chance_levels(repeated, setting.model.causal)
-    return beside_noise(setting, random, lambda one: _samples(one, repeated), PATTERNS, chance)
+    return beside_noise(setting, random, lambda setting: in_chunks(setting, repeated, _pass), PATTERNS, chance)
 
 
 def beside_noise(
@@ -74,10 +79,9 @@ def beside_noise(
         scores = measure(setting.but(model=random_model(setting.model, seed)))
         noise.append({name: values.mean(0) for name, values in scores.items()})
         tell(done, 1 + len(random))
+    random_scores = {name: torch.stack([scores[name] for scores in noise]) for name in samples if noise}
     return {
-        name: HeadScore.of(
-            name, *what[name], values, chance[name], torch.stack([one[name] for one in noise]) if noise else None
-        )
+        name: HeadScore.of(name, *what[name], values, chance[name], random_scores.get(name))
         for name, values in samples.items()
     }
 
@@ -123,10 +127,12 @@ def random_model(model: Model, seed: int) -> Model:
     return Model(hf.eval(), model.tokenizer, f"random {model.name}")
 
 
-def _samples(setting: Setting, repeated: Repeated) -> dict[str, Float[Tensor, "n layer head"]]:
-    """Every score on every sequence, from one pass over all of them."""
-    parts = [_pass(setting.model, replace(repeated, inputs=inputs)) for inputs in chunks(setting, repeated.inputs)]
-    return {name: torch.cat([part[name] for part in parts]) for name in PATTERNS}
+def in_chunks(
+    setting: Setting, repeated: Repeated, one_pass: Callable[[Model, Repeated], Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """What `one_pass` gives of the sequences by name, chunk by chunk, each chunk within the memory budget."""
+    parts = [one_pass(setting.model, replace(repeated, inputs=inputs)) for inputs in chunks(setting, repeated.inputs)]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _pass(model: Model, repeated: Repeated) -> dict[str, Float[Tensor, "batch layer head"]]:
@@ -140,4 +146,4 @@ def chunks(setting: Setting, inputs: Inputs) -> list[Inputs]:
     """The sequences in groups that fit into the memory budget, at least one at a time."""
     size = max(1, tokens_within(setting.model, setting.max_memory, gradients=False) // inputs.ids.shape[1])
     fields = (inputs.ids, inputs.mask, inputs.positions, inputs.read)
-    return [Inputs(*parts) for parts in zip(*(one.split(size) for one in fields), strict=True)]
+    return [Inputs(*parts) for parts in zip(*(field.split(size) for field in fields), strict=True)]

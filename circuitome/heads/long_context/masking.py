@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from jaxtyping import Float
@@ -11,23 +12,14 @@ from torch import Tensor
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError, unknown_name
 from circuitome.graph.node import Node
-from circuitome.heads.long_context.decoding import (
-    MODES,
-    Changed,
-    Read,
-    answer_log_probs,
-    at_line_end,
-    greedy,
-    read_prompts,
-)
-from circuitome.heads.long_context.needles import Case, recall
+from circuitome.heads.long_context import decoding
+from circuitome.heads.long_context.decoding import MODES, Head, MaskedAttention, Prefilled, prefill
+from circuitome.heads.long_context.needles import NeedlePrompt, recall
 from circuitome.heads.long_context.retrieval import STEPS
-from circuitome.results import Estimate, bootstrap, mean
+from circuitome.results import Estimate, mean
 
 WHERE = ("decode", "everywhere")
 """Where heads are masked: only after the prompt was read, as published, or while it is read as well."""
-
-Head = tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,10 +41,7 @@ class MaskCheck:
 
     def estimates(self) -> dict[str, dict[str, Estimate]]:
         """For log-probability and recall: unmasked, masked, random (mean over draws), and masked minus random."""
-        return {
-            "log_prob": _compared(self.log_probs, "nats a token"),
-            "recall": _compared(self.recalls, "share"),
-        }
+        return {"log_prob": _compared(self.log_probs, "nats a token"), "recall": _compared(self.recalls, "share")}
 
 
 def _compared(values: Float[Tensor, "conditions runs"], unit: str) -> dict[str, Estimate]:
@@ -61,16 +50,14 @@ def _compared(values: Float[Tensor, "conditions runs"], unit: str) -> dict[str, 
         "unmasked": mean(unmasked, unit),
         "masked": mean(masked, unit),
         "random": mean(drawn, unit),
-        "masked_minus_random": bootstrap(
-            torch.stack([masked, drawn], 1), lambda means: means[:, 0] - means[:, 1], unit
-        ),
+        "masked_minus_random": mean(masked - drawn, unit),
     }
 
 
 @method
 def mask_heads(
     setting: Setting,
-    cases: Sequence[Case] | Sequence[Read],
+    prompts: Sequence[NeedlePrompt] | Sequence[Prefilled],
     heads: Sequence[Head],
     *,
     avoid: Sequence[Head] = (),
@@ -80,16 +67,16 @@ def mask_heads(
     decode: bool = True,
     steps: int = STEPS,
 ) -> MaskCheck:
-    """Answers to `cases` with `heads` masked, and with as many random others, never `heads` or `avoid`, masked.
+    """Answers to `prompts` with `heads` masked, and with as many random others, never `heads` or `avoid`, masked.
 
-    `cases` may be batches that `read_prompts` has read already, so that nothing is read twice.
+    `prompts` may be batches that `prefill` has read already, so that nothing is read twice.
     The log-probability of the expected answer says something even where the model cannot answer; `decode` asks for the
     answers themselves too, of up to `steps` tokens. `where` decode masks from the last token of the prompt on.
     The setting's seed draws the random heads, `draws` times. Published code draws them without leaving out the
     retrieval heads, and its "even" heads attend to padding as well.
 
         scores = cm.retrieval_scores(model)
-        check = cm.mask_heads(model, scores.cases, scores.heads(10), avoid=scores.retrieval_heads())
+        check = cm.mask_heads(model, scores.prompts, scores.heads(10), avoid=scores.retrieval_heads())
         check.estimates()["log_prob"]["masked_minus_random"]  # negative: the masked heads are needed
 
     Raises `InputError` for unknown heads, or too few other heads to draw from; `UnknownNameError` for another mode or
@@ -100,26 +87,24 @@ def mask_heads(
         if value not in known:
             raise unknown_name(name, value, known)
     drawn = _draw(setting, heads, avoid, draws)
-    batches = [batch for batch in cases if isinstance(batch, Read)]
-    if not batches:
-        batches = read_prompts(setting, [case for case in cases if isinstance(case, Case)], more=steps)
+    batches = [batch for batch in prompts if isinstance(batch, Prefilled)]
+    batches = batches or prefill(
+        setting, [prompt for prompt in prompts if isinstance(prompt, NeedlePrompt)], more=steps
+    )
     sets: list[tuple[Head, ...]] = [(), tuple(heads), *drawn]
     log_probs, recalls = torch.full((2, len(sets), sum(len(batch.rows) for batch in batches)), torch.nan)
-    tell, stopped = setting.tell("masking heads"), at_line_end(setting.model) if decode else None
-    for done, (index, batch) in enumerate(((i, batch) for i in range(len(sets)) for batch in batches), 1):
-        change = Changed.of(sets[index], mode)
-        read = batch
+    model, tell, ends = setting.model, setting.tell("masking heads"), decoding.at_line_end(setting.model)
+    for done, (index, batch) in enumerate(product(range(len(sets)), batches)):
+        attention, rows = MaskedAttention(sets[index], mode), batch.rows
         if sets[index] and where == "everywhere":
-            (read,) = read_prompts(setting, batch.cases, attention=change)
-        rows = [batch.rows[row] for row in read.rows] if read is not batch else list(batch.rows)
-        log_probs[index, rows] = answer_log_probs(setting.model, read, attention=change).cpu()
-        if stopped is not None:
-            answers = greedy(setting.model, read, steps, attention=change, stopped=stopped)
-            texts = [setting.model.decode(ids) for ids in answers]
-            recalls[index, rows] = torch.tensor(
-                [recall(text, case.answer) for text, case in zip(texts, read.cases, strict=True)]
-            )
-        tell(done, len(sets) * len(batches))
+            (batch,) = prefill(setting, batch.prompts, attention=attention)
+            rows = tuple(rows[row] for row in batch.rows)
+        log_probs[index, rows] = decoding.answer_log_probs(model, batch, attention=attention).cpu()
+        if decode:
+            answers = map(model.decode, decoding.greedy(model, batch, steps, attention=attention, ends=ends))
+            shares = [recall(said, prompt.answer) for said, prompt in zip(answers, batch.prompts, strict=True)]
+            recalls[index, rows] = torch.tensor(shares)
+        tell(done + 1, len(sets) * len(batches))
     return MaskCheck(tuple(heads), drawn, mode, where, log_probs, recalls)
 
 

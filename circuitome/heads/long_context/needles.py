@@ -37,8 +37,8 @@ class Needle:
 
 
 @dataclass(frozen=True)
-class Case:
-    """One prompt."""
+class NeedlePrompt:
+    """A prompt with a needle in its text."""
 
     ids: tuple[int, ...]
     """Its tokens."""
@@ -60,7 +60,11 @@ class Case:
 
 
 def own_text() -> str:
-    """The text that comes with the package: plain prose, 1,700 words, written for it."""
+    """The text that comes with the package: plain prose, 1,700 words, written for it.
+
+    >>> len(cm.heads.own_text().split())
+    1737
+    """
     return (HERE / "haystack.txt").read_text(encoding="utf-8")
 
 
@@ -70,41 +74,51 @@ def own_needles() -> tuple[Needle, ...]:
 
 
 def read_needles(path: Path) -> tuple[Needle, ...]:
-    """Needles from a JSONL file with `needle`, `question` and `answer`. Raises `DataFileError`, naming the line."""
+    """Needles from a JSONL file with `needle`, `question` and `answer`.
+
+    Raises `DataFileError` for a file that is no UTF-8 text or holds none, and for a line that is none, which it names.
+
+    >>> path = Path(circuitome.__path__[0]) / "heads" / "long_context" / "needles.jsonl"
+    >>> len(cm.heads.read_needles(path))
+    3
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataFileError(f"{path} cannot be read as UTF-8 text: {error}") from error
-    found = []
+    needles = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            found.append(Needle(*(str(row[name]) for name in ("needle", "question", "answer"))))
+            needles.append(Needle(*(str(row[name]) for name in ("needle", "question", "answer"))))
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise DataFileError(
                 f"{path}:{number} is not a needle. A line reads "
                 '{"needle": "...", "question": "...", "answer": "..."}.'
             ) from error
-    if not found:
+    if not needles:
         raise DataFileError(f"{path} holds no needles. Write one JSON object with needle, question and answer a line.")
-    return tuple(found)
+    return tuple(needles)
 
 
-def needle_cases(
+def needle_prompts(
     model: Model,
     *,
     lengths: Sequence[int] = LENGTHS,
     depths: Sequence[float] = DEPTHS,
     text: str | None = None,
     needles: Sequence[Needle] | None = None,
-) -> tuple[Case, ...]:
-    """Every needle at every depth of every length.
+) -> tuple[NeedlePrompt, ...]:
+    """Every needle at every depth of every length, as prompts: lengths vary slowest, needles fastest.
 
     A prompt is the tokenizer's own first tokens, the text cut so that the prompt has exactly `length` tokens, the
     question and "A:". The needle stands after the last sentence end before its depth; at depth 1 after the text.
     No chat template. Raises `InputError` for lengths, depths, texts and needles that cannot be.
+    Source: Wu et al. 2024, arXiv:2404.15574, section 2.
+
+        cm.heads.needle_prompts(cm.load("smollm2"), lengths=(128,), depths=(0.5,))[0].needle_ids
     """
     needles = own_needles() if needles is None else needles
     if not (lengths and depths and needles):
@@ -114,18 +128,18 @@ def needle_cases(
     tokens = model.encode_answer(own_text() if text is None else text)
     ends = [at + 1 for at, token in enumerate(tokens) if ENDS.search(model.decode([token]))]
     return tuple(
-        _case(model, tokens, ends, length, depth, index, needle)
+        _needle_prompt(model, tokens, ends, length, depth, index, needle)
         for length in lengths
         for depth in depths
         for index, needle in enumerate(needles)
     )
 
 
-def _case(
+def _needle_prompt(
     model: Model, tokens: list[int], ends: list[int], length: int, depth: float, index: int, needle: Needle
-) -> Case:
-    first, hidden = model.encode(""), model.encode_answer(f" {needle.text.strip()}") if needle.text.strip() else []
-    answer = model.encode_answer(f" {needle.answer.strip()}") if needle.answer.strip() else []
+) -> NeedlePrompt:
+    first, stripped = model.encode(""), (needle.text.strip(), needle.answer.strip())
+    hidden, answer = (model.encode_answer(f" {said}") if said else [] for said in stripped)
     for name, ids in (("needle", hidden), ("answer", answer)):
         if not ids:
             raise InputError(f"The {name} of needle {index + 1} has no tokens. Give a sentence that says something.")
@@ -147,13 +161,13 @@ def _case(
         at = ends[before - 1] if before else 0
     start = len(first) + at
     prompt = (*first, *tokens[:at], *hidden, *tokens[at:room], *question)
-    return Case(prompt, (start, start + len(hidden)), depth, index, needle.answer, tuple(answer))
+    return NeedlePrompt(prompt, (start, start + len(hidden)), depth, index, needle.answer, tuple(answer))
 
 
-def recall(found: str, expected: str) -> float:
+def recall(answer: str, expected: str) -> float:
     """ROUGE-1 recall: the share of expected words that were found, each as often as it occurs; case and signs apart.
 
     Words are runs of letters and digits, not stemmed (the published code stems).
     """
-    have, want = (Counter(re.findall(r"[^\W_]+", text.lower())) for text in (found, expected))
-    return sum((have & want).values()) / sum(want.values()) if want else 0.0
+    said, wanted = (Counter(re.findall(r"[^\W_]+", text.lower())) for text in (answer, expected))
+    return sum((said & wanted).values()) / sum(wanted.values()) if wanted else 0.0

@@ -16,8 +16,8 @@ from torch import Tensor
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
 from circuitome.heads.atlas.head_score import HeadScore
-from circuitome.heads.long_context.decoding import Changed, Read, at_line_end, greedy, read_prompts
-from circuitome.heads.long_context.needles import DEPTHS, LENGTHS, Case, Needle, needle_cases, recall
+from circuitome.heads.long_context.decoding import MaskedAttention, Prefilled, at_line_end, greedy, prefill
+from circuitome.heads.long_context.needles import DEPTHS, LENGTHS, Needle, NeedlePrompt, needle_prompts, recall
 from circuitome.results import Estimate
 
 STEPS = 24
@@ -34,7 +34,7 @@ STRONG = 0.5
 class RetrievalScores:
     """How much of the needle each head copied, run by run; GQA: one score per query head."""
 
-    cases: tuple[Case, ...]
+    prompts: tuple[NeedlePrompt, ...]
     """The prompts."""
     answers: tuple[str, ...]
     """What the model said."""
@@ -105,37 +105,41 @@ def retrieval_scores(
     needles: Sequence[Needle] | None = None,
     steps: int = STEPS,
 ) -> RetrievalScores:
-    """Scores of all heads over every needle at every depth of every length (see `needle_cases`).
+    """Scores of all heads over every needle at every depth of every length (see `needle_prompts`).
 
     The prompt is read at once but for its last token; only decoding steps are scored, up to `steps` or a line break.
-    Raises what `needle_cases` raises, and `UnsupportedModelError` for a model without attention weights to look at.
+    A score is the share of the needle's different tokens that a head copied (see `copy_scores`), 0 to 1, [runs, layer,
+    head]; means are over runs that answered. Raises what `needle_prompts` raises, `InputError` for no step, and
+    `UnsupportedModelError` for a model without attention weights to look at.
+    Source: Wu et al. 2024, arXiv:2404.15574, section 2.
+
+        scores = cm.retrieval_scores(cm.load("smollm2"), lengths=(128,))
+        scores.top(5), scores.retrieval_heads()
     """
     if steps < 1:
         raise InputError(f"steps is the largest number of tokens of an answer and must be at least 1, got {steps}.")
-    cases = needle_cases(setting.model, lengths=lengths, depths=depths, text=text, needles=needles)
-    return score_read(setting, read_prompts(setting, cases, more=steps), steps=steps)
+    prompts = needle_prompts(setting.model, lengths=lengths, depths=depths, text=text, needles=needles)
+    return score_prefilled(setting, prefill(setting, prompts, more=steps), steps=steps)
 
 
 @method
-def score_read(setting: Setting, batches: Sequence[Read], *, steps: int = STEPS) -> RetrievalScores:
+def score_prefilled(setting: Setting, batches: Sequence[Prefilled], *, steps: int = STEPS) -> RetrievalScores:
     """The same for prompts that were read already."""
     model, tell = setting.model, setting.tell("decoding")
-    total, done = sum(len(batch.rows) for batch in batches), 0
-    found: dict[int, tuple[Case, str, float, Tensor, Tensor]] = {}
-    stopped = at_line_end(model)
+    total = sum(len(batch.rows) for batch in batches)
+    runs: dict[int, tuple[NeedlePrompt, str, float, Tensor, Tensor]] = {}
     for batch in batches:
-        most: list[Tensor] = []
-        watch = Changed(look=lambda layer, pattern, most=most: most.append(pattern[:, :, -1].argmax(-1)))  # type: ignore[misc]
-        answers = greedy(model, batch, steps, attention=watch, stopped=stopped)
-        by_step = torch.stack(most).unflatten(0, (-1, len(model.blocks)))
-        for i, (row, case, said) in enumerate(zip(batch.rows, batch.cases, answers, strict=True)):
-            paper, code = copy_scores(by_step[: len(said), :, i], said, case.ids, case.span)
-            words = model.decode(said).strip()
-            found[row] = case, words, recall(words, case.answer), paper, code
-        done += len(batch.rows)
-        tell(done, total)
-    cases, answers_, recalls, paper_, code_ = zip(*(found[row] for row in sorted(found)), strict=True)
-    return RetrievalScores(cases, answers_, torch.tensor(recalls), torch.stack(paper_), torch.stack(code_))
+        places: list[Tensor] = []
+        watched = MaskedAttention(watch=lambda _, pattern, to=places: to.append(pattern[:, :, -1].argmax(-1)))  # type: ignore[misc]
+        answers = greedy(model, batch, steps, attention=watched, ends=at_line_end(model))
+        by_step = torch.stack(places).unflatten(0, (-1, len(model.blocks)))
+        for i, (row, prompt, said) in enumerate(zip(batch.rows, batch.prompts, answers, strict=True)):
+            scores = copy_scores(by_step[: len(said), :, i], said, prompt.ids, prompt.span)
+            answer = model.decode(said).strip()
+            runs[row] = prompt, answer, recall(answer, prompt.answer), *scores
+        tell(len(runs), total)
+    prompts, said_texts, recalls, samples, hits = zip(*(runs[row] for row in sorted(runs)), strict=True)
+    return RetrievalScores(prompts, said_texts, torch.tensor(recalls), torch.stack(samples), torch.stack(hits))
 
 
 def copy_scores(
@@ -147,14 +151,8 @@ def copy_scores(
     prompt, in what was said before, is no hit.
     """
     start, end = span
-    needle = torch.tensor(prompt[start:end], device=most.device)
-    kinds = needle.unique()
-    shape = most.shape[1:]
-    copied = torch.zeros(len(kinds), *shape, dtype=torch.bool, device=most.device)
-    hits = torch.zeros(shape, device=most.device)
-    for place, token in zip(most, said, strict=True):
-        inside = (place >= start) & (place < end)
-        hit = inside & (needle[(place - start).clamp(0, len(needle) - 1)] == token)
-        hits += hit
-        copied |= hit & (kinds == token).view(-1, *[1] * len(shape))
-    return (copied.float().mean(0)).cpu(), (hits / len(needle)).cpu()
+    needle, tokens = (torch.tensor(ids, dtype=torch.long, device=most.device) for ids in (prompt[start:end], said))
+    attended = needle[(most - start).clamp(0, len(needle) - 1)]
+    hit = (most >= start) & (most < end) & (attended == tokens[:, None, None])
+    copied = torch.stack([hit[tokens == kind].any(0) for kind in needle.unique()])
+    return copied.float().mean(0).cpu(), (hit.float().sum(0) / len(needle)).cpu()

@@ -56,8 +56,14 @@ def sink_mass(
 ) -> SinkMass:
     """Sink mass of every head over texts of equal length; `start` is the largest of `first` unless given.
 
+    The mean over queries q >= start of the sum over j < k of A[q, j], a share of attention from 0 to 1, for every k of
+    `first`: [first, texts, layer, head], float32.
     Patterns are looked at block by block and never kept. Raises `InputError` for texts too short for `first`,
     `UnsupportedModelError` for a model without attention weights.
+    Source: Xiao et al. 2023, arXiv:2309.17453, section 3.1, which shows maps; the number is ours.
+
+    >>> cm.sink_mass(cm.load("known-induction"), torch.arange(1, 17)[None], first=(1, 4)).samples.shape
+    torch.Size([2, 1, 2, 3])
     """
     model, tell = setting.model, setting.tell("attention to the first tokens")
     start = max(first, default=0) if start is None else start
@@ -74,12 +80,12 @@ def sink_mass(
     for row in range(0, texts, ROWS):
         some = ids[row : row + ROWS].to(model.device)
 
-        def look(layer: int, pattern: Tensor, rows: slice = slice(row, row + ROWS)) -> None:
+        def note_mass(layer: int, pattern: Tensor, rows: slice = slice(row, row + ROWS)) -> None:
             for index, k in enumerate(first):
                 mass = pattern[:, :, start:, :k].float().sum(-1).mean(-1)
                 samples[index, rows, layer] = mass.cpu()
 
-        with torch.no_grad(), model.watching_attention(look):
+        with torch.no_grad(), model.watching_attention(note_mass):
             model.logits(Inputs.whole(some))
         tell(min(row + ROWS, texts), texts)
     return SinkMass(tuple(first), start, samples, uniform)

@@ -21,16 +21,7 @@ from transformers.cache_utils import DynamicLayer
 
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
-from circuitome.models.attention import (
-    Asked,
-    Table,
-    attending,
-    by_group,
-    check_replaceable,
-    mix,
-    rotary_tables,
-    rotation,
-)
+from circuitome.models import attention
 from circuitome.models.inputs import Inputs
 from circuitome.models.model import Model
 
@@ -52,74 +43,71 @@ def stream_losses(
     then on. `chunk` tokens run at once; the result does not depend on it but for rounding. float32.
 
     Raises `InputError` for sizes that cannot be, `UnsupportedModelError` where attention cannot be replaced.
+    Source: Xiao et al. 2023, arXiv:2309.17453, section 3.2.
+
+        model = cm.load("smollm2")
+        cm.stream_losses(model, torch.tensor(model.encode(text)), sinks=4, window=256).mean()
     """
-    model, tell = setting.model, setting.tell("streaming")
+    model = setting.model
     check_stream(model, ids, sinks, window)
     chunk = max(1, min(chunk, _most_at_once(model, sinks, window), len(ids) - 1))
     rotated = learned_positions(model) is None
-    tables = rotary_tables(model, torch.arange(max(sinks + window, window - 1 + chunk) if rotated else 1))
+    tables = attention.rotary_tables(model, torch.arange(max(sinks + window, window - 1 + chunk) if rotated else 1))
     cache = Cache([_Kept(sinks, window) for _ in model.blocks])
     losses = []
     with torch.no_grad(), _unrotated(model):
-        for start in range(0, len(ids) - 1, chunk):
-            tokens = ids[start : start + chunk + 1].to(model.device)
+        for start, tokens in _chunks(setting, "streaming", ids, chunk):
             view = _View.of(start, len(tokens) - 1, sinks, window, model.device)
-            with attending(model, _Streamed(view, tables, model)):
-                inputs = Inputs(
-                    tokens[None, :-1],
-                    torch.ones_like(view.keys)[None],
-                    view.at_sinks[None],
-                    tokens.new_zeros(1),
-                    cache,
-                )
-                losses.append(_nll(model.every_logits(inputs)[0], tokens[1:]))
-            tell(start + len(tokens) - 1, len(ids) - 1)
+            with attention.attending(model, _Streamed(view, tables, model)):
+                losses.append(_losses(model, tokens, view.at_sinks, len(view.keys), cache))
     return torch.cat(losses)
 
 
 @method
 def dense_losses(setting: Setting, ids: Int[Tensor, " pos"], *, chunk: int = 2 * CHUNK) -> Float[Tensor, " pos-1"]:
-    """The same from the plain model, which keeps every token in its cache.
+    """Negative log-likelihood in nats of tokens 1, 2, ... of `ids` by the plain model, whose cache keeps every token.
 
+    What `stream_losses` is compared with; float32. `chunk` tokens run at once.
     Raises `InputError` for fewer than two tokens, or more than the model has learned positions for.
+
+    >>> cm.dense_losses(cm.load("known-induction"), torch.arange(1, 17)).shape
+    torch.Size([15])
     """
-    model, tell = setting.model, setting.tell("reading with every token kept")
-    limit = learned_positions(model)
-    if len(ids) < 2:
-        raise InputError(f"A loss needs at least 2 tokens, got {len(ids)}.")
-    if limit is not None and len(ids) - 1 > limit:
-        raise InputError(
-            f"{model.name} has learned positions for {limit} tokens; the dense cache would hold "
-            f"{len(ids) - 1}. Give at most {limit + 1} tokens."
-        )
+    model, held = setting.model, len(ids) - 1
+    _check_text(ids)
+    check_positions(model, held, f"the dense cache would hold {held}", "Give at most {} tokens.", len(ids))
     cache = Cache([DynamicLayer() for _ in model.blocks])
     losses = []
     with torch.no_grad():
-        for start in range(0, len(ids) - 1, chunk):
-            tokens = ids[start : start + chunk + 1].to(model.device)
+        for start, tokens in _chunks(setting, "reading with every token kept", ids, chunk):
             end = start + len(tokens) - 1
-            positions = torch.arange(start, end, device=model.device)
-            mask = positions.new_ones(1, end)
-            inputs = Inputs(tokens[None, :-1], mask, positions[None], tokens.new_zeros(1), cache)
-            losses.append(_nll(model.every_logits(inputs)[0], tokens[1:]))
-            tell(end, len(ids) - 1)
+            losses.append(_losses(model, tokens, torch.arange(start, end, device=model.device), end, cache))
     return torch.cat(losses)
+
+
+def _chunks(setting: Setting, what: str, ids: Int[Tensor, " pos"], chunk: int) -> Iterator[tuple[int, Tensor]]:
+    """Start and tokens of each chunk, and the token behind it, whose loss is the last of the chunk."""
+    tell, n = setting.tell(what), len(ids) - 1
+    for start in range(0, n, chunk):
+        yield start, ids[start : start + chunk + 1].to(setting.model.device)
+        tell(min(start + chunk, n), n)
+
+
+def _losses(model: Model, tokens: Tensor, positions: Tensor, keys: int, cache: Cache) -> Float[Tensor, " query"]:
+    """Loss of each of `tokens` but the first, read behind a cache so that `keys` tokens are there in all."""
+    inputs = Inputs(tokens[None, :-1], tokens.new_ones(1, keys), positions[None], tokens.new_zeros(1), cache)
+    return nn.functional.cross_entropy(model.every_logits(inputs)[0].float(), tokens[1:], reduction="none")
 
 
 def check_stream(model: Model, ids: Int[Tensor, " pos"], sinks: int, window: int) -> None:
     """Raises `InputError` or `UnsupportedModelError` for what cannot be streamed."""
     check_sizes(sinks, window)
-    if len(ids) < 2:
-        raise InputError(f"A loss needs at least 2 tokens, got {len(ids)}.")
+    _check_text(ids)
     if not model.causal:
         raise InputError(f"{model.name} is not causal: later tokens change earlier ones, so it cannot be streamed.")
-    check_replaceable(model)
-    limit = learned_positions(model)
-    if limit is not None and sinks + window > limit:
-        raise InputError(
-            f"{model.name} has learned positions for {limit} tokens; a cache of {sinks} sinks and a window of {window} "
-            f"needs {sinks + window}. Give a window of at most {limit - sinks}."
-        )
+    attention.check_replaceable(model)
+    needs = f"a cache of {sinks} sinks and a window of {window} needs {sinks + window}"
+    check_positions(model, sinks + window, needs, "Give a window of at most {}.", window)
     if changing := _changing_from(model):
         kind, original = changing
         if sinks + window > original:
@@ -137,19 +125,36 @@ def check_sizes(sinks: int, window: int) -> None:
         raise InputError(f"window is the number of latest tokens that are kept and must be 1 or more, got {window}.")
 
 
+def _check_text(ids: Int[Tensor, " pos"]) -> None:
+    if len(ids) < 2:
+        raise InputError(f"A loss needs at least 2 tokens, got {len(ids)}.")
+
+
+def check_positions(model: Model, n: int, needs: str, advice: str, value: int) -> None:
+    """Raises `InputError` where a model with learned positions has fewer than `n`.
+
+    `needs` says what takes so many; `advice`, with {} for a number, what to give in place of `value`.
+    """
+    limit = learned_positions(model)
+    if limit is not None and n > limit:
+        raise InputError(
+            f"{model.name} has learned positions for {limit} tokens; {needs}. {advice.format(value - (n - limit))}"
+        )
+
+
 def learned_positions(model: Model) -> int | None:
     """How many positions the model has embeddings for; None where positions are rotations."""
-    return None if rotary_tables(model, torch.arange(1))[0] else int(model.hf.config.max_position_embeddings)
+    return None if attention.rotary_tables(model, torch.arange(1))[0] else int(model.hf.config.max_position_embeddings)
 
 
 def _changing_from(model: Model) -> tuple[str, int] | None:
     """Rotary variant and position from which on its frequencies change, for models that do that."""
     config: Any = model.hf.config
     rope: Any = getattr(config, "rope_parameters", None) or {}
-    for one in (rope, *(value for value in rope.values() if isinstance(value, dict))):
-        if one.get("rope_type") in CHANGING:
-            original = one.get("original_max_position_embeddings") or config.max_position_embeddings
-            return str(one["rope_type"]), int(original)
+    for variant in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        if variant.get("rope_type") in CHANGING:
+            original = variant.get("original_max_position_embeddings") or config.max_position_embeddings
+            return str(variant["rope_type"]), int(original)
     return None
 
 
@@ -157,10 +162,6 @@ def _most_at_once(model: Model, sinks: int, window: int) -> int:
     """Tokens that may run at once: where frequencies change with positions, these must stay below that."""
     changing = _changing_from(model)
     return changing[1] - window + 1 if changing else CHUNK**2
-
-
-def _nll(logits: Float[Tensor, "pos vocab"], targets: Int[Tensor, " pos"]) -> Float[Tensor, " pos"]:
-    return nn.functional.cross_entropy(logits.float(), targets, reduction="none")
 
 
 @contextmanager
@@ -224,14 +225,13 @@ class _View:
         kept = torch.arange(start, device=device)
         if start > sinks + window - 1:
             kept = torch.cat([kept[:sinks], kept[start - window + 1 :]])
-        own = torch.arange(start, start + length, device=device)
-        keys, n = torch.cat([kept, own]), min(sinks, start + length)
-        at_sinks = own.clamp(max=sinks + window - 1)
-        distance = torch.cat([at_sinks[:, None] - keys[:n], own[:, None] - keys[n:]], 1)
+        chunk = torch.arange(start, start + length, device=device)
+        keys, n = torch.cat([kept, chunk]), min(sinks, start + length)
+        at_sinks = chunk.clamp(max=sinks + window - 1)
+        distance = torch.cat([at_sinks[:, None] - keys[:n], chunk[:, None] - keys[n:]], 1)
         near = torch.cat([torch.ones_like(distance[:, :n]), distance[:, n:] < window], 1).bool()
-        base = int(keys[n:].min()) if n < len(keys) else start
-        base = min(base, start)
-        return cls(n, keys, at_sinks, own - base, base, distance, near & (keys <= own[:, None]))
+        base = min([start, *keys[n:].tolist()])
+        return cls(n, keys, at_sinks, chunk - base, base, distance, near & (keys <= chunk[:, None]))
 
 
 @dataclass(frozen=True)
@@ -240,29 +240,31 @@ class _Streamed:
 
     view: _View
     """What is seen."""
-    tables: list[Table | None]
+    tables: list[attention.Table | None]
     """Rotations of each block."""
     model: Model
     """Whose attention it is."""
 
-    def __call__(self, asked: Asked, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def __call__(self, call: attention.AttentionCall, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Z of every head, from queries and keys that are not rotated yet."""
-        view, table = self.view, self.tables[asked.layer]
-        visible = view.visible if asked.window is None else view.visible & (view.distance < asked.window)
+        view, table = self.view, self.tables[call.layer]
+        visible = view.visible if call.window is None else view.visible & (view.distance < call.window)
         if table is None:
-            products = by_group(query, key.shape[1], key.transpose(-1, -2))
+            products = attention.by_group(query, key.shape[1], key.transpose(-1, -2))
         else:
             n = view.sinks
             near = self._products(table, query, view.queries, key[:, :, n:], view.keys[n:] - view.base)
             far = self._products(table, query, view.at_sinks, key[:, :, :n], view.keys[:n])
             products = torch.cat([far, near], -1)
-        scores = asked.capped(products).masked_fill(~visible, -torch.inf)
-        return mix(scores.softmax(-1, dtype=torch.float32).to(value.dtype), value)
+        scores = call.capped(products).masked_fill(~visible, -torch.inf)
+        return attention.mix(scores.softmax(-1, dtype=torch.float32).to(value.dtype), value)
 
-    def _products(self, table: Table, query: Tensor, at: Tensor, key: Tensor, where: Tensor) -> Tensor:
+    def _products(self, table: attention.Table, query: Tensor, at: Tensor, key: Tensor, where: Tensor) -> Tensor:
         """Products of queries at positions `at` and keys at positions `where`."""
-        return by_group(self._turned(table, query, at), key.shape[1], self._turned(table, key, where).transpose(-1, -2))
+        return attention.by_group(
+            self._turned(table, query, at), key.shape[1], self._turned(table, key, where).transpose(-1, -2)
+        )
 
-    def _turned(self, table: Table, x: Tensor, at: Tensor) -> Tensor:
+    def _turned(self, table: attention.Table, x: Tensor, at: Tensor) -> Tensor:
         cos, sin = (part[:, at] for part in table)
-        return rotation(self.model)(x, x[:, :0], cos, sin)[0]
+        return attention.rotation(self.model)(x, x[:, :0], cos, sin)[0]

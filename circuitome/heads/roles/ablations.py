@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitome.engine.ablation import WriterValues, ablated_values
-from circuitome.heads.roles.context import AnswerBatch, HeadContext
+from circuitome.heads.roles.context import AnswerBatch, HeadContext, by_layer
 from circuitome.heads.roles.head_ablation import HeadRun, SeePatterns
 from circuitome.heads.roles.measure import Measurements
 from circuitome.heads.roles.positions import ANSWER, END
@@ -102,18 +102,14 @@ def _without_movers(
     n, count = len(context.task), len(context.heads)
     direct, to_right, raised = (torch.full((n, count), torch.nan) for _ in range(3))
     z = torch.zeros(n, count, context.model.heads.width)
-    by_layer: dict[int, list[int]] = {}
-    for layer, head in (context.heads[place] for place in name_movers):
-        by_layer.setdefault(layer, []).append(head)
+    ablated = by_layer(context.heads[place] for place in name_movers)
     for batch in batches if name_movers else ():
         rows, clean = list(batch.rows), context.run(batch)
         attention = torch.zeros_like(measurements.attention_from_end[rows])[None]
-        run = clean.all_ablated(by_layer, _noting(context, attention, _target_masks(context, rows, clean)))
+        run = clean.all_ablated(ablated, _noting(context, attention, _target_masks(context, rows, clean)))
         direct[rows] = context.direct_effects(rows, run)
         to_right[rows] = attention[0, :, :, measurements.target(ANSWER)]
-        z[rows] = context.joined(
-            {layer: run.clean.heads[layer][:, 0, heads] for layer, heads in context.layers.items()}
-        ).cpu()
+        z[rows] = context.joined({at: run.clean.heads[at][:, 0, heads] for at, heads in context.layers.items()}).cpu()
     direct[:, list(name_movers)] = torch.nan
     grown = (measurements.direct - direct).mean(0) >= GROWS * measurements.scale
     for place in grown.nonzero().flatten().tolist():
@@ -151,11 +147,8 @@ def _at_all_positions(context: HeadContext) -> Float[Tensor, "some head"]:
 
 def _removed_by_corruption(measurements: Measurements, movers: Movers) -> float:
     """What the corrupted prompts (else even attention) remove of the movers' attention to their targets."""
-    clean, corrupted = (
-        _before_end(measurements, attention)
-        for attention in (measurements.attention_from_end, measurements.corrupted_from_end)
-    )
-    flat = _before_end(measurements, measurements.even_from_end[:, None])
+    attention = measurements.attention_from_end, measurements.corrupted_from_end, measurements.even_from_end[:, None]
+    clean, corrupted, flat = (_before_end(measurements, values) for values in attention)
     lost = (clean - torch.where(corrupted.isnan(), flat, corrupted)).mean(0)
     total = sum(weight * float(lost[i, target]) for i, (target, weight) in movers.items())
     return max(total, LEAST_REMOVED * sum(weight for _, weight in movers.values()), 1e-9)

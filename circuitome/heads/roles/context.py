@@ -1,7 +1,9 @@
 """Some heads of a model on the prompts of a task: what all measurements of them share."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 
 import torch
 from jaxtyping import Float
@@ -21,6 +23,11 @@ from circuitome.tasks.task import Task
 
 Head = tuple[int, int]
 """Layer and head."""
+
+
+def by_layer(heads: Iterable[Head]) -> dict[int, list[int]]:
+    """The heads of each layer, both in order."""
+    return {layer: [head for _, head in group] for layer, group in groupby(sorted(heads), key=itemgetter(0))}
 
 
 @dataclass(frozen=True)
@@ -52,9 +59,7 @@ class HeadContext:
         self.slot = {head: i for i, head in enumerate(self.heads)}
         self._runs: dict[tuple[int, ...], HeadRun] = {}
         self._room = DEFAULT_MEMORY if setting.max_memory is None else setting.max_memory
-        self.layers: dict[int, list[int]] = {}
-        for layer, head in sorted(self.heads):
-            self.layers.setdefault(layer, []).append(head)
+        self.layers = by_layer(self.heads)
 
     def groups(self) -> list[tuple[int, ...]]:
         """Rows of the task in groups whose whole prompts run together."""

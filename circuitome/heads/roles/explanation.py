@@ -30,8 +30,9 @@ def explain(setting: Setting, circuit: Circuit, *, heads: Sequence[str] | None =
     head writes what the setting's `ablation` says; `seed` draws the repeated random tokens. Effects are changes of the
     metric when a head is ablated, in the metric's unit: negative where it helps.
 
-        found = cm.heads.explain(model, cm.eap(model, task).top(100), task)
-        print(cm.heads.summary(found))
+    >>> model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
+    >>> cm.heads.explain(model, cm.ground_truth.true_circuit(model, task), task).by_role["mover"]
+    ('a2.h0',)
 
     Raises `InputError` for a circuit of another model or without heads, or a model that is not causal;
     `UnknownNameError` for heads that are not in the circuit; `TaskError` for pairs that cannot be swapped;

@@ -11,22 +11,11 @@ from torch import Tensor
 
 from circuitome.heads.atlas.head_score import HeadScore
 from circuitome.heads.atlas.relations import RELATIONS
+from circuitome.heads.roles import rules
 from circuitome.heads.roles.ablations import HeadAblations
 from circuitome.heads.roles.measure import Measurements
 from circuitome.heads.roles.positions import ANSWER, END, FIRST, WRONG
-from circuitome.heads.roles.rules import (
-    ANSWER_HEAD,
-    INDUCTION,
-    LEAST,
-    NAME_MOVER,
-    NEGATIVE,
-    NEGATIVE_ANSWER_HEAD,
-    Features,
-    Interval,
-    Relation,
-    moves,
-    role_of,
-)
+from circuitome.heads.roles.rules import Features, Interval, Relation, moves, role_of
 
 CERTAIN = 0.99
 """Coverage of the intervals that decide whether an effect is there: many heads are asked at once."""
@@ -63,10 +52,10 @@ def _attention(measurements: Measurements) -> dict[str, list[float]]:
     attention = _above_chance(measurements.attention_from_end, measurements.even_from_end)
     others = attention[:, _no_answers(measurements)]
     values = {
-        **{
-            field: attention[:, measurements.target(name)]
-            for field, name in (("to_right", ANSWER), ("to_wrong", WRONG), ("to_end", END), ("to_first", FIRST))
-        },
+        "to_right": attention[:, measurements.target(ANSWER)],
+        "to_wrong": attention[:, measurements.target(WRONG)],
+        "to_end": attention[:, measurements.target(END)],
+        "to_first": attention[:, measurements.target(FIRST)],
         "to_role": attention.gather(1, measurements.attended_role()[:, None])[:, 0],
         "to_other": others.amax(1) if others.shape[1] else torch.full((len(attention),), math.nan),
         "copies": _copy_rate(measurements, measurements.copied),
@@ -77,14 +66,14 @@ def _attention(measurements: Measurements) -> dict[str, list[float]]:
 
 def _effects(measurements: Measurements, ablations: HeadAblations | None) -> dict[str, Sequence[Any]]:
     """Direct effects, and what ablations show; by field of `Features`."""
-    direct: dict[str, Sequence[Any]] = {"direct": intervals(measurements.direct / measurements.scale)}
+    direct = intervals(measurements.direct / measurements.scale)
     if ablations is None:
-        return direct
+        return {"direct": direct}
     right = measurements.target(ANSWER)
     to_right = _above_chance(ablations.to_right_without_movers[..., None], measurements.even_from_end[:, [right]])[:, 0]
     change = (ablations.direct_without_movers - measurements.direct) / measurements.scale
     return {
-        **direct,
+        "direct": direct,
         "direct_change_without_movers": intervals(change),
         "to_right_without_movers": to_right.tolist(),
         "copies_without_movers": _copy_rate(measurements, ablations.copied_without_movers).tolist(),
@@ -108,11 +97,9 @@ def _copy_rate(measurements: Measurements, flags: Float[Tensor, "prompts head"])
 def _no_answers(measurements: Measurements) -> list[int]:
     """Targets that are roles of tokens, other than the first and the end, that seldom are right or wrong answers."""
     places, targets = measurements.places, []
+    answers = [{*right, *wrong} for right, wrong in zip(places.right, places.wrong, strict=True)]
     for index, name in enumerate(places.names):
-        at = places.at[:, index].tolist()
-        hits = [
-            spot in right or spot in wrong for spot, right, wrong in zip(at, places.right, places.wrong, strict=True)
-        ]
+        hits = [spot in spots for spot, spots in zip(places.at[:, index].tolist(), answers, strict=True)]
         if name not in (FIRST, END) and sum(hits) < len(hits) / 2:
             targets.append(index)
     return targets
@@ -153,9 +140,13 @@ def movers(measurements: Measurements, features: Sequence[Features]) -> tuple[di
     """
     attended, weights = measurements.attended_role(), measurements.direct.mean(0).abs().tolist()
     roles = [role_of(head).role for head in features]
-    moving = [i for i, head in enumerate(features) if roles[i] in (NAME_MOVER, INDUCTION) and moves(head) >= LEAST]
-    on_answer = moving or [i for i, role in enumerate(roles) if role == NEGATIVE]
+
+    def places(*names: str) -> list[int]:
+        return [i for i, role in enumerate(roles) if role in names]
+
+    moving = [i for i in places(rules.NAME_MOVER, rules.INDUCTION) if moves(features[i]) >= rules.LEAST]
+    on_answer = moving or places(rules.NEGATIVE)
     if on_answer:
         return {i: (measurements.target(ANSWER), weights[i]) for i in on_answer}, moving
-    answer_heads = [i for i, role in enumerate(roles) if role in (ANSWER_HEAD, NEGATIVE_ANSWER_HEAD)]
+    answer_heads = places(rules.ANSWER_HEAD, rules.NEGATIVE_ANSWER_HEAD)
     return {i: (int(attended[i]), weights[i]) for i in answer_heads}, moving

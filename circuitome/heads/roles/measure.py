@@ -106,19 +106,15 @@ def measure(context: HeadContext) -> tuple[Measurements, list[AnswerBatch]]:
     Raises `NumericsError` for a metric that is not finite, `UnsupportedModelError` for a model that shows no attention.
     """
     tell = context.setting.tell("measuring attention and direct effects")
-    columns: dict[str, list[Tensor]] = {}
-    batches: list[AnswerBatch] = []
+    parts: list[tuple[AnswerBatch, dict[str, Tensor]]] = []
     order: list[int] = []
     with torch.no_grad():
         for rows in context.groups():
-            batch, values = _batch(context, rows)
-            for name, value in values.items():
-                columns.setdefault(name, []).append(value.cpu())
-            batches.append(batch)
+            parts.append(_batch(context, rows))
             order += rows
             tell(len(order), len(context.task))
-    back = torch.tensor(order).argsort()
-    whole = {name: torch.cat(values)[back] for name, values in columns.items()}
+    back, batches = torch.tensor(order).argsort(), [batch for batch, _ in parts]
+    whole = {name: torch.cat([values[name].cpu() for _, values in parts])[back] for name in parts[0][1]}
     measurements = Measurements(
         heads=context.heads,
         places=context.places,
@@ -179,7 +175,7 @@ def _writes(
     """Whether heads copy the token that they attend to most from the end, and what they add to each role's logit."""
     model, pairs, batch = context.model, [context.task.pairs[row] for row in rows], torch.arange(len(rows))
     at, ids = context.places.at[list(rows)], [torch.tensor(pair.clean) for pair in pairs]
-    role_tokens = torch.stack([one[where.clamp(min=0)] for one, where in zip(ids, at, strict=True)])
+    role_tokens = torch.stack([tokens[where.clamp(min=0)] for tokens, where in zip(ids, at, strict=True)])
     attended = _most_attended(patterns, torch.tensor([pair.answer_position for pair in pairs]))
     sigma = context.unembedding.norm.sigma(run.final)
     up, down, logits = {}, {}, {}
@@ -188,7 +184,7 @@ def _writes(
         values = block.split(activations.projected[layer])[:, :, -model.heads.kv :][:, :, kv].float()
         places = attended[:, context.slots(layer)]
         value = torch.stack([values[batch, where, i] for i, where in enumerate(places.clamp(min=0).T)], 1)
-        token = torch.stack([one[where] for one, where in zip(ids, places, strict=True)])
+        token = torch.stack([tokens[where] for tokens, where in zip(ids, places, strict=True)])
         weights = block.head_weights(heads)
         raised = copied(context.unembedding, torch.einsum("bhe,hed->bhd", value, weights), token)
         up[layer], down[layer] = (torch.where(places < 0, torch.nan, flags) for flags in raised)

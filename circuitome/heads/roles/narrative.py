@@ -1,33 +1,25 @@
 """A circuit in words: one paragraph, made of the measured numbers and nothing else."""
 
+import math
 from collections.abc import Callable, Sequence
 
+from circuitome.heads.roles import rules
 from circuitome.heads.roles.features import intervals
 from circuitome.heads.roles.result import Explanation
-from circuitome.heads.roles.rules import (
-    ANSWER_HEAD,
-    BACKUP,
-    DUPLICATE,
-    FIRST,
-    INDUCTION,
-    INHIBITION,
-    NAME_MOVER,
-    NEGATIVE,
-    NEGATIVE_ANSWER_HEAD,
-    PREVIOUS,
-    SELF,
-    SUPPRESSOR,
-    UNCLEAR,
-    WRONG_MOVER,
-    Features,
-)
+from circuitome.heads.roles.rules import Features
 
 NAMED = 4
 """Heads of a role that are named."""
-FLOW = (PREVIOUS, DUPLICATE, INDUCTION, INHIBITION, NAME_MOVER, BACKUP, NEGATIVE, SUPPRESSOR, WRONG_MOVER)
-"""Roles in the order in which information passes them."""
 STRONG = 3
 """Pairs of roles whose edges are told."""
+MOVES = {
+    rules.NAME_MOVER: ("to_right", "raised"),
+    rules.BACKUP: ("to_right_without_movers", "raised"),
+    rules.NEGATIVE: ("to_right", "lowered"),
+    rules.SUPPRESSOR: ("to_wrong", "lowered"),
+    rules.WRONG_MOVER: ("to_wrong", "raised"),
+}
+"""By role that attends to an answer: the field of `Features` with that attention, and what it does to its logit."""
 INPUTS = {"q": "queries", "k": "keys", "v": "values"}
 """What of a head reads: name and word."""
 
@@ -37,7 +29,10 @@ def summary(explanation: Explanation, task: str = "the task") -> str:
 
     Effects are in percent of the gap between clean and ablated metric, negative where heads help.
 
-        print(cm.heads.summary(cm.heads.explain(model, circuit, task), task.name))
+    >>> model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
+    >>> explanation = cm.heads.explain(model, cm.ground_truth.true_circuit(model, task), task)
+    >>> cm.heads.summary(explanation, task.name).split(". ")[0]
+    'Of 4 heads explained in the circuit of 13 edges for known-ioi, 4 have an active role'
     """
     roles = [f"{_heading(explanation, role)}: {said(explanation, role)}." for role in active(explanation)]
     return " ".join([_opening(explanation, task), *roles, *_edges(explanation), *_others(explanation)])
@@ -53,7 +48,7 @@ def overview(explanation: Explanation, task: str = "the task") -> str:
 
 def active(explanation: Explanation) -> list[str]:
     """The roles that heads were given, but for resting ones, in the order in which information passes them."""
-    return [role for role in (*FLOW, ANSWER_HEAD, NEGATIVE_ANSWER_HEAD) if role in explanation.by_role]
+    return [role for role in SENTENCES if role in explanation.by_role]
 
 
 def said(explanation: Explanation, role: str) -> str:
@@ -71,11 +66,11 @@ def _opening(explanation: Explanation, task: str) -> str:
 
 def _others(explanation: Explanation) -> list[str]:
     """What is said of heads that rest or are unclear."""
-    resting = sum(len(explanation.by_role.get(role, ())) for role in (FIRST, SELF))
+    resting = sum(len(explanation.by_role.get(role, ())) for role in (rules.FIRST, rules.SELF))
     who = "attends to the first token or itself" if resting == 1 else "attend to the first token or themselves"
     sentences = [f"{_count(resting, 'head')} mostly {who}."] if resting else []
-    if UNCLEAR in explanation.by_role:
-        sentences.append(_unclear(explanation, explanation.by_role[UNCLEAR]))
+    if rules.UNCLEAR in explanation.by_role:
+        sentences.append(_unclear(explanation, explanation.by_role[rules.UNCLEAR]))
     return sentences
 
 
@@ -112,9 +107,9 @@ def _percent(value: float) -> str:
 
 def _by_relation(field: str, what: str) -> Callable[[Explanation, str], str]:
     def say(explanation: Explanation, role: str) -> str:
-        found = [getattr(features, field) for features in _features(explanation, role)]
-        words = f"attention to {what} is {_range([one.on_prompts for one in found], _share)} above chance"
-        lost = [one.lost_when_broken for one in found if one.lost_when_broken == one.lost_when_broken]
+        relations = [getattr(features, field) for features in _features(explanation, role)]
+        words = f"attention to {what} is {_range([relation.on_prompts for relation in relations], _share)} above chance"
+        lost = [relation.lost_when_broken for relation in relations if not math.isnan(relation.lost_when_broken)]
         words += f", of which {_range(lost, _share)} disappears when another token stands there" if lost else ""
         return f"{words}; {_total_effect(explanation, role)}"
 
@@ -129,18 +124,12 @@ def _total_effect(explanation: Explanation, role: str) -> str:
 
 
 def _movers(explanation: Explanation, role: str) -> str:
-    field, what = {
-        NAME_MOVER: ("to_right", "raised"),
-        NEGATIVE: ("to_right", "lowered"),
-        BACKUP: ("to_right_without_movers", "raised"),
-        SUPPRESSOR: ("to_wrong", "lowered"),
-        WRONG_MOVER: ("to_wrong", "raised"),
-    }[role]
+    field, what = MOVES[role]
     features = _features(explanation, role)
     attention = _range([getattr(head, field) for head in features], _share)
     answer = "wrong" if field == "to_wrong" else "right"
     words = f"attention from the end to the {answer} answer is {attention} above chance, and its logit is {what}"
-    if role == BACKUP:
+    if role == rules.BACKUP:
         more = _range([head.direct_change_without_movers.value for head in features], _percent)
         whose = "its direct effect" if len(features) == 1 else "the direct effect of each"
         return f"once the movers are ablated, {words}; {whose} then changes by {more} of the gap"
@@ -173,14 +162,16 @@ def _answer_heads(explanation: Explanation, role: str) -> str:
 
 
 SENTENCES: dict[str, Callable[[Explanation, str], str]] = {
-    PREVIOUS: _by_relation("previous", "the token before"),
-    DUPLICATE: _by_relation("duplicate", "the earlier copy of a token"),
-    INDUCTION: _by_relation("induction", "what stood behind the earlier copy of a token"),
-    INHIBITION: _inhibits,
-    **dict.fromkeys((NAME_MOVER, BACKUP, NEGATIVE, SUPPRESSOR, WRONG_MOVER), _movers),
-    **dict.fromkeys((ANSWER_HEAD, NEGATIVE_ANSWER_HEAD), _answer_heads),
+    rules.PREVIOUS: _by_relation("previous", "the token before"),
+    rules.DUPLICATE: _by_relation("duplicate", "the earlier copy of a token"),
+    rules.INDUCTION: _by_relation("induction", "what stood behind the earlier copy of a token"),
+    rules.INHIBITION: _inhibits,
+    **dict.fromkeys(MOVES, _movers),
+    **dict.fromkeys((rules.ANSWER_HEAD, rules.NEGATIVE_ANSWER_HEAD), _answer_heads),
 }
-"""By role, what is said of its heads behind their names."""
+"""By active role, in the order in which information passes them: what is said of its heads behind their names."""
+FLOW = tuple(role for role in SENTENCES if SENTENCES[role] is not _answer_heads)
+"""Roles whose edges are told."""
 
 
 def edges_between(explanation: Explanation) -> dict[tuple[str, str, str], int]:

@@ -64,11 +64,8 @@ def places(task: Task) -> Places:
 
 def _roles(pair: Pair) -> Mapping[str, int]:
     named = {name: where for name, where in pair.roles.items() if name != END and where < pair.answer_position}
-    differ = [
-        i
-        for i, (a, b) in enumerate(zip(pair.clean, pair.corrupted, strict=False))
-        if a != b and i < pair.answer_position
-    ]
+    before = pair.clean[: pair.answer_position]
+    differ = [i for i, (a, b) in enumerate(zip(before, pair.corrupted, strict=False)) if a != b]
     if not named and differ:
         named = {CHANGED: differ[-1]}
     return {FIRST: 0, **named, END: pair.answer_position}

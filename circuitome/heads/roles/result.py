@@ -1,6 +1,5 @@
 """The heads of a circuit with their roles, and everything that these rest on."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -14,20 +13,12 @@ from circuitome.errors import unknown_name
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.node import Node
 from circuitome.heads.atlas.head_score import HeadScore
+from circuitome.heads.roles import rules
 from circuitome.heads.roles.ablations import HeadAblations
 from circuitome.heads.roles.features import intervals
 from circuitome.heads.roles.measure import Measurements
 from circuitome.heads.roles.positions import END, FIRST
-from circuitome.heads.roles.rules import (
-    ANSWER_HEAD,
-    NEGATIVE_ANSWER_HEAD,
-    ROLES,
-    UNCLEAR,
-    Features,
-    Interval,
-    RoleVerdict,
-    title,
-)
+from circuitome.heads.roles.rules import Features, Interval, RoleVerdict, title
 
 MOST_CHANGED = 3
 """Other heads that are named as those whose attention changes most when a head is ablated."""
@@ -95,11 +86,12 @@ class Explanation:
     @cached_property
     def by_role(self) -> dict[str, tuple[str, ...]]:
         """The heads of each role that was given, in the order of `ROLES`, strongest first; "unclear" last."""
-        given = {
+        given = {self.verdicts[i].role for i in self.ranked}
+        return {
             role: tuple(self.heads[i] for i in self.ranked if self.verdicts[i].role == role)
-            for role in (*ROLES, UNCLEAR)
+            for role in (*rules.ROLES, rules.UNCLEAR)
+            if role in given
         }
-        return {role: names for role, names in given.items() if names}
 
     @cached_property
     def attends_to(self) -> tuple[str, ...]:
@@ -107,12 +99,14 @@ class Explanation:
         even, names = self.measurements.even_from_end.nanmean(0), self.measurements.places.targets
         resting = [self.measurements.target(name) for name in (FIRST, END)]
         targets = []
-        for attention, main in zip(
-            self.measurements.attention_from_end.nanmean(0), self.measurements.main_target().tolist(), strict=True
-        ):
+        for attention, main in zip(self.measurements.attention_from_end.nanmean(0), self._main_targets, strict=True):
             above = attention[main] > even[main]
             targets.append(names[main if above else max(resting, key=lambda i: float(attention[i]))])
         return tuple(targets)
+
+    @cached_property
+    def _main_targets(self) -> list[int]:
+        return self.measurements.main_target().tolist()
 
     def title(self, role: str) -> str:
         """A role as the task calls it: "name mover" for "mover" in indirect object identification."""
@@ -127,11 +121,8 @@ class Explanation:
     def label(self, place: int) -> str:
         """Role of a head; with the token that it reads for an answer head."""
         role = self.verdicts[place].role
-        return (
-            f"{role} that reads {self.reads(place)}"
-            if role in (ANSWER_HEAD, NEGATIVE_ANSWER_HEAD)
-            else self.title(role)
-        )
+        reads_a_token = role in (rules.ANSWER_HEAD, rules.NEGATIVE_ANSWER_HEAD)
+        return f"{role} that reads {self.reads(place)}" if reads_a_token else self.title(role)
 
     def feeds(self, head: str) -> dict[str, tuple[str, ...]]:
         """Whose q, k and v, and which MLPs or logits, the circuit's edges lead to from a head."""
@@ -159,8 +150,8 @@ class Explanation:
         """Whose attention from the end to its main target changes most when a head is ablated: name, target, change."""
         changes = self.ablations.attention_changes[place].tolist()
         order = sorted(range(len(changes)), key=lambda i: -abs(changes[i]))[:MOST_CHANGED]
-        names, main = self.measurements.places.targets, self.measurements.main_target().tolist()
-        return [(self.heads[i], names[main[i]], changes[i]) for i in order if abs(changes[i]) >= 0.005]
+        names = self.measurements.places.targets
+        return [(self.heads[i], names[self._main_targets[i]], changes[i]) for i in order if abs(changes[i]) >= 0.005]
 
     def to_dict(self) -> dict[str, Any]:
         """Roles and features of every head, strongest first, as plain JSON values; effects in the metric's unit."""
@@ -169,17 +160,16 @@ class Explanation:
             "unit": self.measurements.unit,
             "scale": self.measurements.scale,
             "roles": {self.title(role): list(names) for role, names in self.by_role.items()},
-            "heads": [
-                self._head(place, {name: all_of[place] for name, all_of in effects.items()}) for place in self.ranked
-            ],
+            "heads": [self._head(i, {name: of_heads[i] for name, of_heads in effects.items()}) for i in self.ranked],
         }
 
     def _head(self, place: int, effects: Mapping[str, Interval]) -> dict[str, Any]:
         verdict, measured, target = self.verdicts[place], self.measurements, self.attends_to[place]
+        role_logits = measured.role_logits[:, place].nanmean(0).tolist()
         return {
             "head": self.heads[place],
             "role": self.label(place),
-            "score": verdict.score if verdict.role != UNCLEAR else None,
+            "score": verdict.score if verdict.role != rules.UNCLEAR else None,
             "best": self.title(verdict.best),
             "best_score": verdict.score,
             "runner_up": self.title(verdict.runner_up),
@@ -188,9 +178,7 @@ class Explanation:
             "attention": float(measured.attention_from_end[:, place, measured.target(target)].nanmean()),
             "effects": {name: asdict(effect) for name, effect in effects.items()},
             "features": _plain(asdict(self.features[place])),
-            "role_logits": dict(
-                zip(measured.places.names, measured.role_logits[:, place].nanmean(0).tolist(), strict=True)
-            ),
+            "role_logits": dict(zip(measured.places.names, role_logits, strict=True)),
             "copying_correlation": float(self.copying_correlation[place]),
             "feeds": {kind: list(names) for kind, names in self.feeds(self.heads[place]).items()},
             "attention_changes": [
@@ -207,10 +195,5 @@ def _correlation(a: Tensor, b: Tensor, known: Tensor) -> Float[Tensor, ""]:
 
 def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
     """A copy without what is not known."""
-    known = {}
-    for name, item in value.items():
-        if isinstance(item, Mapping):
-            item = _plain(item)
-        if item != {} and not (isinstance(item, float) and math.isnan(item)):
-            known[name] = item
-    return known
+    items = {name: _plain(item) if isinstance(item, Mapping) else item for name, item in value.items()}
+    return {name: item for name, item in items.items() if item != {} and item == item}  # NaN is not itself

@@ -8,7 +8,7 @@ only where no other has half of what it needs.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 LEAST = 0.4
@@ -172,7 +172,11 @@ class RoleVerdict:
 
 
 def role_of(features: Features) -> RoleVerdict:
-    """The role that a head's features speak for."""
+    """The role that a head's features speak for: that of the best score in [0, 1], or "unclear"; see the module.
+
+    >>> cm.heads.role_of(cm.heads.Features(first=Relation(on_prompts=1.0), to_first=1.0)).role
+    'first token'
+    """
     scores = {role: rule(features) for role, rule in RULES.items()}
     ranked = sorted(scores, key=lambda role: -scores[role])
     if any(scores[role] >= LEAST / 2 for role in scores if role not in RESTING):
@@ -200,27 +204,11 @@ def _mover(head: Features) -> float:
     return 0.0 if by_induction else moves(head)
 
 
-def _negative(head: Features) -> float:
-    return score([head.to_right, head.suppresses], _answer_is_there(head), hurts(head.direct))
-
-
 def _backup(head: Features) -> float:
+    """After the movers are ablated as a mover does, and with a direct effect that then at least doubles."""
     change = head.direct_change_without_movers
-    at_least_doubles = change.value <= head.direct.value
     tests = [head.to_right_without_movers, head.copies_without_movers]
-    return score(tests, _answer_is_there(head), helps(change), at_least_doubles)
-
-
-def _suppressor(head: Features) -> float:
-    return score([head.to_wrong, head.suppresses], helps(head.direct))
-
-
-def _wrong_mover(head: Features) -> float:
-    return score([head.to_wrong, head.copies], hurts(head.direct))
-
-
-def _inhibition(head: Features) -> float:
-    return score([head.to_role, head.movers_attention_removed.value / STEERED_WHOLE], _steers(head))
+    return score(tests, _answer_is_there(head), helps(change), change.value <= head.direct.value)
 
 
 def _steers(head: Features) -> bool:
@@ -228,53 +216,42 @@ def _steers(head: Features) -> bool:
     return removed.low > 0 and removed.value >= STEERED
 
 
-def _answer_head(head: Features) -> float:
-    return score([_to_no_answer(head), -head.direct.value / WHOLE], helps(head.direct))
-
-
-def _negative_answer_head(head: Features) -> float:
-    return score([_to_no_answer(head), head.direct.value / WHOLE], hurts(head.direct))
-
-
 def _to_no_answer(head: Features) -> float:
     """Attention from the end to itself or to the token of a role, other than an answer that could be copied."""
     to_token = head.to_other if _answer_is_there(head) else head.to_role
-    return max((share for share in (to_token, head.to_end) if not math.isnan(share)), default=0.0)
-
-
-def _by_position(relation: Relation) -> float:
-    """On the prompts and on random tokens; on the prompts alone where those could not be run."""
-    random = [] if math.isnan(relation.on_random_tokens) else [relation.on_random_tokens]
-    return score([relation.on_prompts, *random])
+    return max(_known(to_token, head.to_end), default=0.0)
 
 
 def _rests(head: Features, relation: Relation, at_end: float) -> float:
     """On the prompts, at their end, and on random tokens; a head with an effect of its own does not rest."""
     idle = not (helps(head.direct) or hurts(head.direct) or _steers(head))
-    random = [] if math.isnan(relation.on_random_tokens) else [relation.on_random_tokens]
-    return score([relation.on_prompts, at_end, *random], idle)
+    return score([relation.on_prompts, at_end, *_known(relation.on_random_tokens)], idle)
 
 
 def _by_content(relation: Relation) -> float:
     """On the prompts, and because of the relation: it goes when that is broken, or it holds on random tokens too."""
-    known = [value for value in (relation.lost_when_broken, relation.on_random_tokens) if not math.isnan(value)]
-    return score([relation.on_prompts, max(known)]) if known else 0.0
+    because = _known(relation.lost_when_broken, relation.on_random_tokens)
+    return score([relation.on_prompts, max(because)]) if because else 0.0
 
 
 def _answer_is_there(head: Features) -> bool:
     return head.answer_in_prompt >= PRESENT
 
 
-RULES = {
+def _known(*values: float) -> list[float]:
+    return [value for value in values if not math.isnan(value)]
+
+
+RULES: dict[str, Callable[[Features], float]] = {
     NAME_MOVER: _mover,
-    NEGATIVE: _negative,
+    NEGATIVE: lambda head: score([head.to_right, head.suppresses], _answer_is_there(head), hurts(head.direct)),
     BACKUP: _backup,
-    SUPPRESSOR: _suppressor,
-    WRONG_MOVER: _wrong_mover,
-    INHIBITION: _inhibition,
-    ANSWER_HEAD: _answer_head,
-    NEGATIVE_ANSWER_HEAD: _negative_answer_head,
-    PREVIOUS: lambda head: _by_position(head.previous),
+    SUPPRESSOR: lambda head: score([head.to_wrong, head.suppresses], helps(head.direct)),
+    WRONG_MOVER: lambda head: score([head.to_wrong, head.copies], hurts(head.direct)),
+    INHIBITION: lambda head: score([head.to_role, head.movers_attention_removed.value / STEERED_WHOLE], _steers(head)),
+    ANSWER_HEAD: lambda head: score([_to_no_answer(head), -head.direct.value / WHOLE], helps(head.direct)),
+    NEGATIVE_ANSWER_HEAD: lambda head: score([_to_no_answer(head), head.direct.value / WHOLE], hurts(head.direct)),
+    PREVIOUS: lambda head: score([head.previous.on_prompts, *_known(head.previous.on_random_tokens)]),
     DUPLICATE: lambda head: _by_content(head.duplicate),
     INDUCTION: lambda head: _by_content(head.induction),
     FIRST: lambda head: _rests(head, head.first, head.to_first),

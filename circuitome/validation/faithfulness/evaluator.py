@@ -86,6 +86,10 @@ class Evaluator:
             )
         return self.gap
 
+    def samples(self, metric: Float[Tensor, " prompts"]) -> Float[Tensor, "prompts 3"]:
+        """A circuit's metric beside that of the whole model and of the empty circuit: what shares are made of."""
+        return torch.stack([metric, self.clean, self.empty], 1)
+
     @property
     def empty(self) -> Float[Tensor, " prompts"]:
         """The metric with everything ablated."""

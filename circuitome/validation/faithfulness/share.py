@@ -82,6 +82,10 @@ def faithfulness(setting: Setting, circuit: Circuit) -> Faithfulness:
 
     Ratio of means, not mean of ratios; 95 % bootstrap interval over prompts. Raises `InputError` if the circuit belongs
     to another model or the model does not do the task (F(M) <= F(0)): then there is no behaviour to explain.
+
+    >>> model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
+    >>> round(cm.faithfulness(model, cm.ground_truth.true_circuit(model, task), task).value, 3)
+    1.0
     """
     return _evaluate(setting, [circuit])[0]
 
@@ -99,6 +103,11 @@ def faithfulness_curve(
 
     `select` maps a size to a circuit (default `scores.top`); `sizes` defaults to a log-spaced range of the graph.
     Everything that does not depend on the circuit runs once. Raises as `faithfulness`.
+
+    >>> model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
+    >>> curve = cm.faithfulness_curve(model, cm.eap(model, task), task, sizes=(5, 20), draws=1)
+    >>> [round(result.value, 2) for result in curve.circuits]
+    [-0.33, 1.0]
     """
     chosen = tuple(sizes) or default_sizes(scores.graph)
     pick = select or scores.top
@@ -108,12 +117,14 @@ def faithfulness_curve(
     results = _evaluate(setting, [*circuits, *nulls])
     of_scores, random = results[: len(circuits)], results[len(circuits) :]
     groups = [random[i : i + draws] for i in range(0, len(random), draws)] if draws else []
+    means = [torch.stack([result.samples for result in group]).mean(0) for group in groups]
+    values = [[result.value for result in group] for group in groups]
     return Curve(
-        chosen,
-        tuple(of_scores),
-        tuple(_mean_share(setting, group) for group in groups),
-        tuple((min(result.value for result in group), max(result.value for result in group)) for group in groups),
-        draws,
+        sizes=chosen,
+        circuits=tuple(of_scores),
+        random=tuple(normalised(setting, samples) for samples in means),
+        random_range=tuple((min(group), max(group)) for group in values),
+        draws=draws,
     )
 
 
@@ -130,13 +141,13 @@ def _rounded(size: int) -> int:
     return size // unit * unit
 
 
-def random_circuit(graph: Graph, n: int, generator: torch.Generator) -> Circuit:
-    """`n` edges of `graph` drawn without replacement."""
-    mask = torch.zeros(graph.n_edges, dtype=torch.bool)
-    mask[torch.randperm(graph.n_edges, generator=generator)[:n]] = True
-    full = torch.zeros_like(graph.mask)
-    full[graph.mask] = mask
-    return Circuit(graph, full)
+def random_circuit(graph: Graph, n: int, generator: torch.Generator, among: Circuit | None = None) -> Circuit:
+    """`n` edges of `graph`, or of the circuit `among`, drawn without replacement; all where there are fewer."""
+    edges = (graph.mask if among is None else among.mask).nonzero()
+    drawn = edges[torch.randperm(len(edges), generator=generator)[:n]]
+    mask = torch.zeros_like(graph.mask)
+    mask[drawn[:, 0], drawn[:, 1]] = True
+    return Circuit(graph, mask)
 
 
 def _evaluate(setting: Setting, circuits: Sequence[Circuit]) -> list[Faithfulness]:
@@ -148,24 +159,18 @@ def _evaluate(setting: Setting, circuits: Sequence[Circuit]) -> list[Faithfulnes
 
 
 def _result(evaluator: Evaluator, circuit: Circuit, metric: Tensor) -> Faithfulness:
-    setting, (clean, empty) = evaluator.setting, (evaluator.clean, evaluator.empty)
-    samples, unit = torch.stack([metric, clean, empty], 1), setting.task.unit
+    setting, samples, unit = evaluator.setting, evaluator.samples(metric), evaluator.task.unit
     return Faithfulness(
-        share=setting.estimate(samples, share_of_gap, SHARE),
+        share=normalised(setting, samples),
         circuit=setting.mean(metric, unit),
-        model=setting.mean(clean, unit),
-        empty=setting.mean(empty, unit),
+        model=setting.mean(evaluator.clean, unit),
+        empty=setting.mean(evaluator.empty, unit),
         n_edges=len(circuit),
         ablation=setting.ablation,
         samples=samples,
     )
 
 
-def share_of_gap(means: Tensor) -> Tensor:
-    """(F(C) - F(0)) / (F(M) - F(0)) of columns circuit, model, empty."""
-    return (means[:, 0] - means[:, 2]) / (means[:, 1] - means[:, 2])
-
-
-def _mean_share(setting: Setting, group: Sequence[Faithfulness]) -> Estimate:
-    """Faithfulness of the mean metric over several circuits."""
-    return setting.estimate(torch.stack([result.samples for result in group]).mean(0), share_of_gap, SHARE)
+def normalised(setting: Setting, samples: Float[Tensor, "prompts columns"]) -> Estimate:
+    """(F(C) - F(0)) / (F(M) - F(0)) from per-prompt metrics, whose first columns are circuit, model, empty circuit."""
+    return setting.estimate(samples, lambda means: (means[:, 0] - means[:, 2]) / (means[:, 1] - means[:, 2]), SHARE)

@@ -17,7 +17,7 @@ from circuitome.results import Estimate
 from circuitome.tasks.losses import kl
 from circuitome.tasks.task import Task
 from circuitome.validation.faithfulness.evaluator import Evaluator
-from circuitome.validation.faithfulness.share import SHARE, share_of_gap
+from circuitome.validation.faithfulness.share import normalised
 
 
 @dataclass(frozen=True)
@@ -32,22 +32,17 @@ class OtherAblation:
     """Why it cannot be."""
 
 
-def faithfulness_variants(
-    setting: Setting,
-    metric: Float[Tensor, " prompts"],
-    clean: Float[Tensor, " prompts"],
-    empty: Float[Tensor, " prompts"],
-) -> dict[str, Estimate]:
-    """Faithfulness from per-prompt metrics of circuit, model and empty circuit.
+def faithfulness_variants(setting: Setting, samples: Float[Tensor, "prompts 3"]) -> dict[str, Estimate]:
+    """Faithfulness from per-prompt metrics of circuit, model and empty circuit, the columns of `samples`.
 
     - normalised: (F(C) - F(0)) / (F(M) - F(0)) (Hanna et al. 2024).
     - difference: |F(M) - F(C)|, in the metric's unit (Wang et al. 2022).
     - ratio of means: F(C) / F(M); mean of ratios: the mean over prompts of the same, unstable where the model's metric
       is near 0.
     """
-    estimate = partial(setting.estimate, torch.stack([metric, clean, empty, metric / clean], 1))
+    estimate = partial(setting.estimate, torch.cat([samples, samples[:, :1] / samples[:, 1:2]], 1))
     return {
-        "normalised": estimate(share_of_gap, SHARE),
+        "normalised": normalised(setting, samples),
         "difference": estimate(lambda m: (m[:, 1] - m[:, 0]).abs(), setting.task.unit),
         "ratio of means": estimate(lambda m: m[:, 0] / m[:, 1], "share of the model's metric"),
         "mean of ratios": estimate(lambda m: m[:, 3], "share of the model's metric"),
@@ -96,23 +91,18 @@ def other_ablations(setting: Setting, circuit: Circuit, others: Mapping[str, Tas
         here = setting.but(prompts=prompts, ablation=kind, checkpoint=path, progress=silent)
         try:
             evaluator = Evaluator(here)
-            metric, empty = evaluator.circuits([circuit, Circuit.empty(circuit.graph)])
+            samples = evaluator.samples(evaluator.circuits([circuit, Circuit.empty(circuit.graph)])[0])
             evaluator.save()
         except InputError as error:
             rows.append(OtherAblation(name, None, str(error)))
             continue
-        rows.append(OtherAblation(name, faithfulness_variants(here, metric, evaluator.clean, empty)["normalised"]))
+        rows.append(OtherAblation(name, normalised(here, samples)))
         setting.progress("other ablations", index + 1, len(plans))
     return tuple(rows)
 
 
-def by_template(
-    setting: Setting,
-    metric: Float[Tensor, " prompts"],
-    clean: Float[Tensor, " prompts"],
-    empty: Float[Tensor, " prompts"],
-) -> dict[str, Estimate]:
-    """Normalised faithfulness of each template's prompts; none where there is only one template."""
+def by_template(setting: Setting, samples: Float[Tensor, "prompts 3"]) -> dict[str, Estimate]:
+    """Normalised faithfulness of each template's prompts, from `samples` as above; none where there is one template."""
     task = setting.task
     names = sorted({pair.template for pair in task.pairs})
     if len(names) < 2:
@@ -121,14 +111,13 @@ def by_template(
     for name in names:
         rows = task.rows_of(name)
         part = setting.but(prompts=replace(task, pairs=tuple(task.pairs[row] for row in rows)))
-        shares[name or "none"] = faithfulness_variants(part, metric[rows], clean[rows], empty[rows])["normalised"]
+        shares[name or "none"] = normalised(part, samples[rows])
     return shares
 
 
-def over_prompts(
-    metric: Float[Tensor, " prompts"], clean: Float[Tensor, " prompts"], empty: Float[Tensor, " prompts"]
-) -> dict[str, float]:
+def over_prompts(samples: Float[Tensor, "prompts 3"]) -> dict[str, float]:
     """Quartiles over prompts of (circuit - empty) / (model - empty): one mean hides how far prompts lie apart."""
+    metric, clean, empty = samples.T
     ratios = (metric - empty) / (clean - empty)
     finite = ratios[torch.isfinite(ratios)]
     if not len(finite):

@@ -26,6 +26,9 @@ def task(name: str, n: int | None = 64, seed: int = 0) -> Task:
     - known-ioi: "Ann and Bob met then Bob gave to". Corrupted: three other names, each said once.
 
     Raises `UnknownNameError` for another name; `InputError` for n < 1, and for n None where inputs cannot be listed.
+
+    >>> cm.ground_truth.task("known-ioi", 16).pairs[0].clean_text
+    'Gus and Hal met then Hal gave to'
     """
     vocabulary = known_config(name).vocabulary
     assert vocabulary is not None

@@ -80,10 +80,7 @@ def pessimistic_area(points: Iterable[Point]) -> float:
 def precision_recall(circuit: Circuit, truth: Circuit) -> tuple[float, float]:
     """Share of `circuit` that is true, and share of the truth that it holds; NaN for an empty denominator."""
     both = len(circuit & truth)
-    return (
-        both / len(circuit) if len(circuit) else float("nan"),
-        both / len(truth) if len(truth) else float("nan"),
-    )
+    return (both / len(circuit) if len(circuit) else float("nan"), both / len(truth) if len(truth) else float("nan"))
 
 
 def _check_both(positives: int, n: int) -> None:

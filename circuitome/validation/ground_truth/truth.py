@@ -23,7 +23,11 @@ def true_circuit(setting: Setting) -> Circuit:
 
     Two edges that carry the same thing twice are both left out, since neither is needed while the other is there.
     With "corrupted" the truth belongs to the task's corrupted prompts too: an edge matters only if some pair differs in
-    what it carries.
+    what it carries. Raises `TaskError` for pairs that cannot be swapped.
+
+    >>> model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
+    >>> len(cm.ground_truth.true_circuit(model, task))
+    13
     """
     return Circuit(setting.model.graph, edge_effects(setting) > TOLERANCE)
 
@@ -33,7 +37,10 @@ def edge_effects(setting: Setting) -> Float[Tensor, "writers readers"]:
     """The largest change of any logit of any prompt when one edge alone is ablated; 0 where no edge exists.
 
     In logits, float32, at the positions that the task reads. Takes one circuit run an edge and batch, so it is meant
-    for small models.
+    for small models. Raises `TaskError` for pairs that cannot be swapped.
+
+    >>> cm.ground_truth.edge_effects(cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 4)).shape
+    torch.Size([13, 31])
     """
     model, full = setting.model, Circuit.full(setting.model.graph)
     effects = torch.zeros(full.mask.shape)

@@ -7,7 +7,7 @@ Rushing & Nanda 2024, arXiv:2402.15390 (how much of it is the final norm).
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,17 +18,15 @@ from circuitome.engine.ablate_outputs import ablated_rows
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
 from circuitome.graph.model_graph import Graph
-from circuitome.results import Estimate
+from circuitome.results import Estimate, plain_fields
 from circuitome.validation.faithfulness.evaluator import Evaluator
 from circuitome.validation.robustness.direct_effects import DirectEffects, direct_effects, direct_effects_without
-from circuitome.validation.tests.hypotheses import ALPHA, fell, holm
+from circuitome.validation.tests.hypotheses import ALPHA, check_prompts, falls
 
 LEAST = 0.01
 """A backup's direct effect grows by at least this share of the clean-ablated gap."""
 HEADS = 3
 """Heads that are ablated where none are named."""
-FEWEST_PROMPTS = 8
-"""Prompts that the test of a change needs."""
 
 
 @dataclass(frozen=True)
@@ -109,14 +107,9 @@ class Backups:
         """All but the per-prompt tensors, as plain JSON values."""
         estimates = ("intact", "left", "effect", "direct", "repaired")
         return {
-            "ablated": list(self.ablated),
-            "ablation": self.ablation,
-            **{name: getattr(self, name).to_dict() for name in estimates},
-            "gap": self.gap,
-            "least": self.least,
+            **plain_fields(self, "ablated", "ablation", *estimates, "gap", "least", "reactions"),
             "backups": [part.name for part in self.backups],
             "relieved": [part.name for part in self.relieved],
-            "reactions": [asdict(part) for part in self.reactions],
         }
 
 
@@ -146,23 +139,17 @@ def backups(
     setting.progress("direct effects", 2, 2)
     after, frozen = without.after, without.frozen
     changes = after.samples - frozen.samples
-    order = [row for row in changes.mean(0).argsort().tolist() if able[row]]
-    totals = _totals(evaluator, rows, order[:top], before.metric, after.metric)
-    corrected = dict(zip(order, holm([fell(changes[:, row]) for row in order]), strict=True))
+    p_values = falls(changes, able.nonzero().flatten().tolist())
+    totals = _totals(evaluator, rows, list(p_values)[:top], before.metric, after.metric)
 
     def estimate(values: Tensor) -> Estimate:
         return setting.mean(values, task.unit)
 
     def reaction(row: int) -> Reaction:
-        return Reaction(
-            model.graph.writers[row],
-            estimate(before.samples[:, row]),
-            estimate(frozen.samples[:, row]),
-            estimate(after.samples[:, row]),
-            estimate(changes[:, row]),
-            corrected[row],
-            *map(estimate, totals.get(row, ())),
-        )
+        effects = (before.samples, frozen.samples, after.samples, changes)
+        was, held, now, change = (estimate(samples[:, row]) for samples in effects)
+        name, total = model.graph.writers[row], map(estimate, totals.get(row, ()))
+        return Reaction(name, was, held, now, change, p_values[row], *total)
 
     return Backups(
         tuple(model.graph.writers[row] for row in rows),
@@ -173,7 +160,7 @@ def backups(
         estimate(frozen.metric - before.metric),
         estimate(after.metric - frozen.metric),
         gap,
-        tuple(reaction(row) for row in order),
+        tuple(map(reaction, p_values)),
         before,
         after,
         frozen,
@@ -183,11 +170,7 @@ def backups(
 
 def _refuse(setting: Setting, heads: Sequence[str] | None) -> None:
     """What cannot be answered is refused before anything runs."""
-    if len(setting.task) < FEWEST_PROMPTS:
-        raise InputError(
-            f"Backups are found by a test over prompts, which needs at least {FEWEST_PROMPTS}; {setting.task.name} has "
-            f"{len(setting.task)}. Take more prompts (--n)."
-        )
+    check_prompts(setting.task, "Backups are found by a test over prompts")
     if heads is not None:
         _can_react(setting.model.graph, ablated_rows(setting.model, heads))
 

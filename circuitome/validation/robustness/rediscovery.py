@@ -1,7 +1,7 @@
 """Search again with some parts ablated: what the circuit becomes when they are gone."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,10 +14,9 @@ from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
-from circuitome.results import Estimate
-from circuitome.validation.robustness.backup_heads import FEWEST_PROMPTS
+from circuitome.results import Estimate, plain, plain_fields
 from circuitome.validation.robustness.stability import samples_of
-from circuitome.validation.tests.hypotheses import ALPHA, fell, holm
+from circuitome.validation.tests.hypotheses import ALPHA, check_prompts, falls
 
 
 @dataclass(frozen=True)
@@ -70,14 +69,12 @@ class Rediscovery:
         """The circuits' edges, what is new in them, and the `top` parts that rose most, as plain JSON values."""
         old, new = self.circuits
         return {
-            "ablated": list(self.ablated),
-            "ablation": self.ablation,
-            "size": self.size,
+            **plain_fields(self, "ablated", "ablation", "size"),
             "method": self.after.method,
             "gained": [{"edge": edge, "score": score} for edge, score in self.after.ranked(new - old)],
             "lost": [{"edge": edge, "score": score} for edge, score in self.before.ranked(old - new)],
             "kept": len(old & new),
-            "rises": [asdict(part) for part in self.rises[:top]],
+            "rises": plain(self.rises[:top]),
         }
 
 
@@ -100,11 +97,7 @@ def rediscovery(
     Raises as `ablate` and `EdgeScores.top`, and `InputError` for fewer than 8 prompts or scores without samples.
     """
     model, task = setting.model, setting.task
-    if len(task) < FEWEST_PROMPTS:
-        raise InputError(
-            f"Whether a part helps more is tested over prompts, which needs at least {FEWEST_PROMPTS}; {task.name} has "
-            f"{len(task)}. Take more prompts (--n)."
-        )
+    check_prompts(task, "Whether a part helps more is tested over prompts")
     rows = ablated_rows(model, heads)
     first = search(setting) if before is None else before
     first.top(edges)  # refuse sizes and scores that cannot be before the search
@@ -119,8 +112,6 @@ def rediscovery(
         )
     changes = new - old
     left = [row for row in range(len(model.graph.embeds), len(model.graph.writers)) if row not in rows]
-    order = sorted(left, key=lambda row: float(changes[:, row].mean()))
-    corrected = holm([fell(changes[:, row]) for row in order])
     joined = set(second.top(edges).nodes) - set(first.top(edges).nodes)
 
     def rise(row: int, p: float) -> Rise:
@@ -129,7 +120,7 @@ def rediscovery(
         return Rise(name, was, now, change, p, name in joined)
 
     names = tuple(model.graph.writers[row] for row in rows)
-    rises = tuple(rise(row, p) for row, p in zip(order, corrected, strict=True))
+    rises = tuple(rise(row, p) for row, p in falls(changes, left).items())
     return Rediscovery(names, knock_out, first, second, edges, rises)
 
 

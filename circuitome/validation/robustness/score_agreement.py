@@ -1,7 +1,7 @@
 """How far two circuits overlap, and two ways of scoring edges agree."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from circuitome.errors import InputError
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
 from circuitome.graph.model_graph import Graph
+from circuitome.results import Record, plain_fields
+from circuitome.validation.faithfulness.share import random_circuit
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class Overlap:
+class Overlap(Record):
     """Two sets of scores side by side."""
 
     size: int
@@ -48,10 +50,6 @@ class Overlap:
     """Correlation of the ranks of |score| over all edges."""
     chance: float
     """Expected Jaccard of edges of two random circuits of this size."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as plain JSON values."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,9 +69,8 @@ class AgreementMatrix:
 
     def to_dict(self) -> dict[str, Any]:
         """Names and one matrix a field, as plain JSON values."""
-        fields = ("edges", "nodes", "weighted", "pearson", "spearman")
-        matrices = {name: self.matrix(name).tolist() for name in fields}
-        return {"names": list(self.names), "size": self.size, **matrices, "chance": self.overlaps[0][0].chance}
+        matrices = {name: self.matrix(name).tolist() for name in ("edges", "nodes", "weighted", "pearson", "spearman")}
+        return {**plain_fields(self, "names", "size"), **matrices, "chance": self.overlaps[0][0].chance}
 
 
 def agreement(scores: EdgeScores, reference: EdgeScores, among: Circuit | None = None) -> Agreement:
@@ -132,15 +129,11 @@ def spread_edges(scores: EdgeScores, n: int, seed: int = 0) -> Circuit:
 
     Drawn alone, nearly all would be edges that matter little. Gives all edges where the graph has no more than `n`.
     """
-    graph = scores.graph
+    graph, generator = scores.graph, torch.Generator().manual_seed(seed)
     if n >= graph.n_edges:
         return Circuit.full(graph)
-    mask = scores.top(n // 2).mask
-    rest = (graph.mask & ~mask).nonzero()
-    generator = torch.Generator().manual_seed(seed)
-    drawn = rest[torch.randperm(len(rest), generator=generator)[: n - n // 2]]
-    mask[drawn[:, 0], drawn[:, 1]] = True
-    return Circuit(graph, mask)
+    largest = scores.top(n // 2)
+    return largest | random_circuit(graph, n - n // 2, generator, ~largest)
 
 
 def jaccard(a: Bool[Tensor, "sets n"], b: Bool[Tensor, "others n"]) -> Float[Tensor, "sets others"]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from circuitome.errors import InputError, TaskError
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
+from circuitome.results import plain_fields
 from circuitome.tasks.task import Pair, Task
 from circuitome.validation.robustness.score_agreement import check_size, jaccard, strongest
 from circuitome.validation.robustness.stability import Spread, samples_of
@@ -64,16 +65,11 @@ class ShuffledLabels:
 
     def to_dict(self) -> dict[str, Any]:
         """Spreads, p and the number of significant edges, as plain JSON values."""
+        significant = self.significant()
         return {
-            "size": self.size,
-            "largest": self.largest.to_dict(),
-            "steadiest": self.steadiest.to_dict(),
-            "strength": self.strength.to_dict(),
-            "own_strength": self.own_strength,
-            "overlap": self.overlap.to_dict(),
-            "p_value": self.p_value,
-            "significant_edges": len(self.significant()),
-            "significant_in_circuit": len(self.significant() & self.scores.top(self.size)),
+            **plain_fields(self, "size", "largest", "steadiest", "strength", "own_strength", "overlap", "p_value"),
+            "significant_edges": len(significant),
+            "significant_in_circuit": len(significant & self.scores.top(self.size)),
         }
 
 
@@ -128,24 +124,16 @@ def shuffled_null(scores: EdgeScores, size: int, *, draws: int = 200, seed: int 
     circuit = scores.top(size)
     check_size(circuit)
     edges, size_of = circuit.mask[scores.graph.mask][None], _size(samples)
-    largest, steadiest, strength, overlap = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
-    for part in _signs(len(samples), draws, seed).split(50):
-        means = part / len(samples) @ samples
+    parts = []
+    for signs in _signs(len(samples), draws, seed).split(50):
+        means = signs / len(samples) @ samples
         sizes = means.abs().topk(size, 1).values
-        largest.append(sizes[:, 0])
-        steadiest.append((means / size_of).abs().amax(1))
-        strength.append(sizes.sum(1))
-        overlap.append(jaccard(strongest(means, size), edges)[:, 0])
+        overlap = jaccard(strongest(means, size), edges)[:, 0]
+        parts.append((sizes[:, 0], (means / size_of).abs().amax(1), sizes.sum(1), overlap))
+    spreads = [Spread(torch.cat(values)) for values in zip(*parts, strict=True)]
+    names = ("largest", "steadiest", "strength", "overlap")
     own_strength = float(scores.values.abs()[circuit.mask].sum())
-    return ShuffledLabels(
-        size,
-        scores,
-        Spread(torch.cat(largest)),
-        Spread(torch.cat(steadiest)),
-        Spread(torch.cat(strength)),
-        own_strength,
-        Spread(torch.cat(overlap)),
-    )
+    return ShuffledLabels(size, scores, own_strength=own_strength, **dict(zip(names, spreads, strict=True)))
 
 
 def _size(samples: Float[Tensor, "prompts edges"]) -> Float[Tensor, " edges"]:

@@ -4,7 +4,7 @@ Scores are means over prompts, so resampling the prompts' own scores gives what 
 found: no pass of the model. Source: Efron 1979 (bootstrap).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from circuitome.errors import InputError
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
 from circuitome.graph.model_graph import Graph
-from circuitome.results import LEVEL, middle
+from circuitome.results import LEVEL, middle, plain_fields
 from circuitome.validation.faithfulness.share import random_circuit
 from circuitome.validation.robustness.score_agreement import chance_jaccard, check_size, jaccard, nodes_of, strongest
 
@@ -91,9 +91,8 @@ class Stability:
 
     def to_dict(self) -> dict[str, Any]:
         """All but `kept`, and the size of the core, as plain JSON values."""
-        spreads = {name: value.to_dict() for name, value in vars(self).items() if isinstance(value, Spread)}
-        chance = {"chance_edges": self.chance_edges, "chance_nodes": self.chance_nodes}
-        return {"size": self.size, "n": self.n, **spreads, **chance, "core": len(self.core())}
+        names = [field.name for field in fields(self) if field.name not in ("kept", "graph")]
+        return {**plain_fields(self, *names), "core": len(self.core())}
 
 
 def bootstrap_stability(scores: EdgeScores, size: int, *, draws: int = 100, seed: int = 0) -> Stability:

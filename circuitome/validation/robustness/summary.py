@@ -1,6 +1,7 @@
 """Would another day have given the same circuit? Backups, resampled and other prompts, other tasks, other methods."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -13,7 +14,7 @@ from circuitome.graph.edge_scores import EdgeScores
 from circuitome.progress import silent
 from circuitome.tasks import TASKS
 from circuitome.tasks.task import Task
-from circuitome.validation.criteria import FAIL, PASS, UNCLEAR, Criterion
+from circuitome.validation.criteria import FAIL, PASS, Criterion, decided
 from circuitome.validation.robustness.backup_heads import backups
 from circuitome.validation.robustness.rediscovery import rediscovery
 from circuitome.validation.robustness.score_agreement import method_agreement
@@ -87,10 +88,8 @@ class _Sections:
         reactions = backups(self.setting, top=TOTALS)
         knock_out = self.setting.ablation if self.setting.ablation in ("mean", "zero") else "mean"
         again = rediscovery(self.setting, reactions.ablated, edges=self.size, knock_out=knock_out, before=self.scores)
-        return {
-            **_short(reactions.to_dict(), "reactions"),
-            "rediscovery": _short(again.to_dict(), "gained", "lost"),
-        }
+        found_again = _short(again.to_dict(), "gained", "lost")
+        return {**_short(reactions.to_dict(), "reactions"), "rediscovery": found_again}
 
     def stability(self) -> dict[str, Any]:
         return bootstrap_stability(self.scores, self.size, seed=self.setting.seed).to_dict()
@@ -115,7 +114,7 @@ class _Sections:
 def robust_criteria(sections: Mapping[str, Any]) -> list[Criterion]:
     """The lines of the verdict that rest on `robustness`; none for a section that could not be."""
     makers = {"shuffled": _beats_shuffled_labels, "stability": _stable, "transfer": _on_other_prompts}
-    lines = [make(sections[name]) for name, make in makers.items() if "note" not in sections[name]]
+    lines = (make(sections[name]) for name, make in makers.items() if "note" not in sections[name])
     return [line for line in lines if line is not None]
 
 
@@ -131,7 +130,7 @@ def _beats_shuffled_labels(shuffled: Mapping[str, Any]) -> Criterion:
 def _stable(stability: Mapping[str, Any]) -> Criterion:
     """Whether resampled prompts give nearly the same circuit."""
     edges, halves = stability["edges"], stability["edges_halves"]["mean"]
-    verdict = PASS if edges["low"] >= STABLE else FAIL if edges["high"] < STABLE else UNCLEAR
+    verdict = decided(edges["low"], edges["high"], STABLE, math.inf)
     beside = f"random circuits {stability['chance_edges']:.3f}; halves of the prompts {halves:.3f}"
     note = "Jaccard of edges between EAP-IG circuits of this size on resampled prompts and on all"
     threshold = f"at least {STABLE}"
@@ -146,7 +145,7 @@ def _on_other_prompts(transfer: Mapping[str, Any]) -> Criterion | None:
         return None
     least, most = min(1.0, here[1]["value"]) - DROP, max(1.0, here[1]["value"]) + DROP
     low, high = fresh["low"], fresh["high"]
-    verdict = PASS if least <= low and high <= most else FAIL if high < least or low > most else UNCLEAR
+    verdict = decided(low, high, least, most)
     elsewhere = [f"{name} {share['value']:.2f}" for name, share in others if name in TASKS]
     beside = f"other tasks: {', '.join(elsewhere)}" if elsewhere else ""
     threshold = f"{least:.2f} to {most:.2f}: from 1 no more than {DROP} farther than on its own"

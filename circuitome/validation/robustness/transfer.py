@@ -17,16 +17,14 @@ from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
 from circuitome.models.model import Model
 from circuitome.progress import silent
-from circuitome.results import Estimate
+from circuitome.results import Estimate, plain_fields
 from circuitome.tasks import TASKS
 from circuitome.tasks.generators.ioi import ioi
 from circuitome.tasks.task import Pair, Task
 from circuitome.validation.faithfulness.evaluator import Evaluator
-from circuitome.validation.faithfulness.share import SHARE, share_of_gap
+from circuitome.validation.faithfulness.share import normalised
 from circuitome.validation.robustness.score_agreement import AgreementMatrix, check_size, method_agreement
-
-FEWEST_PROMPTS = 8
-"""Prompts that a template needs to be a task of its own."""
+from circuitome.validation.tests.hypotheses import FEWEST_PROMPTS
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,11 +52,7 @@ class Transfer:
 
     def to_dict(self) -> dict[str, Any]:
         """Names, overlaps and the matrix of faithfulness with intervals, as plain JSON values."""
-        return {
-            "names": list(self.names),
-            "overlap": self.overlap.to_dict(),
-            "faithfulness": [[share.to_dict() for share in row] for row in self.faithfulness],
-        }
+        return plain_fields(self, "names", "overlap", "faithfulness")
 
 
 def variants_of(
@@ -79,7 +73,7 @@ def variants_of(
         variants[f"seed {drawn}"] = generator(model, n=count, seed=drawn, **kept)
         if generator is ioi:
             variants["paraphrase"] = ioi(model, n=count, seed=drawn, paraphrased=True, **kept)
-    variants |= {name: _first(part, count) for name, part in by_template(task).items()}
+    variants |= {name: replace(part, pairs=part.pairs[:count]) for name, part in by_template(task).items()}
     for name, other in TASKS.items() if others else ():
         if name != task.name:
             try:
@@ -153,17 +147,9 @@ def transfer(
 
 def _shares(name: str, evaluator: Evaluator, circuits: list[Circuit]) -> list[Estimate]:
     """Faithfulness of each circuit on the task called `name`."""
-    metrics = evaluator.circuits([*circuits, Circuit.empty(evaluator.model.graph)])
-    clean, empty = evaluator.clean, metrics[-1]
+    *metrics, _ = evaluator.circuits([*circuits, Circuit.empty(evaluator.model.graph)])
     try:
         evaluator.checked_gap()
     except InputError as error:
         raise InputError(f"{name}: {error} variants_of gives only tasks that the model does.") from None
-    return [
-        evaluator.setting.estimate(torch.stack([metric, clean, empty], 1), share_of_gap, SHARE)
-        for metric in metrics[:-1]
-    ]
-
-
-def _first(task: Task, n: int) -> Task:
-    return replace(task, pairs=task.pairs[:n])
+    return [normalised(evaluator.setting, evaluator.samples(metric)) for metric in metrics]

@@ -5,6 +5,7 @@ Source: Wang et al. 2022, arXiv:2211.00593, section 4 and appendix; K are sets o
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -54,6 +55,12 @@ class Completeness:
     def worst(self) -> int:
         """Index of the K with the largest score."""
         return int(self.scores.argmax())
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """What is measured of each K, as plain JSON values."""
+        names = ("nodes", "kind", "circuit", "model", "score")
+        columns = (map(list, self.sets), self.kinds, self.circuit.tolist(), self.model.tolist(), self.scores.tolist())
+        return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
     def mean(self, kind: str, seed: int = 0) -> Estimate:
         """Mean score over the sets of one kind, with its interval over prompts; NaN where there are none."""

@@ -6,8 +6,7 @@ Source: Shi et al. 2024, arXiv:2410.13032, with two corrections of the published
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,8 +16,12 @@ from scipy.stats import norm as normal
 from torch import Tensor
 
 from circuitome.errors import InputError
+from circuitome.results import Record
+from circuitome.tasks.task import Task
 
 ALPHA = 0.05
+FEWEST_PROMPTS = 8
+"""Prompts that a test over prompts needs, and a template that is to be a task of its own."""
 EPSILON = 0.1
 """Equivalence: how far the share of wins may be from one half."""
 CLEARLY = 0.1
@@ -30,7 +33,7 @@ QUANTILE = 0.9
 
 
 @dataclass(frozen=True)
-class TestResult:
+class TestResult(Record):
     """One test: `p_value` is the chance of a statistic at least this extreme under the null hypothesis `null`."""
 
     __test__ = False  # no test case for pytest
@@ -53,10 +56,6 @@ class TestResult:
     def rejected(self, alpha: float = ALPHA) -> bool:
         """Whether the null hypothesis is refused at level `alpha`."""
         return self.p_value < alpha
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as plain JSON values."""
-        return asdict(self)
 
 
 def equivalence(
@@ -82,11 +81,7 @@ def equivalence(
 
 
 def independence(
-    complement: Float[Tensor, " prompts"],
-    model: Float[Tensor, " prompts"],
-    *,
-    permutations: int = 1000,
-    seed: int = 0,
+    complement: Float[Tensor, " prompts"], model: Float[Tensor, " prompts"], *, permutations: int = 1000, seed: int = 0
 ) -> TestResult:
     """Does the model without the circuit still tell prompts apart as the whole model does? Rejection: yes.
 
@@ -167,14 +162,28 @@ def fell(changes: Float[Tensor, " prompts"]) -> float:
     return float(ttest_1samp(values.numpy(), 0.0, alternative="less").pvalue)
 
 
+def falls(changes: Float[Tensor, "prompts parts"], parts: Sequence[int]) -> dict[int, float]:
+    """P of `fell` for each of the columns `parts`, corrected by Holm for their number; the lowest mean first."""
+    means = changes.mean(0).tolist()
+    order = sorted(parts, key=means.__getitem__)
+    return dict(zip(order, holm([fell(changes[:, part]) for part in order]), strict=True))
+
+
+def check_prompts(task: Task, what: str) -> None:
+    """Raises `InputError` where the task has fewer prompts than a test over them needs; `what` is such a test."""
+    if len(task) < FEWEST_PROMPTS:
+        raise InputError(
+            f"{what}, which needs at least {FEWEST_PROMPTS}; {task.name} has {len(task)}. Take more prompts (--n)."
+        )
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down correction: p of several tests such that the chance of any false rejection stays below alpha."""
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    corrected, largest = [0.0] * len(p_values), 0.0
-    for rank, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
-        corrected[i] = largest
-    return corrected
+    order = np.argsort(p_values, kind="stable")
+    corrected = np.empty(len(order))
+    steps = np.minimum(1.0, np.arange(len(order), 0, -1) * np.asarray(p_values)[order])
+    corrected[order] = np.maximum.accumulate(steps)
+    return corrected.tolist()
 
 
 def _power_of_correlation(n: int, correlation: float = 0.7) -> float:

@@ -59,12 +59,7 @@ class Minimality:
 
 
 def minimality(
-    evaluator: Evaluator,
-    circuit: Circuit,
-    *,
-    sets: int = 1,
-    readers: bool = True,
-    seed: int = 0,
+    evaluator: Evaluator, circuit: Circuit, *, sets: int = 1, readers: bool = True, seed: int = 0
 ) -> Minimality:
     """For each part of the circuit, the largest change that leaving it out makes, over K = nothing and random halves.
 

@@ -5,6 +5,7 @@ Source: Shi et al. 2024, arXiv:2410.13032; see `hypotheses` for the tests themse
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.model_graph import Graph
+from circuitome.results import plain_fields
 from circuitome.validation.faithfulness.evaluator import Evaluator
+from circuitome.validation.faithfulness.share import random_circuit
 from circuitome.validation.tests.hypotheses import TestResult, better_than_random, needed_edges
 
 
@@ -44,21 +47,11 @@ class EdgeTest:
 
     def to_dict(self) -> dict[str, Any]:
         """What each edge changes, what useless ones do, and which edges are no better, as plain JSON values."""
-        return {
-            "changes": dict(zip(self.edges, self.changes.tolist(), strict=True)),
-            "useless": self.useless.tolist(),
-            "unneeded": list(self.unneeded),
-        }
+        changes = dict(zip(self.edges, self.changes.tolist(), strict=True))
+        return {"changes": changes, **plain_fields(self, "useless", "unneeded")}
 
 
-def edge_test(
-    evaluator: Evaluator,
-    circuit: Circuit,
-    *,
-    most: int = 100,
-    draws: int = 50,
-    seed: int = 0,
-) -> EdgeTest:
+def edge_test(evaluator: Evaluator, circuit: Circuit, *, most: int = 100, draws: int = 50, seed: int = 0) -> EdgeTest:
     """Test up to `most` of the circuit's edges, drawn at random, against useless ones.
 
     A useless edge: one random path from an embedding to the logits is added to the circuit, and one of its edges, not
@@ -92,13 +85,10 @@ def _useless_changes(
     evaluator: Evaluator, circuit: Circuit, paths: Sequence[Circuit], left_out: Sequence[Sequence[int]]
 ) -> Float[Tensor, " draws"]:
     """What leaving out one edge of each path changes, the path and the circuit being there."""
-    every = circuit.mask.clone()
-    for path in paths:
-        every |= path.mask
-    union = Circuit(circuit.graph, every)
+    union = reduce(Circuit.__or__, paths, circuit)
     gone = []
     for path, (row, column) in zip(paths, left_out, strict=True):
-        others = every & ~circuit.mask & ~path.mask
+        others = (union - circuit - path).mask
         without = others.clone()
         without[row, column] = True
         gone += [others, without]
@@ -131,18 +121,9 @@ def necessity(
     """
     graph = circuit.graph
     generator = torch.Generator().manual_seed(seed)
-    others = graph.mask & ~circuit.mask
-    size = min(len(circuit), int(others.sum()))
-    sets = [circuit, *(_drawn(others, size, graph, generator) for _ in range(draws if size else 0))]
-    means = evaluator.circuits([Circuit(graph, graph.mask & ~edges.mask) for edges in sets], "necessity").mean(1)
+    others, n = ~circuit, len(circuit)
+    sets = [circuit, *(random_circuit(graph, n, generator, others) for _ in range(draws if len(others) and n else 0))]
+    means = evaluator.circuits([~edges for edges in sets], "necessity").mean(1)
     damage = (evaluator.clean.mean() - means).tolist()
     drawn = damage[1:] or [damage[0]]  # a circuit of all edges has no others to be compared with
     return better_than_random("necessity", damage[0], drawn), damage[0], damage[1:]
-
-
-def _drawn(among: Tensor, n: int, graph: Graph, generator: torch.Generator) -> Circuit:
-    edges = among.nonzero()
-    rows = edges[torch.randperm(len(edges), generator=generator)[:n]]
-    mask = torch.zeros_like(graph.mask)
-    mask[rows[:, 0], rows[:, 1]] = True
-    return Circuit(graph, mask)
