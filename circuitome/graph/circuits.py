@@ -1,7 +1,7 @@
 """A circuit: a set of edges of one graph, with set algebra, removal of dangling parts, and a text form."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,9 +154,18 @@ class Circuit:
         """Write GraphML of `to_networkx`."""
         nx.write_graphml(self.to_networkx(scores), path)
 
-    def to_json(self, path: str | Path, scores: Float[Tensor, "writers readers"] | None = None) -> None:
-        """Write the attribution-graph JSON that Neuronpedia reads; a link's weight is its score, or 1."""
-        network = exchange.attribution_graph(self.graph, self.mask, scores, Path(path).stem)
+    def to_json(
+        self,
+        path: str | Path,
+        scores: Float[Tensor, "writers readers"] | None = None,
+        tokens: Sequence[str] = (),
+    ) -> None:
+        """Write the attribution-graph JSON that Neuronpedia reads; a link's weight is its score, or 1.
+
+        `tokens` are those of a prompt to show below the graph. An edge of a circuit stands for all positions; nodes are
+        drawn at the last token, where the answer is read, and embeddings at the first.
+        """
+        network = exchange.attribution_graph(self.graph, self.mask, scores, Path(path).stem, tokens)
         Path(path).write_text(json.dumps(network, indent=1), encoding="utf-8")
 
     def to_csv(self, path: str | Path, scores: Float[Tensor, "writers readers"] | None = None) -> None:

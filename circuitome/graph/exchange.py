@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -68,10 +68,13 @@ def write_csv(path: str | Path, graph: Graph, mask: Tensor, scores: Tensor | Non
             out.writerow([graph.writers[row], graph.readers[column], score])
 
 
-def attribution_graph(graph: Graph, mask: Tensor, scores: Tensor | None, name: str) -> dict[str, Any]:
+def attribution_graph(
+    graph: Graph, mask: Tensor, scores: Tensor | None, name: str, tokens: Sequence[str] = ()
+) -> dict[str, Any]:
     """The circuit in the attribution-graph schema that Neuronpedia reads. Nodes are keyed by their names.
 
-    A link's `weight` is the score (1 where none is given); several inputs of one head give several links.
+    A link's `weight` is the score (1 where none is given); several inputs of one head give several links. With the
+    `tokens` of a prompt, embeddings stand at the first of them and all other nodes at the last.
     """
     links = [
         {
@@ -88,13 +91,13 @@ def attribution_graph(graph: Graph, mask: Tensor, scores: Tensor | None, name: s
         "metadata": {
             "slug": name,
             "scan": name,
-            "prompt_tokens": [],
-            "prompt": "",
+            "prompt_tokens": list(tokens),
+            "prompt": "".join(tokens),
             "info": {"generator": {"name": "circuitome"}},
             "generation_settings": asdict(graph),
         },
         "qParams": {},
-        "nodes": [_node(graph, node, index) for index, node in enumerate(names)],
+        "nodes": [_node(graph, node, index, max(0, len(tokens) - 1)) for index, node in enumerate(names)],
         "links": links,
     }
 
@@ -103,7 +106,7 @@ FEATURE_TYPES = {"logits": "logit", "head": "head", "mlp": "mlp"}
 """By kind of node: what Neuronpedia calls it; embeddings besides."""
 
 
-def _node(graph: Graph, name: str, index: int) -> dict[str, Any]:
+def _node(graph: Graph, name: str, index: int, last: int) -> dict[str, Any]:
     node = Node.parse(name)
     layer = "E" if node.kind in EMBEDDINGS else str(graph.n_layers if node.kind == "logits" else node.layer)
     return {
@@ -111,7 +114,7 @@ def _node(graph: Graph, name: str, index: int) -> dict[str, Any]:
         "jsNodeId": name,
         "feature": node.index,
         "layer": layer,
-        "ctx_idx": 0,
+        "ctx_idx": 0 if node.kind in EMBEDDINGS else last,
         "feature_type": FEATURE_TYPES.get(node.kind, "embedding"),
         "clerp": name,
         "index": index,

@@ -72,3 +72,10 @@ def test_attribution_graph_json_has_what_the_schema_requires(tmp_path):
     assert all(needed <= set(node) for node in found["nodes"])
     assert {link[end] for link in found["links"] for end in ("source", "target")} == set(ids)
     assert all(link["weight"] == 1.0 for link in found["links"])
+
+
+def test_the_json_places_nodes_below_the_tokens_of_a_prompt(tmp_path):
+    CIRCUIT.to_json(tmp_path / "c.json", tokens=["When", " Mary", " and"])
+    found = json.loads((tmp_path / "c.json").read_text())
+    assert found["metadata"]["prompt"] == "When Mary and" and found["metadata"]["prompt_tokens"][1] == " Mary"
+    assert {(node["node_id"] == "embed", node["ctx_idx"]) for node in found["nodes"]} == {(True, 0), (False, 2)}
