@@ -2,10 +2,10 @@
 
 A block holds numbers and sentences that were computed before; nothing computes in a view. All fields are plain JSON
 values, tuples of them or blocks' own small classes, so that a run's blocks lie in its manifest and can be shown again
-without a model. Missing numbers are None.
+without a model. Missing numbers are None; a study may leave them NaN, which is saved as None.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -79,20 +79,20 @@ class Numbers(Block):
     block: Literal["numbers"] = "numbers"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Column:
-    """A column of a table."""
+    """A column of a table: `Column("effect", "estimate", 3, "logits")`."""
 
     name: str
     """Heading."""
     style: Style = "text"
     """How its cells are written."""
+    decimals: int | None = None
+    """Digits after the point; None for what suits the column's numbers."""
     unit: str = ""
     """Unit of its numbers."""
     about: str = ""
     """What it says, in a sentence; shown in the page's legend."""
-    decimals: int | None = None
-    """Digits after the point; None for what suits the column's numbers."""
     narrow: bool = True
     """Whether a narrow terminal shows it too."""
 
@@ -110,6 +110,13 @@ class Table(Block):
     marks: tuple[str, ...] = ()
     """A mark for each row (good, bad, unclear or nothing), or none at all."""
     block: Literal["table"] = "table"
+
+
+def table(title: str, columns: Iterable[Any], rows: Iterable[Iterable[Cell]], **options: Any) -> Table:
+    """A table under a heading; each column is a `Column`, its first fields in their order, or the name of a text."""
+    heads = ((column,) if isinstance(column, str) else column for column in columns)
+    made = (column if isinstance(column, Column) else Column(*column) for column in heads)
+    return Table(title=title, columns=tuple(made), rows=tuple(map(tuple, rows)), **options)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,7 +100,7 @@ def _hoist(group: ElementTree.Element, name: str) -> None:
     """Say at a group the most common value of an attribute that all its children have."""
     values = [child.get(name) for child in group]
     if len(values) > 1 and all(value is not None and value not in DEFAULTS.values() for value in values):
-        common = max(set(values), key=values.count)
+        common = max(values, key=values.count)  # of two as common the first, so that a page is the same every time
         group.set(name, str(common))
         for child in group:
             if child.get(name) == common:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import re
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from circuitome.present import charts, formats
 from circuitome.present.assets import asset, rendered
 from circuitome.present.blocks import AnyBlock, Attention, Block, CircuitMap, Document, HeatMap, Number, Roles, Routes
 from circuitome.present.drawings import attention, circuit, roles, routes
+from circuitome.runs.store import plain
 
 OPEN_PAIRS = 4
 """Prompt pairs shown without opening the fold."""
@@ -157,17 +157,8 @@ def drawing(block: Block) -> Markup:
 
 def json_script(value: Any) -> Markup:
     """`value` as JSON that may stand inside a script element: no `<`, `>` or `&`; NaN and infinities become null."""
-    raw = json.dumps(_finite(value), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    raw = json.dumps(plain(value), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return Markup(raw.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
-
-
-def _finite(value: Any) -> Any:
-    """A copy of plain data with every NaN and infinity replaced by None."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 TOOLS: dict[str, Any] = {
