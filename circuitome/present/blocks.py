@@ -412,22 +412,12 @@ class Note(Block):
     block: Literal["note"] = "note"
 
 
+Drawn = Attention | CircuitMap | Roles | Routes
+"""Blocks that we draw ourselves."""
+Chart = HeatMap | Lines | Bars | Scatter
+"""Blocks that are drawn as charts."""
 AnyBlock = Annotated[
-    Lede
-    | Numbers
-    | Table
-    | HeatMap
-    | Lines
-    | Bars
-    | Scatter
-    | CircuitMap
-    | Roles
-    | Routes
-    | Tokens
-    | Attention
-    | Pairs
-    | Note,
-    "one of the blocks; its field `block` says which",
+    Lede | Numbers | Table | Tokens | Pairs | Note | Chart | Drawn, "one of the blocks; its field `block` says which"
 ]
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from base64 import b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import groupby
@@ -144,15 +144,13 @@ def fact(key: str, value: Any) -> str:
 
 def drawing(block: Block) -> Markup:
     """A chart or a drawing as SVG in the page's colours."""
-    if isinstance(block, CircuitMap):
-        return Markup(circuit.svg(circuit.draw(block)))
-    if isinstance(block, Roles):
-        return Markup(roles.svg(block))
-    if isinstance(block, Routes):
-        return Markup(routes.svg(block))
-    if isinstance(block, Attention):
-        return Markup(attention.together(block))
-    return Markup(charts.svg(block))
+    draw: dict[type[Block], Callable[[Any], str]] = {
+        CircuitMap: lambda circuit_map: circuit.svg(circuit.draw(circuit_map)),
+        Roles: roles.svg,
+        Routes: routes.svg,
+        Attention: attention.together,
+    }
+    return Markup(draw.get(type(block), charts.svg)(block))
 
 
 def json_script(value: Any) -> Markup:

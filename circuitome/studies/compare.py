@@ -15,7 +15,7 @@ from circuitome.errors import InputError, unknown_name
 from circuitome.present import formats
 from circuitome.present.blocks import Block, Column, Lede, Note, Table, table
 from circuitome.studies.context import Context
-from circuitome.studies.pieces import cell, ends, faithfulness_lines, series_of
+from circuitome.studies.pieces import cell, ends, series_of, size_lines
 from circuitome.studies.settings import Names, PromptSettings
 from circuitome.studies.study import Findings, Study, Work
 
@@ -224,7 +224,7 @@ def blocks(context: Context, results: Mapping[str, Any], held: Mapping[str, Any]
     parts: list[Block] = [
         Lede(text=best(rows, results["random"], held, context.task.metric.replace("_", " "))),
         own_circuits(rows, held, exact),
-        faithfulness_lines(
+        size_lines(
             (
                 series_of(row["name"], [p["edges"] for p in row["points"]], row["points"], faint=row["name"] == RANDOM)
                 for row in every

@@ -7,20 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import circuitome as cm
 from circuitome.present import formats
-from circuitome.present.blocks import (
-    Block,
-    Cell,
-    Column,
-    Figure,
-    HeatMap,
-    Lede,
-    Note,
-    Numbers,
-    RoleClass,
-    Roles,
-    Table,
-    table,
-)
+from circuitome.present.blocks import Block, Cell, Figure, HeatMap, Lede, Note, Numbers, RoleClass, Roles, Table, table
 from circuitome.studies.context import Context
 from circuitome.studies.pieces import example_pairs, figure
 from circuitome.studies.settings import Names, RunSettings
@@ -42,10 +29,10 @@ COLUMNS = (
     ("direct, %", "number", 1, "", "effect on the metric through the logits alone"),
     ("last, %", "number", 1, "", "total effect: change of the metric when ablated at the last token"),
     ("all, %", "number", 1, "", "total effect: the same at all positions, on few prompts"),
-    Column("next", narrow=False, about="the runner-up and its score; for an unclear head the nearest role"),
-    Column("feeds", narrow=False, about="inputs of other heads that the circuit's edges lead to"),
+    ("next", "text", None, "", "the runner-up and its score; for an unclear head the nearest role", False),
+    ("feeds", "text", None, "", "inputs of other heads that the circuit's edges lead to", False),
 )
-"""What is said of each head; effects are shares of the gap between the clean and the ablated metric."""
+"""What is said of each head, as fields of columns; effects are shares of the gap of clean and ablated metric."""
 RESTING = ("unclear", "first token", "self")
 RELATIONS = ("previous token", "duplicate token", "induction")
 """Roles that are a relation between tokens, at whatever position."""

@@ -9,15 +9,7 @@ import circuitome as cm
 from circuitome.errors import InputError
 from circuitome.present.blocks import Block, Figure, Lede, Lines, Numbers
 from circuitome.studies.context import Context
-from circuitome.studies.pieces import (
-    circuit_map,
-    example_pairs,
-    faithfulness_lines,
-    figure,
-    percent,
-    scored_edges,
-    series_of,
-)
+from circuitome.studies.pieces import circuit_map, example_pairs, figure, percent, scored_edges, series_of, size_lines
 from circuitome.studies.settings import Flag, PromptSettings
 from circuitome.studies.settings import Numbers as SeveralNumbers
 from circuitome.studies.study import Findings, Study, Work
@@ -219,7 +211,7 @@ def by_size(curve: "cm.Curve") -> Lines:
     shares = series_of("circuit", curve.sizes, [point.share for point in curve.circuits])
     random = series_of("random circuits", curve.sizes, curve.random, faint=True)
     note = "Share of the clean-ablated gap that circuits of each size recover, on the prompts that chose them."
-    return faithfulness_lines([shares, random], note=note)
+    return size_lines([shares, random], note=note)
 
 
 STUDY = Study("find", Find, run, work)

@@ -8,27 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import circuitome as cm
 from circuitome.graph.node import Node
-from circuitome.present import formats
-from circuitome.present.blocks import (
-    Block,
-    Cell,
-    CircuitMap,
-    Edge,
-    Figure,
-    HeatMap,
-    Lede,
-    Lines,
-    Note,
-    Number,
-    Numbers,
-    Pair,
-    Pairs,
-    Series,
-    Shape,
-    Style,
-    Table,
-    table,
-)
+from circuitome.present import blocks, formats
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,13 +19,13 @@ Estimated = Any
 """An `Estimate`, or a mapping with its value (or mean), its low and its high end."""
 
 
-def ends(estimate: Estimated) -> tuple[Number, Number, Number]:
+def ends(estimate: Estimated) -> tuple[blocks.Number, blocks.Number, blocks.Number]:
     """Value, low and high end of an estimate."""
     values = estimate if isinstance(estimate, Mapping) else vars(estimate)
     return values["value"] if "value" in values else values["mean"], values["low"], values["high"]
 
 
-def cell(estimate: Estimated | None) -> Cell:
+def cell(estimate: Estimated | None) -> blocks.Cell:
     """An estimate as a table's cell; None where there is none."""
     return None if estimate is None else ends(estimate)
 
@@ -65,24 +45,24 @@ def strongest(named: Iterable[tuple[str, "cm.Estimate"]]) -> list[dict[str, Any]
     return [{"label": name, "mean": e.value, "low": e.low, "high": e.high} for name, e in named]
 
 
-def figure(name: str, estimate: Estimated, about: str = "", style: Style = "number") -> Figure:
+def figure(name: str, estimate: Estimated, about: str = "", style: blocks.Style = "number") -> blocks.Figure:
     """An estimate as a headline number, in its own unit."""
     value, low, high = ends(estimate)
     unit = estimate["unit"] if isinstance(estimate, Mapping) else estimate.unit
     unit = "" if style == "percent" or unit.startswith("share ") else unit
-    return Figure(name=name, value=value, low=low, high=high, unit=unit, style=style, about=about)
+    return blocks.Figure(name=name, value=value, low=low, high=high, unit=unit, style=style, about=about)
 
 
-def series_of(name: str, x: Iterable[float], estimates: Iterable[Estimated], **options: Any) -> Series:
+def series_of(name: str, x: Iterable[float], estimates: Iterable[Estimated], **options: Any) -> blocks.Series:
     """Estimates as a line of a chart with its band, at the places `x`."""
     y, low, high = zip(*map(ends, estimates), strict=True)
-    return Series(name=name, x=tuple(x), y=y, low=low, high=high, **options)
+    return blocks.Series(name=name, x=tuple(x), y=y, low=low, high=high, **options)
 
 
-def faithfulness_lines(series: Iterable[Series], **options: Any) -> Lines:
+def size_lines(series: Iterable[blocks.Series], **options: Any) -> blocks.Lines:
     """Faithfulness of circuits by their size, between that of the ablated and that of the whole model."""
     texts = {"title": "Faithfulness by size", "x": "edges", "y": "faithfulness", **options}
-    return Lines(series=tuple(series), log_x=True, levels=(("whole model", 1.0), ("all ablated", 0.0)), **texts)
+    return blocks.Lines(series=tuple(series), log_x=True, levels=(("whole model", 1.0), ("all ablated", 0.0)), **texts)
 
 
 def head_names(heads: Iterable[tuple[int, int]]) -> list[str]:
@@ -91,8 +71,12 @@ def head_names(heads: Iterable[tuple[int, int]]) -> list[str]:
 
 
 def head_map(
-    title: str, mean: Sequence[Sequence[Number]], *ends: Sequence[Sequence[Number]], extra: str = "", **options: Any
-) -> HeatMap:
+    title: str,
+    mean: Sequence[Sequence[blocks.Number]],
+    *ends: Sequence[Sequence[blocks.Number]],
+    extra: str = "",
+    **options: Any,
+) -> blocks.HeatMap:
     """Values of all heads, [layer][head], as a map with layers upwards; `ends` are the lower and the upper ones.
 
     `extra` names a last column that is no head. Colours are those of signed values where any is negative.
@@ -100,7 +84,7 @@ def head_map(
     values, low, high = (tuple(map(tuple, matrix)) for matrix in (mean, *(ends or ((), ()))))
     heads, more = range(len(mean[0]) - bool(extra)), [extra] if extra else []
     rows = tuple(str(Node("attention", layer)) for layer in range(len(mean)))
-    return HeatMap(
+    return blocks.HeatMap(
         title=title,
         rows=rows,
         columns=(*(f"h{head}" for head in heads), *more),
@@ -117,46 +101,48 @@ def head_map(
     )
 
 
-def example_pairs(model: "cm.Model", task: "cm.Task", metrics: Mapping[str, "Tensor"]) -> Pairs:
+def example_pairs(model: "cm.Model", task: "cm.Task", metrics: Mapping[str, "Tensor"]) -> blocks.Pairs:
     """The first prompts of a task with the metric of each named run on them."""
     from circuitome.runs.record import described_pairs
 
     pairs = tuple(
-        Pair(**words, metrics=tuple((name, float(values[row])) for name, values in metrics.items()))
+        blocks.Pair(**words, metrics=tuple((name, float(values[row])) for name, values in metrics.items()))
         for row, words in enumerate(described_pairs(model, task))
     )
-    return Pairs(title="Example prompts", pairs=pairs, unit=task.unit, where="page")
+    return blocks.Pairs(title="Example prompts", pairs=pairs, unit=task.unit, where="page")
 
 
-def shape_of(graph: "cm.Graph") -> Shape:
+def shape_of(graph: "cm.Graph") -> blocks.Shape:
     """The grid of a graph."""
     sizes = {"layers": graph.n_layers, "heads": graph.n_heads, "kv_heads": graph.n_kv_heads}
-    return Shape(**sizes, mlps=bool(graph.mlps), parallel=graph.parallel)
+    return blocks.Shape(**sizes, mlps=bool(graph.mlps), parallel=graph.parallel)
 
 
-def circuit_map(graph: "cm.Graph", edges: Iterable[Edge], **options: Any) -> CircuitMap:
+def circuit_map(graph: "cm.Graph", edges: Iterable[blocks.Edge], **options: Any) -> blocks.CircuitMap:
     """A circuit on its model's grid, strongest |score| first."""
     ranked = sorted(edges, key=lambda edge: -abs(edge.score or 0.0))
-    return CircuitMap(shape=shape_of(graph), edges=tuple(ranked), **options)
+    return blocks.CircuitMap(shape=shape_of(graph), edges=tuple(ranked), **options)
 
 
-def scored_edges(scores: "cm.EdgeScores", circuit: "cm.Circuit", intervals: "Tensor | None") -> list[Edge]:
+def scored_edges(scores: "cm.EdgeScores", circuit: "cm.Circuit", intervals: "Tensor | None") -> list[blocks.Edge]:
     """A circuit's edges with the [2, writers, readers] ends of their intervals if given."""
     places = circuit.mask.nonzero()
     rows, columns = places.T
     values = scores.values[rows, columns].tolist()
     bounds = [(None, None)] * len(values) if intervals is None else intervals[:, rows, columns].T.tolist()
     return [
-        Edge(source=scores.graph.writers[row], reader=scores.graph.readers[column], score=value, low=low, high=high)
+        blocks.Edge(
+            source=scores.graph.writers[row], reader=scores.graph.readers[column], score=value, low=low, high=high
+        )
         for (row, column), value, (low, high) in zip(places.tolist(), values, bounds, strict=True)
     ]
 
 
-def effect_map(effects: "cm.EffectMap", **options: Any) -> HeatMap:
+def effect_map(effects: "cm.EffectMap", **options: Any) -> blocks.HeatMap:
     """Effects with their intervals as a heat map, layers upwards; its note counts the intervals without zero."""
     low, high = effects.interval
     certain, cells = int(((low > 0) | (high < 0)).sum()), int((~effects.mean.isnan()).sum())
-    return HeatMap(
+    return blocks.HeatMap(
         title=effects.name[:1].upper() + effects.name[1:],
         note=f"{certain:,} of {cells:,} intervals leave out zero; of parts that do nothing, about one in twenty does.",
         rows=effects.rows,
@@ -172,7 +158,7 @@ def effect_map(effects: "cm.EffectMap", **options: Any) -> HeatMap:
     )
 
 
-def _matrix(values: "Tensor") -> tuple[tuple[Number, ...], ...]:
+def _matrix(values: "Tensor") -> tuple[tuple[blocks.Number, ...], ...]:
     return tuple(map(tuple, values.tolist()))
 
 
@@ -189,8 +175,8 @@ def effect_tensors(maps: Sequence["cm.EffectMap"]) -> dict[str, "Tensor"]:
 
 
 def effect_blocks(
-    setting: "Setting", maps: Sequence["cm.EffectMap"], more: Sequence[Figure] = (), on_terminal: int = 2
-) -> list[Block]:
+    setting: "Setting", maps: Sequence["cm.EffectMap"], more: Sequence[blocks.Figure] = (), on_terminal: int = 2
+) -> list[blocks.Block]:
     """The strongest effect in a sentence, headline numbers, every map, and the strongest parts of all of them.
 
     A terminal shows the first maps, a page folds what comes after three.
@@ -205,16 +191,16 @@ def effect_blocks(
         )
         for name, values in metrics.items()
     )
-    gap = Figure(name="Gap", value=first.gap, unit=task.unit, about="clean minus corrupted: 100 %")
+    gap = blocks.Figure(name="Gap", value=first.gap, unit=task.unit, about="clean minus corrupted: 100 %")
     drawn = [
         effect_map(effects, folded=i >= 3, top=0, where="everywhere" if i < on_terminal else "page")
         for i, effects in enumerate(maps)
     ]
     others = len(maps) - on_terminal
-    note = [Note(text=f"{others:,} more maps are in the report.", where="terminal")] if others > 0 else []
+    note = [blocks.Note(text=f"{others:,} more maps are in the report.", where="terminal")] if others > 0 else []
     return [
-        Lede(text=_strongest_effect(first)),
-        Numbers(items=(*cards, gap, *more)),
+        blocks.Lede(text=_strongest_effect(first)),
+        blocks.Numbers(items=(*cards, gap, *more)),
         *drawn,
         *note,
         _strongest_table(maps),
@@ -232,7 +218,7 @@ def _strongest_effect(effects: "cm.EffectMap") -> str:
     return f"{name} has the strongest effect ({effects.name}): {value.strip()}{share}."
 
 
-def _strongest_table(maps: Sequence["cm.EffectMap"]) -> Table:
+def _strongest_table(maps: Sequence["cm.EffectMap"]) -> blocks.Table:
     """The strongest cells of all maps, largest first."""
     rows = [
         (abs(e.value), (effects.name, label, cell(e), e.value / effects.gap if effects.gap else None))
@@ -242,4 +228,4 @@ def _strongest_table(maps: Sequence["cm.EffectMap"]) -> Table:
     rows.sort(key=lambda row: -row[0])
     columns = ("map", ("part", "node"), ("effect", "estimate", 3, maps[0].unit), ("of the gap", "percent"))
     skip = int(len(maps) == 1)
-    return table("Strongest effects", columns[skip:], (row[skip:] for _, row in rows), top=12)
+    return blocks.table("Strongest effects", columns[skip:], (row[skip:] for _, row in rows), top=12)

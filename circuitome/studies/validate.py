@@ -12,7 +12,7 @@ from circuitome.errors import RunError
 from circuitome.present import formats
 from circuitome.present.blocks import Block, Lede, Note, Scatter, Series, Table, table
 from circuitome.studies.context import Context
-from circuitome.studies.pieces import cell, faithfulness_lines, written
+from circuitome.studies.pieces import cell, size_lines, written
 from circuitome.studies.settings import Flag, RunSettings
 from circuitome.studies.study import Findings, Study, Work
 
@@ -262,7 +262,7 @@ def sizes(results: Mapping[str, Any]) -> list[Block]:
     rows = (("linear axis", areas["cpr"], areas["cmd"]), ("logarithmic axis", areas["cpr_log"], areas["cmd_log"]))
     points = [tuple(map(formats.finite, point)) for point in results["curve"]]
     share, signed, size = zip(*points, strict=True)
-    curve = faithfulness_lines(
+    curve = size_lines(
         [Series(name="by signed score", x=share, y=signed), Series(name="by size", x=share, y=size)],
         title="Faithfulness by share of the edges",
         x="share of the edges",
