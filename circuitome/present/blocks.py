@@ -167,6 +167,12 @@ class Series:
     faint: bool = False
     """Whether it is drawn in the background, such as random circuits."""
 
+    @property
+    def points(self) -> list[tuple[Number, Number, Number, Number]]:
+        """Place, value and ends of the band of each point."""
+        nothing = (None,) * len(self.y)
+        return list(zip(self.x, self.y, self.low or nothing, self.high or nothing, strict=True))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lines(Block):
@@ -204,6 +210,13 @@ class Bars(Block):
     x: str = ""
     """Name of the axis, with its unit."""
     block: Literal["bars"] = "bars"
+
+    @property
+    def bars(self) -> list[tuple[str, Number, Number, Number, str | None]]:
+        """Label, length, ends of the interval, and group of each bar."""
+        nothing = (None,) * len(self.labels)
+        ends = (self.low or nothing, self.high or nothing)
+        return list(zip(self.labels, self.values, *ends, self.groups or nothing, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)

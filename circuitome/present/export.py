@@ -122,27 +122,18 @@ def _heat_map(block: blocks.HeatMap) -> Rows:
 
 
 def _lines(block: blocks.Lines) -> Rows:
-    rows = [
-        (line.name, x, y, low, high)
-        for line in block.series
-        for x, y, low, high in zip(line.x, line.y, line.low or _no(line.y), line.high or _no(line.y), strict=True)
-    ]
+    rows = [(line.name, *point) for line in block.series for point in line.points]
     return [("line", block.x, block.y, "low", "high"), *rows]
 
 
 def _bars(block: blocks.Bars) -> Rows:
-    low, high, groups = (column or _no(block.values) for column in (block.low, block.high, block.groups))
-    return [("name", "value", "low", "high", "group"), *zip(block.labels, block.values, low, high, groups, strict=True)]
+    return [("name", "value", "low", "high", "group"), *block.bars]
 
 
 def _scatter(block: blocks.Scatter) -> Rows:
-    groups = block.groups or _no(block.points)
+    groups = block.groups or (None,) * len(block.points)
     rows = [(name, x, y, group) for (x, y, name), group in zip(block.points, groups, strict=True)]
     return [("name", block.x, block.y, "group"), *rows]
-
-
-def _no(values: Sequence[Any]) -> tuple[None, ...]:
-    return (None,) * len(values)
 
 
 def _circuit(block: blocks.CircuitMap) -> Rows:

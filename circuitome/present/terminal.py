@@ -70,7 +70,7 @@ def _lines(block: blocks.Lines, console: Console) -> None:
     if len(places) > POINTS:
         _courses(block, console)
         return
-    points = [dict(zip(line.x, _points(line), strict=True)) for line in block.series]
+    points = [{x: None if y is None else (y, *ends) for x, y, *ends in line.points} for line in block.series]
     names = [f"{x:,.6g}" for x in places]
     if len(block.series) <= 3:
         first, across = (block.x, "count"), [line.name for line in block.series]
@@ -80,11 +80,6 @@ def _lines(block: blocks.Lines, console: Console) -> None:
         rows = [(line.name, *map(point.get, places)) for line, point in zip(block.series, points, strict=True)]
     print_table(table("", (first, *((name, "estimate", 3) for name in across)), rows), console)
     _levels(block, console)
-
-
-def _points(line: blocks.Series) -> list[blocks.Cell]:
-    low, high = (end or (None,) * len(line.y) for end in (line.low, line.high))
-    return [None if y is None else (y, a, b) for y, a, b in zip(line.y, low, high, strict=True)]
 
 
 def _courses(block: blocks.Lines, console: Console) -> None:
@@ -118,13 +113,10 @@ def _levels(block: blocks.Lines, console: Console) -> None:
 
 
 def _bars(block: blocks.Bars, console: Console) -> None:
-    low, high = (end or (None,) * len(block.values) for end in (block.low, block.high))
-    heads: list[Any] = ["", (block.x, "estimate")]
-    rows: list[Any] = [(name, (v, a, b)) for name, v, a, b in zip(block.labels, block.values, low, high, strict=True)]
-    if block.groups:
-        heads.append(Column("", narrow=False))
-        rows = [(*row, group) for row, group in zip(rows, block.groups, strict=True)]
-    print_table(table("", heads, rows), console)
+    rows: list[Any] = [(name, (value, low, high), group) for name, value, low, high, group in block.bars]
+    shown = slice(None if block.groups else -1)
+    heads: tuple[Any, ...] = ("", (block.x, "estimate"), Column("", narrow=False))
+    print_table(table("", heads[shown], (row[shown] for row in rows)), console)
 
 
 def _scatter(block: blocks.Scatter, console: Console) -> None:

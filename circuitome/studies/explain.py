@@ -3,18 +3,15 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import circuitome as cm
 from circuitome.present import formats
 from circuitome.present.blocks import Block, Cell, Figure, HeatMap, Lede, Note, Numbers, RoleClass, Roles, Table, table
 from circuitome.studies.context import Context
-from circuitome.studies.pieces import example_pairs, figure
+from circuitome.studies.pieces import example_pairs, figure, rounded
 from circuitome.studies.settings import Names, RunSettings
 from circuitome.studies.study import Findings, Study, Work
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 SIGN = (
     "An effect is the change of the metric when the head is ablated: negative where it helps. Tests of attention and "
@@ -85,7 +82,7 @@ def run(settings: Explain, context: Context) -> Findings:
     )
 
 
-def tensors(named: "cm.heads.Explanation") -> dict[str, "Tensor"]:
+def tensors(named: "cm.heads.Explanation") -> dict[str, Any]:
     """The measurements; their head axis is in the order of layers and heads."""
     import torch
 
@@ -297,7 +294,7 @@ def effects(head: Mapping[str, Any], unit: str) -> list[tuple[Cell, ...]]:
     every = [(f"{words}, {unit}", head["effects"][name]) for name, words in names.items()]
     changes = ((words, head["features"].get(name) or {}) for name, words in steers.items())
     every += [(words, change) for words, change in changes if formats.finite(change.get("value")) is not None]
-    rows = ((words, _interval(effect)) for words, effect in every)
+    rows = ((words, rounded(effect)) for words, effect in every)
     return [*rows, ("changes the attention of", ", ".join(moves) or "none")]
 
 
@@ -315,14 +312,6 @@ def _relation(value: Mapping[str, Any]) -> str:
     }
     known = [f"{formats.rounded(value[key], 2)} {said}" for key, said in words.items() if key in value]
     return ", ".join(known) or formats.MISSING
-
-
-def _interval(effect: Mapping[str, Any]) -> str:
-    value = formats.finite(effect.get("value"))
-    if value is None:
-        return formats.MISSING
-    ends = formats.interval(effect.get("low"), effect.get("high"), 3)
-    return f"{formats.rounded(value, 3)} {ends}".strip()
 
 
 STUDY = Study("explain", Explain, run, work)

@@ -1,6 +1,6 @@
 """Path patching: what reaches receivers from each sender, through no other head; or the trace back from the logits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,48 +63,32 @@ def work(settings: Path, context: Context) -> Work:
 
 def run(settings: Path, context: Context) -> Findings:
     """One map of effects, or those of all receivers on the way back."""
-    setting = context.setting
+    setting, tensors = context.setting, dict[str, Any]()
     if settings.depth:
-        return traced_back(settings, context)
-    effects = cm.path_patch(
-        setting,
-        settings.to,
-        senders=None if settings.senders in ((), ("all",)) else settings.senders,
-        sender_positions=positions_of(settings.positions),
-        receiver_positions=positions_of(settings.to_positions) if settings.to_positions else None,
-        freeze_mlps=settings.freeze_mlps,
-    )
-    return findings(settings, context, [effects], effect_blocks(setting, [effects]), {"to": list(settings.to)})
-
-
-def traced_back(settings: Path, context: Context) -> Findings:
-    """What the senders that matter to the logits get from others, and so on; the tree of those that were kept."""
-    setting = context.setting
-    options = {name: getattr(settings, name) for name in ("depth", "width", "threshold", "freeze_mlps")}
-    trace = cm.trace_back(setting, **options)
-    maps, receivers, count = [effects for level in trace.levels for effects in level], tree(trace), len(trace.circuit)
-    kept = Figure(name="Edges kept", value=count, style="count", about=f"{len(receivers):,} targets tested")
-    lede, cards, *rest = effect_blocks(setting, maps, more=(kept,), on_terminal=1)
-    blocks = [lede, cards, *traced(setting.model.graph, receivers, trace, setting.task.unit), *rest]
-    more = {"tree": receivers, "edges": count, "circuit": list(trace.circuit)}
-    return findings(settings, context, maps, blocks, more, {"circuit": trace.circuit.mask})
-
-
-def findings(
-    settings: Path,
-    context: Context,
-    maps: Sequence["cm.EffectMap"],
-    blocks: Sequence[Block],
-    more: Mapping[str, Any],
-    tensors: Mapping[str, Any] | None = None,
-) -> Findings:
-    """Maps of effects with what else there is."""
+        options = {name: getattr(settings, name) for name in ("depth", "width", "threshold", "freeze_mlps")}
+        trace = cm.trace_back(setting, **options)
+        maps, receivers, count = [m for level in trace.levels for m in level], tree(trace), len(trace.circuit)
+        kept = Figure(name="Edges kept", value=count, style="count", about=f"{len(receivers):,} targets tested")
+        lede, cards, *rest = effect_blocks(setting, maps, more=(kept,), on_terminal=1)
+        blocks = [lede, cards, *traced(setting.model.graph, receivers, trace, setting.task.unit), *rest]
+        more, tensors = {"tree": receivers, "edges": count}, {"circuit": trace.circuit.mask}
+        more["circuit"] = list(trace.circuit)
+    else:
+        effects = cm.path_patch(
+            setting,
+            settings.to,
+            senders=None if settings.senders in ((), ("all",)) else settings.senders,
+            sender_positions=positions_of(settings.positions),
+            receiver_positions=positions_of(settings.to_positions) if settings.to_positions else None,
+            freeze_mlps=settings.freeze_mlps,
+        )
+        maps, blocks, more = [effects], effect_blocks(setting, [effects]), {"to": list(settings.to)}
     return Findings(
         title=f"Path patching: {context.task.name} in {settings.model}",
         sign=SIGN,
         results=effect_results(maps),
         blocks=blocks,
-        tensors={**effect_tensors(maps), **(tensors or {})},
+        tensors=effect_tensors(maps) | tensors,
         more=more,
     )
 

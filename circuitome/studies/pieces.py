@@ -35,6 +35,14 @@ def written(estimate: Estimated, decimals: int = 3) -> str:
     return formats.estimate(*ends(estimate), decimals)
 
 
+def rounded(estimate: Estimated) -> str:
+    """The same with three digits at most: what is nearly nothing is 0.000."""
+    value, low, high = ends(estimate)
+    if formats.finite(value) is None:
+        return formats.MISSING
+    return f"{formats.rounded(value or 0.0, 3)} {formats.interval(low, high)}".strip()
+
+
 def percent(estimate: Estimated) -> str:
     """A share in words: 43 % [38, 48]."""
     return formats.percent(*ends(estimate))

@@ -61,7 +61,6 @@ def work(settings: Stream, context: Context) -> Work:
 
 def run(settings: Stream, context: Context) -> Findings:
     """Losses of the dense cache, of a window, and of sinks and a window that hold as many tokens; sink mass."""
-    from circuitome.engine.setting import Setting
     from circuitome.heads.long_context.sinks import pieces
     from circuitome.heads.long_context.streaming import learned_positions
     from circuitome.runs.texts import OWN, read_text, text_hash
@@ -70,9 +69,9 @@ def run(settings: Stream, context: Context) -> Findings:
     model, size = context.model, settings.sinks + settings.window
     ids, chunk = tokens_of(settings, model, text), at_once(model, settings.max_memory)
 
-    def told(cache: str) -> Setting:
-        progress = context.tell(f"loss with {cache} in the cache")
-        return context.setting.but(progress=lambda what, done, total: progress(done, total))
+    def told(cache: str) -> Any:
+        tell = context.tell(f"loss with {cache} in the cache")
+        return context.setting.but(progress=lambda what, done, total: tell(done, total))
 
     whole, latest, both = map(told, ("everything", "a window", "sinks and a window"))
     losses = {

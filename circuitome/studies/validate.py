@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from typing_extensions import override
 
@@ -12,12 +12,9 @@ from circuitome.errors import RunError
 from circuitome.present import formats
 from circuitome.present.blocks import Block, Lede, Note, Scatter, Series, Table, table
 from circuitome.studies.context import Context
-from circuitome.studies.pieces import cell, size_lines, written
+from circuitome.studies.pieces import cell, rounded, size_lines, written
 from circuitome.studies.settings import Flag, RunSettings
 from circuitome.studies.study import Findings, Study, Work
-
-if TYPE_CHECKING:
-    from circuitome.runs.reopen import Reopened
 
 MARKS = {"pass": "good", "fail": "bad", "unclear": "unclear"}
 WORDS = {"pass": "pass", "fail": "fail", "unclear": "inconclusive"}
@@ -122,7 +119,7 @@ def other_corruptions(context: Context) -> dict[str, "cm.Task"]:
 def blocks(results: Mapping[str, Any], context: Context, shrunk: Sequence[Block]) -> list[Block]:
     """The answer, the criteria, then what each line rests on."""
     unit = context.task.unit
-    parts: list[Block] = [Lede(text=sentence(results, context.found)), criteria(results["criteria"]), *shrunk]
+    parts: list[Block] = [Lede(text=sentence(results, context)), criteria(results["criteria"]), *shrunk]
     parts += faithfulness(results)
     parts += [*completeness(results["completeness"], unit), minimality(results["minimality"])]
     if results["single_edges"]:
@@ -135,16 +132,16 @@ def blocks(results: Mapping[str, Any], context: Context, shrunk: Sequence[Block]
     return parts
 
 
-def sentence(results: Mapping[str, Any], found: "Reopened") -> str:
+def sentence(results: Mapping[str, Any], context: Context) -> str:
     """The answer, why, how many criteria say what, and where the circuit is too small, which size would do."""
     counts = {kind: sum(line["verdict"] == kind for line in results["criteria"]) for kind in MARKS}
-    edges = len(found.circuit)
+    edges = len(context.found.circuit)
     text = (
         f"{results['answer']}: {results['reason']}\nOf {len(results['criteria'])} criteria the circuit of {edges:,} "
         f"edges passes {counts['pass']} and fails {counts['fail']}; {counts['unclear']} inconclusive."
     )
     share = next(line["value"] for line in results["criteria"] if line["name"] == "faithfulness")
-    curve = found.run.manifest["results"].get("curve", {"sizes": (), "circuit": ()})
+    curve = context.found.run.manifest["results"].get("curve", {"sizes": (), "circuit": ()})
     points = zip(curve["sizes"], curve["circuit"], strict=True)
     larger = [size for size, point in points if size > edges and (point["value"] or 0.0) >= ENOUGH]
     if share < ENOUGH and larger:
@@ -158,7 +155,7 @@ def criteria(lines: Sequence[Mapping[str, Any]]) -> Table:
         (
             WORDS[line["verdict"]],
             line["name"],
-            line["said"] or value_of(line),
+            line["said"] or rounded(line),
             line["threshold"],
             "; ".join(part for part in (line["null"], line["note"]) if part),
         )
@@ -166,14 +163,6 @@ def criteria(lines: Sequence[Mapping[str, Any]]) -> Table:
     )
     columns = ("verdict", "criterion", "value", "passes at", "compared with")
     return table("The verdict", columns, rows, marks=tuple(MARKS[line["verdict"]] for line in lines))
-
-
-def value_of(line: Mapping[str, Any]) -> str:
-    """A criterion's number with its interval."""
-    value = formats.finite(line["value"])
-    if value is None:
-        return formats.MISSING
-    return f"{formats.rounded(value, 3)} {formats.interval(line['low'], line['high'])}".strip()
 
 
 def _columns(text: str, *numbers: str, style: str = "number", decimals: int = 3) -> list[tuple[Any, ...]]:
