@@ -150,13 +150,13 @@ def _attention(block: blocks.Attention, console: Console) -> None:
     """Where each head attends most, the first token and the query itself left out."""
     rows = []
     for head, pattern in block.heads:
-        found = [
+        places = [
             (value, i, j)
             for i, row in enumerate(pattern)
             for j, value in enumerate(row)
             if value is not None and 0 < j != i
         ]
-        for value, i, j in sorted(found, key=lambda place: -place[0])[: max(2, LISTED // len(block.heads))]:
+        for value, i, j in sorted(places, key=lambda place: -place[0])[: max(2, LISTED // len(block.heads))]:
             rows.append((head, formats.quoted(block.tokens[i]), formats.quoted(block.tokens[j]), value))
     print_table(table("", (("head", "node"), "from", "attends to", ("share", "percent")), rows), console)
     say(console, "The strongest places; attention to the first token and to the token itself is left out.")

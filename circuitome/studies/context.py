@@ -25,7 +25,7 @@ class Context:
     def model(self) -> "cm.Model":
         """The settings' model, or that of the run they name. Raises what `load` raises."""
         if isinstance(self.settings, RunSettings):
-            return self.found.model
+            return self.reopened.model
         assert isinstance(self.settings, ModelSettings), "these settings name no model"
         self.progress("loading the model", 0, 1)
         model = cm.load(self.settings.model)
@@ -36,12 +36,12 @@ class Context:
     def task(self) -> "cm.Task":
         """The settings' prompts, or those of the run they name."""
         if isinstance(self.settings, RunSettings):
-            return self.found.task
+            return self.reopened.task
         assert isinstance(self.settings, PromptSettings), "these settings name no prompts"
         return self.settings.origin().draw(self.model, aligned=self.ablation not in ("zero", "mean"))
 
     @cached_property
-    def found(self) -> "Reopened":
+    def reopened(self) -> "Reopened":
         """The run that the settings name: its model, prompts and circuit. Raises `RunError` where they changed."""
         from circuitome.runs.reopen import reopened
 
@@ -55,7 +55,7 @@ class Context:
     def ablation(self) -> str:
         """What ablated edges carry: of the settings, or of the run they name."""
         if isinstance(self.settings, RunSettings):
-            return self.found.ablation
+            return self.reopened.ablation
         return str(getattr(self.settings, "ablation", "corrupted"))
 
     @cached_property

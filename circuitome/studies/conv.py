@@ -94,16 +94,16 @@ def layers(net: "ConvNet") -> dict[str, Any]:
 
 def expanded(net: "ConvNet", source: str, target: str) -> dict[str, Any]:
     """One map of weights as plain JSON values. Raises `InputError` unless both ends are one channel."""
-    found = net.expanded(source, target)
-    for side, text, channels in (("--from", source, found.ins), ("--to", target, found.outs)):
+    kernels = net.expanded(source, target)
+    for side, text, channels in (("--from", source, kernels.ins), ("--to", target, kernels.outs)):
         if len(channels) != 1:
             raise InputError(f"{side} {text} has {len(channels)} channels; choose one, e.g. {text}:{channels[0]}.")
     return {
-        "from": f"{found.source}:{found.ins[0]}",
-        "to": f"{found.target}:{found.outs[0]}",
-        "kernel": found.kernel[0, 0].tolist(),
-        **{name: list(getattr(found, name)) for name in ("stride", "through", "pooled")},
-        "note": found.note,
+        "from": f"{kernels.source}:{kernels.ins[0]}",
+        "to": f"{kernels.target}:{kernels.outs[0]}",
+        "kernel": kernels.kernel[0, 0].tolist(),
+        **{name: list(getattr(kernels, name)) for name in ("stride", "through", "pooled")},
+        "note": kernels.note,
     }
 
 

@@ -60,8 +60,8 @@ def work(settings: Explain, context: Context) -> Work:
 
 def run(settings: Explain, context: Context) -> Findings:
     """Roles of the heads of a run's circuit, with their evidence."""
-    found, task, setting = context.found, context.task, context.setting
-    named = cm.heads.explain(setting, found.circuit, heads=settings.heads or None)
+    reopened, task, setting = context.reopened, context.task, context.setting
+    named = cm.heads.explain(setting, reopened.circuit, heads=settings.heads or None)
     measured = named.measurements
     clean, ablated = (setting.mean(metric, task.unit) for metric in (measured.metric, measured.ablated_metric))
     results = {
@@ -73,12 +73,12 @@ def run(settings: Explain, context: Context) -> Findings:
     gap = figure("Clean", clean, "mean on clean prompts"), figure("Ablated", ablated, "mean with everything ablated")
     pairs = example_pairs(context.model, task, {"clean": measured.metric, "ablated": measured.ablated_metric})
     return Findings(
-        title=f"What the heads do: {task.name} in {found.origin.model}",
+        title=f"What the heads do: {task.name} in {reopened.origin.model}",
         sign=SIGN,
         results=results,
         blocks=[*blocks(named, results, task.name, gap), pairs],
-        tensors={"circuit": found.circuit.mask, **tensors(named)},
-        more={"edges": len(found.circuit), "summary": cm.heads.summary(named, task.name)},
+        tensors={"circuit": reopened.circuit.mask, **tensors(named)},
+        more={"edges": len(reopened.circuit), "summary": cm.heads.summary(named, task.name)},
     )
 
 
@@ -178,8 +178,8 @@ def roles(named: "cm.heads.Explanation", results: Mapping[str, Any], attention: 
 
 def acts_at(heads: Sequence[Mapping[str, Any]], names: Sequence[str], attention: Attention) -> str:
     """The role of the token from which most heads of a class attend; nothing where none attends clearly from one."""
-    found = [attends(head, names, attention[head["head"]]) for head in heads]
-    starts = Counter(start for start, _, share in found if share is not None and share >= CLEARLY)
+    attended_tokens = [attends(head, names, attention[head["head"]]) for head in heads]
+    starts = Counter(start for start, _, share in attended_tokens if share is not None and share >= CLEARLY)
     return starts.most_common(1)[0][0] if starts else ""
 
 

@@ -98,7 +98,7 @@ def manifest(study: Study, settings: Settings, context: Context, findings: Findi
 
 def _asked(settings: Settings, context: Context) -> str:
     """The name by which the model was asked for."""
-    return context.found.origin.model if isinstance(settings, RunSettings) else str(getattr(settings, "model", ""))
+    return context.reopened.origin.model if isinstance(settings, RunSettings) else str(getattr(settings, "model", ""))
 
 
 def _about_prompts(settings: Settings, context: Context) -> dict[str, Any]:
@@ -106,9 +106,9 @@ def _about_prompts(settings: Settings, context: Context) -> dict[str, Any]:
         return {}
     about: dict[str, Any] = {**described_task(context.model, context.task), "ablation": context.ablation}
     if isinstance(settings, RunSettings):
-        run = context.found.run.manifest
+        run = context.reopened.run.manifest
         about["run"] = {"folder": settings.run, "key": run["key"], "command": run["command"]}
-        return {**about, "prompts_from": context.found.origin.to_dict()}
+        return {**about, "prompts_from": context.reopened.origin.to_dict()}
     return {**about, "prompts_from": settings.origin().to_dict()}
 
 

@@ -180,13 +180,13 @@ def sentence(results: Mapping[str, Any]) -> str:
     return text if results["conditional"] else f"{text} As it answered none, scores are over all prompts."
 
 
-def verdict(found: Mapping[str, Any]) -> str:
+def verdict(check: Mapping[str, Any]) -> str:
     """What masking did, in one sentence."""
-    rows = found["estimates"]["log_prob"]
+    rows = check["estimates"]["log_prob"]
     unmasked, masked, others = (formats.fixed(rows[name]["value"], 2) for name in ("unmasked", "masked", "random"))
     return (
-        f"Masking the top {len(found['heads'])} takes the right answer's log-probability from {unmasked} to {masked} "
-        f"nats a token; as many random others, {len(found['draws'])} times, to {others}."
+        f"Masking the top {len(check['heads'])} takes the right answer's log-probability from {unmasked} to {masked} "
+        f"nats a token; as many random others, {len(check['draws'])} times, to {others}."
     )
 
 
@@ -206,19 +206,16 @@ def numbers(results: Mapping[str, Any]) -> Numbers:
 
 def strongest_table(top: Sequence[Mapping[str, Any]]) -> Table:
     """The heads that copy most."""
-    columns = (
-        *(("head", "node"), ("score", "estimate", 3), ("hits per needle token", "number", 3)),
-        ("runs in which it copied", "percent"),
-    )
+    columns = (("head", "node"), ("score", "estimate", 3), ("hits per needle token", "number", 3))
     rows = ((head["label"], cell(head), head["hits"], head["frequency"]) for head in top)
-    return table("Strongest heads", columns, rows, top=LISTED)
+    return table("Strongest heads", (*columns, ("runs in which it copied", "percent")), rows, top=LISTED)
 
 
-def needed(found: Mapping[str, Any]) -> Table:
+def needed(check: Mapping[str, Any]) -> Table:
     """The answer with and without the strongest heads."""
-    count = len(found["heads"])
-    how = {"zero": "their output is 0", "even": "they attend evenly to all that they may see"}[found["mode"]]
-    when = {"decode": "once the prompt was read", "everywhere": "from the first token on"}[found["where"]]
+    count = len(check["heads"])
+    how = {"zero": "their output is 0", "even": "they attend evenly to all that they may see"}[check["mode"]]
+    when = {"decode": "once the prompt was read", "everywhere": "from the first token on"}[check["where"]]
     names = {
         "unmasked": "no head masked",
         "masked": f"top {count} masked",
@@ -231,11 +228,11 @@ def needed(found: Mapping[str, Any]) -> Table:
         ("recall", "estimate", 3, "", "share of the right answer's words that were said"),
     )
     kinds = ("log_prob", "recall")
-    rows = ((name, *(cell(found["estimates"][kind][part]) for kind in kinds)) for part, name in names.items())
+    rows = ((name, *(cell(check["estimates"][kind][part]) for kind in kinds)) for part, name in names.items())
     note = (
         f"Log-probability of the right answer in nats a token; recall: the share of its words that were said. Masked "
         f"{when}: {how}. The random others are drawn from heads outside the top {count} and outside all retrieval "
-        f"heads. Masked: {', '.join(found['heads'])}."
+        f"heads. Masked: {', '.join(check['heads'])}."
     )
     return table("Are they needed?", columns, rows, note=note)
 

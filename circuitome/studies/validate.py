@@ -55,21 +55,21 @@ def run(settings: Validate, context: Context) -> Findings:
     from circuitome.validation.faithfulness.evaluator import Evaluator
     from circuitome.validation.tests.minimality import shrink
 
-    found, ablation = context.found, context.ablation
+    reopened, ablation = context.reopened, context.ablation
     knows = context.model.name in KNOWN and ablation in ("corrupted", "zero")
     verdict = cm.validate(
         context.setting.but(checkpoint=context.folder),
-        found.circuit,
-        scores=found.scores,
+        reopened.circuit,
+        scores=reopened.scores,
         others=other_corruptions(context),
-        groups=None if settings.roles is None else roles_of(settings.roles, found.circuit),
+        groups=None if settings.roles is None else roles_of(settings.roles, reopened.circuit),
         truth=cm.ground_truth.true_circuit(context.setting) if knows else None,
         quick=settings.quick,
     )
-    smaller, left_out = found.circuit, tuple[str, ...]()
+    smaller, left_out = reopened.circuit, tuple[str, ...]()
     if settings.shrink:
         kept = context.setting.but(checkpoint=context.file("measured.safetensors"))
-        smaller, left_out = shrink(Evaluator(kept), found.circuit, verdict.minimality)
+        smaller, left_out = shrink(Evaluator(kept), reopened.circuit, verdict.minimality)
     results = verdict.to_dict()
     text = (
         f"Without {len(left_out)} parts that the circuit can do without together, {len(smaller):,} edges are left: "
@@ -77,7 +77,7 @@ def run(settings: Validate, context: Context) -> Findings:
     )
     shrunk = [Note(text=text)] if left_out else []
     return Findings(
-        title=f"Is it real? {context.task.name} in {found.origin.model}",
+        title=f"Is it real? {context.task.name} in {reopened.origin.model}",
         sign="A circuit is established where every criterion passes; unclear means that these prompts do not decide. "
         f"Brackets are 95 % intervals over {context.setting.over}.",
         results=results,
@@ -86,7 +86,7 @@ def run(settings: Validate, context: Context) -> Findings:
         more={
             "holds": verdict.holds,
             "answer": verdict.answer,
-            "edges": len(found.circuit),
+            "edges": len(reopened.circuit),
             "edges_after_shrinking": len(smaller),
             "left_out": list(left_out),
         },
@@ -110,7 +110,7 @@ def roles_of(folder: str, circuit: "cm.Circuit") -> dict[str, list[str]]:
 
 def other_corruptions(context: Context) -> dict[str, "cm.Task"]:
     """The same clean prompts with the ABC distribution, for a run on IOI's generator."""
-    origin = context.found.origin
+    origin = context.reopened.origin
     if origin.data is not None or origin.task != "ioi":
         return {}
     return {"ABC": cm.tasks.ioi(context.model, n=origin.n, seed=origin.seed, corruption="abc")}
@@ -135,13 +135,13 @@ def blocks(results: Mapping[str, Any], context: Context, shrunk: Sequence[Block]
 def sentence(results: Mapping[str, Any], context: Context) -> str:
     """The answer, why, how many criteria say what, and where the circuit is too small, which size would do."""
     counts = {kind: sum(line["verdict"] == kind for line in results["criteria"]) for kind in MARKS}
-    edges = len(context.found.circuit)
+    edges = len(context.reopened.circuit)
     text = (
         f"{results['answer']}: {results['reason']}\nOf {len(results['criteria'])} criteria the circuit of {edges:,} "
         f"edges passes {counts['pass']} and fails {counts['fail']}; {counts['unclear']} inconclusive."
     )
     share = next(line["value"] for line in results["criteria"] if line["name"] == "faithfulness")
-    curve = context.found.run.manifest["results"].get("curve", {"sizes": (), "circuit": ()})
+    curve = context.reopened.run.manifest["results"].get("curve", {"sizes": (), "circuit": ()})
     points = zip(curve["sizes"], curve["circuit"], strict=True)
     larger = [size for size, point in points if size > edges and (point["value"] or 0.0) >= ENOUGH]
     if share < ENOUGH and larger:
@@ -227,16 +227,16 @@ def minimality(scores: Mapping[str, float]) -> Table:
     return table("Minimality", columns, ranked, note=note, top=SHOWN, where="page")
 
 
-def single_edges(found: Mapping[str, Any], unit: str) -> Table:
+def single_edges(tested: Mapping[str, Any], unit: str) -> Table:
     """The edges that were tested one by one, least needed first."""
-    useless = sorted(found["useless"])
+    useless = sorted(tested["useless"])
     note = (
-        f"{len(found['changes'])} edges of the circuit, left out one by one, against {len(useless)} edges of random "
-        f"paths that were added (median change {useless[len(useless) // 2]:.3g}). {len(found['unneeded'])} of them are "
-        "no better."
+        f"{len(tested['changes'])} edges of the circuit, left out one by one, against {len(useless)} edges of random "
+        f"paths that were added (median change {useless[len(useless) // 2]:.3g}). {len(tested['unneeded'])} of them "
+        "are no better."
     )
-    ranked = sorted(found["changes"].items(), key=lambda item: item[1])
-    rows = ((e, v, "no better than a useless edge" if e in found["unneeded"] else "") for e, v in ranked)
+    ranked = sorted(tested["changes"].items(), key=lambda item: item[1])
+    rows = ((e, v, "no better than a useless edge" if e in tested["unneeded"] else "") for e, v in ranked)
     columns = (("edge", "node"), ("change of the metric", "number", 4, unit), "")
     return table("Single edges", columns, rows, note=note, top=SHOWN, where="page")
 
