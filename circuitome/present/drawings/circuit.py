@@ -202,15 +202,10 @@ def script_data(block: CircuitMap, drawing: Drawing) -> dict[str, Any]:
 
 def _columns(edges: Sequence[DrawnEdge]) -> dict[str, list[Any]]:
     """The edges as columns, numbers with six significant digits."""
+    names = {"from": [drawn.edge.source for drawn in edges], "to": [drawn.edge.reader for drawn in edges]}
     ends = {name: [_short(getattr(drawn.edge, name)) for drawn in edges] for name in ("score", "low", "high")}
-    looks = {name: [getattr(drawn, name) for drawn in edges] for name in ("target", "kind", "layers", "path", "weight")}
-    looks["weight"] = [round(weight, 3) for weight in looks["weight"]]
-    return {
-        "from": [drawn.edge.source for drawn in edges],
-        "to": [drawn.edge.reader for drawn in edges],
-        **ends,
-        **looks,
-    }
+    shapes = {name: [getattr(drawn, name) for drawn in edges] for name in ("target", "kind", "layers", "path")}
+    return {**names, **ends, **shapes, "weight": [round(drawn.weight, 3) for drawn in edges]}
 
 
 def _short(value: float | None) -> float | None:
