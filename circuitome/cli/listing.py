@@ -120,13 +120,12 @@ def print_table(title: str, rows: Sequence[dict[str, str]], as_json: bool, note:
         return
     from rich.console import Console
 
-    from circuitome.present.blocks import Column, Table
+    from circuitome.present.blocks import table
     from circuitome.present.terminal import print_block
 
     names = [name for name in rows[0] if any(row[name] for row in rows)]
-    cells = tuple(tuple(row[name] for name in names) for row in rows)
-    columns = tuple(Column(name=name) for name in names)
-    print_block(Table(title=title, columns=columns, rows=cells, note=note), Console(highlight=False))
+    cells = ([row[name] for name in names] for row in rows)
+    print_block(table(title, names, cells, note=note), Console(highlight=False))
 
 
 def first_line(function: Callable[..., Any]) -> str:

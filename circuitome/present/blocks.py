@@ -2,10 +2,10 @@
 
 A block holds numbers and sentences that were computed before; nothing computes in a view. All fields are plain JSON
 values, tuples of them or blocks' own small classes, so that a run's blocks lie in its manifest and can be shown again
-without a model. Missing numbers are None.
+without a model. Missing numbers are None; a study may leave them NaN, which is saved as None.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -79,20 +79,20 @@ class Numbers(Block):
     block: Literal["numbers"] = "numbers"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Column:
-    """A column of a table."""
+    """A column of a table: `Column("effect", "estimate", 3, "logits")`."""
 
     name: str
     """Heading."""
     style: Style = "text"
     """How its cells are written."""
+    decimals: int | None = None
+    """Digits after the point; None for what suits the column's numbers."""
     unit: str = ""
     """Unit of its numbers."""
     about: str = ""
     """What it says, in a sentence; shown in the page's legend."""
-    decimals: int | None = None
-    """Digits after the point; None for what suits the column's numbers."""
     narrow: bool = True
     """Whether a narrow terminal shows it too."""
 
@@ -110,6 +110,13 @@ class Table(Block):
     marks: tuple[str, ...] = ()
     """A mark for each row (good, bad, unclear or nothing), or none at all."""
     block: Literal["table"] = "table"
+
+
+def table(title: str, columns: Iterable[Any], rows: Iterable[Iterable[Cell]], **options: Any) -> Table:
+    """A table under a heading; each column is a `Column`, its first fields in their order, or the name of a text."""
+    heads = ((column,) if isinstance(column, str) else column for column in columns)
+    made = (column if isinstance(column, Column) else Column(*column) for column in heads)
+    return Table(title=title, columns=tuple(made), rows=tuple(map(tuple, rows)), **options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +167,12 @@ class Series:
     faint: bool = False
     """Whether it is drawn in the background, such as random circuits."""
 
+    @property
+    def points(self) -> list[tuple[Number, Number, Number, Number]]:
+        """Place, value and ends of the band of each point."""
+        nothing = (None,) * len(self.y)
+        return list(zip(self.x, self.y, self.low or nothing, self.high or nothing, strict=True))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lines(Block):
@@ -197,6 +210,13 @@ class Bars(Block):
     x: str = ""
     """Name of the axis, with its unit."""
     block: Literal["bars"] = "bars"
+
+    @property
+    def bars(self) -> list[tuple[str, Number, Number, Number, str | None]]:
+        """Label, length, ends of the interval, and group of each bar."""
+        nothing = (None,) * len(self.labels)
+        ends = (self.low or nothing, self.high or nothing)
+        return list(zip(self.labels, self.values, *ends, self.groups or nothing, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -405,22 +425,12 @@ class Note(Block):
     block: Literal["note"] = "note"
 
 
+Drawn = Attention | CircuitMap | Roles | Routes
+"""Blocks that we draw ourselves."""
+Chart = HeatMap | Lines | Bars | Scatter
+"""Blocks that are drawn as charts."""
 AnyBlock = Annotated[
-    Lede
-    | Numbers
-    | Table
-    | HeatMap
-    | Lines
-    | Bars
-    | Scatter
-    | CircuitMap
-    | Roles
-    | Routes
-    | Tokens
-    | Attention
-    | Pairs
-    | Note,
-    "one of the blocks; its field `block` says which",
+    Lede | Numbers | Table | Tokens | Pairs | Note | Chart | Drawn, "one of the blocks; its field `block` says which"
 ]
 
 

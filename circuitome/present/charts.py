@@ -100,7 +100,7 @@ def _hoist(group: ElementTree.Element, name: str) -> None:
     """Say at a group the most common value of an attribute that all its children have."""
     values = [child.get(name) for child in group]
     if len(values) > 1 and all(value is not None and value not in DEFAULTS.values() for value in values):
-        common = max(set(values), key=values.count)
+        common = max(values, key=values.count)  # of two as common the first, so that a page is the same every time
         group.set(name, str(common))
         for child in group:
             if child.get(name) == common:
@@ -137,8 +137,8 @@ def _lines(block: Lines) -> Any:
         aria=False, clip=True, opacity=0.13
     )
     layers: list[Any] = [
-        *(_level(name, value) for name, value in block.levels),
-        *(_mark(name, value) for name, value in block.marks),
+        *(_named_line("y", *level) for level in block.levels),
+        *(_named_line("x", *mark) for mark in block.marks),
         bands.encode(y=alt.Y("low:Q", title=block.y, scale=heights), y2="high:Q"),
         base.mark_line(aria=False, strokeWidth=2).encode(
             strokeDash=_by_name(alt.StrokeDash, names, _cycled(DASHES, names)), **y
@@ -151,8 +151,7 @@ def _lines(block: Lines) -> Any:
 
 
 def _points(line: Series) -> list[dict[str, Any]]:
-    columns = (line.x, line.y, line.low or (None,) * len(line.y), line.high or (None,) * len(line.y))
-    known = [[formats.finite(value) for value in point] for point in zip(*columns, strict=True)]
+    known = [[formats.finite(value) for value in point] for point in line.points]
     return [
         {"x": x, "y": y, "low": low, "high": high, "name": line.name, "said": f"{line.name}, {x:,.6g}: {words}"}
         for x, y, low, high in known
@@ -183,31 +182,21 @@ def _ticks(block: Lines, points: Sequence[dict[str, Any]]) -> alt.Axis:
     return alt.Axis(grid=False, format="~s" if max(ends) >= 1e6 else ",.3~f", values=inside, labelOverlap="greedy")
 
 
-def _level(name: str, value: float) -> Any:
-    """A named horizontal line, its name behind its right end."""
-    base = few([{"y": value, "words": name}]).encode(y="y:Q")
+def _named_line(axis: str, name: str, value: float) -> Any:
+    """A line across the chart: at a height (axis y), its name behind its right end, or at a place (x), named on top."""
+    base = few([{axis: value, "words": name}]).encode(**{axis: f"{axis}:Q"})
     rule = base.mark_rule(aria=False, strokeDash=[3, 4], color=palette()["chance"])
-    return rule + base.mark_text(aria=False, align="left", dx=6, color=palette()["chance"]).encode(
-        text="words:N", x=alt.value(WIDTH)
-    )
-
-
-def _mark(name: str, value: float) -> Any:
-    """A named vertical line, its name at its upper end."""
-    base = few([{"x": value, "words": name}]).encode(x="x:Q")
-    rule = base.mark_rule(aria=False, strokeDash=[3, 4], color=palette()["chance"])
-    return rule + base.mark_text(aria=False, align="left", dx=5, color=palette()["chance"]).encode(
-        text="words:N", y=alt.value(6)
+    dx, place = (6, {"x": alt.value(WIDTH)}) if axis == "y" else (5, {"y": alt.value(6)})
+    return rule + base.mark_text(aria=False, align="left", dx=dx, color=palette()["chance"]).encode(
+        text="words:N", **place
     )
 
 
 def _bars(block: Bars) -> Any:
     """A bar for each label, with its interval as a line."""
-    nothing = (None,) * len(block.labels)
-    columns = (block.labels, block.values, block.low or nothing, block.high or nothing, block.groups or nothing)
     rows = [
         {"label": label, "value": v, "low": low, "high": high, "name": group, "said": f"{label}: {words}"}
-        for label, v, low, high, group in zip(*columns, strict=True)
+        for label, v, low, high, group in block.bars
         if formats.finite(v) is not None and (words := formats.estimate(v, low, high))
     ]
     labels = alt.Axis(ticks=False, domain=False, labelLimit=320)

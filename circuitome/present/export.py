@@ -9,28 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from circuitome.errors import InputError, unknown_name
-from circuitome.present import charts, formats
+from circuitome.present import blocks, charts, formats
 from circuitome.present.assets import on_paper
-from circuitome.present.blocks import (
-    AnyBlock,
-    Attention,
-    Bars,
-    Block,
-    Cell,
-    CircuitMap,
-    Document,
-    HeatMap,
-    Lines,
-    Numbers,
-    Pairs,
-    Roles,
-    Routes,
-    Scatter,
-    Table,
-    Tokens,
-)
 from circuitome.present.heat_maps import ends_of, name_of
-from circuitome.present.notebook import DRAWN
 from circuitome.present.page import drawing
 
 PICTURES, DATA = ("png", "svg", "pdf"), ("csv", "json")
@@ -40,9 +21,9 @@ SCALE = 2.0
 Rows = list[Sequence[Any]]
 
 
-def figures(document: Document) -> dict[str, AnyBlock]:
+def figures(document: blocks.Document) -> dict[str, blocks.AnyBlock]:
     """The document's blocks by name: their titles with hyphens, or their kinds, numbered where a name comes again."""
-    named: dict[str, AnyBlock] = {}
+    named: dict[str, blocks.AnyBlock] = {}
     for block in document.blocks:
         name = formats.slug(block.title or block.block)
         again = sum(other == name or other.rpartition("-")[0] == name for other in named)
@@ -50,7 +31,7 @@ def figures(document: Document) -> dict[str, AnyBlock]:
     return named
 
 
-def export(document: Document, figure: str | int, to: str, path: str | Path) -> None:
+def export(document: blocks.Document, figure: str | int, to: str, path: str | Path) -> None:
     """Write one block of a document to `path`: pictures as png, svg or pdf, and any block as csv or json.
 
     `figure` is a name of `figures`, or its number from 0. Raises `InputError` for an unknown figure or format, for a
@@ -67,7 +48,7 @@ def export(document: Document, figure: str | int, to: str, path: str | Path) -> 
         _write(Path(path), as_csv(block).encode())
     elif to == "json":
         _write(Path(path), (json.dumps(asdict(block), indent=1, ensure_ascii=False) + "\n").encode())
-    elif charts.is_chart(block) or isinstance(block, DRAWN):
+    elif charts.is_chart(block) or isinstance(block, blocks.Drawn):
         write_svg(on_paper(charts.plain_svg(block) if charts.is_chart(block) else drawing(block)), to, Path(path))
     else:
         raise InputError(f"{name} is {_a(block)}, not a picture. Write it as csv or json.")
@@ -94,7 +75,7 @@ def _write(path: Path, data: bytes) -> None:
         raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
-def as_csv(block: Block) -> str:
+def as_csv(block: blocks.Block) -> str:
     """What a block holds as comma-separated values, its columns named in the first row."""
     for kind, rows in _ROWS.items():
         if isinstance(block, kind):
@@ -109,7 +90,7 @@ def _a(block: Any) -> str:
     return f"{article} {block.block} block"
 
 
-def _table(block: Table) -> Rows:
+def _table(block: blocks.Table) -> Rows:
     wide = [any(isinstance(row[i], tuple) for row in block.rows) for i in range(len(block.columns))]
     names = [
         name
@@ -123,15 +104,15 @@ def _table(block: Table) -> Rows:
     return [names, *rows]
 
 
-def _ends(cell: Cell) -> list[Any]:
+def _ends(cell: blocks.Cell) -> list[Any]:
     return list(cell) if isinstance(cell, tuple) else [cell, None, None]
 
 
-def _numbers(block: Numbers) -> Rows:
+def _numbers(block: blocks.Numbers) -> Rows:
     return [("name", "value", "low", "high", "unit"), *((i.name, i.value, i.low, i.high, i.unit) for i in block.items)]
 
 
-def _heat_map(block: HeatMap) -> Rows:
+def _heat_map(block: blocks.HeatMap) -> Rows:
     cells = [
         (row, column, name_of(block, i, j), block.values[i][j], *ends_of(block, i, j))
         for i, row in enumerate(block.rows)
@@ -140,45 +121,36 @@ def _heat_map(block: HeatMap) -> Rows:
     return [("row", "column", "name", "value", "low", "high"), *cells]
 
 
-def _lines(block: Lines) -> Rows:
-    rows = [
-        (line.name, x, y, low, high)
-        for line in block.series
-        for x, y, low, high in zip(line.x, line.y, line.low or _no(line.y), line.high or _no(line.y), strict=True)
-    ]
+def _lines(block: blocks.Lines) -> Rows:
+    rows = [(line.name, *point) for line in block.series for point in line.points]
     return [("line", block.x, block.y, "low", "high"), *rows]
 
 
-def _bars(block: Bars) -> Rows:
-    low, high, groups = (column or _no(block.values) for column in (block.low, block.high, block.groups))
-    return [("name", "value", "low", "high", "group"), *zip(block.labels, block.values, low, high, groups, strict=True)]
+def _bars(block: blocks.Bars) -> Rows:
+    return [("name", "value", "low", "high", "group"), *block.bars]
 
 
-def _scatter(block: Scatter) -> Rows:
-    groups = block.groups or _no(block.points)
+def _scatter(block: blocks.Scatter) -> Rows:
+    groups = block.groups or (None,) * len(block.points)
     rows = [(name, x, y, group) for (x, y, name), group in zip(block.points, groups, strict=True)]
     return [("name", block.x, block.y, "group"), *rows]
 
 
-def _no(values: Sequence[Any]) -> tuple[None, ...]:
-    return (None,) * len(values)
-
-
-def _circuit(block: CircuitMap) -> Rows:
+def _circuit(block: blocks.CircuitMap) -> Rows:
     rows = [(edge.source, edge.reader, edge.score, edge.low, edge.high) for edge in block.edges]
     return [("from", "to", "score", "low", "high"), *rows]
 
 
-def _routes(block: Routes) -> Rows:
+def _routes(block: blocks.Routes) -> Rows:
     rows = [(e.source, e.target, e.kind, e.importance, e.residual, " ".join(map(str, e.heads))) for e in block.edges]
     return [("from", "to", "kind", "importance", "residual", "heads"), *rows]
 
 
-def _roles(block: Roles) -> Rows:
+def _roles(block: blocks.Roles) -> Rows:
     return [("class", "members", "position"), *((c.name, " ".join(c.members), c.position) for c in block.classes)]
 
 
-def _attention(block: Attention) -> Rows:
+def _attention(block: blocks.Attention) -> Rows:
     rows = [
         (name, i, block.tokens[i], j, block.tokens[j], value)
         for name, pattern in block.heads
@@ -189,7 +161,7 @@ def _attention(block: Attention) -> Rows:
     return [("head", "query", "query token", "key", "key token", "attention"), *rows]
 
 
-def _tokens(block: Tokens) -> Rows:
+def _tokens(block: blocks.Tokens) -> Rows:
     labels = block.labels or ("",) * len(block.lines)
     rows = [
         (label, i, token, value)
@@ -199,7 +171,7 @@ def _tokens(block: Tokens) -> Rows:
     return [("line", "position", "token", "value"), *rows]
 
 
-def _pairs(block: Pairs) -> Rows:
+def _pairs(block: blocks.Pairs) -> Rows:
     names = list(dict.fromkeys(name for pair in block.pairs for name, _ in pair.metrics))
     rows = [
         (p.clean, p.corrupted, "|".join(p.answers), "|".join(p.wrongs), *(dict(p.metrics).get(name) for name in names))
@@ -208,18 +180,18 @@ def _pairs(block: Pairs) -> Rows:
     return [("clean", "corrupted", "right", "wrong", *names), *rows]
 
 
-_ROWS: dict[type[Block], Callable[[Any], Rows]] = {
-    Table: _table,
-    Numbers: _numbers,
-    HeatMap: _heat_map,
-    Lines: _lines,
-    Bars: _bars,
-    Scatter: _scatter,
-    CircuitMap: _circuit,
-    Routes: _routes,
-    Roles: _roles,
-    Attention: _attention,
-    Tokens: _tokens,
-    Pairs: _pairs,
+_ROWS: dict[type[blocks.Block], Callable[[Any], Rows]] = {
+    blocks.Table: _table,
+    blocks.Numbers: _numbers,
+    blocks.HeatMap: _heat_map,
+    blocks.Lines: _lines,
+    blocks.Bars: _bars,
+    blocks.Scatter: _scatter,
+    blocks.CircuitMap: _circuit,
+    blocks.Routes: _routes,
+    blocks.Roles: _roles,
+    blocks.Attention: _attention,
+    blocks.Tokens: _tokens,
+    blocks.Pairs: _pairs,
 }
 """By kind of block: what it holds as rows, the names of columns first."""

@@ -6,11 +6,8 @@ from typing import Any
 
 from circuitome.present import charts
 from circuitome.present.assets import asset, on_paper
-from circuitome.present.blocks import Attention, Block, CircuitMap, Roles, Routes
+from circuitome.present.blocks import Block, Drawn
 from circuitome.present.page import drawing, fragment
-
-DRAWN = (Attention, CircuitMap, Roles, Routes)
-"""Blocks that we draw ourselves."""
 
 
 def html(*blocks: Any) -> str:
@@ -21,7 +18,7 @@ def html(*blocks: Any) -> str:
 
 def plot(block: Block) -> Any:
     """The Altair chart of a heat map, lines, bars or a scatter; a `Drawing` of what we draw; else the block itself."""
-    if isinstance(block, DRAWN):
+    if isinstance(block, Drawn):
         return Drawing(on_paper(drawing(block)))
     return charts.chart(block) if charts.is_chart(block) else block
 

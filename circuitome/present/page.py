@@ -2,10 +2,9 @@
 
 import hashlib
 import json
-import math
 import re
 from base64 import b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import groupby
@@ -17,6 +16,7 @@ from circuitome.present import charts, formats
 from circuitome.present.assets import asset, rendered
 from circuitome.present.blocks import AnyBlock, Attention, Block, CircuitMap, Document, HeatMap, Number, Roles, Routes
 from circuitome.present.drawings import attention, circuit, roles, routes
+from circuitome.runs.store import plain
 
 OPEN_PAIRS = 4
 """Prompt pairs shown without opening the fold."""
@@ -144,30 +144,19 @@ def fact(key: str, value: Any) -> str:
 
 def drawing(block: Block) -> Markup:
     """A chart or a drawing as SVG in the page's colours."""
-    if isinstance(block, CircuitMap):
-        return Markup(circuit.svg(circuit.draw(block)))
-    if isinstance(block, Roles):
-        return Markup(roles.svg(block))
-    if isinstance(block, Routes):
-        return Markup(routes.svg(block))
-    if isinstance(block, Attention):
-        return Markup(attention.together(block))
-    return Markup(charts.svg(block))
+    draw: dict[type[Block], Callable[[Any], str]] = {
+        CircuitMap: lambda circuit_map: circuit.svg(circuit.draw(circuit_map)),
+        Roles: roles.svg,
+        Routes: routes.svg,
+        Attention: attention.together,
+    }
+    return Markup(draw.get(type(block), charts.svg)(block))
 
 
 def json_script(value: Any) -> Markup:
     """`value` as JSON that may stand inside a script element: no `<`, `>` or `&`; NaN and infinities become null."""
-    raw = json.dumps(_finite(value), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    raw = json.dumps(plain(value), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return Markup(raw.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
-
-
-def _finite(value: Any) -> Any:
-    """A copy of plain data with every NaN and infinity replaced by None."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 TOOLS: dict[str, Any] = {

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.text import Text
 
 from circuitome.present import blocks, formats, text_figures
-from circuitome.present.blocks import Column, Number, Table
+from circuitome.present.blocks import Column, Number, table
 from circuitome.present.text_figures import say, tell
 from circuitome.present.text_tables import print_table
 
@@ -61,9 +61,7 @@ def _numbers(block: blocks.Numbers, console: Console) -> None:
     for item in block.items:
         value, ends = formats.headline(item)
         rows.append((item.name, value, " ".join(part for part in (ends, item.unit) if part), item.about))
-    columns = (Column(name=""), Column(name="", style="number"), Column(name=""), Column(name="", narrow=False))
-    table = Table(columns=columns, rows=tuple(rows))
-    print_table(table, console)
+    print_table(table("", ("", ("", "number"), "", Column("", narrow=False)), rows), console)
 
 
 def _lines(block: blocks.Lines, console: Console) -> None:
@@ -72,25 +70,16 @@ def _lines(block: blocks.Lines, console: Console) -> None:
     if len(places) > POINTS:
         _courses(block, console)
         return
-    points = [dict(zip(line.x, _points(line), strict=True)) for line in block.series]
+    points = [{x: None if y is None else (y, *ends) for x, y, *ends in line.points} for line in block.series]
     names = [f"{x:,.6g}" for x in places]
     if len(block.series) <= 3:
-        heads = (Column(name=block.x, style="count"), *(_estimates(line.name) for line in block.series))
+        first, across = (block.x, "count"), [line.name for line in block.series]
         rows: list[Any] = [(name, *(point.get(x) for point in points)) for name, x in zip(names, places, strict=True)]
     else:
-        heads = (Column(name=block.x), *map(_estimates, names))
+        first, across = (block.x, "text"), names
         rows = [(line.name, *map(point.get, places)) for line, point in zip(block.series, points, strict=True)]
-    print_table(Table(columns=heads, rows=tuple(rows)), console)
+    print_table(table("", (first, *((name, "estimate", 3) for name in across)), rows), console)
     _levels(block, console)
-
-
-def _estimates(name: str) -> Column:
-    return Column(name=name, style="estimate", decimals=3)
-
-
-def _points(line: blocks.Series) -> list[blocks.Cell]:
-    low, high = (end or (None,) * len(line.y) for end in (line.low, line.high))
-    return [None if y is None else (y, a, b) for y, a, b in zip(line.y, low, high, strict=True)]
 
 
 def _courses(block: blocks.Lines, console: Console) -> None:
@@ -103,12 +92,8 @@ def _courses(block: blocks.Lines, console: Console) -> None:
         step = max(1, -(-len(line.y) // 30))
         course = "".join(_bar(y, lowest, highest) for y in line.y[::step])
         rows.append((line.name, course, known[0] if known else None, known[-1] if known else None))
-    columns = (
-        Column(name=""),
-        Column(name=f"over {block.x}"),
-        *(Column(name=n, style="number") for n in ("first", "last")),
-    )
-    print_table(Table(columns=columns, rows=tuple(rows)), console)
+    columns = ("", f"over {block.x}", ("first", "number"), ("last", "number"))
+    print_table(table("", columns, rows), console)
     say(console, f"{block.y}; bars from {formats.plain(lowest)} to {formats.plain(highest)}.")
     _levels(block, console)
 
@@ -128,34 +113,23 @@ def _levels(block: blocks.Lines, console: Console) -> None:
 
 
 def _bars(block: blocks.Bars, console: Console) -> None:
-    low, high = (end or (None,) * len(block.values) for end in (block.low, block.high))
-    heads: tuple[Column, ...] = (Column(name=""), Column(name=block.x, style="estimate"))
-    rows: list[Any] = [(name, (v, a, b)) for name, v, a, b in zip(block.labels, block.values, low, high, strict=True)]
-    if block.groups:
-        heads = (*heads, Column(name="", narrow=False))
-        rows = [(*row, group) for row, group in zip(rows, block.groups, strict=True)]
-    print_table(Table(columns=heads, rows=tuple(rows)), console)
+    rows: list[Any] = [(name, (value, low, high), group) for name, value, low, high, group in block.bars]
+    shown = slice(None if block.groups else -1)
+    heads: tuple[Any, ...] = ("", (block.x, "estimate"), Column("", narrow=False))
+    print_table(table("", heads[shown], (row[shown] for row in rows)), console)
 
 
 def _scatter(block: blocks.Scatter, console: Console) -> None:
-    heads = (Column(name=""), *(Column(name=name, style="number") for name in (block.x, block.y)))
-    print_table(Table(columns=heads, rows=tuple((name, x, y) for x, y, name in block.points), top=LISTED), console)
+    heads = ("", (block.x, "number"), (block.y, "number"))
+    print_table(table("", heads, ((name, x, y) for x, y, name in block.points), top=LISTED), console)
 
 
 def _roles(block: blocks.Roles, console: Console) -> None:
-    heads = (Column(name="role"), Column(name="at", narrow=False), Column(name="parts"), Column(name="leads to"))
-    rows = tuple(
-        (
-            role.name,
-            role.position,
-            ", ".join(role.members),
-            ", ".join(
-                end if by == end else f"{end} ({by})" for start, end, by, _ in block.arrows if start == role.name
-            ),
-        )
-        for role in block.classes
-    )
-    print_table(Table(columns=heads, rows=rows), console)
+    rows = []
+    for role in block.classes:
+        ends = (end if by == end else f"{end} ({by})" for start, end, by, _ in block.arrows if start == role.name)
+        rows.append((role.name, role.position, ", ".join(role.members), ", ".join(ends)))
+    print_table(table("", ("role", Column("at", narrow=False), "parts", "leads to"), rows), console)
 
 
 def _tokens(block: blocks.Tokens, console: Console) -> None:
@@ -176,16 +150,15 @@ def _attention(block: blocks.Attention, console: Console) -> None:
     """Where each head attends most, the first token and the query itself left out."""
     rows = []
     for head, pattern in block.heads:
-        found = [
+        places = [
             (value, i, j)
             for i, row in enumerate(pattern)
             for j, value in enumerate(row)
             if value is not None and 0 < j != i
         ]
-        for value, i, j in sorted(found, key=lambda place: -place[0])[: max(2, LISTED // len(block.heads))]:
+        for value, i, j in sorted(places, key=lambda place: -place[0])[: max(2, LISTED // len(block.heads))]:
             rows.append((head, formats.quoted(block.tokens[i]), formats.quoted(block.tokens[j]), value))
-    heads = (Column(name="head", style="node"), Column(name="from"), Column(name="attends to"))
-    print_table(Table(columns=(*heads, Column(name="share", style="percent")), rows=tuple(rows)), console)
+    print_table(table("", (("head", "node"), "from", "attends to", ("share", "percent")), rows), console)
     say(console, "The strongest places; attention to the first token and to the token itself is left out.")
 
 

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from circuitome.graph.node import Node
 from circuitome.present import formats
-from circuitome.present.blocks import CircuitMap, Column, HeatMap, Routes, Table
+from circuitome.present.blocks import CircuitMap, HeatMap, Routes, table
 from circuitome.present.drawings.grid import Grid
 from circuitome.present.drawings.routes import shown_edges
 from circuitome.present.heat_maps import cells, certain, certainty, ends_of, name_of
@@ -114,15 +114,13 @@ def _strongest_cells(block: HeatMap, values: dict[tuple[int, int], float], conso
     order = sorted(values, key=lambda place: -abs(values[place]))[: block.top]
     if not order:
         return
-    columns = [
-        Column(name="strongest", style="node"),
-        Column(name="value", style="estimate" if block.low else "number", unit=block.unit, decimals=3),
-    ]
+    style = "estimate" if block.low else "number"
+    columns: list[Any] = [("strongest", "node"), ("value", style, 3, block.unit)]
     rows: list[Any] = [(name_of(block, i, j), (values[i, j], *ends_of(block, i, j))) for i, j in order]
     if block.whole:
-        columns.append(Column(name="of the gap", style="percent"))
+        columns.append(("of the gap", "percent"))
         rows = [(*row, row[1][0] / block.whole) for row in rows]
-    print_table(Table(columns=tuple(columns), rows=tuple(rows)), console)
+    print_table(table("", columns, rows), console)
 
 
 def circuit(block: CircuitMap, console: Console) -> None:
@@ -145,10 +143,9 @@ def circuit(block: CircuitMap, console: Console) -> None:
         f"of |score| over a node's edges: {' '.join(SHADES[1:])}",
     )
     if block.top and block.edges:
-        rows = tuple((edge.source, edge.reader, (edge.score, edge.low, edge.high)) for edge in block.edges[: block.top])
-        score = Column(name="score with its interval", style="estimate", unit=block.unit, decimals=4)
-        ends = (Column(name="strongest edges from", style="node"), Column(name="to", style="node"))
-        print_table(Table(columns=(*ends, score), rows=rows), console)
+        rows = ((edge.source, edge.reader, (edge.score, edge.low, edge.high)) for edge in block.edges[: block.top])
+        score = ("score with its interval", "estimate", 4, block.unit)
+        print_table(table("", (("strongest edges from", "node"), ("to", "node"), score), rows), console)
 
 
 def _strengths(block: CircuitMap) -> dict[str, float]:
@@ -218,15 +215,10 @@ def _between(block: Routes, shown: Sequence[Any], flow: dict[str, float], consol
         words = " ".join(f"h{head}\N{NO-BREAK SPACE}{value:.3f}" for value, head in heads if value >= 0.0005)
         ends = [end for node in (edge.source, edge.target) for end in (node, _token(block, node))]
         rows.append((*ends, edge.importance, words))
-    names = ("from", "token", "to", "token")
-    columns = (
-        *(Column(name=name, style="node" if name != "token" else "text") for name in names),
-        Column(name="importance", style="number", decimals=3),
-        Column(name="heads"),
-    )
+    columns = (("from", "node"), "token", ("to", "node"), "token", ("importance", "number", 3), "heads")
     if rows:
         tell(console, f"\nStrongest of {len(between)} edges between tokens", "italic")
-        print_table(Table(columns=columns, rows=tuple(rows)), console)
+        print_table(table("", columns, rows), console)
 
 
 def _token(block: Routes, node: str) -> str:

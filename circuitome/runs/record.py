@@ -69,22 +69,25 @@ def described_task(model: Model, task: Task) -> dict[str, Any]:
         "task": {
             "name": task.name,
             "n": len(task),
-            "seed": task.seed,
-            "source": task.source,
+            **{name: getattr(task, name) for name in ("seed", "source", "unit")},
             "metric": task.measure.name,
-            "unit": task.unit,
             "data_hash": task.data_hash(),
         },
-        "prompts": [
-            {
-                "clean": pair.clean_text,
-                "corrupted": pair.corrupted_text,
-                "answers": [model.decode([i]) for i in pair.answers[:10]],
-                "wrongs": [model.decode([i]) for i in pair.wrongs[:10]],
-            }
-            for pair in task.pairs[:PROMPTS]
-        ],
+        "prompts": described_pairs(model, task),
     }
+
+
+def described_pairs(model: Model, task: Task) -> list[dict[str, Any]]:
+    """The first prompt pairs of a task with their answers, as plain JSON values."""
+    return [
+        {
+            "clean": pair.clean_text,
+            "corrupted": pair.corrupted_text,
+            "answers": tuple(model.decode([token]) for token in pair.answers[:10]),
+            "wrongs": tuple(model.decode([token]) for token in pair.wrongs[:10]),
+        }
+        for pair in task.pairs[:PROMPTS]
+    ]
 
 
 def peak_memory() -> int:

@@ -150,14 +150,13 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def to_json(value: Any) -> str:
     """JSON text; NaN and infinity become null, since JSON has no such numbers."""
-    return json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False)
+    return json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A copy of plain data as JSON can hold it: None for every NaN and infinity, texts for keys, lists for tuples."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return value
+        return {str(key): plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value

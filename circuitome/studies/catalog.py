@@ -1,44 +1,13 @@
-"""The one table of studies: command name to study."""
+"""The one table of studies: command name to study. A study's command has the name of its file."""
 
-from circuitome.studies import (
-    compare,
-    conv,
-    explain,
-    find,
-    heads,
-    induction,
-    known,
-    lens,
-    measure,
-    patch,
-    path,
-    retrieval,
-    routes,
-    stream,
-    trace,
-    validate,
-    weights,
-)
+from importlib import import_module
+
 from circuitome.studies.study import Study
 
-_ROOMS = (
-    find,
-    measure,
-    patch,
-    path,
-    compare,
-    known,
-    validate,
-    explain,
-    heads,
-    induction,
-    retrieval,
-    stream,
-    trace,
-    routes,
-    weights,
-    lens,
-    conv,
+NAMES = (
+    *("find", "measure", "patch", "path", "compare", "known", "validate", "explain"),
+    *("heads", "induction", "retrieval", "stream", "trace", "routes", "weights", "lens", "conv"),
 )
-STUDIES: dict[str, Study] = {room.STUDY.name: room.STUDY for room in _ROOMS}
-"""By name, in the order of the help page."""
+"""In the order of the help page."""
+STUDIES: dict[str, Study] = {name: import_module(f"circuitome.studies.{name}").STUDY for name in NAMES}
+"""By name, in that order."""

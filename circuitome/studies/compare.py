@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
+import circuitome as cm
 from circuitome.errors import InputError, unknown_name
 from circuitome.present import formats
-from circuitome.present.blocks import Block, Cell, Column, Lede, Lines, Note, Series, Table
+from circuitome.present.blocks import Block, Column, Lede, Note, Table, table
+from circuitome.studies.context import Context
+from circuitome.studies.pieces import cell, ends, series_of, size_lines
 from circuitome.studies.settings import Names, PromptSettings
 from circuitome.studies.study import Findings, Study, Work
 
 if TYPE_CHECKING:
-    from circuitome.graph.circuits import Circuit
-    from circuitome.graph.edge_scores import EdgeScores
-    from circuitome.studies.context import Context
     from circuitome.studies.methods import Result
-    from circuitome.tasks.task import Task
 
 COMPARED = (
     *("eap", "eap-ig", "clean-corrupted", "atp", "routes"),
@@ -74,7 +73,7 @@ class Compare(PromptSettings):
         super().check()
 
 
-def work(settings: Compare, context: "Context") -> Work:
+def work(settings: Compare, context: Context) -> Work:
     """The passes of every method, of its circuits here and on held-out prompts, and of exact patching."""
     from circuitome.studies.methods import METHODS
     from circuitome.validation.faithfulness.share import default_sizes
@@ -86,7 +85,7 @@ def work(settings: Compare, context: "Context") -> Work:
     return Work.over(context.task, forward=forward, backward=sum(cost[1] for cost in costs), circuit=circuits)
 
 
-def run(settings: Compare, context: "Context") -> Findings:
+def run(settings: Compare, context: Context) -> Findings:
     """Every method's circuits by size, their faithfulness here and on held-out prompts, and how far scores agree.
 
     Methods that learn a circuit of one size give that one point, ACDC one for each threshold; scores give circuits of
@@ -131,7 +130,7 @@ def run(settings: Compare, context: "Context") -> Findings:
     )
 
 
-def held_out(settings: Compare, context: "Context") -> "Task | None":
+def held_out(settings: Compare, context: Context) -> "cm.Task | None":
     """Prompts that no method sees: another draw of the task, without the prompts of `task`, or a file's."""
     from circuitome.models.known import KNOWN
     from circuitome.tasks import TASKS, from_file
@@ -149,7 +148,7 @@ def held_out(settings: Compare, context: "Context") -> "Task | None":
     return replace(drawn, pairs=pairs)
 
 
-def circuits_of(name: str, result: "Result", sizes: Sequence[int]) -> dict[int, "Circuit"]:
+def circuits_of(name: str, result: "Result", sizes: Sequence[int]) -> dict[int, "cm.Circuit"]:
     """By size, the circuits that a method means."""
     from circuitome.studies.methods import METHODS
 
@@ -158,10 +157,8 @@ def circuits_of(name: str, result: "Result", sizes: Sequence[int]) -> dict[int, 
     return {size: result.scores.top(size) for size in sorted({*sizes, len(result.circuit)})}
 
 
-def searched(settings: Compare, context: "Context", name: str) -> tuple["Result", float]:
+def searched(settings: Compare, context: Context, name: str) -> tuple["Result", float]:
     """What a method gives and the seconds it took, from the file of a stopped run if it is there."""
-    from circuitome.graph.circuits import Circuit
-    from circuitome.graph.edge_scores import EdgeScores
     from circuitome.studies.find import circuit_size
     from circuitome.studies.methods import METHODS, Result, Search
 
@@ -169,9 +166,9 @@ def searched(settings: Compare, context: "Context", name: str) -> tuple["Result"
     kept = setting.but(checkpoint=context.file(f"found-{name}.safetensors")).kept(name, settings.edges, settings.seed)
     if before := kept.read():
         tensors, state = before
-        scores = EdgeScores(graph, tensors["scores"], state["unit"], state["method"])
-        others = {int(k): Circuit(graph, tensors[k]) for k in tensors if k.isdigit()}
-        return Result(scores, Circuit(graph, tensors["circuit"]), others), state["seconds"]
+        scores = cm.EdgeScores(graph, tensors["scores"], state["unit"], state["method"])
+        others = {int(k): cm.Circuit(graph, tensors[k]) for k in tensors if k.isdigit()}
+        return Result(scores, cm.Circuit(graph, tensors["circuit"]), others), state["seconds"]
     start = time.perf_counter()
     size = circuit_size(settings.edges, context.model)
     here = setting.but(progress=lambda what, done, total: setting.progress(f"{name}: {what}", done, total))
@@ -185,46 +182,40 @@ def searched(settings: Compare, context: "Context", name: str) -> tuple["Result"
     return result, seconds
 
 
-def exact_scores(settings: Compare, context: "Context") -> tuple["EdgeScores", "Circuit"] | None:
+def exact_scores(settings: Compare, context: Context) -> tuple["cm.EdgeScores", "cm.Circuit"] | None:
     """Exact scores of some edges, half of them the strongest by EAP-IG."""
-    from circuitome.discovery.patching.edge import exact
     from circuitome.validation.robustness.score_agreement import spread_edges
 
     if not settings.exact_edges:
         return None
     scores = searched(settings, context, "eap-ig")[0].scores
     among = spread_edges(scores, settings.exact_edges, settings.seed)
-    return exact(context.setting.but(checkpoint=context.file("reference.safetensors")), edges=among), among
+    return cm.exact(context.setting.but(checkpoint=context.file("reference.safetensors")), edges=among), among
 
 
 def shares(
-    context: "Context", scores: "EdgeScores", circuits: dict[int, "Circuit"], task: "Task | None"
+    context: Context, scores: "cm.EdgeScores", circuits: dict[int, "cm.Circuit"], task: "cm.Task | None"
 ) -> list[dict[str, Any]] | None:
     """Faithfulness of each circuit: value, low, high."""
-    from circuitome.validation.faithfulness.share import faithfulness_curve
-
     if task is None:
         return None
     here = context.setting.but(prompts=task)
-    curve = faithfulness_curve(here, scores, sizes=list(circuits), draws=0, select=circuits.__getitem__)
-    return [{key: point.share.to_dict()[key] for key in ("value", "low", "high")} for point in curve.circuits]
+    curve = cm.faithfulness_curve(here, scores, sizes=list(circuits), draws=0, select=circuits.__getitem__)
+    return [dict(zip(("value", "low", "high"), ends(point.share), strict=True)) for point in curve.circuits]
 
 
-def random_shares(context: "Context") -> list[dict[str, Any]]:
+def random_shares(context: Context) -> list[dict[str, Any]]:
     """Random circuits: mean faithfulness by size, and the range over circuits."""
     import torch
 
-    from circuitome.graph.edge_scores import EdgeScores
-    from circuitome.validation.faithfulness.share import faithfulness_curve
-
     graph = context.model.graph
-    nothing = EdgeScores(graph, torch.zeros(graph.mask.shape))
-    curve = faithfulness_curve(context.setting, nothing, draws=RANDOM_CIRCUITS)
+    nothing = cm.EdgeScores(graph, torch.zeros(graph.mask.shape))
+    curve = cm.faithfulness_curve(context.setting, nothing, draws=RANDOM_CIRCUITS)
     ranges = zip(curve.sizes, curve.random, curve.random_range, strict=True)
     return [{"edges": size, "value": share.value, "low": low, "high": high} for size, share, (low, high) in ranges]
 
 
-def blocks(context: "Context", results: Mapping[str, Any], held: Mapping[str, Any] | None, exact: int) -> list[Block]:
+def blocks(context: Context, results: Mapping[str, Any], held: Mapping[str, Any] | None, exact: int) -> list[Block]:
     """The best method, each method's own circuit, faithfulness by size as figure and tables, what each method is."""
     rows = results["methods"]
     every = [*rows, {"name": RANDOM, "points": results["random"]}]
@@ -233,15 +224,14 @@ def blocks(context: "Context", results: Mapping[str, Any], held: Mapping[str, An
     parts: list[Block] = [
         Lede(text=best(rows, results["random"], held, str(context.task.measure))),
         own_circuits(rows, held, exact),
-        Lines(
-            title="Faithfulness by size",
+        size_lines(
+            (
+                series_of(row["name"], [p["edges"] for p in row["points"]], row["points"], faint=row["name"] == RANDOM)
+                for row in every
+                if row["points"]
+            ),
             note="Faithfulness of each method's circuits: 0 is the ablated run, 1 the whole model. Bands are 95 % "
             f"intervals over {context.setting.over}, that of random circuits the range over circuits.",
-            x="edges",
-            y="faithfulness",
-            log_x=True,
-            series=tuple(_series(row) for row in every if row["points"]),
-            levels=(("whole model", 1.0), ("all ablated", 0.0)),
             where="page",
         ),
         by_size("Faithfulness by number of edges", "value", every, sizes),
@@ -265,53 +255,41 @@ def best(
     row = min(rows, key=lambda row: abs(1 - own_point(row)[key]))
     point = own_point(row)
     null = min(chance, key=lambda random: abs(math.log(random["edges"] / point["edges"])))
-    there = f" ({_percent(point['held_out'])} on {held['n']} held-out prompts)" if held else ""
+    there = f" ({formats.percent(point['held_out'])} on {held['n']} held-out prompts)" if held else ""
     return (
         f"Of {len(rows)} methods {row['name']} comes nearest to the whole model: its circuit of {point['edges']:,} "
-        f"edges recovers {_percent(point['value'])} of the {metric}{there}; random circuits of {null['edges']:,} edges "
-        f"recover {_percent(null['value'])}."
+        f"edges recovers {formats.percent(point['value'])} of the {metric}{there}; random circuits of "
+        f"{null['edges']:,} edges recover {formats.percent(null['value'])}."
     )
-
-
-def _percent(share: float) -> str:
-    return formats.percent(share)
 
 
 def own_circuits(rows: Sequence[Mapping[str, Any]], held: Mapping[str, Any] | None, exact: int) -> Table:
     """Each method's own circuit, what it took, and how far its scores agree with exact ones."""
-    columns = [
-        Column(name="method"),
-        Column(name="edges", style="count"),
-        Column(name="faithfulness", style="estimate", decimals=3),
-        Column(name="seconds", style="number", decimals=1),
-    ]
     words = {"spearman": "Spearman", "pearson": "Pearson", "pearson_abs": "Pearson of sizes"} if exact else {}
-    columns[3:3] = [Column(name="held out", style="number", decimals=3)] if held else []
-    columns += [Column(name=name, style="number", decimals=2, narrow=key == "spearman") for key, name in words.items()]
-    table = []
+    columns = (
+        *("method", ("edges", "count"), ("faithfulness", "estimate", 3)),
+        *([("held out", "number", 3)] if held else []),
+        ("seconds", "number", 1),
+        *(Column(name, "number", 2, narrow=key == "spearman") for key, name in words.items()),
+    )
+    rows_of_table = []
     for row in rows:
         point = own_point(row)
         there = [point["held_out"]] if held else []
-        agreements = [formats.finite(row[key]) for key in words]
-        table.append((row["name"], point["edges"], _cell(point), *there, row["seconds"], *agreements))
+        agreements = (row[key] for key in words)
+        rows_of_table.append((row["name"], point["edges"], cell(point), *there, row["seconds"], *agreements))
     note = (
         f"Correlations are with the exact scores of {exact} edges, half of them the strongest by EAP-IG; Spearman's is "
         "of sizes."
     )
-    return Table(
-        title="The circuit of each method",
-        note=note if exact else "",
-        columns=tuple(columns),
-        rows=tuple(table),
-    )
+    return table("The circuit of each method", columns, rows_of_table, note=note if exact else "")
 
 
 def by_size(title: str, key: str, rows: Sequence[Mapping[str, Any]], sizes: Sequence[int]) -> Table:
     """One number of the circuits of every size that several methods have, a row for each method."""
-    columns = (Column(name="method"), *(Column(name=f"{size:,}", style="number", decimals=2) for size in sizes))
     points = [(row["name"], {point["edges"]: _rounded(point.get(key)) for point in row["points"]}) for row in rows]
-    table = tuple((name, *(values.get(size, "") for size in sizes)) for name, values in points)
-    return Table(title=title, columns=columns, rows=table)
+    numbers = ((name, *(values.get(size, "") for size in sizes)) for name, values in points)
+    return table(title, ("method", *((f"{size:,}", "number", 2) for size in sizes)), numbers)
 
 
 def _rounded(value: Any) -> float | None:
@@ -322,37 +300,15 @@ def _rounded(value: Any) -> float | None:
 
 def every_circuit(rows: Sequence[Mapping[str, Any]]) -> Table:
     """All circuits that were measured, with intervals."""
-    table = [
-        (row["name"], point["edges"], _cell(point), formats.finite(point.get("held_out")))
-        for row in rows
-        for point in row["points"]
-    ]
-    columns = (
-        Column(name="method"),
-        Column(name="edges", style="count"),
-        Column(name="faithfulness", style="estimate", decimals=3),
-        Column(name="held out", style="number", decimals=3),
-    )
-    return Table(title="Every circuit with its interval", columns=columns, rows=tuple(table), folded=True)
-
-
-def _cell(point: Mapping[str, Any]) -> Cell:
-    return formats.finite(point["value"]), formats.finite(point["low"]), formats.finite(point["high"])
-
-
-def _series(row: Mapping[str, Any]) -> Series:
-    columns = {key: tuple(formats.finite(point[key]) for point in row["points"]) for key in ("value", "low", "high")}
-    x = tuple(point["edges"] for point in row["points"])
-    return Series(
-        name=row["name"], x=x, y=columns["value"], low=columns["low"], high=columns["high"], faint=row["name"] == RANDOM
-    )
+    columns = ("method", ("edges", "count"), ("faithfulness", "estimate", 3), ("held out", "number", 3))
+    circuits = ((row["name"], p["edges"], cell(p), p.get("held_out")) for row in rows for p in row["points"])
+    return table("Every circuit with its interval", columns, circuits, folded=True)
 
 
 def what_methods_are(rows: Sequence[Mapping[str, Any]]) -> Table:
     """A line about each method."""
-    table = tuple((row["name"], " ".join(row[key] for key in ("description", "note") if row[key])) for row in rows)
-    columns = (Column(name="method"), Column(name="what it is"))
-    return Table(title="Methods", columns=columns, rows=table, where="page")
+    lines = ((row["name"], " ".join(row[key] for key in ("description", "note") if row[key])) for row in rows)
+    return table("Methods", ("method", "what it is"), lines, where="page")
 
 
 STUDY = Study("compare", Compare, run, work)

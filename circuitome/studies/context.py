@@ -3,14 +3,15 @@
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from circuitome.engine.setting import Setting
-from circuitome.models.loading import load
-from circuitome.models.model import Model
+import circuitome as cm
 from circuitome.progress import Progress, silent
-from circuitome.runs.reopen import Reopened, reopened
 from circuitome.studies.settings import ModelSettings, PromptSettings, RunSettings, Settings
-from circuitome.tasks.task import Task
+
+if TYPE_CHECKING:
+    from circuitome.engine.setting import Setting
+    from circuitome.runs.reopen import Reopened
 
 
 class Context:
@@ -21,27 +22,29 @@ class Context:
         self.settings, self.progress, self.folder = settings, progress, folder
 
     @cached_property
-    def model(self) -> Model:
+    def model(self) -> "cm.Model":
         """The settings' model, or that of the run they name. Raises what `load` raises."""
         if isinstance(self.settings, RunSettings):
-            return self.found.model
+            return self.reopened.model
         assert isinstance(self.settings, ModelSettings), "these settings name no model"
         self.progress("loading the model", 0, 1)
-        model = load(self.settings.model)
+        model = cm.load(self.settings.model)
         self.progress("loading the model", 1, 1)
         return model
 
     @cached_property
-    def task(self) -> Task:
+    def task(self) -> "cm.Task":
         """The settings' prompts, or those of the run they name."""
         if isinstance(self.settings, RunSettings):
-            return self.found.task
+            return self.reopened.task
         assert isinstance(self.settings, PromptSettings), "these settings name no prompts"
         return self.settings.origin().draw(self.model, aligned=self.ablation not in ("zero", "mean"))
 
     @cached_property
-    def found(self) -> Reopened:
+    def reopened(self) -> "Reopened":
         """The run that the settings name: its model, prompts and circuit. Raises `RunError` where they changed."""
+        from circuitome.runs.reopen import reopened
+
         assert isinstance(self.settings, RunSettings), "these settings name no run"
         self.progress("loading the run", 0, 1)
         run = reopened(Path(self.settings.run))
@@ -52,12 +55,14 @@ class Context:
     def ablation(self) -> str:
         """What ablated edges carry: of the settings, or of the run they name."""
         if isinstance(self.settings, RunSettings):
-            return self.found.ablation
+            return self.reopened.ablation
         return str(getattr(self.settings, "ablation", "corrupted"))
 
     @cached_property
-    def setting(self) -> Setting:
+    def setting(self) -> "Setting":
         """What methods are given: model, prompts if there are any, ablation, budget, seed, progress."""
+        from circuitome.engine.setting import Setting
+
         prompts = self.task if isinstance(self.settings, (PromptSettings, RunSettings)) else None
         return Setting(
             self.model,

@@ -8,12 +8,12 @@ from cyclopts import Parameter
 from typing_extensions import override
 
 from circuitome.errors import InputError
-from circuitome.present.blocks import Block, Column, HeatMap, Lede, Note, Table
+from circuitome.present.blocks import Block, HeatMap, Lede, Note, table
+from circuitome.studies.context import Context
 from circuitome.studies.settings import Argument, Settings
 from circuitome.studies.study import Findings, Study, Work
 
 if TYPE_CHECKING:
-    from circuitome.studies.context import Context
     from circuitome.weights.conv import ConvNet
 
 DEFAULT = "digit-network"
@@ -94,18 +94,16 @@ def layers(net: "ConvNet") -> dict[str, Any]:
 
 def expanded(net: "ConvNet", source: str, target: str) -> dict[str, Any]:
     """One map of weights as plain JSON values. Raises `InputError` unless both ends are one channel."""
-    found = net.expanded(source, target)
-    for side, text, channels in (("--from", source, found.ins), ("--to", target, found.outs)):
+    kernels = net.expanded(source, target)
+    for side, text, channels in (("--from", source, kernels.ins), ("--to", target, kernels.outs)):
         if len(channels) != 1:
             raise InputError(f"{side} {text} has {len(channels)} channels; choose one, e.g. {text}:{channels[0]}.")
     return {
-        "from": f"{found.source}:{found.ins[0]}",
-        "to": f"{found.target}:{found.outs[0]}",
-        "kernel": found.kernel[0, 0].tolist(),
-        "stride": list(found.stride),
-        "through": list(found.through),
-        "pooled": list(found.pooled),
-        "note": found.note,
+        "from": f"{kernels.source}:{kernels.ins[0]}",
+        "to": f"{kernels.target}:{kernels.outs[0]}",
+        "kernel": kernels.kernel[0, 0].tolist(),
+        **{name: list(getattr(kernels, name)) for name in ("stride", "through", "pooled")},
+        "note": kernels.note,
     }
 
 
@@ -113,19 +111,15 @@ def blocks(results: Mapping[str, Any]) -> list[Block]:
     """The list of layers, or one map with what it leads through."""
     note = [Note(text=results["note"])] if results["note"] else []
     if "layers" in results:
-        names = ("layer", "in", "out", "kernel", "stride")
-        rows = tuple(
-            (r["layer"], r["in"], r["out"], *(" x ".join(map(str, r[key])) for key in names[3:]))
-            for r in results["layers"]
-        )
-        styles: Any = ("node", "count", "count", "text", "text")
-        columns = tuple(Column(name=name, style=style) for name, style in zip(names, styles, strict=True))
-        return [Lede(text=f"{len(rows)} convolutions."), Table(title="Convolutions", columns=columns, rows=rows), *note]
+        convolutions = results["layers"]
+        columns = (("layer", "node"), ("in", "count"), ("out", "count"), "kernel", "stride")
+        sizes = ([" x ".join(map(str, layer[key])) for key in ("kernel", "stride")] for layer in convolutions)
+        rows = ((r["layer"], r["in"], r["out"], *size) for r, size in zip(convolutions, sizes, strict=True))
+        return [Lede(text=f"{len(convolutions)} convolutions."), table("Convolutions", columns, rows), *note]
     kernel = results["kernel"]
     pooled = f"; {', '.join(results['pooled'])} as average" if results["pooled"] else ""
-    through = (
-        f"through {', '.join(results['through'])}{pooled}" if results["through"] or results["pooled"] else "directly"
-    )
+    passed = f"through {', '.join(results['through'])}{pooled}"
+    through = passed if results["through"] or results["pooled"] else "directly"
     height, width = len(kernel), len(kernel[0])
     text = f"{results['from']} feeds {results['to']} {through} by {height} x {width} weights."
     drawn = HeatMap(
@@ -133,7 +127,7 @@ def blocks(results: Mapping[str, Any]) -> list[Block]:
         note="Orange excites, blue inhibits; places are distances from the centre.",
         rows=tuple(f"y{_offset(y, height)}" for y in range(height)),
         columns=tuple(f"x{_offset(x, width)}" for x in range(width)),
-        values=tuple(tuple(row) for row in kernel),
+        values=tuple(map(tuple, kernel)),
         unit="weight",
         top=0,
     )

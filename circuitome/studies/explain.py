@@ -3,41 +3,33 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import circuitome as cm
 from circuitome.present import formats
-from circuitome.present.blocks import Block, Cell, Column, Figure, HeatMap, Lede, Note, Numbers, RoleClass, Roles, Table
+from circuitome.present.blocks import Block, Cell, Figure, HeatMap, Lede, Note, Numbers, RoleClass, Roles, Table, table
+from circuitome.studies.context import Context
+from circuitome.studies.pieces import example_pairs, figure, rounded
 from circuitome.studies.settings import Names, RunSettings
 from circuitome.studies.study import Findings, Study, Work
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from circuitome.heads.roles.result import Explanation
-    from circuitome.studies.context import Context
 
 SIGN = (
     "An effect is the change of the metric when the head is ablated: negative where it helps. Tests of attention and "
     "copying are 0 by chance and 1 at most. Intervals are 99 %, since many heads are asked at once."
 )
 COLUMNS = (
-    Column(name="head", style="node", about="the head"),
-    Column(name="role", about="its role, or unclear, with the nearest one"),
-    Column(name="score", style="number", decimals=2, about="score of the role or of the nearest, 0 to 1"),
-    Column(name="attends", about="from which token it attends most to which, and with how much of its attention"),
-    Column(name="copies", style="number", decimals=2, about="how often what it writes raises (negative: lowers) that"),
-    Column(name="direct, %", style="number", decimals=1, about="effect on the metric through the logits alone"),
-    Column(
-        name="last, %",
-        style="number",
-        decimals=1,
-        about="total effect: change of the metric when ablated at the last token",
-    ),
-    Column(name="all, %", style="number", decimals=1, about="total effect: the same at all positions, on few prompts"),
-    Column(name="next", narrow=False, about="the runner-up and its score; for an unclear head the nearest role"),
-    Column(name="feeds", narrow=False, about="inputs of other heads that the circuit's edges lead to"),
+    ("head", "node", None, "", "the head"),
+    ("role", "text", None, "", "its role, or unclear, with the nearest one"),
+    ("score", "number", 2, "", "score of the role or of the nearest, 0 to 1"),
+    ("attends", "text", None, "", "from which token it attends most to which, and with how much of its attention"),
+    ("copies", "number", 2, "", "how often what it writes raises (negative: lowers) that"),
+    ("direct, %", "number", 1, "", "effect on the metric through the logits alone"),
+    ("last, %", "number", 1, "", "total effect: change of the metric when ablated at the last token"),
+    ("all, %", "number", 1, "", "total effect: the same at all positions, on few prompts"),
+    ("next", "text", None, "", "the runner-up and its score; for an unclear head the nearest role", False),
+    ("feeds", "text", None, "", "inputs of other heads that the circuit's edges lead to", False),
 )
-"""What is said of each head; effects are shares of the gap between the clean and the ablated metric."""
+"""What is said of each head, as fields of columns; effects are shares of the gap of clean and ablated metric."""
 RESTING = ("unclear", "first token", "self")
 RELATIONS = ("previous token", "duplicate token", "induction")
 """Roles that are a relation between tokens, at whatever position."""
@@ -61,19 +53,15 @@ class Explain(RunSettings):
     """Heads to explain, with commas between, e.g. a9.h1,a5.h0; all of the circuit by default."""
 
 
-def work(settings: Explain, context: "Context") -> Work:
+def work(settings: Explain, context: Context) -> Work:
     """Measured on SmolLM2: as much as a dozen bare passes."""
     return Work.over(context.task, forward=12.5)
 
 
-def run(settings: Explain, context: "Context") -> Findings:
+def run(settings: Explain, context: Context) -> Findings:
     """Roles of the heads of a run's circuit, with their evidence."""
-    from circuitome.heads.roles.explanation import explain
-    from circuitome.heads.roles.narrative import summary
-    from circuitome.studies.pieces import example_pairs, figure
-
-    found, task, setting = context.found, context.task, context.setting
-    named = explain(setting, found.circuit, heads=settings.heads or None)
+    reopened, task, setting = context.reopened, context.task, context.setting
+    named = cm.heads.explain(setting, reopened.circuit, heads=settings.heads or None)
     measured = named.measurements
     clean, ablated = (setting.mean(metric, task.unit) for metric in (measured.metric, measured.ablated_metric))
     results = {
@@ -85,36 +73,29 @@ def run(settings: Explain, context: "Context") -> Findings:
     gap = figure("Clean", clean, "mean on clean prompts"), figure("Ablated", ablated, "mean with everything ablated")
     pairs = example_pairs(context.model, task, {"clean": measured.metric, "ablated": measured.ablated_metric})
     return Findings(
-        title=f"What the heads do: {task.name} in {found.origin.model}",
+        title=f"What the heads do: {task.name} in {reopened.origin.model}",
         sign=SIGN,
         results=results,
         blocks=[*blocks(named, results, task.name, gap), pairs],
-        tensors={"circuit": found.circuit.mask, **tensors(named)},
-        more={"edges": len(found.circuit), "summary": summary(named, task.name)},
+        tensors={"circuit": reopened.circuit.mask, **tensors(named)},
+        more={"edges": len(reopened.circuit), "summary": cm.heads.summary(named, task.name)},
     )
 
 
-def tensors(named: "Explanation") -> dict[str, "Tensor"]:
+def tensors(named: "cm.heads.Explanation") -> dict[str, Any]:
     """The measurements; their head axis is in the order of layers and heads."""
     import torch
 
     measured, ablations = named.measurements, named.ablations
+    measurements = ("attention_by_role", "attention_from_end", "copied", "suppressed", "role_logits", "metric")
+    changes = ("direct_without_movers", "copied_without_movers", "movers_attention_removed", "attention_changes")
     return {
         "heads": torch.tensor(measured.heads),
-        "attention_by_role": measured.attention_by_role,
-        "attention_from_end": measured.attention_from_end,
+        **{name: getattr(measured, name) for name in (*measurements, "ablated_metric")},
         "attention_by_relation": measured.by_relation,
-        "copied": measured.copied,
-        "suppressed": measured.suppressed,
-        "role_logits": measured.role_logits,
-        "metric": measured.metric,
-        "ablated_metric": measured.ablated_metric,
         **named.effects,
-        "direct_without_movers": ablations.direct_without_movers,
+        **{name: getattr(ablations, name) for name in changes},
         "attention_to_answers_without_movers": ablations.to_right_without_movers,
-        "copied_without_movers": ablations.copied_without_movers,
-        "movers_attention_removed": ablations.movers_attention_removed,
-        "attention_changes": ablations.attention_changes,
     }
 
 
@@ -122,23 +103,24 @@ Attention = Mapping[str, Sequence[Sequence[float]]]
 """By head: mean attention from the token of each role to that of each; NaN where there is none."""
 
 
-def blocks(named: "Explanation", results: Mapping[str, Any], task: str, gap: Sequence[Figure]) -> list[Block]:
+def blocks(named: "cm.heads.Explanation", results: Mapping[str, Any], task: str, gap: Sequence[Figure]) -> list[Block]:
     """The circuit in words, its classes of heads, every head by role, where they attend, and the evidence."""
     from circuitome.heads.roles.narrative import overview
 
     attention = dict(zip(named.heads, named.measurements.attention_by_role.tolist(), strict=True))
     active, others = by_role(results["heads"])
     note = f"Effects are in % of the gap of {results['scale']:.3f} {results['unit']}; strongest heads first."
-    rows = tuple(row(head, results, attention) for head in [*active, *others])
+    heads = [*active, *others]
+    rows = (row(head, results, attention) for head in heads)
     evidence = "Every test of every head that was explained, in the order of the table."
     return [
         Lede(text=overview(named, task)),
         Numbers(items=(*counts(results), *gap)),
         roles(named, results, attention),
-        Table(title="Heads by role", note=note, columns=COLUMNS, rows=rows, top=len(active) + UNNAMED),
-        attended(results, [*active, *others][:MAPPED], attention),
+        table("Heads by role", COLUMNS, rows, note=note, top=len(active) + UNNAMED),
+        attended(results, heads[:MAPPED], attention),
         Note(title="Evidence, head by head", text=evidence, where="page"),
-        *(evidence_of(head, results["unit"]) for head in [*active, *others]),
+        *(evidence_of(head, results["unit"]) for head in heads),
     ]
 
 
@@ -163,7 +145,7 @@ def counts(results: Mapping[str, Any]) -> list[Figure]:
     return [Figure(name=name, value=value, style="count", about=about) for name, value, about in words]
 
 
-def roles(named: "Explanation", results: Mapping[str, Any], attention: Attention) -> Roles:
+def roles(named: "cm.heads.Explanation", results: Mapping[str, Any], attention: Attention) -> Roles:
     """Classes of heads in the order of their layers, what each does and where, and which feeds which."""
     from circuitome.heads.roles.narrative import active, edges_between, said
 
@@ -196,8 +178,8 @@ def roles(named: "Explanation", results: Mapping[str, Any], attention: Attention
 
 def acts_at(heads: Sequence[Mapping[str, Any]], names: Sequence[str], attention: Attention) -> str:
     """The role of the token from which most heads of a class attend; nothing where none attends clearly from one."""
-    found = [attends(head, names, attention[head["head"]]) for head in heads]
-    starts = Counter(start for start, _, share in found if share is not None and share >= CLEARLY)
+    attended_tokens = [attends(head, names, attention[head["head"]]) for head in heads]
+    starts = Counter(start for start, _, share in attended_tokens if share is not None and share >= CLEARLY)
     return starts.most_common(1)[0][0] if starts else ""
 
 
@@ -262,7 +244,7 @@ def attended(results: Mapping[str, Any], heads: Sequence[Mapping[str, Any]], att
         note=f"Mean attention from the last token to the token of each role; the first {len(names)} heads above.",
         rows=names,
         columns=tuple(results["token_roles"]),
-        values=tuple(tuple(map(formats.finite, attention[name][-1])) for name in names),
+        values=tuple(tuple(attention[name][-1]) for name in names),
         unit="share of attention",
         scale="positive",
         where="page",
@@ -272,20 +254,11 @@ def attended(results: Mapping[str, Any], heads: Sequence[Mapping[str, Any]], att
 def evidence_of(head: Mapping[str, Any], unit: str) -> Table:
     """Everything about one head, folded."""
     role = head["role"] if head["role"] != "unclear" else f"unclear, nearest {head['best']}"
-    rows = tuple(
-        [
-            (
-                "roles by score",
-                ", ".join(f"{head[name]} {head[name + '_score']:.2f}" for name in ("best", "runner_up")),
-            ),
-            *attention_tests(head["features"]),
-            *writing(head),
-            *effects(head, unit),
-            ("feeds", "; ".join(f"{kind}: {', '.join(names)}" for kind, names in head["feeds"].items()) or "none"),
-        ]
-    )
-    columns = (Column(name="test"), Column(name="result"))
-    return Table(title=f"{head['head']}: {role}", columns=columns, rows=rows, folded=True)
+    scores = ", ".join(f"{head[name]} {head[name + '_score']:.2f}" for name in ("best", "runner_up"))
+    fed = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in head["feeds"].items()) or "none"
+    tests = [*attention_tests(head["features"]), *writing(head), *effects(head, unit)]
+    rows = (("roles by score", scores), *tests, ("feeds", fed))
+    return table(f"{head['head']}: {role}", ("test", "result"), rows, folded=True)
 
 
 def attention_tests(features: Mapping[str, Any]) -> list[tuple[Cell, ...]]:
@@ -318,15 +291,11 @@ def effects(head: Mapping[str, Any], unit: str) -> list[tuple[Cell, ...]]:
         "direct_change_without_movers": "change of the direct effect without movers",
     }
     moves = [f"{move['head']} to {move['to']} {formats.fixed(move['change'], 2)}" for move in head["attention_changes"]]
-    return [
-        *((f"{words}, {unit}", _interval(head["effects"][name])) for name, words in names.items()),
-        *(
-            (words, _interval(effect))
-            for name, words in steers.items()
-            if formats.finite((effect := head["features"].get(name) or {}).get("value")) is not None
-        ),
-        ("changes the attention of", ", ".join(moves) or "none"),
-    ]
+    every = [(f"{words}, {unit}", head["effects"][name]) for name, words in names.items()]
+    changes = ((words, head["features"].get(name) or {}) for name, words in steers.items())
+    every += [(words, change) for words, change in changes if formats.finite(change.get("value")) is not None]
+    rows = ((words, rounded(effect)) for words, effect in every)
+    return [*rows, ("changes the attention of", ", ".join(moves) or "none")]
 
 
 def _known(features: Mapping[str, Any], names: Mapping[str, str]) -> list[tuple[Cell, ...]]:
@@ -343,14 +312,6 @@ def _relation(value: Mapping[str, Any]) -> str:
     }
     known = [f"{formats.rounded(value[key], 2)} {said}" for key, said in words.items() if key in value]
     return ", ".join(known) or formats.MISSING
-
-
-def _interval(effect: Mapping[str, Any]) -> str:
-    value = formats.finite(effect.get("value"))
-    if value is None:
-        return formats.MISSING
-    ends = formats.interval(effect.get("low"), effect.get("high"), 3)
-    return f"{formats.rounded(value, 3)} {ends}".strip()
 
 
 STUDY = Study("explain", Explain, run, work)

@@ -5,16 +5,19 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from circuitome.present.blocks import Block, Figure, Lede, Lines, Numbers, Series
+import circuitome as cm
+from circuitome.errors import InputError
+from circuitome.present.blocks import Block, Figure, Lede, Lines, Numbers
+from circuitome.studies.context import Context
+from circuitome.studies.pieces import circuit_map, example_pairs, figure, percent, scored_edges, series_of, size_lines
 from circuitome.studies.settings import Flag, PromptSettings
 from circuitome.studies.settings import Numbers as SeveralNumbers
 from circuitome.studies.study import Findings, Study, Work
 
 if TYPE_CHECKING:
-    from circuitome.models.model import Model
-    from circuitome.studies.context import Context
+    from torch import Tensor
+
     from circuitome.studies.methods import Result
-    from circuitome.validation.faithfulness.share import Curve
 
 RANDOM_CIRCUITS = 3
 """Random circuits of each size that are measured as well."""
@@ -59,10 +62,8 @@ class Find(PromptSettings):
         super().check()
 
 
-def circuit_size(edges: int | None, model: "Model") -> int:
+def circuit_size(edges: int | None, model: "cm.Model") -> int:
     """The number of edges asked for, or about one in seventy. Raises `InputError` where the graph has fewer."""
-    from circuitome.errors import InputError
-
     total = model.graph.n_edges
     if edges is None:
         size = max(1, round(total / 70))
@@ -73,7 +74,7 @@ def circuit_size(edges: int | None, model: "Model") -> int:
     return edges
 
 
-def work(settings: Find, context: "Context") -> Work:
+def work(settings: Find, context: Context) -> Work:
     """Passes of the method, and of all circuits that are measured."""
     from circuitome.studies.methods import named
     from circuitome.validation.faithfulness.share import default_sizes
@@ -90,26 +91,29 @@ def work(settings: Find, context: "Context") -> Work:
     )
 
 
-def run(settings: Find, context: "Context") -> Findings:
+def run(settings: Find, context: Context) -> Findings:
     """Score every edge, select a circuit, and measure its faithfulness beside random circuits of the same size."""
     from circuitome.studies.methods import Search, named
-    from circuitome.validation.faithfulness.share import default_sizes, faithfulness_curve
+    from circuitome.validation.faithfulness.share import default_sizes
 
     size = circuit_size(settings.edges, context.model)
     method = named(settings.method)
     result = method.run(Search(context.setting, size, settings.options(), context.folder))
     circuits = {**result.others, len(result.circuit): result.circuit}
-    curve = faithfulness_curve(
+    curve = cm.faithfulness_curve(
         context.setting,
         result.scores,
         sizes=sorted({*default_sizes(context.model.graph), *circuits}),
         draws=RANDOM_CIRCUITS,
         select=lambda size: circuits.get(size) or result.scores.top(size),
     )
+    scores, intervals = result.scores, None
+    if scores.samples is not None:
+        intervals = scores.intervals(result.circuit, seed=settings.seed, groups=context.task.groups)
     about = {
         "name": settings.method,
-        "description": result.scores.method,
-        "unit": result.scores.unit,
+        "description": scores.method,
+        "unit": scores.unit,
         "settings": settings.options(),
         **result.notes,
     }
@@ -117,34 +121,29 @@ def run(settings: Find, context: "Context") -> Findings:
         title=f"{context.task.name} in {settings.model}",
         sign=f"A score is {method.score}. Brackets are 95 % intervals over {context.setting.over}.",
         results=results(context, result, curve),
-        blocks=blocks(settings, context, result, curve),
-        tensors=tensors(settings, context.task.groups, result, curve),
+        blocks=blocks(settings, context, result, curve, intervals),
+        tensors=tensors(result, curve, intervals),
         more={"method": about, "edges": len(result.circuit)},
     )
 
 
-def tensors(settings: Find, groups: tuple[int, ...], result: "Result", curve: "Curve") -> dict[str, Any]:
+def tensors(result: "Result", curve: "cm.Curve", intervals: "Tensor | None") -> dict[str, "Tensor"]:
     """Scores with their intervals and samples, the circuit, and the metrics of its runs on every prompt."""
     import torch
 
     scores, circuit = result.scores, result.circuit
-    nothing = torch.full_like(scores.values, torch.nan)
-    low, high = (
-        (nothing, nothing) if scores.samples is None else scores.intervals(circuit, seed=settings.seed, groups=groups)
-    )
-    samples = {} if scores.samples is None else {"samples": scores.samples}
-    measured = curve.circuits[curve.sizes.index(len(circuit))]
+    low, high = torch.full((2, *scores.values.shape), torch.nan) if intervals is None else intervals
     return {
         "scores": scores.values,
         "circuit": circuit.mask,
         "score_low": low[circuit.mask],
         "score_high": high[circuit.mask],
-        "metrics": measured.samples.contiguous(),
-        **samples,
+        "metrics": curve.circuits[curve.sizes.index(len(circuit))].samples.contiguous(),
+        **({} if scores.samples is None else {"samples": scores.samples}),
     }
 
 
-def results(context: "Context", result: "Result", curve: "Curve") -> dict[str, Any]:
+def results(context: Context, result: "Result", curve: "cm.Curve") -> dict[str, Any]:
     """The numbers, as plain JSON values."""
     at = curve.sizes.index(len(result.circuit))
     measured, kept = curve.circuits[at], result.circuit.without_dangling()
@@ -168,10 +167,10 @@ def results(context: "Context", result: "Result", curve: "Curve") -> dict[str, A
     }
 
 
-def blocks(settings: Find, context: "Context", result: "Result", curve: "Curve") -> list[Block]:
+def blocks(
+    settings: Find, context: Context, result: "Result", curve: "cm.Curve", intervals: "Tensor | None"
+) -> list[Block]:
     """Headline, the circuit on the model's grid, its faithfulness by size, prompts."""
-    from circuitome.studies.pieces import circuit_map, example_pairs, figure, percent
-
     scores, circuit, task = result.scores, result.circuit, context.task
     at = curve.sizes.index(len(circuit))
     measured, kept = curve.circuits[at], circuit.without_dangling()
@@ -191,37 +190,28 @@ def blocks(settings: Find, context: "Context", result: "Result", curve: "Curve")
         figure("Ablated", measured.empty, f"metric with every edge ablated ({settings.ablation})"),
         Figure(name="Edges", value=len(circuit), style="count", about=f"of {total:,}; {len(kept.nodes)} nodes"),
     )
-    intervals = None if scores.samples is None else scores.intervals(circuit, seed=settings.seed, groups=task.groups)
     metrics = dict(zip(("circuit", "clean", "ablated"), measured.samples.T, strict=True))
     return [
         Lede(text=text),
         Numbers(items=cards),
-        circuit_map(scores, circuit, intervals, title="The circuit", note=f"Method: {scores.method}."),
+        circuit_map(
+            scores.graph,
+            scored_edges(scores, circuit, intervals),
+            unit=scores.unit,
+            title="The circuit",
+            note=f"Method: {scores.method}.",
+        ),
         by_size(curve),
         example_pairs(context.model, task, metrics),
     ]
 
 
-def by_size(curve: "Curve") -> Lines:
+def by_size(curve: "cm.Curve") -> Lines:
     """Faithfulness over circuit size, with random circuits of the same sizes."""
-    from circuitome.studies.pieces import finite
-
-    def series(name: str, estimates: list[Any], faint: bool = False) -> Series:
-        values, low, high = (tuple(finite(getattr(e, end)) for e in estimates) for end in ("value", "low", "high"))
-        return Series(name=name, x=curve.sizes, y=values, low=low, high=high, faint=faint)
-
-    return Lines(
-        title="Faithfulness by size",
-        note="Share of the clean-ablated gap that circuits of each size recover, on the prompts that chose them.",
-        x="edges",
-        y="faithfulness",
-        log_x=True,
-        series=(
-            series("circuit", [point.share for point in curve.circuits]),
-            series("random circuits", list(curve.random), faint=True),
-        ),
-        levels=(("whole model", 1.0), ("all ablated", 0.0)),
-    )
+    shares = series_of("circuit", curve.sizes, [point.share for point in curve.circuits])
+    random = series_of("random circuits", curve.sizes, curve.random, faint=True)
+    note = "Share of the clean-ablated gap that circuits of each size recover, on the prompts that chose them."
+    return size_lines([shares, random], note=note)
 
 
 STUDY = Study("find", Find, run, work)

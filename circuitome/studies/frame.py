@@ -5,7 +5,6 @@ Command line, manifest, folder, what is kept for resuming, page, and what a run 
 
 import shutil
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from circuitome.present.page import page
 from circuitome.present.stored import document, dumped
 from circuitome.progress import Progress, silent
 from circuitome.runs.record import described_task, recorded
-from circuitome.runs.store import Run, check_free, open_partial, save_run
+from circuitome.runs.store import Run, check_free, open_partial, plain, save_run
 from circuitome.studies.context import Context
 from circuitome.studies.settings import PromptSettings, RunSettings, Settings, command_line
 from circuitome.studies.study import Findings, Study, Work
@@ -81,39 +80,36 @@ def manifest(study: Study, settings: Settings, context: Context, findings: Findi
     command, held = command_line(study.name, settings), vars(context)
     model, task = held.get("model"), held.get("task")
     data = str(findings.more.get("data_hash", "")) if task is None else task.data_hash()
-    return {
-        **recorded(study.name, command, model=model, asked=_asked(settings, context), data=data),
-        "title": findings.title,
-        "sign": findings.sign,
-        "seed": settings.seed,
-        "settings": _plain(asdict(settings)),
-        **_about_prompts(settings, context),
-        **findings.more,
-        "results": dict(findings.results),
-        "blocks": dumped(findings.blocks),
-        "seconds": round(time.perf_counter() - start, 2),
-    }
+    return plain(  # type: ignore[no-any-return]
+        {
+            **recorded(study.name, command, model=model, asked=_asked(settings, context), data=data),
+            "title": findings.title,
+            "sign": findings.sign,
+            "seed": settings.seed,
+            "settings": asdict(settings),
+            **_about_prompts(settings, context),
+            **findings.more,
+            "results": findings.results,
+            "blocks": dumped(findings.blocks),
+            "seconds": round(time.perf_counter() - start, 2),
+        }
+    )
 
 
 def _asked(settings: Settings, context: Context) -> str:
     """The name by which the model was asked for."""
-    return context.found.origin.model if isinstance(settings, RunSettings) else str(getattr(settings, "model", ""))
+    return context.reopened.origin.model if isinstance(settings, RunSettings) else str(getattr(settings, "model", ""))
 
 
 def _about_prompts(settings: Settings, context: Context) -> dict[str, Any]:
+    if not isinstance(settings, (PromptSettings, RunSettings)):
+        return {}
+    about: dict[str, Any] = {**described_task(context.model, context.task), "ablation": context.ablation}
     if isinstance(settings, RunSettings):
-        found = context.found
-        of = {"folder": settings.run, "key": found.run.manifest["key"], "command": found.run.manifest["command"]}
-        about = {"ablation": found.ablation, "run": of, "prompts_from": found.origin.to_dict()}
-        return {**described_task(found.model, found.task), **about}
-    if isinstance(settings, PromptSettings):
-        about = {"ablation": context.ablation, "prompts_from": settings.origin().to_dict()}
-        return {**described_task(context.model, context.task), **about}
-    return {}
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        run = context.reopened.run.manifest
+        about["run"] = {"folder": settings.run, "key": run["key"], "command": run["command"]}
+        return {**about, "prompts_from": context.reopened.origin.to_dict()}
+    return {**about, "prompts_from": settings.origin().to_dict()}
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import circuitome as cm
 from circuitome.present import formats
-from circuitome.present.blocks import Block, Cell, Column, HeatMap, Lede, Note, Table
+from circuitome.present.blocks import Block, Column, HeatMap, Lede, Note, Table, table
+from circuitome.studies.context import Context
+from circuitome.studies.pieces import head_map, head_names, strongest
 from circuitome.studies.settings import Flag, ModelSettings
 from circuitome.studies.study import Findings, Study, Work
-
-if TYPE_CHECKING:
-    from circuitome.heads.atlas.head_score import HeadScore
-    from circuitome.heads.atlas.repeated import Repeated
-    from circuitome.models.model import Model
-    from circuitome.studies.context import Context
 
 STRONGEST = 10
 """Heads of each score that a run names."""
@@ -49,7 +46,7 @@ class Heads(ModelSettings):
     """Measure retrieval from a long text as well, which takes some minutes."""
 
 
-def work(settings: Heads, context: "Context") -> Work:
+def work(settings: Heads, context: Context) -> Work:
     """A pass over the sequences and one with noise for weights; copying by weights costs as much again."""
     from circuitome.heads.atlas.repeated import usual_period
 
@@ -57,19 +54,16 @@ def work(settings: Heads, context: "Context") -> Work:
     return Work(texts=settings.n, tokens=2 * period, forward=6.0)
 
 
-def run(settings: Heads, context: "Context") -> Findings:
+def run(settings: Heads, context: Context) -> Findings:
     """The scores of every head."""
-    from circuitome.heads.atlas.all_heads import head_atlas
-    from circuitome.heads.long_context.retrieval import retrieval_scores
-
-    atlas = head_atlas(context.setting, n=settings.n, period=settings.period)
+    atlas = cm.heads.head_atlas(context.setting, n=settings.n, period=settings.period)
     more: dict[str, Any] = sequences(context.model, atlas.repeated)
     if settings.retrieval:
-        found = retrieval_scores(context.setting)
-        atlas = atlas.joined(found.score)
-        more["retrieval"] = {"runs": len(found.prompts), "answered": int(found.success.sum())}
+        retrieval = cm.retrieval_scores(context.setting)
+        atlas = atlas.joined(retrieval.score)
+        more["retrieval"] = {"runs": len(retrieval.prompts), "answered": int(retrieval.success.sum())}
     scores = atlas.to_dict()["scores"]
-    top = {name: strongest(score, STRONGEST) for name, score in atlas.scores.items()}
+    top = {name: strongest(score.top(STRONGEST)) for name, score in atlas.scores.items()}
     return Findings(
         title=f"Heads of {settings.model}",
         sign=SIGN,
@@ -80,7 +74,7 @@ def run(settings: Heads, context: "Context") -> Findings:
     )
 
 
-def sequences(model: "Model", repeated: "Repeated", text: str = "") -> dict[str, Any]:
+def sequences(model: "cm.Model", repeated: "cm.heads.Repeated", text: str = "") -> dict[str, Any]:
     """What the repeated sequences were, as entries of a manifest."""
     import hashlib
 
@@ -95,11 +89,6 @@ def sequences(model: "Model", repeated: "Repeated", text: str = "") -> dict[str,
         "data_hash": data,
     }
     return {"sequences": about, "data_hash": data}
-
-
-def strongest(score: "HeadScore", count: int) -> list[dict[str, Any]]:
-    """The heads with the largest values of a score, as plain JSON values."""
-    return [{"label": head, "mean": e.value, "low": e.low, "high": e.high} for head, e in score.top(count)]
 
 
 def blocks(scores: Mapping[str, Any], top: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Block]:
@@ -123,8 +112,6 @@ def blocks(scores: Mapping[str, Any], top: Mapping[str, Sequence[Mapping[str, An
 
 def kinds(scores: Mapping[str, Any]) -> tuple[dict[str, list[str]], int]:
     """Heads by the score that names their kind, in the order of `KINDS` and layers, and how many heads there are."""
-    from circuitome.studies.pieces import head_names
-
     known = {name: scores[name] for name in KINDS if name in scores}
     first = next(iter(scores.values()))["mean"]
     places = [(layer, head) for layer in range(len(first)) for head in range(len(first[layer]))]
@@ -155,34 +142,24 @@ def kinds_sentence(by_kind: Mapping[str, Sequence[str]], total: int) -> str:
 
 def kinds_table(by_kind: Mapping[str, Sequence[str]]) -> list[Table]:
     """Which heads are of each kind. Most rest, which says little, so a terminal leaves them out."""
-    rows = tuple((KINDS[name][0], len(heads), ", ".join(heads)) for name, heads in by_kind.items())
-    columns = (Column(name="kind"), Column(name="count", style="count"), Column(name="heads"))
+    rows = [(KINDS[name][0], len(heads), ", ".join(heads)) for name, heads in by_kind.items()]
     top = len(rows) - ("sink4" in by_kind)
-    return [Table(title="Heads by kind", columns=columns, rows=rows, top=top)] if top else []
+    return [table("Heads by kind", ("kind", ("count", "count"), "heads"), rows, top=top)] if top else []
 
 
 def strongest_table(
-    scores: Mapping[str, Any], top: Mapping[str, Sequence[Mapping[str, Any]]], count: int, **options: Any
+    scores: Mapping[str, Any], top: Mapping[str, Sequence[Mapping[str, Any]]], count: int, where: str
 ) -> Table:
     """The strongest heads of every score, what it says, and what heads reach by chance and with noise for weights."""
-    columns = (
-        Column(name="score"),
-        Column(name="chance", style="number", decimals=3),
-        Column(name="noise", style="number", decimals=3),
-        Column(name="strongest heads"),
-        Column(name="what it says", narrow=False),
-    )
-    wide = options.get("where") == "page"
-    rows: list[tuple[Cell, ...]] = [
+    shown = slice(None if where == "page" else -1)
+    columns = ("score", ("chance", "number", 3), ("noise", "number", 3), "strongest heads")
+    rows = [
         (score["name"], score["chance"], score["random_ceiling"], strongest_words(top[name][:count]), score["what"])
         for name, score in scores.items()
     ]
-    return Table(
-        title=f"Strongest {count} heads of every score, with 95 % intervals",
-        columns=columns if wide else columns[:-1],
-        rows=tuple(rows if wide else [row[:-1] for row in rows]),
-        **options,
-    )
+    title = f"Strongest {count} heads of every score, with 95 % intervals"
+    every: tuple[Any, ...] = (*columns, Column("what it says", narrow=False))
+    return table(title, every[shown], (row[shown] for row in rows), where=where)
 
 
 def strongest_words(heads: Sequence[Mapping[str, Any]]) -> str:
@@ -198,11 +175,9 @@ def _ends(head: Mapping[str, Any]) -> str:
 
 def score_map(score: Mapping[str, Any], **options: Any) -> HeatMap:
     """A score of all heads as a map."""
-    from circuitome.studies.pieces import head_map
-
     title = f"{score['name']}: {score['what']}"
-    chance = formats.finite(score["chance"]) or 0.0
     ends = score["low"], score["high"]
+    chance = formats.finite(score["chance"]) or 0.0
     return head_map(title, score["mean"], *ends, unit=score["unit"], chance=chance, top=0, **options)
 
 

@@ -2,16 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import circuitome as cm
 from circuitome.present import formats
-from circuitome.present.blocks import Block, Column, Figure, Lede, Lines, Numbers, Series, Table
+from circuitome.present.blocks import Block, Lede, Lines, Numbers, Series, Table, table
+from circuitome.studies.context import Context
 from circuitome.studies.heads import score_map, sequences
+from circuitome.studies.pieces import cell, figure, written
 from circuitome.studies.settings import ModelSettings
 from circuitome.studies.study import Findings, Study, Work
-
-if TYPE_CHECKING:
-    from circuitome.studies.context import Context
 
 LINES = {"whole": "whole model", "without": "without the strongest", "random": "without random ones"}
 SIGN = (
@@ -36,7 +36,7 @@ class Induction(ModelSettings):
     """A plain text for in-context learning, in place of the package's own."""
 
 
-def work(settings: Induction, context: "Context") -> Work:
+def work(settings: Induction, context: Context) -> Work:
     """A pass for the patterns, and one for each set of heads that is switched off, on sequences and pieces of text."""
     from circuitome.heads.atlas.repeated import usual_period
 
@@ -44,29 +44,27 @@ def work(settings: Induction, context: "Context") -> Work:
     return Work(texts=settings.n, tokens=2 * period, forward=4.0 * (2 + settings.draws))
 
 
-def run(settings: Induction, context: "Context") -> Findings:
+def run(settings: Induction, context: Context) -> Findings:
     """Induction heads of a model, and what goes without them."""
     from circuitome.heads.atlas.head_score import named
-    from circuitome.heads.atlas.induction_heads import induction
     from circuitome.runs.texts import read_text
 
     text = None if settings.text is None else read_text(settings.text)
-    found = induction(
-        context.setting, n=settings.n, period=settings.period, k=settings.k, draws=settings.draws, text=text
-    )
-    scores = named([score for score in (found.prefix, found.copying) if score])
+    options = {name: getattr(settings, name) for name in ("n", "period", "k", "draws")}
+    measured = cm.heads.induction(context.setting, text=text, **options)
+    scores = named([score for score in (measured.prefix, measured.copying) if score])
     tensors = {name: score.samples for name, score in scores.items()}
-    for name, losses in {"whole": found.whole, "without": found.without}.items():
+    for name, losses in {"whole": measured.whole, "without": measured.without}.items():
         tensors |= {f"{name}.repeated": losses.repeated}
         tensors |= {} if losses.text is None else {f"{name}.text": losses.text}
-    results = found.to_dict()
+    results = measured.to_dict()
     return Findings(
         title=f"Induction in {settings.model}",
         sign=SIGN,
         results=results,
         blocks=blocks(results),
         tensors=tensors,
-        more=sequences(context.model, found.layout, text or ""),
+        more=sequences(context.model, measured.layout, text or ""),
     )
 
 
@@ -90,11 +88,6 @@ def sentence(results: Mapping[str, Any]) -> str:
     )
 
 
-def written(estimate: Mapping[str, Any]) -> str:
-    """An estimate with its interval."""
-    return formats.estimate(*(estimate[end] for end in ("value", "low", "high")))
-
-
 def comparison(results: Mapping[str, Any]) -> str:
     """What follows from the difference between the strongest heads and random ones."""
     difference, n = results["effects"]["difference"], results["sequences"]
@@ -116,53 +109,40 @@ def learning(results: Mapping[str, Any]) -> Numbers:
         "advantage": ("Advantage", "the first minus the second"),
         "in_context": ("In-context learning", "on text: loss late minus loss early in a piece"),
     }
-    cards = tuple(
-        Figure(name=title, value=e["value"], low=e["low"], high=e["high"], unit="nats a token", about=about)
-        for name, (title, about) in titles.items()
-        if (e := results.get(name))
-    )
-    return Numbers(title="Learning in context", items=cards)
+    cards = (figure(title, results[name], about) for name, (title, about) in titles.items() if results[name])
+    return Numbers(title="Learning in context", items=tuple(cards))
 
 
 def effects(results: Mapping[str, Any]) -> Table:
     """What is switched off, the rise of the loss on repeated tokens, and that of the in-context-learning score."""
-    from circuitome.studies.pieces import cell_of
-
     count = len(results["heads"])
     names = {
         "without": f"the {count} strongest",
         "random": f"{count} random ones, mean of {len(results['random_heads'])} draws",
         "difference": "the difference",
     }
-    rows = tuple(
-        (name, cell_of(results["effects"][part]), cell_of(results["context_effects"].get(part)))
-        for part, name in names.items()
-    )
-    columns = (
-        Column(name="switched off"),
-        Column(name="loss on repeats", style="estimate", unit="nats a token", decimals=3),
-        Column(name="in-context learning", style="estimate", unit="nats a token", decimals=3),
-    )
+    kinds = ("effects", "context_effects")
+    rows = ((name, *(cell(results[kind].get(part)) for kind in kinds)) for part, name in names.items())
+    estimates = ((name, "estimate", 3, "nats a token") for name in ("loss on repeats", "in-context learning"))
     note = (
         f"In nats a token, means over {results['sequences']} sequences of {results['period']} random tokens said "
         f"{results['repeats']} times and {results['pieces']} pieces of text. Heads switched off write nothing; "
         "patterns stay as they were."
     )
-    return Table(title="Rise without heads", note=note, columns=columns, rows=rows)
+    return table("Rise without heads", ("switched off", *estimates), rows, note=note)
 
 
 def losses(by_position: Mapping[str, Any]) -> Lines:
     """Mean loss of each token of the repeated sequences, one line for each set of heads."""
-    series = tuple(
-        Series(
-            name=name, x=tuple(range(2, 2 + len(by_position[part]))), y=tuple(map(formats.finite, by_position[part]))
-        )
-        for part, name in LINES.items()
-        if part in by_position
+    tokens = tuple(range(2, 2 + len(by_position["whole"])))
+    return Lines(
+        title="Loss by position",
+        note="Mean loss of each token of the repeated sequences.",
+        x="token of the sequence",
+        y="loss, nats",
+        series=tuple(Series(name=name, x=tokens, y=tuple(by_position[part])) for part, name in LINES.items()),
+        where="page",
     )
-    note = "Mean loss of each token of the repeated sequences."
-    x, y = "token of the sequence", "loss, nats"
-    return Lines(title="Loss by position", note=note, x=x, y=y, series=series, where="page")
 
 
 STUDY = Study("induction", Induction, run, work)

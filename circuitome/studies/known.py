@@ -6,17 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
+import circuitome as cm
 from circuitome.errors import InputError, unknown_name
 from circuitome.present import formats
-from circuitome.present.blocks import Block, Column, Lede, Table
+from circuitome.present.blocks import Block, Lede, Table, table
+from circuitome.studies.context import Context
 from circuitome.studies.settings import Names, Settings, command_line
 from circuitome.studies.study import Findings, Study, Work
 
 if TYPE_CHECKING:
     from circuitome.engine.setting import Setting
-    from circuitome.graph.circuits import Circuit
-    from circuitome.graph.edge_scores import EdgeScores
-    from circuitome.studies.context import Context
 
 TRIED = ("acdc", "exact", "eap", "eap-ig", "clean-corrupted", "atp", "magnitude", "random")
 """Methods by default."""
@@ -69,13 +68,13 @@ class Known(Settings):
                     raise unknown_name(kind, name, allowed)
 
 
-def work(settings: Known, context: "Context") -> Work:
+def work(settings: Known, context: Context) -> Work:
     """Tiny models: what counts is the number of searches, not their passes."""
     searches = len(settings.names()) * len(settings.methods) * len(settings.ablations)
     return Work(texts=PROMPTS, tokens=8, seconds=SECONDS * searches, notes={"searches": searches})
 
 
-def run(settings: Known, context: "Context") -> Findings:
+def run(settings: Known, context: Context) -> Findings:
     """Every method on every model under every ablation, and the true circuits; what is done is kept for `--resume`."""
     from circuitome.engine.checkpoint import Checkpoint
     from circuitome.validation.ground_truth.truth import TOLERANCE
@@ -103,14 +102,13 @@ def run(settings: Known, context: "Context") -> Findings:
 
 
 def measured(
-    settings: Known, context: "Context", name: str, ablation: str, done: int, pairs: int
+    settings: Known, context: Context, name: str, ablation: str, done: int, pairs: int
 ) -> tuple[list[str], list[dict[str, Any]]]:
     """The true edges of one model under one ablation, and a row for each method."""
     from circuitome.engine.setting import Setting
-    from circuitome.models.loading import load
     from circuitome.validation import ground_truth
 
-    model, rows = load(name), list[dict[str, Any]]()
+    model, rows = cm.load(name), list[dict[str, Any]]()
     everything = ground_truth.task(name, TRUTH_PROMPTS, settings.seed + 1)
     truth = ground_truth.true_circuit(model, everything, ablation=ablation)
     task = ground_truth.task(name, PROMPTS, settings.seed)
@@ -123,7 +121,7 @@ def measured(
     return list(truth), rows
 
 
-def rates(setting: "Setting", method: str, truth: "Circuit") -> dict[str, Any]:
+def rates(setting: "Setting", method: str, truth: "cm.Circuit") -> dict[str, Any]:
     """How much of `truth` one method finds; None and the reason where it cannot apply."""
     from circuitome.validation.ground_truth.roc import edge_auroc, node_auroc, pessimistic_area, precision_recall
 
@@ -143,8 +141,8 @@ def rates(setting: "Setting", method: str, truth: "Circuit") -> dict[str, Any]:
 
 
 def search(
-    setting: "Setting", method: str, truth: "Circuit"
-) -> tuple["EdgeScores", "Circuit", list[tuple[float, float]]]:
+    setting: "Setting", method: str, truth: "cm.Circuit"
+) -> tuple["cm.EdgeScores", "cm.Circuit", list[tuple[float, float]]]:
     """Scores, the circuit that is held against the truth, and the points of the ROC curve."""
     from circuitome.discovery.search.pruning import roc_sweep
     from circuitome.studies.methods import METHODS, Search
@@ -167,12 +165,11 @@ def blocks(rows: Sequence[Mapping[str, Any]], truths: Mapping[str, Sequence[str]
     )
     parts: list[Block] = [Lede(text=" ".join(_best(rows, methods, ablation, len(models)) for ablation in ablations))]
     for ablation in ablations:
-        found = {(row["model"], row["method"]): row for row in rows if row["ablation"] == ablation}
-        parts += [_means(found, ablation, methods, models), _by_model(found, ablation, methods, models)]
+        rates_of = {(row["model"], row["method"]): row for row in rows if row["ablation"] == ablation}
+        parts += [_means(rates_of, ablation, methods, models), _by_model(rates_of, ablation, methods, models)]
     parts += [_every_rate(rows, ablation) for ablation in ablations]
-    true = tuple((name, ", ".join(edges)) for name, edges in truths.items())
-    heads = (Column(name="model and ablation"), Column(name="edges"))
-    return [*parts, Table(title="True circuits", columns=heads, rows=true, folded=True)]
+    true = ((name, ", ".join(edges)) for name, edges in truths.items())
+    return [*parts, table("True circuits", ("model and ablation", "edges"), true, folded=True)]
 
 
 def _best(rows: Sequence[Mapping[str, Any]], methods: Sequence[str], ablation: str, models: int) -> str:
@@ -196,45 +193,37 @@ Rates = Mapping[tuple[str, str], Mapping[str, Any]]
 """By model and method."""
 
 
-def _means(found: Rates, ablation: str, methods: Sequence[str], models: Sequence[str]) -> Table:
+def _means(rates_of: Rates, ablation: str, methods: Sequence[str], models: Sequence[str]) -> Table:
     """Every rate of a method, mean over models."""
-    rows = tuple((m, *(_mean([found[name, m] for name in models], rate) for rate in RATES)) for m in methods)
-    return Table(
-        title=f"Mean over models, {ablation} ablation",
-        note="AUROC: the chance that a true edge (or node) scores above another one; .5 is chance.",
-        columns=(Column(name="method"), *_numbers(RATES)),
-        rows=rows,
-    )
+    rows = ((m, *(_mean([rates_of[name, m] for name in models], rate) for rate in RATES)) for m in methods)
+    note = "AUROC: the chance that a true edge (or node) scores above another one; .5 is chance."
+    return table(f"Mean over models, {ablation} ablation", ("method", *_numbers(RATES)), rows, note=note)
 
 
-def _by_model(found: Rates, ablation: str, methods: Sequence[str], models: Sequence[str]) -> Table:
+def _by_model(rates_of: Rates, ablation: str, methods: Sequence[str], models: Sequence[str]) -> Table:
     """Edge AUROC of every method on every model."""
-    rows = tuple(
-        (name.removeprefix(PREFIX), *(formats.finite(found[name, m][RATES[0]]) for m in methods)) for name in models
-    )
+    rows = ((name.removeprefix(PREFIX), *(rates_of[name, method][RATES[0]] for method in methods)) for name in models)
     note = f"Compiled models without their {PREFIX} in front."
-    columns = (Column(name="model"), *_numbers(methods, decimals=2))
-    return Table(title=f"Edge AUROC by model, {ablation} ablation", note=note, columns=columns, rows=rows)
+    return table(f"Edge AUROC by model, {ablation} ablation", ("model", *_numbers(methods, 2)), rows, note=note)
 
 
 def _every_rate(rows: Sequence[Mapping[str, Any]], ablation: str) -> Table:
     """All that was measured under one ablation."""
-    table = tuple(
+    measured = (
         (
             *(row["model"], row["method"], f"{row['true_edges']} of {row['all_edges']}"),
-            *(formats.finite(row[rate]) for rate in RATES),
+            *(row[rate] for rate in RATES),
             row["note"] or "",
         )
         for row in rows
         if row["ablation"] == ablation
     )
-    texts = (Column(name=name) for name in ("model", "method", "true edges"))
-    columns = (*texts, *_numbers(RATES), Column(name="why not"))
-    return Table(title=f"Every rate, {ablation} ablation", columns=columns, rows=table, folded=True)
+    columns = ("model", "method", "true edges", *_numbers(RATES), "why not")
+    return table(f"Every rate, {ablation} ablation", columns, measured, folded=True)
 
 
-def _numbers(names: Sequence[str], decimals: int = 3) -> tuple[Column, ...]:
-    return tuple(Column(name=name, style="number", decimals=decimals) for name in names)
+def _numbers(names: Sequence[str], decimals: int = 3) -> list[tuple[str, str, int]]:
+    return [(name, "number", decimals) for name in names]
 
 
 STUDY = Study("known", Known, run, work)

@@ -2,17 +2,22 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from typing_extensions import override
 
+import circuitome as cm
 from circuitome.errors import InputError
-from circuitome.present.blocks import Block, Column, HeatMap, Lede, Table
+from circuitome.present.blocks import Block, Column, HeatMap, Lede, Table, table
+from circuitome.studies.context import Context
 from circuitome.studies.settings import Argument, ModelSettings
 from circuitome.studies.study import Findings, Study, Work
 
-if TYPE_CHECKING:
-    from circuitome.studies.context import Context
+MAPS = (
+    ("Probability of the target", "target_probability", "probability", "After each part, at each position."),
+    ("Distance to the end", "kl", "nats", "KL divergence of the last prediction from that after each part."),
+)
+"""Title, result, unit and note of each map over parts and positions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +48,7 @@ def run(settings: Lens, context: "Context") -> Findings:
     """Prediction, probability and rank of the target, distance to the end, part by part at every position."""
     import torch
 
-    from circuitome.weights.lens import logit_lens
-
-    results = logit_lens(context.model, settings.prompt, target=settings.target).to_dict()
+    results = cm.logit_lens(context.model, settings.prompt, target=settings.target).to_dict()
     keys = ("probability", "target_probability", "rank", "kl", "entropy")
     return Findings(
         title=f"Logit lens of {settings.prompt!r} in {settings.model}",
@@ -69,56 +72,33 @@ def blocks(results: Mapping[str, Any], last: int) -> list[Block]:
         f"probability is {results['target_probability'][-1][-1]:.3f}."
     )
     columns = tuple(f"{i} {token.strip() or repr(token)}" for i, token in enumerate(tokens))
-    maps = [
+    maps = (
         HeatMap(
             title=title,
             note=note,
             rows=tuple(stages),
             columns=columns,
             labels=tuple(tuple(f"{stage}, {c}" for c in columns) for stage in stages),
-            values=tuple(tuple(float(v) for v in row) for row in results[key]),
+            values=tuple(map(tuple, results[key])),
             unit=unit,
             scale="positive",
             upwards=True,
             where="page",
         )
-        for title, key, unit, note in (
-            ("Probability of the target", "target_probability", "probability", "After each part, at each position."),
-            (
-                "Distance to the end",
-                "kl",
-                "nats",
-                "KL divergence of the last prediction from that after each part.",
-            ),
-        )
-    ]
+        for title, key, unit, note in MAPS
+    )
     return [Lede(text=text), *(at_position(results, at) for at in range(len(tokens))[-last:]), *maps]
 
 
 def at_position(results: Mapping[str, Any], at: int) -> Table:
     """Stage by stage: prediction, probability and rank of the target, distance to the end."""
-    columns = (
-        Column(name="after", style="node"),
-        Column(name="top token"),
-        Column(name="p", style="number", decimals=3),
-        Column(name=f"p({results['target_names'][at]!r})", style="number", decimals=3),
-        Column(name="rank", style="count"),
-        Column(name="KL to the end", style="number", unit="nats", decimals=2),
-        Column(name="entropy", style="number", decimals=2, narrow=False),
-    )
-    rows = tuple(
-        (
-            stage,
-            repr(results["names"][i][at]),
-            results["probability"][i][at][0],
-            results["target_probability"][i][at],
-            results["rank"][i][at],
-            results["kl"][i][at],
-            results["entropy"][i][at],
-        )
-        for i, stage in enumerate(results["stages"])
-    )
-    return Table(title=f"After {results['tokens'][at]!r} (position {at})", columns=columns, rows=rows)
+    target = f"p({results['target_names'][at]!r})"
+    columns: list[Any] = [("after", "node"), "top token", ("p", "number", 3), (target, "number", 3), ("rank", "count")]
+    columns += [("KL to the end", "number", 2, "nats"), Column("entropy", "number", 2, narrow=False)]
+    names, best = ([row[at] for row in results[key]] for key in ("names", "probability"))
+    others = ([row[at] for row in results[key]] for key in ("target_probability", "rank", "kl", "entropy"))
+    rows = zip(results["stages"], map(repr, names), [p[0] for p in best], *others, strict=True)
+    return table(f"After {results['tokens'][at]!r} (position {at})", columns, rows)
 
 
 STUDY = Study("lens", Lens, run, work)

@@ -96,15 +96,10 @@ def _scored(function: Callable[..., EdgeScores], **fixed: Any) -> Callable[[Sear
     """A method whose circuit is the edges with the largest scores."""
 
     def run(search: Search) -> Result:
-        scores = function(search.setting, **search.options, **fixed)
+        scores = function(search.kept(function.__name__), **search.options, **fixed)
         return Result(scores, scores.top(search.edges))
 
     return run
-
-
-def _exact(search: Search) -> Result:
-    scores = exact(search.kept("exact"), **search.options)
-    return Result(scores, scores.top(search.edges))
 
 
 def _atp(*, grad_drop: bool = False) -> Callable[[Search], Result]:
@@ -123,10 +118,8 @@ def _learned(function: Callable[..., EdgeScores], size: str) -> Callable[[Search
     """A method that trains masks: its circuit is what it trained for."""
 
     def run(search: Search) -> Result:
-        writers = len(search.setting.model.graph.writers)
-        wanted = {size: search.edges if size == "edges" else max(1, writers // 3)}
-        scores = function(search.kept(function.__name__), **search.options, **wanted)
-        return Result(scores, scores.top(search.edges))
+        nodes = max(1, len(search.setting.model.graph.writers) // 3)
+        return _scored(function, **{size: search.edges if size == "edges" else nodes})(search)
 
     return run
 
@@ -202,7 +195,7 @@ METHODS: dict[str, Method] = {
         lambda settings, graph: (4.0, 2.0),
     ),
     "exact": Method(
-        _exact,
+        _scored(exact),
         "every edge patched by itself, the rest of the model reacting: ground truth; takes hours",
         losses=LOSSES,
         work=lambda settings, graph: (0.3 * graph.n_edges, 0.0),

@@ -1,16 +1,15 @@
 """Activation patching: every head, MLP or place of the residual stream by itself, in both directions."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
+import circuitome as cm
 from circuitome.errors import unknown_name
+from circuitome.studies.context import Context
+from circuitome.studies.pieces import effect_blocks, effect_results, effect_tensors
 from circuitome.studies.settings import Flag, PromptSettings
 from circuitome.studies.study import Findings, Study, Work
-
-if TYPE_CHECKING:
-    from circuitome.studies.context import Context
 
 SIGN = (
     "An effect is the metric of the patched run minus that of the unpatched one, mean over prompts. "
@@ -47,13 +46,10 @@ def work(settings: Patch, context: "Context") -> Work:
 
 def run(settings: Patch, context: "Context") -> Findings:
     """Both directions of patching, a map each."""
-    from circuitome.discovery.patching.activation import DIRECTIONS, patch
-    from circuitome.studies.pieces import effect_blocks, effect_results, effect_tensors
+    from circuitome.discovery.patching.activation import DIRECTIONS
 
-    by_position = settings.by_position or None
-    maps = [
-        patch(context.setting, settings.what, direction=direction, by_position=by_position) for direction in DIRECTIONS
-    ]
+    options = {"by_position": settings.by_position or None}
+    maps = [cm.patch(context.setting, settings.what, direction=direction, **options) for direction in DIRECTIONS]
     return Findings(
         title=f"Activation patching: {context.task.name} in {settings.model}",
         sign=SIGN,

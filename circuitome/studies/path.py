@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from typing_extensions import override
 
+import circuitome as cm
 from circuitome.errors import InputError
 from circuitome.present import formats
-from circuitome.present.blocks import Block, Cell, CircuitMap, Column, Edge, Figure, Note, Table
+from circuitome.present.blocks import Block, Edge, Figure, Note, table
+from circuitome.studies.context import Context
+from circuitome.studies.pieces import cell, circuit_map, effect_blocks, effect_results, effect_tensors, strongest
 from circuitome.studies.settings import Flag, Names, PromptSettings
 from circuitome.studies.study import Findings, Study, Work
 
 if TYPE_CHECKING:
     from circuitome.discovery.patching.tracing_back import Trace
-    from circuitome.studies.context import Context
 
 SIGN = (
     "An effect is the metric when the target gets what the upstream node writes on the corrupted prompt, minus that of "
@@ -53,52 +55,41 @@ class Path(PromptSettings):
         super().check()
 
 
-def work(settings: Path, context: "Context") -> Work:
+def work(settings: Path, context: Context) -> Work:
     """About eight passes for a receiver; a trace asks about more of them the deeper it goes."""
     receivers = 1 if not settings.depth else sum((3 * settings.width) ** level for level in range(settings.depth))
     return Work.over(context.task, forward=2 + 8.0 * receivers, notes={"receivers": receivers})
 
 
-def run(settings: Path, context: "Context") -> Findings:
+def run(settings: Path, context: Context) -> Findings:
     """One map of effects, or those of all receivers on the way back."""
-    from circuitome.discovery.patching.path import path_patch
-    from circuitome.discovery.patching.tracing_back import trace_back
-    from circuitome.studies.pieces import effect_blocks, effect_results, effect_tensors
-
-    setting = context.setting
-    title = f"Path patching: {context.task.name} in {settings.model}"
+    setting, tensors = context.setting, dict[str, Any]()
     if settings.depth:
         options = {name: getattr(settings, name) for name in ("depth", "width", "threshold", "freeze_mlps")}
-        trace = trace_back(setting, **options)
-        maps = [effects for level in trace.levels for effects in level]
-        receivers = tree(trace)
-        kept = Figure(
-            name="Edges kept", value=len(trace.circuit), style="count", about=f"{len(receivers):,} targets tested"
-        )
+        trace = cm.trace_back(setting, **options)
+        maps, receivers, count = [m for level in trace.levels for m in level], tree(trace), len(trace.circuit)
+        kept = Figure(name="Edges kept", value=count, style="count", about=f"{len(receivers):,} targets tested")
         lede, cards, *rest = effect_blocks(setting, maps, more=(kept,), on_terminal=1)
-        return Findings(
-            title=title,
-            sign=SIGN,
-            results=effect_results(maps),
-            blocks=[lede, cards, *traced(setting.model.graph, receivers, trace, setting.task.unit), *rest],
-            tensors=effect_tensors(maps) | {"circuit": trace.circuit.mask},
-            more={"tree": receivers, "edges": len(trace.circuit), "circuit": list(trace.circuit)},
+        blocks = [lede, cards, *traced(setting.model.graph, receivers, trace, setting.task.unit), *rest]
+        more, tensors = {"tree": receivers, "edges": count}, {"circuit": trace.circuit.mask}
+        more["circuit"] = list(trace.circuit)
+    else:
+        effects = cm.path_patch(
+            setting,
+            settings.to,
+            senders=None if settings.senders in ((), ("all",)) else settings.senders,
+            sender_positions=positions_of(settings.positions),
+            receiver_positions=positions_of(settings.to_positions) if settings.to_positions else None,
+            freeze_mlps=settings.freeze_mlps,
         )
-    effects = path_patch(
-        setting,
-        settings.to,
-        senders=None if settings.senders in ((), ("all",)) else settings.senders,
-        sender_positions=positions_of(settings.positions),
-        receiver_positions=positions_of(settings.to_positions) if settings.to_positions else None,
-        freeze_mlps=settings.freeze_mlps,
-    )
+        maps, blocks, more = [effects], effect_blocks(setting, [effects]), {"to": list(settings.to)}
     return Findings(
-        title=title,
+        title=f"Path patching: {context.task.name} in {settings.model}",
         sign=SIGN,
-        results=effect_results([effects]),
-        blocks=effect_blocks(setting, [effects]),
-        tensors=effect_tensors([effects]),
-        more={"to": list(settings.to)},
+        results=effect_results(maps),
+        blocks=blocks,
+        tensors=effect_tensors(maps) | tensors,
+        more=more,
     )
 
 
@@ -110,33 +101,27 @@ def positions_of(names: Sequence[str]) -> str | list[str | int]:
 
 def tree(trace: "Trace") -> list[dict[str, Any]]:
     """Every receiver with its strongest senders and which of them were kept."""
-    from circuitome.studies.pieces import finite
-
     graph, rows = trace.circuit.graph, []
     for depth, (receivers, maps) in enumerate(zip(trace.receivers, trace.levels, strict=True)):
         for receiver, effects in zip(receivers, maps, strict=True):
             kept = trace.circuit.mask[:, graph.column(receiver)]
-            senders = [
-                {"label": name, "mean": e.value, "low": finite(e.low), "high": finite(e.high)}
-                | {"kept": bool(kept[graph.row(name)])}
-                for name, e in effects.top(max(5, int(kept.sum())))
-            ]
+            senders = strongest(effects.top(max(5, int(kept.sum()))))
+            senders = [{**sender, "kept": bool(kept[graph.row(sender["label"])])} for sender in senders]
             rows.append({"receiver": receiver, "depth": depth, "senders": senders})
     return rows
 
 
-def traced(graph: Any, receivers: Sequence[dict[str, Any]], trace: "Trace", unit: str) -> list[Block]:
+def traced(graph: "cm.Graph", receivers: Sequence[dict[str, Any]], trace: "Trace", unit: str) -> list[Block]:
     """The kept edges on the model's grid, then every target with its upstream nodes, depth by depth."""
-    from circuitome.studies.pieces import shape_of
-
     kept = [(r["depth"], r["receiver"], s) for r in receivers for s in r["senders"] if s["kept"]]
-    edges = sorted(
-        (Edge(source=s["label"], reader=to, score=s["mean"], low=s["low"], high=s["high"]) for _, to, s in kept),
-        key=lambda edge: -abs(edge.score or 0.0),
-    )
-    rows: list[tuple[Cell, ...]] = [(d, to, s["label"], (s["mean"], s["low"], s["high"])) for d, to, s in kept]
+    edges = (Edge(source=s["label"], reader=to, score=s["mean"], low=s["low"], high=s["high"]) for _, to, s in kept)
+    rows = [(depth, to, s["label"], cell(s)) for depth, to, s in kept]
     left = [
-        (r["depth"], r["receiver"], ", ".join(f"{s['label']} {_signed(s)}" for s in r["senders"] if not s["kept"]))
+        (
+            r["depth"],
+            r["receiver"],
+            ", ".join(f"{s['label']} {formats.fixed(s['mean'], 3)}" for s in r["senders"] if not s["kept"]),
+        )
         for r in receivers
     ]
     nothing = sum(not any(s["kept"] for s in r["senders"]) for r in receivers)
@@ -144,13 +129,8 @@ def traced(graph: Any, receivers: Sequence[dict[str, Any]], trace: "Trace", unit
         "Of each target the strongest upstream nodes whose effect is large enough and whose interval leaves out zero "
         f"are kept; for {nothing:,} of {len(receivers):,} targets nothing was kept."
     )
-    columns = (
-        Column(name="depth", style="count"),
-        Column(name="target", style="node"),
-        Column(name="upstream node kept", style="node"),
-        Column(name="effect", style="estimate", unit=unit, decimals=3),
-    )
-    others = (*columns[:2], Column(name="strongest upstream nodes not kept"))
+    ends = (("depth", "count"), ("target", "node"))
+    columns = (*ends, ("upstream node kept", "node"), ("effect", "estimate", 3, unit))
     unsure = Note(
         level="warning",
         text="With one prompt there is no interval over prompts: nodes were kept for the size of their effect alone, "
@@ -158,14 +138,10 @@ def traced(graph: Any, receivers: Sequence[dict[str, Any]], trace: "Trace", unit
     )
     return [
         *(() if trace.certain else (unsure,)),
-        CircuitMap(title="Edges kept", shape=shape_of(graph), edges=tuple(edges), unit=unit, top=0),
-        Table(title="Trace back from the logits", note=note, columns=columns, rows=tuple(rows)),
-        Table(title="What was not kept", columns=others, rows=tuple(left), folded=True),
+        circuit_map(graph, edges, title="Edges kept", unit=unit, top=0),
+        table("Trace back from the logits", columns, rows, note=note),
+        table("What was not kept", (*ends, "strongest upstream nodes not kept"), left, folded=True),
     ]
-
-
-def _signed(sender: dict[str, Any]) -> str:
-    return formats.fixed(sender["mean"], 3)
 
 
 STUDY = Study("path", Path, run, work)

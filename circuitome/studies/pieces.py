@@ -1,63 +1,76 @@
-"""Blocks that several studies make: estimates as cells and cards, example prompts, a circuit on its grid."""
+"""Blocks that several studies make: estimates in tables and figures, maps of heads and effects, circuits, prompts.
 
-import math
+An estimate is an `Estimate`, or what its `to_dict` gives, from which a run's results are made.
+"""
+
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from circuitome.engine.setting import Setting
-from circuitome.graph.circuits import Circuit
-from circuitome.graph.edge_scores import EdgeScores
-from circuitome.graph.model_graph import Graph
+import circuitome as cm
 from circuitome.graph.node import Node
-from circuitome.models.model import Model
-from circuitome.present import formats
-from circuitome.present.blocks import (
-    Block,
-    Cell,
-    CircuitMap,
-    Column,
-    Edge,
-    Figure,
-    HeatMap,
-    Lede,
-    Note,
-    Number,
-    Numbers,
-    Pair,
-    Pairs,
-    Series,
-    Shape,
-    Style,
-    Table,
-)
-from circuitome.results import EffectMap, Estimate
-from circuitome.runs.record import PROMPTS
-from circuitome.tasks.task import Task
+from circuitome.present import blocks, formats
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from circuitome.engine.setting import Setting
+
+Estimated = Any
+"""An `Estimate`, or a mapping with its value (or mean), its low and its high end."""
 
 
-def finite(value: float | None) -> float | None:
-    """A number as JSON can hold it: None for NaN and infinity."""
-    return value if value is not None and math.isfinite(value) else None
+def ends(estimate: Estimated) -> tuple[blocks.Number, blocks.Number, blocks.Number]:
+    """Value, low and high end of an estimate."""
+    values = estimate if isinstance(estimate, Mapping) else vars(estimate)
+    return values["value"] if "value" in values else values["mean"], values["low"], values["high"]
 
 
-def cell(estimate: Estimate) -> Cell:
-    """An estimate as a table's cell."""
-    return finite(estimate.value), finite(estimate.low), finite(estimate.high)
+def cell(estimate: Estimated | None) -> blocks.Cell:
+    """An estimate as a table's cell; None where there is none."""
+    return None if estimate is None else ends(estimate)
 
 
-def cell_of(estimate: Mapping[str, Any] | None) -> Cell:
-    """An estimate as plain JSON values (`Estimate.to_dict`) as a table's cell; None where there is none."""
-    return None if estimate is None else tuple(finite(estimate[end]) for end in ("value", "low", "high"))  # type: ignore[return-value]
+def written(estimate: Estimated, decimals: int = 3) -> str:
+    """An estimate with its interval where it has one: 2.200 [1.900, 2.500]."""
+    return formats.estimate(*ends(estimate), decimals)
 
 
-def series_of(name: str, x: Sequence[float], estimates: Iterable[Mapping[str, Any]], **options: Any) -> Series:
-    """Estimates as plain JSON values as a line of a chart with its band, at the places `x`."""
-    rows = [[finite(estimate[end]) for end in ("value", "low", "high")] for estimate in estimates]
-    y, low, high = (tuple(row[end] for row in rows) for end in range(3))
-    return Series(name=name, x=tuple(x), y=y, low=low, high=high, **options)
+def rounded(estimate: Estimated) -> str:
+    """The same with three digits at most: what is nearly nothing is 0.000."""
+    value, low, high = ends(estimate)
+    if formats.finite(value) is None:
+        return formats.MISSING
+    return f"{formats.rounded(value or 0.0, 3)} {formats.interval(low, high)}".strip()
+
+
+def percent(estimate: Estimated) -> str:
+    """A share in words: 43 % [38, 48]."""
+    return formats.percent(*ends(estimate))
+
+
+def strongest(named: Iterable[tuple[str, "cm.Estimate"]]) -> list[dict[str, Any]]:
+    """Parts with their estimates as plain JSON values."""
+    return [{"label": name, "mean": e.value, "low": e.low, "high": e.high} for name, e in named]
+
+
+def figure(name: str, estimate: Estimated, about: str = "", style: blocks.Style = "number") -> blocks.Figure:
+    """An estimate as a headline number, in its own unit."""
+    value, low, high = ends(estimate)
+    unit = estimate["unit"] if isinstance(estimate, Mapping) else estimate.unit
+    unit = "" if style == "percent" or unit.startswith("share ") else unit
+    return blocks.Figure(name=name, value=value, low=low, high=high, unit=unit, style=style, about=about)
+
+
+def series_of(name: str, x: Iterable[float], estimates: Iterable[Estimated], **options: Any) -> blocks.Series:
+    """Estimates as a line of a chart with its band, at the places `x`."""
+    y, low, high = zip(*map(ends, estimates), strict=True)
+    return blocks.Series(name=name, x=tuple(x), y=y, low=low, high=high, **options)
+
+
+def size_lines(series: Iterable[blocks.Series], **options: Any) -> blocks.Lines:
+    """Faithfulness of circuits by their size, between that of the ablated and that of the whole model."""
+    texts = {"title": "Faithfulness by size", "x": "edges", "y": "faithfulness", **options}
+    return blocks.Lines(series=tuple(series), log_x=True, levels=(("whole model", 1.0), ("all ablated", 0.0)), **texts)
 
 
 def head_names(heads: Iterable[tuple[int, int]]) -> list[str]:
@@ -66,16 +79,20 @@ def head_names(heads: Iterable[tuple[int, int]]) -> list[str]:
 
 
 def head_map(
-    title: str, mean: Sequence[Sequence[Number]], *ends: Sequence[Sequence[Number]], extra: str = "", **options: Any
-) -> HeatMap:
+    title: str,
+    mean: Sequence[Sequence[blocks.Number]],
+    *ends: Sequence[Sequence[blocks.Number]],
+    extra: str = "",
+    **options: Any,
+) -> blocks.HeatMap:
     """Values of all heads, [layer][head], as a map with layers upwards; `ends` are the lower and the upper ones.
 
     `extra` names a last column that is no head. Colours are those of signed values where any is negative.
     """
-    values = [tuple(tuple(finite(value) for value in row) for row in matrix) for matrix in (mean, *ends)]
+    values, low, high = (tuple(map(tuple, matrix)) for matrix in (mean, *(ends or ((), ()))))
     heads, more = range(len(mean[0]) - bool(extra)), [extra] if extra else []
     rows = tuple(str(Node("attention", layer)) for layer in range(len(mean)))
-    return HeatMap(
+    return blocks.HeatMap(
         title=title,
         rows=rows,
         columns=(*(f"h{head}" for head in heads), *more),
@@ -83,81 +100,57 @@ def head_map(
             (*head_names((layer, head) for head in heads), *(f"{row} {name}" for name in more))
             for layer, row in enumerate(rows)
         ),
-        values=values[0],
-        low=values[1] if ends else (),
-        high=values[2] if ends else (),
-        scale="signed" if any((value or 0.0) < 0 for row in values[0] for value in row) else "positive",
+        values=values,
+        low=low,
+        high=high,
+        scale="signed" if any((value or 0.0) < 0 for row in values for value in row) else "positive",
         upwards=True,
         **options,
     )
 
 
-def figure(name: str, estimate: Estimate, about: str = "", style: Style = "number") -> Figure:
-    """An estimate as a headline number, in its own unit."""
-    value, low, high = map(finite, (estimate.value, estimate.low, estimate.high))
-    unit = "" if style == "percent" or estimate.unit.startswith("share ") else estimate.unit
-    return Figure(name=name, value=value, low=low, high=high, unit=unit, style=style, about=about)
-
-
-def example_pairs(model: Model, task: Task, metrics: Mapping[str, Tensor] | None = None) -> Pairs:
+def example_pairs(model: "cm.Model", task: "cm.Task", metrics: Mapping[str, "Tensor"]) -> blocks.Pairs:
     """The first prompts of a task with the metric of each named run on them."""
-    columns = {name: values.tolist() for name, values in (metrics or {}).items()}
+    from circuitome.runs.record import described_pairs
+
     pairs = tuple(
-        Pair(
-            clean=pair.clean_text,
-            corrupted=pair.corrupted_text,
-            answers=tuple(model.decode([token]) for token in pair.answers[:10]),
-            wrongs=tuple(model.decode([token]) for token in pair.wrongs[:10]),
-            metrics=tuple((name, finite(values[row])) for name, values in columns.items()),
-        )
-        for row, pair in enumerate(task.pairs[:PROMPTS])
+        blocks.Pair(**words, metrics=tuple((name, float(values[row])) for name, values in metrics.items()))
+        for row, words in enumerate(described_pairs(model, task))
     )
-    return Pairs(title="Example prompts", pairs=pairs, unit=task.unit, where="page")
+    return blocks.Pairs(title="Example prompts", pairs=pairs, unit=task.unit, where="page")
 
 
-def shape_of(graph: Graph) -> Shape:
+def shape_of(graph: "cm.Graph") -> blocks.Shape:
     """The grid of a graph."""
-    return Shape(
-        layers=graph.n_layers,
-        heads=graph.n_heads,
-        kv_heads=graph.n_kv_heads,
-        mlps=bool(graph.mlps),
-        parallel=graph.parallel,
-    )
+    sizes = {"layers": graph.n_layers, "heads": graph.n_heads, "kv_heads": graph.n_kv_heads}
+    return blocks.Shape(**sizes, mlps=bool(graph.mlps), parallel=graph.parallel)
 
 
-def circuit_map(scores: EdgeScores, circuit: Circuit, intervals: Tensor | None, **texts: Any) -> CircuitMap:
-    """A circuit's edges, strongest |score| first, with the [2, writers, readers] ends of their intervals if given."""
-    rows, columns = circuit.mask.nonzero(as_tuple=True)
-    ends = torch.full((2, len(rows)), torch.nan) if intervals is None else intervals[:, rows, columns]
-    values = scores.values[rows, columns]
-    edges = [
-        Edge(
-            source=scores.graph.writers[row],
-            reader=scores.graph.readers[column],
-            score=value,
-            low=finite(low),
-            high=finite(high),
+def circuit_map(graph: "cm.Graph", edges: Iterable[blocks.Edge], **options: Any) -> blocks.CircuitMap:
+    """A circuit on its model's grid, strongest |score| first."""
+    ranked = sorted(edges, key=lambda edge: -abs(edge.score or 0.0))
+    return blocks.CircuitMap(shape=shape_of(graph), edges=tuple(ranked), **options)
+
+
+def scored_edges(scores: "cm.EdgeScores", circuit: "cm.Circuit", intervals: "Tensor | None") -> list[blocks.Edge]:
+    """A circuit's edges with the [2, writers, readers] ends of their intervals if given."""
+    places = circuit.mask.nonzero()
+    rows, columns = places.T
+    values = scores.values[rows, columns].tolist()
+    bounds = [(None, None)] * len(values) if intervals is None else intervals[:, rows, columns].T.tolist()
+    return [
+        blocks.Edge(
+            source=scores.graph.writers[row], reader=scores.graph.readers[column], score=value, low=low, high=high
         )
-        for row, column, value, (low, high) in zip(
-            rows.tolist(), columns.tolist(), values.tolist(), ends.T.tolist(), strict=True
-        )
+        for (row, column), value, (low, high) in zip(places.tolist(), values, bounds, strict=True)
     ]
-    edges.sort(key=lambda edge: -abs(edge.score or 0.0))
-    return CircuitMap(shape=shape_of(scores.graph), edges=tuple(edges), unit=scores.unit, **texts)
 
 
-def percent(estimate: Estimate) -> str:
-    """A share in words: 43 % [38, 48]."""
-    return formats.percent(estimate.value, estimate.low, estimate.high)
-
-
-def effect_map(effects: EffectMap, **texts: Any) -> HeatMap:
+def effect_map(effects: "cm.EffectMap", **options: Any) -> blocks.HeatMap:
     """Effects with their intervals as a heat map, layers upwards; its note counts the intervals without zero."""
     low, high = effects.interval
     certain, cells = int(((low > 0) | (high < 0)).sum()), int((~effects.mean.isnan()).sum())
-    labels = tuple(tuple(effects.label(i, j) for j in range(len(effects.columns))) for i in range(len(effects.rows)))
-    return HeatMap(
+    return blocks.HeatMap(
         title=effects.name[:1].upper() + effects.name[1:],
         note=f"{certain:,} of {cells:,} intervals leave out zero; of parts that do nothing, about one in twenty does.",
         rows=effects.rows,
@@ -166,99 +159,81 @@ def effect_map(effects: EffectMap, **texts: Any) -> HeatMap:
         low=_matrix(low),
         high=_matrix(high),
         unit=effects.unit,
-        whole=finite(effects.gap) or None,
-        labels=labels,
+        whole=formats.finite(effects.gap) or None,
+        labels=tuple(tuple(effects.label(i, j) for j in range(len(effects.columns))) for i in range(len(effects.rows))),
         upwards=True,
-        **texts,
+        **options,
     )
 
 
-def _matrix(values: Tensor) -> tuple[tuple[float | None, ...], ...]:
-    return tuple(tuple(finite(value) for value in row) for row in values.tolist())
+def _matrix(values: "Tensor") -> tuple[tuple[blocks.Number, ...], ...]:
+    return tuple(map(tuple, values.tolist()))
 
 
-def effect_results(maps: Sequence[EffectMap], top: int = 20) -> dict[str, Any]:
+def effect_results(maps: Sequence["cm.EffectMap"]) -> dict[str, Any]:
     """Maps and their strongest cells as plain JSON values."""
-    strongest = [
-        {"map": effects.name, "label": label, "mean": e.value, "low": finite(e.low), "high": finite(e.high)}
-        for effects in maps
-        for label, e in strongest_effects(effects, top)
-    ]
-    return {"maps": [effects.to_dict() for effects in maps], "top": strongest}
+    top = [{"map": effects.name, **part} for effects in maps for part in strongest(effects.top(20))]
+    return {"maps": [effects.to_dict() for effects in maps], "top": top}
 
 
-def strongest_effects(effects: EffectMap, top: int) -> list[tuple[str, Estimate]]:
-    """The strongest cells that exist: a map of a few senders has fewer than `top`."""
-    return [(name, estimate) for name, estimate in effects.top(top) if finite(estimate.value) is not None]
-
-
-def effect_tensors(maps: Sequence[EffectMap]) -> dict[str, Tensor]:
+def effect_tensors(maps: Sequence["cm.EffectMap"]) -> dict[str, "Tensor"]:
     """Per-prompt effects and the metrics of the plain runs."""
     samples = {f"samples{i}": effects.samples for i, effects in enumerate(maps)}
     return {**samples, "clean": maps[0].clean, "corrupted": maps[0].corrupted}
 
 
 def effect_blocks(
-    setting: Setting, maps: Sequence[EffectMap], more: Sequence[Figure] = (), on_terminal: int = 2
-) -> list[Block]:
+    setting: "Setting", maps: Sequence["cm.EffectMap"], more: Sequence[blocks.Figure] = (), on_terminal: int = 2
+) -> list[blocks.Block]:
     """The strongest effect in a sentence, headline numbers, every map, and the strongest parts of all of them.
 
     A terminal shows the first maps, a page folds what comes after three.
     """
     first, task = maps[0], setting.task
+    metrics = {"clean": first.clean, "corrupted": first.corrupted}
     cards = (
         figure(
-            "Clean", setting.mean(first.clean, task.unit), f"mean metric on clean prompts; interval over {setting.over}"
-        ),
-        figure(
-            "Corrupted",
-            setting.mean(first.corrupted, task.unit),
-            f"mean metric on corrupted prompts; interval over {setting.over}",
-        ),
-        Figure(name="Gap", value=first.gap, unit=task.unit, about="clean minus corrupted: 100 %"),
-        *more,
+            name.capitalize(),
+            setting.mean(values, task.unit),
+            f"mean metric on {name} prompts; interval over {setting.over}",
+        )
+        for name, values in metrics.items()
     )
+    gap = blocks.Figure(name="Gap", value=first.gap, unit=task.unit, about="clean minus corrupted: 100 %")
     drawn = [
         effect_map(effects, folded=i >= 3, top=0, where="everywhere" if i < on_terminal else "page")
         for i, effects in enumerate(maps)
     ]
     others = len(maps) - on_terminal
-    note = [Note(text=f"{others:,} more maps are in the report.", where="terminal")] if others > 0 else []
+    note = [blocks.Note(text=f"{others:,} more maps are in the report.", where="terminal")] if others > 0 else []
     return [
-        Lede(text=_strongest_effect(first)),
-        Numbers(items=cards),
+        blocks.Lede(text=_strongest_effect(first)),
+        blocks.Numbers(items=(*cards, gap, *more)),
         *drawn,
         *note,
         _strongest_table(maps),
-        example_pairs(setting.model, task, {"clean": first.clean, "corrupted": first.corrupted}),
+        example_pairs(setting.model, task, metrics),
     ]
 
 
-def _strongest_effect(effects: EffectMap) -> str:
+def _strongest_effect(effects: "cm.EffectMap") -> str:
     """The strongest effect of a map in a sentence."""
-    strongest = strongest_effects(effects, 1)
-    if not strongest:
+    if not (top := effects.top(1)):
         return "There is no effect to show."
-    name, estimate = strongest[0]
-    value = f"{formats.fixed(estimate.value, 3)} {effects.unit} {formats.interval(estimate.low, estimate.high, 3)}"
+    name, estimate = top[0]
+    value = f"{formats.fixed(estimate.value, 3)} {effects.unit} {formats.interval(estimate.low, estimate.high)}"
     share = f", {formats.rounded(100 * estimate.value / effects.gap, 0)} % of the gap" if effects.gap else ""
     return f"{name} has the strongest effect ({effects.name}): {value.strip()}{share}."
 
 
-def _strongest_table(maps: Sequence[EffectMap]) -> Table:
+def _strongest_table(maps: Sequence["cm.EffectMap"]) -> blocks.Table:
     """The strongest cells of all maps, largest first."""
     rows = [
         (abs(e.value), (effects.name, label, cell(e), e.value / effects.gap if effects.gap else None))
         for effects in maps
-        for label, e in strongest_effects(effects, 20)
+        for label, e in effects.top(20)
     ]
     rows.sort(key=lambda row: -row[0])
-    columns = (
-        Column(name="map"),
-        Column(name="part", style="node"),
-        Column(name="effect", style="estimate", unit=maps[0].unit, decimals=3),
-        Column(name="of the gap", style="percent"),
-    )
+    columns = ("map", ("part", "node"), ("effect", "estimate", 3, maps[0].unit), ("of the gap", "percent"))
     skip = int(len(maps) == 1)
-    table = tuple(row[skip:] for _, row in rows)
-    return Table(title="Strongest effects", columns=columns[skip:], rows=table, top=12)
+    return blocks.table("Strongest effects", columns[skip:], (row[skip:] for _, row in rows), top=12)

@@ -3,21 +3,19 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from typing_extensions import override
 
+import circuitome as cm
 from circuitome.errors import InputError, unknown_name
 from circuitome.present import formats
-from circuitome.present.blocks import Block, Cell, Column, Figure, Lede, Numbers, Table
+from circuitome.present.blocks import Block, Figure, Lede, Numbers, Table, table
+from circuitome.studies.context import Context
+from circuitome.studies.pieces import cell, head_map, head_names, strongest
 from circuitome.studies.settings import ModelSettings, WholeNumbers
 from circuitome.studies.settings import Numbers as SeveralNumbers
 from circuitome.studies.study import Findings, Study, Work
-
-if TYPE_CHECKING:
-    from circuitome.heads.long_context.masking import MaskCheck
-    from circuitome.heads.long_context.retrieval import RetrievalScores
-    from circuitome.studies.context import Context
 
 NAMED, LISTED = 20, 12
 """Heads that a run names, and of these in the terminal."""
@@ -59,23 +57,22 @@ class Retrieval(ModelSettings):
                 raise InputError(f"{name} must be at least 1, got {count}.")
 
 
-def work(settings: Retrieval, context: "Context") -> Work:
+def work(settings: Retrieval, context: Context) -> Work:
     """Reading, answering, and answering again with heads masked; a step of an answer costs as much as reading some."""
     texts = 3 * len(settings.lengths) * len(settings.depths)
     again = settings.draws + 1
     return Work(texts=texts, tokens=max(settings.lengths), forward=1 + 0.1 * settings.steps * (1 + again))
 
 
-def run(settings: Retrieval, context: "Context") -> Findings:
+def run(settings: Retrieval, context: Context) -> Findings:
     """Scores of all heads, and answers with the strongest masked, and with as many random others masked."""
     from circuitome.heads.long_context.decoding import prefill
-    from circuitome.heads.long_context.masking import mask_heads
-    from circuitome.heads.long_context.needles import needle_prompts, own_needles, read_needles
+    from circuitome.heads.long_context.needles import needle_prompts, own_needles
     from circuitome.heads.long_context.retrieval import score_prefilled
     from circuitome.runs.texts import OWN, read_text, text_hash
 
     text = read_text(settings.text)
-    needles = read_needles(Path(settings.needles)) if settings.needles else own_needles()
+    needles = cm.heads.read_needles(Path(settings.needles)) if settings.needles else own_needles()
     setting = context.setting
     prompts = needle_prompts(
         context.model, lengths=settings.lengths, depths=settings.depths, text=text, needles=needles
@@ -84,17 +81,11 @@ def run(settings: Retrieval, context: "Context") -> Findings:
     batches = prefill(setting, prompts, more=settings.steps)
     context.progress("reading prompts", 1, 1)
     scores = score_prefilled(setting, batches, steps=settings.steps)
-    check = mask_heads(
-        setting,
-        batches,
-        scores.heads(settings.top_k),
-        avoid=scores.retrieval_heads(),
-        mode=settings.mode,
-        where=settings.where,
-        draws=settings.draws,
-        steps=settings.steps,
-    )
-    hashed = text_hash(text, *(part for needle in needles for part in (needle.text, needle.question, needle.answer)))
+    options = {name: getattr(settings, name) for name in ("mode", "where", "draws", "steps")}
+    masked, avoided = scores.heads(settings.top_k), scores.retrieval_heads()
+    check = cm.mask_heads(setting, batches, masked, avoid=avoided, **options)
+    facts = (part for needle in needles for part in (needle.text, needle.question, needle.answer))
+    data = {"data_hash": text_hash(text, *facts)}
     counted = "successful runs. " if scores.conditional else "ALL runs, since no run succeeded. "
     results = {**scored(scores), "masking": masking(check, scores)}
     return Findings(
@@ -113,11 +104,11 @@ def run(settings: Retrieval, context: "Context") -> Findings:
             "masked_recall": check.recalls,
         },
         more={
-            "data_hash": hashed,
+            **data,
             "prompts_of": {
                 "text": settings.text or OWN,
                 "needles": settings.needles or "the package's own three",
-                "data_hash": hashed,
+                **data,
                 "runs": len(prompts),
                 "chat_template": "none",
             },
@@ -125,13 +116,13 @@ def run(settings: Retrieval, context: "Context") -> Findings:
     )
 
 
-def scored(scores: "RetrievalScores") -> dict[str, Any]:
+def scored(scores: "cm.RetrievalScores") -> dict[str, Any]:
     """The scores of all heads and every answer, as plain JSON values."""
     from circuitome.heads.long_context.retrieval import RETRIEVAL, STRONG
-    from circuitome.studies.pieces import head_names
 
-    low, high = scores.score.interval
-    layers, heads = scores.mean.shape
+    values, (rows, columns) = scores.score.to_dict(), map(list, scores.score.axes)
+    drawn = {"name": "Retrieval score", "rows": rows, "columns": columns}
+    top = zip(scores.heads(NAMED), strongest(scores.top(NAMED)), strict=True)
     return {
         "conditional": scores.conditional,
         "successes": int(scores.success.sum()),
@@ -146,26 +137,15 @@ def scored(scores: "RetrievalScores") -> dict[str, Any]:
         "never": int((scores.mean_hits == 0).sum()),
         "threshold": RETRIEVAL,
         "top": [
-            {"label": name, "mean": e.value, "low": e.low, "high": e.high}
-            | {"hits": float(scores.mean_hits[place]), "frequency": float(scores.frequency[place])}
-            for place, (name, e) in zip(scores.heads(NAMED), scores.top(NAMED), strict=True)
+            {**part, "hits": float(scores.mean_hits[head]), "frequency": float(scores.frequency[head])}
+            for head, part in top
         ],
-        "map": {
-            "name": "Retrieval score",
-            "unit": "share of the needle's tokens",
-            "rows": [f"a{layer}" for layer in range(layers)],
-            "columns": [f"h{head}" for head in range(heads)],
-            "mean": scores.mean.tolist(),
-            "low": low.tolist(),
-            "high": high.tolist(),
-        },
+        "map": drawn | {key: values[key] for key in ("unit", "mean", "low", "high")},
     }
 
 
-def masking(check: "MaskCheck", scores: "RetrievalScores") -> dict[str, Any]:
+def masking(check: "cm.heads.MaskCheck", scores: "cm.RetrievalScores") -> dict[str, Any]:
     """What masking does, as plain JSON values."""
-    from circuitome.studies.pieces import head_names
-
     return {
         "heads": head_names(check.heads),
         "draws": [head_names(draw) for draw in check.draws],
@@ -181,14 +161,12 @@ def masking(check: "MaskCheck", scores: "RetrievalScores") -> dict[str, Any]:
 
 def blocks(results: Mapping[str, Any]) -> list[Block]:
     """How many heads, which, whether the answer needs them, and every answer."""
-    from circuitome.studies.pieces import head_map
-
     scores = results["map"]
     return [
         Lede(text=f"{sentence(results)} {verdict(results['masking'])}"),
         numbers(results),
         head_map(scores["name"], scores["mean"], scores["low"], scores["high"], unit=scores["unit"], top=0),
-        strongest(results["top"]),
+        strongest_table(results["top"]),
         needed(results["masking"]),
         answered(results["runs"]),
         answers(results["runs"]),
@@ -204,13 +182,13 @@ def sentence(results: Mapping[str, Any]) -> str:
     return text if results["conditional"] else f"{text} As it answered none, scores are over all prompts."
 
 
-def verdict(found: Mapping[str, Any]) -> str:
+def verdict(check: Mapping[str, Any]) -> str:
     """What masking did, in one sentence."""
-    rows = found["estimates"]["log_prob"]
+    rows = check["estimates"]["log_prob"]
     unmasked, masked, others = (formats.fixed(rows[name]["value"], 2) for name in ("unmasked", "masked", "random"))
     return (
-        f"Masking the top {len(found['heads'])} takes the right answer's log-probability from {unmasked} to {masked} "
-        f"nats a token; as many random others, {len(found['draws'])} times, to {others}."
+        f"Masking the top {len(check['heads'])} takes the right answer's log-probability from {unmasked} to {masked} "
+        f"nats a token; as many random others, {len(check['draws'])} times, to {others}."
     )
 
 
@@ -228,25 +206,18 @@ def numbers(results: Mapping[str, Any]) -> Numbers:
     return Numbers(items=tuple(Figure(name=n, value=value, style="count", about=about) for n, value, about in counts))
 
 
-def strongest(top: Sequence[Mapping[str, Any]]) -> Table:
+def strongest_table(top: Sequence[Mapping[str, Any]]) -> Table:
     """The heads that copy most."""
-    columns = (
-        Column(name="head", style="node"),
-        Column(name="score", style="estimate", decimals=3),
-        Column(name="hits per needle token", style="number", decimals=3),
-        Column(name="runs in which it copied", style="percent"),
-    )
-    rows = tuple((h["label"], (h["mean"], h["low"], h["high"]), h["hits"], h["frequency"]) for h in top)
-    return Table(title="Strongest heads", columns=columns, rows=rows, top=LISTED)
+    columns = (("head", "node"), ("score", "estimate", 3), ("hits per needle token", "number", 3))
+    rows = ((head["label"], cell(head), head["hits"], head["frequency"]) for head in top)
+    return table("Strongest heads", (*columns, ("runs in which it copied", "percent")), rows, top=LISTED)
 
 
-def needed(found: Mapping[str, Any]) -> Table:
+def needed(check: Mapping[str, Any]) -> Table:
     """The answer with and without the strongest heads."""
-    from circuitome.studies.pieces import cell_of
-
-    count = len(found["heads"])
-    how = {"zero": "their output is 0", "even": "they attend evenly to all that they may see"}[found["mode"]]
-    when = {"decode": "once the prompt was read", "everywhere": "from the first token on"}[found["where"]]
+    count = len(check["heads"])
+    how = {"zero": "their output is 0", "even": "they attend evenly to all that they may see"}[check["mode"]]
+    when = {"decode": "once the prompt was read", "everywhere": "from the first token on"}[check["where"]]
     names = {
         "unmasked": "no head masked",
         "masked": f"top {count} masked",
@@ -254,20 +225,18 @@ def needed(found: Mapping[str, Any]) -> Table:
         "masked_minus_random": f"top {count} minus random others",
     }
     columns = (
-        Column(name=""),
-        Column(name="log-probability", style="estimate", decimals=3, unit="nats a token", about="of the right answer"),
-        Column(name="recall", style="estimate", decimals=3, about="share of the right answer's words that were said"),
+        "",
+        ("log-probability", "estimate", 3, "nats a token", "of the right answer"),
+        ("recall", "estimate", 3, "", "share of the right answer's words that were said"),
     )
-    rows: list[tuple[Cell, ...]] = [
-        (name, *(cell_of(found["estimates"][kind][condition]) for kind in ("log_prob", "recall")))
-        for condition, name in names.items()
-    ]
+    kinds = ("log_prob", "recall")
+    rows = ((name, *(cell(check["estimates"][kind][part]) for kind in kinds)) for part, name in names.items())
     note = (
         f"Log-probability of the right answer in nats a token; recall: the share of its words that were said. Masked "
         f"{when}: {how}. The random others are drawn from heads outside the top {count} and outside all retrieval "
-        f"heads. Masked: {', '.join(found['heads'])}."
+        f"heads. Masked: {', '.join(check['heads'])}."
     )
-    return Table(title="Are they needed?", note=note, columns=columns, rows=tuple(rows))
+    return table("Are they needed?", columns, rows, note=note)
 
 
 def answered(runs: Sequence[Mapping[str, Any]]) -> Table:
@@ -279,23 +248,15 @@ def answered(runs: Sequence[Mapping[str, Any]]) -> Table:
     for length in sorted({run["length"] for run in runs}):
         same = [[run for run in runs if run["length"] == length and run["depth"] == depth] for depth in depths]
         rows.append((length, *(f"{sum(run['recall'] > SUCCESS for run in some)} of {len(some)}" for some in same)))
-    columns = (Column(name="tokens", style="count"), *(Column(name=f"depth {100 * depth:.0f} %") for depth in depths))
-    return Table(title="Prompts answered, by length and depth", columns=columns, rows=tuple(rows))
+    columns = (("tokens", "count"), *(f"depth {100 * depth:.0f} %" for depth in depths))
+    return table("Prompts answered, by length and depth", columns, rows)
 
 
 def answers(runs: Sequence[Mapping[str, Any]]) -> Table:
     """Every answer."""
-    columns = (
-        Column(name="tokens", style="count"),
-        Column(name="depth", style="percent"),
-        Column(name="expected"),
-        Column(name="said"),
-        Column(name="recall", style="number", decimals=2),
-    )
-    rows = tuple(
-        (run["length"], run["depth"], run["expected"], run["said"] or "(nothing)", run["recall"]) for run in runs
-    )
-    return Table(title=f"All {len(rows)} answers", columns=columns, rows=rows, folded=True)
+    columns = (("tokens", "count"), ("depth", "percent"), "expected", "said", ("recall", "number", 2))
+    rows = [(run["length"], run["depth"], run["expected"], run["said"] or "(nothing)", run["recall"]) for run in runs]
+    return table(f"All {len(rows)} answers", columns, rows, folded=True)
 
 
 STUDY = Study("retrieval", Retrieval, run, work)

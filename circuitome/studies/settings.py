@@ -7,7 +7,7 @@ command's positional argument. Nothing here imports torch, so that `--help` is q
 import hashlib
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_type_hints
@@ -21,27 +21,17 @@ if TYPE_CHECKING:
     from circuitome.runs.draw import Origin
 
 
-def comma_separated(kind: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
-    """Names between commas, from all times that an option was given."""
-    return tuple(name for token in tokens for part in token.value.split(",") if (name := part.strip()))
+def between_commas(read: Callable[[str], Any], kind: str) -> Callable[[Any, Sequence[Token]], tuple[Any, ...]]:
+    """A converter that reads values with commas between, from all times that an option was given."""
 
-
-def numbers_between_commas(kind: Any, tokens: Sequence[Token]) -> tuple[float, ...]:
-    """Numbers between commas, from all times that an option was given."""
-    return _each(float, "numbers", tokens)
-
-
-def whole_numbers_between_commas(kind: Any, tokens: Sequence[Token]) -> tuple[int, ...]:
-    """Whole numbers between commas, from all times that an option was given."""
-    return _each(int, "whole numbers", tokens)
-
-
-def _each(read: Any, kind: str, tokens: Sequence[Token]) -> tuple[Any, ...]:
-    try:
-        return tuple(map(read, comma_separated(kind, tokens)))
-    except ValueError:
+    def convert(_: Any, tokens: Sequence[Token]) -> tuple[Any, ...]:
         given = ",".join(token.value for token in tokens)
-        raise ValueError(f"takes {kind} with commas between, got {given!r}") from None
+        try:
+            return tuple(read(name) for part in given.split(",") if (name := part.strip()))
+        except ValueError:
+            raise ValueError(f"takes {kind} with commas between, got {given!r}") from None
+
+    return convert
 
 
 def _size(kind: Any, tokens: Sequence[Token]) -> int:
@@ -60,21 +50,27 @@ def number_of_bytes(text: str) -> int:
     return int(number * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " "))
 
 
-_LIST: dict[str, Any] = {
-    "negative": "",
-    "n_tokens": 1,
-    "accepts_keys": False,
-    "show_default": lambda value: ",".join(map(str, value)) or None,
-}
+def _several(read: Callable[[str], Any], kind: str, metavar: str) -> Parameter:
+    """An option that takes values with commas between."""
+    return Parameter(
+        converter=between_commas(read, kind),
+        metavar=metavar,
+        negative="",
+        n_tokens=1,
+        accepts_keys=False,
+        show_default=lambda value: ",".join(map(str, value)) or None,
+    )
+
+
 Argument = Parameter(parse=False)
 """Marks the field that is the command's positional argument."""
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 """Something that is switched on."""
-Names = Annotated[tuple[str, ...], Parameter(converter=comma_separated, metavar="NAMES", **_LIST)]
+Names = Annotated[tuple[str, ...], _several(str, "names", "NAMES")]
 """Names, with commas between."""
-Numbers = Annotated[tuple[float, ...], Parameter(converter=numbers_between_commas, metavar="NUMBERS", **_LIST)]
+Numbers = Annotated[tuple[float, ...], _several(float, "numbers", "NUMBERS")]
 """Numbers, with commas between."""
-WholeNumbers = Annotated[tuple[int, ...], Parameter(converter=whole_numbers_between_commas, metavar="NUMBERS", **_LIST)]
+WholeNumbers = Annotated[tuple[int, ...], _several(int, "whole numbers", "NUMBERS")]
 """Whole numbers, with commas between."""
 RUN = Group("Run", sort_key=9)
 """Options that every study has, last on the help page."""

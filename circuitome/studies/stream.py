@@ -2,25 +2,23 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
+import circuitome as cm
 from circuitome.errors import InputError, MemoryBudgetError
 from circuitome.present import formats
-from circuitome.present.blocks import Block, Column, HeatMap, Lede, Lines, Table
+from circuitome.present.blocks import Block, Column, HeatMap, Lede, Lines, Table, table
+from circuitome.studies.context import Context
+from circuitome.studies.pieces import cell, head_map, series_of
 from circuitome.studies.settings import ModelSettings
 from circuitome.studies.study import Findings, Study, Work
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from circuitome.heads.long_context.sinks import SinkMass
-    from circuitome.models.model import Model
-    from circuitome.results import Estimate
-    from circuitome.studies.context import Context
 
 UNIT = "nats a token"
 PIECE, PIECES = 128, 8
@@ -56,42 +54,35 @@ class Stream(ModelSettings):
             )
 
 
-def work(settings: Stream, context: "Context") -> Work:
+def work(settings: Stream, context: Context) -> Work:
     """Three passes over the text in chunks, and one over pieces of it."""
     return Work(texts=max(1, settings.tokens // PIECE), tokens=PIECE, forward=5.0)
 
 
-def run(settings: Stream, context: "Context") -> Findings:
+def run(settings: Stream, context: Context) -> Findings:
     """Losses of the dense cache, of a window, and of sinks and a window that hold as many tokens; sink mass."""
-    from circuitome.engine.setting import Setting
-    from circuitome.heads.long_context.sinks import pieces, sink_mass
-    from circuitome.heads.long_context.streaming import dense_losses, learned_positions, stream_losses
+    from circuitome.heads.long_context.sinks import pieces
+    from circuitome.heads.long_context.streaming import learned_positions
     from circuitome.runs.texts import OWN, read_text, text_hash
 
     text = read_text(settings.text)
     model, size = context.model, settings.sinks + settings.window
     ids, chunk = tokens_of(settings, model, text), at_once(model, settings.max_memory)
 
-    def told(cache: str) -> Setting:
-        progress = context.tell(f"loss with {cache} in the cache")
-        return context.setting.but(progress=lambda what, done, total: progress(done, total))
+    def told(cache: str) -> Any:
+        tell = context.tell(f"loss with {cache} in the cache")
+        return context.setting.but(progress=lambda what, done, total: tell(done, total))
 
+    whole, latest, both = map(told, ("everything", "a window", "sinks and a window"))
     losses = {
-        "dense": dense_losses(told("everything"), ids, chunk=chunk),
-        "window": stream_losses(told("a window"), ids, sinks=0, window=size, chunk=chunk),
-        "sinks and window": stream_losses(
-            told("sinks and a window"), ids, sinks=settings.sinks, window=settings.window, chunk=chunk
-        ),
+        "dense": cm.dense_losses(whole, ids, chunk=chunk),
+        "window": cm.stream_losses(latest, ids, sinks=0, window=size, chunk=chunk),
+        "sinks and window": cm.stream_losses(both, ids, sinks=settings.sinks, window=settings.window, chunk=chunk),
     }
     piece = min(PIECE, len(ids), learned_positions(model) or PIECE)
-    masses = sink_mass(context.setting, pieces(model, model.encode_answer(text), piece, PIECES))
+    masses = cm.sink_mass(context.setting, pieces(model, model.encode_answer(text), piece, PIECES))
     first = [model.decode([token]) for token in ids[: settings.sinks].tolist()]
-    about = {
-        "source": settings.text or OWN,
-        "hash": text_hash(text),
-        "tokens": len(ids),
-        "sinks": first,
-    }
+    about = {"source": settings.text or OWN, "hash": text_hash(text), "tokens": len(ids), "sinks": first}
     results = measured(losses, size, masses)
     tensors = {name.replace(" ", "_"): values.cpu() for name, values in losses.items()}
     return Findings(
@@ -105,14 +96,14 @@ def run(settings: Stream, context: "Context") -> Findings:
         blocks=blocks(settings, results, first),
         tensors={**tensors, "ids": ids, "sink_mass": masses.samples},
         more={
-            "data_hash": text_hash(text),
+            "data_hash": about["hash"],
             "text": about,
             "cache": {"sinks": settings.sinks, "window": settings.window, "first_evicted_at": size},
         },
     )
 
 
-def at_once(model: "Model", max_memory: int | None) -> int:
+def at_once(model: "cm.Model", max_memory: int | None) -> int:
     """Tokens that run at once. Raises `MemoryBudgetError` where not even one fits into the budget."""
     from circuitome.engine.batches import tokens_within
     from circuitome.heads.long_context.streaming import CHUNK
@@ -127,7 +118,7 @@ def at_once(model: "Model", max_memory: int | None) -> int:
     return min(CHUNK, fits)
 
 
-def tokens_of(settings: Stream, model: "Model", text: str) -> "Tensor":
+def tokens_of(settings: Stream, model: "cm.Model", text: str) -> "Tensor":
     """The text's tokens. Raises `InputError` where nothing would be evicted or the dense cache cannot hold them."""
     import torch
 
@@ -152,7 +143,7 @@ def tokens_of(settings: Stream, model: "Model", text: str) -> "Tensor":
     return ids
 
 
-def measured(losses: Mapping[str, "Tensor"], size: int, masses: "SinkMass") -> dict[str, Any]:
+def measured(losses: Mapping[str, "Tensor"], size: int, masses: "cm.heads.SinkMass") -> dict[str, Any]:
     """Losses before and after the first eviction, by stretch of positions, and attention to the first tokens."""
     from circuitome.results import mean
 
@@ -179,16 +170,9 @@ def measured(losses: Mapping[str, "Tensor"], size: int, masses: "SinkMass") -> d
 def _policy(losses: "Tensor", size: int) -> dict[str, Any]:
     from circuitome.results import mean
 
-    def perplexity(loss: "Estimate") -> float:
-        return math.exp(min(loss.value, 700.0))
-
-    before, after = mean(losses[:size], UNIT), mean(losses[size:], UNIT)
-    return {
-        "before": before.to_dict(),
-        "after": after.to_dict(),
-        "perplexity_before": perplexity(before),
-        "perplexity_after": perplexity(after),
-    }
+    parts = {"before": mean(losses[:size], UNIT), "after": mean(losses[size:], UNIT)}
+    perplexities = {f"perplexity_{name}": math.exp(min(loss.value, 700.0)) for name, loss in parts.items()}
+    return {name: loss.to_dict() for name, loss in parts.items()} | perplexities
 
 
 def _stretches(losses: Mapping[str, "Tensor"], size: int) -> list[dict[str, Any]]:
@@ -214,7 +198,7 @@ def blocks(settings: Stream, results: Mapping[str, Any], sinks: Sequence[str]) -
         Lede(text=sentence(settings, results)),
         by_cache(results, sinks),
         lines(results, settings.sinks + settings.window),
-        *numbers_of("Loss by position", by_position(results)),
+        *by_position(results),
         *attention(results["sink_mass"]),
     ]
 
@@ -232,71 +216,56 @@ def sentence(settings: Stream, results: Mapping[str, Any]) -> str:
 
 def by_cache(results: Mapping[str, Any], sinks: Sequence[str]) -> Table:
     """Loss and perplexity of each cache, before and after the first eviction."""
-    from circuitome.studies.pieces import cell_of
-
     columns = (
-        Column(name="cache"),
-        *(Column(name=name, style="estimate", decimals=3) for name in ("loss before", "loss after")),
-        Column(name="more than dense, after", style="estimate", decimals=3, narrow=False),
-        *(Column(name=name, style="number", decimals=2) for name in ("perplexity before", "perplexity after")),
+        "cache",
+        *((name, "estimate", 3) for name in ("loss before", "loss after")),
+        Column("more than dense, after", "estimate", 3, narrow=False),
+        *((name, "number", 2) for name in ("perplexity before", "perplexity after")),
     )
-    rows = tuple(
-        (
-            name,
-            cell_of(policy["before"]),
-            cell_of(policy["after"]),
-            cell_of(results["against_dense"].get(name)),
-            policy["perplexity_before"],
-            policy["perplexity_after"],
-        )
-        for name, policy in results["policies"].items()
-    )
+    rows = []
+    for name, policy in results["policies"].items():
+        losses = policy["before"], policy["after"], results["against_dense"].get(name)
+        rows.append((name, *map(cell, losses), policy["perplexity_before"], policy["perplexity_after"]))
     kept = ", ".join(map(repr, sinks)) or "none"
     note = f"In nats a token, before and after the first eviction. Tokens kept as sinks: {kept}."
-    return Table(title="Loss by cache", note=note, columns=columns, rows=rows)
+    return table("Loss by cache", columns, rows, note=note)
 
 
 def lines(results: Mapping[str, Any], size: int) -> Lines:
     """Loss over position, one line a cache."""
-    from circuitome.studies.pieces import series_of
-
     stretches = results["stretches"]
     middles = [(stretch["start"] + stretch["end"]) / 2 for stretch in stretches]
-    series = tuple(series_of(name, middles, (s[name] for s in stretches)) for name in results["policies"])
-    x, y = "position in the text, tokens", "loss, nats a token"
-    marks = (("first eviction", float(size)),)
-    return Lines(title="Loss by position", x=x, y=y, series=series, marks=marks, where="page")
+    return Lines(
+        title="Loss by position",
+        x="position in the text, tokens",
+        y="loss, nats a token",
+        series=tuple(series_of(name, middles, (s[name] for s in stretches)) for name in results["policies"]),
+        marks=(("first eviction", float(size)),),
+        where="page",
+    )
 
 
-def by_position(results: Mapping[str, Any]) -> Table:
+def by_position(results: Mapping[str, Any]) -> list[Table]:
     """Mean loss of each stretch of positions, one column a cache."""
-    from circuitome.studies.pieces import cell_of
-
-    names = tuple(results["policies"])
-    columns = (Column(name="tokens"), *(Column(name=name, style="estimate", decimals=3) for name in names))
-    rows = tuple(
-        (f"{stretch['start']:,} to {stretch['end'] - 1:,}", *(cell_of(stretch[name]) for name in names))
-        for stretch in results["stretches"]
-    )
-    return Table(columns=columns, rows=rows)
+    rows = [
+        (f"{part['start']:,} to {part['end'] - 1:,}", *(cell(part[name]) for name in results["policies"]))
+        for part in results["stretches"]
+    ]
+    return numbers_of("Loss by position", ("tokens", *results["policies"]), rows)
 
 
-def numbers_of(title: str, table: Table) -> list[Table]:
-    """The numbers of a chart: all of them folded on the page, some without intervals in a terminal."""
-    rows = tuple(
-        (row[0], *(cell[0] if isinstance(cell, tuple) else cell for cell in row[1:]))
-        for row in table.rows[:: -(-len(table.rows) // SHOWN)]
-    )
+def numbers_of(title: str, names: Sequence[str], rows: Sequence[Sequence[Any]], note: str = "") -> list[Table]:
+    """The estimates of a chart: all of them folded on the page, some without intervals in a terminal."""
+    columns = (names[0], *((name, "estimate", 3) for name in names[1:]))
+    some = ((row[0], *(value for value, _, _ in row[1:])) for row in rows[:: -(-len(rows) // SHOWN)])
     return [
-        replace(table, title=title, rows=rows, where="terminal"),
-        replace(table, title="The numbers as a table", note="", folded=True),
+        table(title, columns, some, note=note, where="terminal"),
+        table("The numbers as a table", columns, rows, folded=True),
     ]
 
 
 def attention(masses: Mapping[str, Any]) -> list[Block]:
     """Attention to the first tokens: the mean of each layer, and every head."""
-    from circuitome.studies.pieces import cell_of, series_of
-
     names = ["the first token" if first == 1 else f"the first {first} tokens" for first in masses["first"]]
     layers, uniform = masses["layers"], masses["uniform"]
     even = (f"{formats.fixed(u, 3)} to {name}" for name, u in zip(names, uniform, strict=True))
@@ -305,26 +274,25 @@ def attention(masses: Mapping[str, Any]) -> list[Block]:
         f"the heads of a layer. {formats.percent(masses['share_above_0.3'])} of heads give 30 % or more to "
         f"the first token. Even attention would give {', '.join(even)}."
     )
-    title = "Attention to the first tokens, by layer"
-    series = tuple(series_of(name, range(len(mean)), mean) for name, mean in zip(names, layers, strict=True))
-    levels = tuple((f"even, {name}", value) for name, value in zip(names, uniform, strict=True))
-    rows = tuple((f"a{layer}", *map(cell_of, means)) for layer, means in enumerate(zip(*layers, strict=True)))
-    columns = (Column(name="layer"), *(Column(name=name, style="estimate", decimals=3) for name in names))
-    return [
-        Lines(title=title, note=note, x="layer", y="share of attention", series=series, levels=levels, where="page"),
-        *numbers_of(title, Table(columns=columns, rows=rows, note=note)),
-        *(sink_map(masses, index, name) for index, name in enumerate(names)),
-    ]
+    rows = [(f"a{layer}", *map(cell, means)) for layer, means in enumerate(zip(*layers, strict=True))]
+    drawn = Lines(
+        title="Attention to the first tokens, by layer",
+        note=note,
+        x="layer",
+        y="share of attention",
+        series=tuple(series_of(name, range(len(mean)), mean) for name, mean in zip(names, layers, strict=True)),
+        levels=tuple((f"even, {name}", value) for name, value in zip(names, uniform, strict=True)),
+        where="page",
+    )
+    maps = (sink_map(masses, index, name) for index, name in enumerate(names))
+    return [drawn, *numbers_of(drawn.title, ("layer", *names), rows, note), *maps]
 
 
 def sink_map(masses: Mapping[str, Any], index: int, name: str) -> HeatMap:
     """Attention of every head to the first tokens, with the mean of each layer."""
-    from circuitome.studies.pieces import head_map
-
     layers, uniform = masses["layers"][index], masses["uniform"][index]
     values = [[*heads, mean["value"]] for heads, mean in zip(masses["heads"][index], layers, strict=True)]
-    unknown = [math.nan] * (len(values[0]) - 1)
-    low, high = ([[*unknown, mean[end]] for mean in layers] for end in ("low", "high"))
+    low, high = ([[*[None] * (len(values[0]) - 1), mean[end]] for mean in layers] for end in ("low", "high"))
     note = f"Even attention would give {formats.fixed(uniform, 3)}."
     options = {"unit": "share of attention", "chance": uniform, "extra": "mean", "where": "page"}
     return head_map(f"Attention of every head to {name}", values, low, high, note=note, **options)

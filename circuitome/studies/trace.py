@@ -7,20 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from cyclopts import Parameter
 from typing_extensions import override
 
+import circuitome as cm
 from circuitome.errors import InputError
-from circuitome.present.blocks import Block, Column, Lede, RouteEdge, RouteNode, Routes, Table
+from circuitome.present import formats
+from circuitome.present.blocks import Block, Column, Lede, RouteEdge, RouteNode, Routes, Table, table
+from circuitome.studies.context import Context
 from circuitome.studies.settings import Argument, Flag, ModelSettings, Names
 from circuitome.studies.study import Findings, Study, Work
 
 if TYPE_CHECKING:
-    from circuitome.discovery.routes.graph import RouteGraph
     from circuitome.discovery.routes.tracing import RouteSettings
-    from circuitome.models.model import Model
-    from circuitome.studies.context import Context
 
 LOWEST = 0.02
 """Threshold down to which a plain route is kept, so that the page's slider can go below the one it is shown at."""
-EDGE = ("source", "target", "kind", "importance", "residual")
 SHOWN, NEURON_NODES = 12, 2
 """Parts in a table, and MLPs whose neurons are shown by default."""
 
@@ -76,7 +75,7 @@ class Trace(ModelSettings):
         return RouteSettings(lowest, self.norm, self.renormalize, self.contrast)
 
 
-def work(settings: Trace, context: "Context") -> Work:
+def work(settings: Trace, context: Context) -> Work:
     """About two passes, and one for each generated token."""
     from circuitome.discovery.routes.tracing import prompt_ids
 
@@ -84,7 +83,7 @@ def work(settings: Trace, context: "Context") -> Work:
     return Work(texts=1, tokens=tokens + settings.generate, forward=2.1 + settings.generate)
 
 
-def run(settings: Trace, context: "Context") -> Findings:
+def run(settings: Trace, context: Context) -> Findings:
     """The route into a prediction, or into each generated token, with the tokens that its parts promote."""
     import torch
 
@@ -106,7 +105,7 @@ def run(settings: Trace, context: "Context") -> Findings:
     if settings.contrast:
         sign += " Parts of the last token's stream are measured by what they add to the logit difference."
     return Findings(
-        title=f"Routes of {_quoted(settings.prompt)}",
+        title=f"Routes of {formats.quoted(settings.prompt)}",
         sign=sign,
         results={"routes": routes},
         blocks=[block for route in routes for block in blocks(route)],
@@ -115,7 +114,7 @@ def run(settings: Trace, context: "Context") -> Findings:
     )
 
 
-def generated(context: "Context", ids: Sequence[int], count: int) -> tuple[list[int], list[int]]:
+def generated(context: Context, ids: Sequence[int], count: int) -> tuple[list[int], list[int]]:
     """The prompt with `count` likeliest tokens behind it, and the positions after which each was predicted."""
     import torch
 
@@ -132,7 +131,7 @@ def generated(context: "Context", ids: Sequence[int], count: int) -> tuple[list[
 
 
 def _route(
-    model: "Model", ids: Sequence[int], graph: "RouteGraph", settings: Trace, token: int | None
+    model: "cm.Model", ids: Sequence[int], graph: "cm.RouteGraph", settings: Trace, token: int | None
 ) -> dict[str, Any]:
     """One route as plain JSON, with tokens of its parts."""
     from circuitome.discovery.routes.parts import route_neurons, route_parts
@@ -143,36 +142,25 @@ def _route(
         **graph.to_dict(),
         "shown_threshold": settings.threshold,
         "generated": None if token is None else model.decode([token]),
-        "parts": [_part(part) for part in route_parts(model, ids, shown, n=SHOWN)],
-        "neurons": {node: [_part(part) for part in route_neurons(model, ids, shown, node)] for node in nodes},
+        "parts": [vars(part) for part in route_parts(model, ids, shown, n=SHOWN)],
+        "neurons": {node: [vars(part) for part in route_neurons(model, ids, shown, node)] for node in nodes},
     }
-
-
-def _part(part: Any) -> dict[str, Any]:
-    return {key: list(map(list, value)) if isinstance(value, tuple) else value for key, value in vars(part).items()}
-
-
-def _quoted(text: str) -> str:
-    """A token with its spaces visible."""
-    import json
-
-    return json.dumps(text, ensure_ascii=False)
 
 
 def heading(route: Mapping[str, Any]) -> tuple[str, str]:
     """What the route leads to, and after what."""
-    after = f"after {_quoted(route['tokens'][route['position']])}"
+    after = f"after {formats.quoted(route['tokens'][route['position']])}"
     if route["contrast"]:
-        first, second = map(_quoted, route["contrast"])
+        first, second = map(formats.quoted, route["contrast"])
         return f"{first} against {second}", after
     best = route["generated"] or (route["predictions"][0][0] if route["predictions"] else "")
-    return _quoted(best), after
+    return formats.quoted(best), after
 
 
 def blocks(route: Mapping[str, Any]) -> list[Block]:
     """The route over tokens and blocks, and what its heads, MLPs and neurons say about the next token."""
     target, after = heading(route)
-    guesses = ", ".join(f"{_quoted(token)} {100 * p:.0f} %" for token, p in route["predictions"])
+    guesses = ", ".join(f"{formats.quoted(token)} {100 * p:.0f} %" for token, p in route["predictions"])
     lowest, shown = route["threshold"], route["shown_threshold"]
     drawn = Routes(
         title=f"{target} {after}",
@@ -182,14 +170,8 @@ def blocks(route: Mapping[str, Any]) -> list[Block]:
         layers=route["layers"],
         target=route["target"],
         label=target,
-        nodes=tuple(RouteNode(id=node["id"], flow=node["flow"]) for node in route["nodes"]),
-        edges=tuple(
-            RouteEdge(
-                heads=tuple(edge["heads"]),
-                **{k: edge[k] for k in ("source", "target", "kind", "importance", "residual")},
-            )
-            for edge in route["edges"]
-        ),
+        nodes=tuple(RouteNode(**node) for node in route["nodes"]),
+        edges=tuple(RouteEdge(**{**edge, "heads": tuple(edge["heads"])}) for edge in route["edges"]),
         threshold=0.0 if route["renormalize"] else shown,
         lowest=lowest,
         slides=not route["renormalize"] and lowest < shown,
@@ -203,33 +185,22 @@ def blocks(route: Mapping[str, Any]) -> list[Block]:
     ]
 
 
-def _tokens(pairs: Sequence[Sequence[Any]]) -> str:
-    return ", ".join(f"{_quoted(token)} {value:+.2f}" for token, value in pairs)
-
-
 def parts_table(title: str, parts: Sequence[Mapping[str, Any]], what: str) -> Table:
-    """Parts with their importance and the tokens that they promote and suppress."""
-    acts = bool(parts) and parts[0]["activation"] is not None
-    rows = tuple(
-        (
-            part["name"],
-            part["importance"],
-            *((part["activation"],) if acts else ()),
-            *(
-                ", ".join(f"{_quoted(token)} {value:+.2f}" for token, value in part[k])
-                for k in ("promotes", "suppresses")
-            ),
-        )
-        for part in parts
-    )
-    columns = (
-        Column(name="part", style="node"),
-        Column(name=what, style="number", decimals=4),
-        *((Column(name="activation", style="number", decimals=2),) if acts else ()),
-        Column(name="raises the logits of"),
-        Column(name="lowers the logits of", narrow=False),
-    )
-    return Table(title=title, columns=columns, rows=rows)
+    """Parts with their importance and the tokens that they promote and suppress; neurons with their activation."""
+    active = bool(parts) and parts[0]["activation"] is not None
+    rows = []
+    for part in parts:
+        words = (words_of(part[key]) for key in ("promotes", "suppresses"))
+        rows.append((part["name"], part["importance"], *([part["activation"]] if active else []), *words))
+    activation = [("activation", "number", 2)] if active else []
+    lowered = Column("lowers the logits of", narrow=False)
+    columns = (("part", "node"), (what, "number", 4), *activation, "raises the logits of", lowered)
+    return table(title, columns, rows)
+
+
+def words_of(tokens: Sequence[Sequence[Any]]) -> str:
+    """Tokens with how much a part adds to their logits."""
+    return ", ".join(f"{formats.quoted(token)} {value:+.2f}" for token, value in tokens)
 
 
 STUDY = Study("trace", Trace, run, work)

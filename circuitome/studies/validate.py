@@ -3,21 +3,18 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from typing_extensions import override
 
+import circuitome as cm
 from circuitome.errors import RunError
 from circuitome.present import formats
-from circuitome.present.blocks import Block, Cell, Column, Lede, Lines, Note, Scatter, Series, Table
+from circuitome.present.blocks import Block, Lede, Note, Scatter, Series, Table, table
+from circuitome.studies.context import Context
+from circuitome.studies.pieces import cell, rounded, size_lines, written
 from circuitome.studies.settings import Flag, RunSettings
 from circuitome.studies.study import Findings, Study, Work
-
-if TYPE_CHECKING:
-    from circuitome.graph.circuits import Circuit
-    from circuitome.runs.reopen import Reopened
-    from circuitome.studies.context import Context
-    from circuitome.tasks.task import Task
 
 MARKS = {"pass": "good", "fail": "bad", "unclear": "unclear"}
 WORDS = {"pass": "pass", "fail": "fail", "unclear": "inconclusive"}
@@ -47,34 +44,32 @@ class Validate(RunSettings):
         return super().folder_name(study) + ("-quick" if self.quick else "")
 
 
-def work(settings: Validate, context: "Context") -> Work:
+def work(settings: Validate, context: Context) -> Work:
     """Bare passes of the whole suite, measured."""
     return Work.over(context.task, forward=PASSES[settings.quick])
 
 
-def run(settings: Validate, context: "Context") -> Findings:
+def run(settings: Validate, context: Context) -> Findings:
     """The verdict on a run's circuit. Measurements are kept, so that a stopped run goes on."""
     from circuitome.models.known import KNOWN
     from circuitome.validation.faithfulness.evaluator import Evaluator
-    from circuitome.validation.ground_truth import true_circuit
     from circuitome.validation.tests.minimality import shrink
-    from circuitome.validation.verdict import validate
 
-    found, ablation = context.found, context.ablation
+    reopened, ablation = context.reopened, context.ablation
     knows = context.model.name in KNOWN and ablation in ("corrupted", "zero")
-    verdict = validate(
+    verdict = cm.validate(
         context.setting.but(checkpoint=context.folder),
-        found.circuit,
-        scores=found.scores,
+        reopened.circuit,
+        scores=reopened.scores,
         others=other_corruptions(context),
-        groups=None if settings.roles is None else roles_of(settings.roles, found.circuit),
-        truth=true_circuit(context.setting) if knows else None,
+        groups=None if settings.roles is None else roles_of(settings.roles, reopened.circuit),
+        truth=cm.ground_truth.true_circuit(context.setting) if knows else None,
         quick=settings.quick,
     )
-    smaller, left_out = found.circuit, tuple[str, ...]()
+    smaller, left_out = reopened.circuit, tuple[str, ...]()
     if settings.shrink:
         kept = context.setting.but(checkpoint=context.file("measured.safetensors"))
-        smaller, left_out = shrink(Evaluator(kept), found.circuit, verdict.minimality)
+        smaller, left_out = shrink(Evaluator(kept), reopened.circuit, verdict.minimality)
     results = verdict.to_dict()
     text = (
         f"Without {len(left_out)} parts that the circuit can do without together, {len(smaller):,} edges are left: "
@@ -82,7 +77,7 @@ def run(settings: Validate, context: "Context") -> Findings:
     )
     shrunk = [Note(text=text)] if left_out else []
     return Findings(
-        title=f"Is it real? {context.task.name} in {found.origin.model}",
+        title=f"Is it real? {context.task.name} in {reopened.origin.model}",
         sign="A circuit is established where every criterion passes; unclear means that these prompts do not decide. "
         f"Brackets are 95 % intervals over {context.setting.over}.",
         results=results,
@@ -91,14 +86,14 @@ def run(settings: Validate, context: "Context") -> Findings:
         more={
             "holds": verdict.holds,
             "answer": verdict.answer,
-            "edges": len(found.circuit),
+            "edges": len(reopened.circuit),
             "edges_after_shrinking": len(smaller),
             "left_out": list(left_out),
         },
     )
 
 
-def roles_of(folder: str, circuit: "Circuit") -> dict[str, list[str]]:
+def roles_of(folder: str, circuit: "cm.Circuit") -> dict[str, list[str]]:
     """The circuit's heads of each role that an `explain` run named. Raises `RunError` for another run."""
     from circuitome.runs.store import load_run
 
@@ -113,20 +108,18 @@ def roles_of(folder: str, circuit: "Circuit") -> dict[str, list[str]]:
     return groups
 
 
-def other_corruptions(context: "Context") -> dict[str, "Task"]:
+def other_corruptions(context: Context) -> dict[str, "cm.Task"]:
     """The same clean prompts with the ABC distribution, for a run on IOI's generator."""
-    from circuitome.tasks.generators.ioi import ioi
-
-    origin = context.found.origin
+    origin = context.reopened.origin
     if origin.data is not None or origin.task != "ioi":
         return {}
-    return {"ABC": ioi(context.model, n=origin.n, seed=origin.seed, corruption="abc")}
+    return {"ABC": cm.tasks.ioi(context.model, n=origin.n, seed=origin.seed, corruption="abc")}
 
 
-def blocks(results: Mapping[str, Any], context: "Context", shrunk: Sequence[Block]) -> list[Block]:
+def blocks(results: Mapping[str, Any], context: Context, shrunk: Sequence[Block]) -> list[Block]:
     """The answer, the criteria, then what each line rests on."""
     unit = context.task.unit
-    parts: list[Block] = [Lede(text=sentence(results, context.found)), criteria(results["criteria"]), *shrunk]
+    parts: list[Block] = [Lede(text=sentence(results, context)), criteria(results["criteria"]), *shrunk]
     parts += faithfulness(results)
     parts += [*completeness(results["completeness"], unit), minimality(results["minimality"])]
     if results["single_edges"]:
@@ -135,21 +128,20 @@ def blocks(results: Mapping[str, Any], context: "Context", shrunk: Sequence[Bloc
         parts += sizes(results)
     parts += robustness(results["robustness"]) if results["robustness"] else []
     if results["known"]:
-        rows = tuple(results["known"].items())
-        parts.append(Table(title="Against the true circuit", columns=_columns(("measure",), ("value",)), rows=rows))
+        parts.append(table("Against the true circuit", _columns("measure", "value"), results["known"].items()))
     return parts
 
 
-def sentence(results: Mapping[str, Any], found: "Reopened") -> str:
+def sentence(results: Mapping[str, Any], context: Context) -> str:
     """The answer, why, how many criteria say what, and where the circuit is too small, which size would do."""
     counts = {kind: sum(line["verdict"] == kind for line in results["criteria"]) for kind in MARKS}
-    edges = len(found.circuit)
+    edges = len(context.reopened.circuit)
     text = (
         f"{results['answer']}: {results['reason']}\nOf {len(results['criteria'])} criteria the circuit of {edges:,} "
         f"edges passes {counts['pass']} and fails {counts['fail']}; {counts['unclear']} inconclusive."
     )
     share = next(line["value"] for line in results["criteria"] if line["name"] == "faithfulness")
-    curve = found.run.manifest["results"].get("curve", {"sizes": (), "circuit": ()})
+    curve = context.reopened.run.manifest["results"].get("curve", {"sizes": (), "circuit": ()})
     points = zip(curve["sizes"], curve["circuit"], strict=True)
     larger = [size for size, point in points if size > edges and (point["value"] or 0.0) >= ENOUGH]
     if share < ENOUGH and larger:
@@ -159,64 +151,46 @@ def sentence(results: Mapping[str, Any], found: "Reopened") -> str:
 
 def criteria(lines: Sequence[Mapping[str, Any]]) -> Table:
     """One row a criterion: its verdict, value with interval, what passes, and what it is compared with."""
-    rows = tuple(
+    rows = (
         (
             WORDS[line["verdict"]],
             line["name"],
-            line["said"] or value_of(line),
+            line["said"] or rounded(line),
             line["threshold"],
             "; ".join(part for part in (line["null"], line["note"]) if part),
         )
         for line in lines
     )
-    columns = tuple(Column(name=name) for name in ("verdict", "criterion", "value", "passes at", "compared with"))
-    marks = tuple(MARKS[line["verdict"]] for line in lines)
-    return Table(title="The verdict", columns=columns, rows=rows, marks=marks)
+    columns = ("verdict", "criterion", "value", "passes at", "compared with")
+    return table("The verdict", columns, rows, marks=tuple(MARKS[line["verdict"]] for line in lines))
 
 
-def value_of(line: Mapping[str, Any]) -> str:
-    """A criterion's number with its interval."""
-    value = formats.finite(line["value"])
-    if value is None:
-        return formats.MISSING
-    return f"{formats.rounded(value, 3)} {formats.interval(line['low'], line['high'], 3)}".strip()
-
-
-def _estimate(value: Mapping[str, Any]) -> Cell:
-    return formats.finite(value["value"]), formats.finite(value["low"]), formats.finite(value["high"])
-
-
-def _written(value: Mapping[str, Any]) -> str:
-    return formats.estimate(value["value"], value["low"], value["high"])
-
-
-def _columns(
-    texts: Sequence[str], numbers: Sequence[str], style: Any = "number", decimals: int = 3
-) -> tuple[Column, ...]:
-    return (*(Column(name=n) for n in texts), *(Column(name=n, style=style, decimals=decimals) for n in numbers))
+def _columns(text: str, *numbers: str, style: str = "number", decimals: int = 3) -> list[tuple[Any, ...]]:
+    """A column of texts, and columns of numbers."""
+    return [(text,), *((name, style, decimals) for name in numbers)]
 
 
 def faithfulness(results: Mapping[str, Any]) -> list[Block]:
     """Every definition, circuits made by chance, templates, prompts, ablations."""
-    variants = tuple((name, _estimate(value), value["unit"]) for name, value in results["variants"].items())
-    heads = (*_columns(("definition",), ("value",), "estimate"), Column(name="unit"))
-    chance = tuple(
+    variants = [(name, cell(value), value["unit"]) for name, value in results["variants"].items()]
+    chance = [
         (name, len(values), sum(values) / len(values), min(values, key=lambda share: abs(1 - share)))
         for name, values in results["nulls"].items()
         if values
-    )
-    templates = tuple((name, _estimate(value)) for name, value in results["templates"].items())
-    ablations = tuple((o["name"], _estimate(o["edges"]) if o["edges"] else o["note"]) for o in results["ablations"])
-    share = _columns(("",), ("faithfulness",), "estimate")
-    tables: list[tuple[str, tuple[Column, ...], tuple[Any, ...]]] = [
-        ("Faithfulness, as papers define it", heads, variants),
-        ("Circuits made by chance", _columns(("kind",), ("circuits", "mean", "nearest to 1")), chance),
-        ("Faithfulness by template", share, templates),
-        ("Faithfulness over prompts", _columns(("",), ("faithfulness",)), tuple(results["spread"].items())),
-        ("Faithfulness under other ablations", share, ablations),
     ]
+    templates = [(name, cell(value)) for name, value in results["templates"].items()]
+    ablations = [(other["name"], cell(other["edges"]) or other["note"]) for other in results["ablations"]]
+    definitions = [*_columns("definition", "value", style="estimate"), "unit"]
+    share = _columns("", "faithfulness", style="estimate")
+    tables: tuple[tuple[str, Any, Any], ...] = (
+        ("Faithfulness, as papers define it", definitions, variants),
+        ("Circuits made by chance", _columns("kind", "circuits", "mean", "nearest to 1"), chance),
+        ("Faithfulness by template", share, templates),
+        ("Faithfulness over prompts", _columns("", "faithfulness"), results["spread"].items()),
+        ("Faithfulness under other ablations", share, ablations),
+    )
     return [
-        Table(title=title, columns=columns, rows=rows, where="everywhere" if not i else "page")
+        table(title, columns, rows, where="page" if i else "everywhere")
         for i, (title, columns, rows) in enumerate(tables)
         if rows
     ]
@@ -240,35 +214,31 @@ def completeness(sets: Sequence[Mapping[str, Any]], unit: str) -> list[Block]:
         diagonal=True,
         where="page",
     )
-    rows = tuple((s["kind"], s["circuit"], s["model"], s["score"], ", ".join(s["nodes"])) for s in known)
-    columns = (*_columns(("set",), ("circuit", "model", "incompleteness")), Column(name="nodes"))
-    return [scatter, Table(title="Every set of nodes", columns=columns, rows=rows, folded=True)]
+    rows = ((s["kind"], s["circuit"], s["model"], s["score"], ", ".join(s["nodes"])) for s in known)
+    columns = [*_columns("set", "circuit", "model", "incompleteness"), "nodes"]
+    return [scatter, table("Every set of nodes", columns, rows, folded=True)]
 
 
 def minimality(scores: Mapping[str, float]) -> Table:
     """What the circuit loses without each part, least first."""
     ranked = sorted(scores.items(), key=lambda item: item[1])
     note = "What the circuit loses without each node, or without all edges into a reader, least first."
-    columns = (Column(name="part", style="node"), Column(name="share of the gap", style="number", decimals=4))
-    return Table(title="Minimality", note=note, columns=columns, rows=tuple(ranked), top=SHOWN, where="page")
+    columns = (("part", "node"), ("share of the gap", "number", 4))
+    return table("Minimality", columns, ranked, note=note, top=SHOWN, where="page")
 
 
-def single_edges(found: Mapping[str, Any], unit: str) -> Table:
+def single_edges(tested: Mapping[str, Any], unit: str) -> Table:
     """The edges that were tested one by one, least needed first."""
-    useless = sorted(found["useless"])
+    useless = sorted(tested["useless"])
     note = (
-        f"{len(found['changes'])} edges of the circuit, left out one by one, against {len(useless)} edges of random "
-        f"paths that were added (median change {useless[len(useless) // 2]:.3g}). {len(found['unneeded'])} of them are "
-        "no better."
+        f"{len(tested['changes'])} edges of the circuit, left out one by one, against {len(useless)} edges of random "
+        f"paths that were added (median change {useless[len(useless) // 2]:.3g}). {len(tested['unneeded'])} of them "
+        "are no better."
     )
-    ranked = sorted(found["changes"].items(), key=lambda item: item[1])
-    rows = tuple((e, v, "no better than a useless edge" if e in found["unneeded"] else "") for e, v in ranked)
-    columns = (
-        Column(name="edge", style="node"),
-        Column(name="change of the metric", style="number", unit=unit, decimals=4),
-        Column(name=""),
-    )
-    return Table(title="Single edges", note=note, columns=columns, rows=rows, top=SHOWN, where="page")
+    ranked = sorted(tested["changes"].items(), key=lambda item: item[1])
+    rows = ((e, v, "no better than a useless edge" if e in tested["unneeded"] else "") for e, v in ranked)
+    columns = (("edge", "node"), ("change of the metric", "number", 4, unit), "")
+    return table("Single edges", columns, rows, note=note, top=SHOWN, where="page")
 
 
 def sizes(results: Mapping[str, Any]) -> list[Block]:
@@ -279,27 +249,25 @@ def sizes(results: Mapping[str, Any]) -> list[Block]:
         "that of |1 - f| (by size of the score); on the linear axis half the weight lies above p = .5."
     )
     rows = (("linear axis", areas["cpr"], areas["cmd"]), ("logarithmic axis", areas["cpr_log"], areas["cmd_log"]))
-    share, signed, size = (tuple(map(formats.finite, column)) for column in zip(*results["curve"], strict=True))
-    curve = Lines(
+    points = [tuple(map(formats.finite, point)) for point in results["curve"]]
+    share, signed, size = zip(*points, strict=True)
+    curve = size_lines(
+        [Series(name="by signed score", x=share, y=signed), Series(name="by size", x=share, y=size)],
         title="Faithfulness by share of the edges",
         x="share of the edges",
         y="faithfulness f",
-        log_x=True,
-        series=(Series(name="by signed score", x=share, y=signed), Series(name="by size", x=share, y=size)),
-        levels=(("whole model", 1.0), ("all ablated", 0.0)),
         where="page",
     )
-    points = Table(
-        title="Points of the curve",
-        columns=_columns(("share of the edges",), ("f, by signed score", "f, by size")),
-        rows=tuple((f"{p:g}", *shares) for p, *shares in zip(share, signed, size, strict=True)),
-        folded=True,
-    )
-    table = Table(title="Areas under the curve", note=note, columns=_columns(("axis",), ("CPR", "CMD")), rows=rows)
-    return [table, curve, points]
+    columns = _columns("share of the edges", "f, by signed score", "f, by size")
+    named = ((f"{p:g}", *shares) for p, *shares in points)
+    return [
+        table("Areas under the curve", _columns("axis", "CPR", "CMD"), rows, note=note),
+        curve,
+        table("Points of the curve", columns, named, folded=True),
+    ]
 
 
-def robustness(found: Mapping[str, Any]) -> list[Block]:
+def robustness(sections: Mapping[str, Any]) -> list[Block]:
     """Tables of every section, or why there is none."""
     drawn = {
         "backups": ("Heads ablated, and who took over", _backups),
@@ -309,7 +277,7 @@ def robustness(found: Mapping[str, Any]) -> list[Block]:
     }
     parts: list[Block] = []
     for name, (title, draw) in drawn.items():
-        section = found.get(name, {"note": "not measured"})
+        section = sections.get(name, {"note": "not measured"})
         if "note" in section:
             parts.append(Note(title=title, text=section["note"], where="page"))
         else:
@@ -317,38 +285,33 @@ def robustness(found: Mapping[str, Any]) -> list[Block]:
     return parts
 
 
-def _backups(title: str, found: Mapping[str, Any]) -> Table:
+def _backups(title: str, measured: Mapping[str, Any]) -> Table:
     estimates = ("intact", "left", "effect", "direct", "repaired")
-    intact, left, effect, direct, repaired = (_written(found[name]) for name in estimates)
-    risen = ", ".join(part["name"] for part in found["rediscovery"]["rises"][:8])
+    intact, left, effect, direct, repaired = (written(measured[name]) for name in estimates)
+    risen = ", ".join(part["name"] for part in measured["rediscovery"]["rises"][:8])
     note = (
-        f"Ablated ({found['ablation']}): {', '.join(found['ablated'])}. The metric is {intact} before and {left} "
+        f"Ablated ({measured['ablation']}): {', '.join(measured['ablated'])}. The metric is {intact} before and {left} "
         f"after, a change of {effect}. Without any reaction it would have changed by {direct}; the others gave "
-        f"{repaired} back. Backups: {', '.join(found['backups']) or 'none'}. Searched again without them, these matter "
-        f"more than before: {risen}. Direct effects are negative where the part helps."
+        f"{repaired} back. Backups: {', '.join(measured['backups']) or 'none'}. Searched again without them, these "
+        f"matter more than before: {risen}. Direct effects are negative where the part helps."
     )
-    rows = tuple(
-        (
-            part["name"],
-            *(_estimate(part[key]) for key in ("before", "after", "change")),
-            "backup" if part["name"] in found["backups"] else "",
-        )
-        for part in found["reactions"][:10]
-    )
-    columns = _columns(("part",), ("direct effect before", "after", "change"), "estimate")
-    return Table(title=title, note=note, columns=(*columns, Column(name="")), rows=rows, where="page")
+    rows = []
+    for part in measured["reactions"][:10]:
+        effects = (cell(part[key]) for key in ("before", "after", "change"))
+        rows.append((part["name"], *effects, "backup" if part["name"] in measured["backups"] else ""))
+    columns = _columns("part", "direct effect before", "after", "change", style="estimate")
+    return table(title, [*columns, ""], rows, note=note, where="page")
 
 
-def _transfer(title: str, found: Mapping[str, Any]) -> Table:
+def _transfer(title: str, measured: Mapping[str, Any]) -> Table:
     note = "Faithfulness of the circuit of each row on the prompts of each column; the first row is this circuit."
-    names = found["names"]
-    rows = [(name, *(share["value"] for share in row)) for name, row in zip(names, found["faithfulness"], strict=True)]
-    rows.append(("edges shared with the first search", *found["overlap"]["edges"][0]))
-    columns = _columns(("circuit of",), names, decimals=2)
-    return Table(title=title, note=note, columns=columns, rows=tuple(rows), where="page")
+    names, shares = measured["names"], measured["faithfulness"]
+    rows = [(name, *(share["value"] for share in row)) for name, row in zip(names, shares, strict=True)]
+    rows.append(("edges shared with the first search", *measured["overlap"]["edges"][0]))
+    return table(title, _columns("circuit of", *names, decimals=2), rows, note=note, where="page")
 
 
-def _stability(title: str, found: Mapping[str, Any]) -> Table:
+def _stability(title: str, measured: Mapping[str, Any]) -> Table:
     kinds = {
         "edges": "edges",
         "nodes": "nodes",
@@ -356,15 +319,16 @@ def _stability(title: str, found: Mapping[str, Any]) -> Table:
         "node_ranks": "rank correlation of nodes",
         "edges_halves": "edges, disjoint halves",
     }
-    rows = tuple((w, (found[n]["mean"], found[n]["low"], found[n]["high"])) for n, w in kinds.items())
-    note = f"Jaccard with the circuit of all prompts; random circuits share {found['chance_edges']:.3f} of their edges."
-    columns = _columns(("of",), ("mean, and 95 % of draws",), "estimate")
-    return Table(title=title, note=note, columns=columns, rows=rows, where="page")
+    rows = ((words, cell(measured[name])) for name, words in kinds.items())
+    chance = measured["chance_edges"]
+    note = f"Jaccard with the circuit of all prompts; random circuits share {chance:.3f} of their edges."
+    columns = _columns("of", "mean, and 95 % of draws", style="estimate")
+    return table(title, columns, rows, note=note, where="page")
 
 
-def _methods(title: str, found: Mapping[str, Any]) -> Table:
-    rows = tuple((name, *row) for name, row in zip(found["names"], found["edges"], strict=True))
-    return Table(title=title, columns=_columns(("",), found["names"], decimals=2), rows=rows, where="page")
+def _methods(title: str, measured: Mapping[str, Any]) -> Table:
+    rows = ((name, *row) for name, row in zip(measured["names"], measured["edges"], strict=True))
+    return table(title, _columns("", *measured["names"], decimals=2), rows, where="page")
 
 
 def holds(settings: Validate, manifest: Mapping[str, Any]) -> bool:

@@ -2,16 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+import circuitome as cm
 from circuitome.errors import InputError
-from circuitome.present.blocks import Block, Column, Figure, Lede, Note, Numbers, Table
+from circuitome.present.blocks import Block, Figure, Lede, Note, Numbers, Table, table
+from circuitome.studies.context import Context
 from circuitome.studies.settings import Argument, ModelSettings
 from circuitome.studies.study import Findings, Study, Work
-
-if TYPE_CHECKING:
-    from circuitome.models.model import Model
-    from circuitome.studies.context import Context
 
 SURE = 0.99
 """Share of random pairs below the score that is called the limit of chance."""
@@ -40,27 +38,24 @@ class Weights(ModelSettings):
     """Tokens of the vocabulary that are searched, those with the longest vectors first; 0 for all."""
 
 
-def work(settings: Weights, context: "Context") -> Work:
+def work(settings: Weights, context: Context) -> Work:
     """No pass of the model: products of its weights."""
     return Work(texts=1, tokens=1)
 
 
-def run(settings: Weights, context: "Context") -> Findings:
+def run(settings: Weights, context: Context) -> Findings:
     """The strongest pairs of QK and OV, the copying score, and composition with other heads."""
-    from circuitome.weights.circuits import ov_circuit, qk_circuit
-    from circuitome.weights.pairs import ov_pairs, qk_pairs
-
     model, head, tell = context.model, settings.head, context.tell(f"weights of {settings.head}")
-    qk = qk_circuit(model, head, offset=settings.offset)  # refuses a wrong head before anything long begins
+    qk = cm.weights.qk_circuit(model, head, offset=settings.offset)  # refuses a wrong head before anything long begins
     ids = model.encode_answer(settings.tokens) if settings.tokens else []
     if settings.tokens is not None and not ids:
         raise InputError("--tokens is empty; give text, or leave it out for the strongest tokens of the vocabulary.")
     search: dict[str, Any] = {"k": settings.top, "rows": settings.rows or None, "tokens": ids}
-    pairs = {"qk": qk_pairs(model, head, offset=settings.offset, **search).to_dict()}
+    pairs = {"qk": cm.weights.qk_pairs(model, head, offset=settings.offset, **search).to_dict()}
     tell(1, 4)
     pairs |= {
-        "ov_promoted": ov_pairs(model, head, **search).to_dict(),
-        "ov_suppressed": ov_pairs(model, head, suppressed=True, **search).to_dict(),
+        "ov_promoted": cm.weights.ov_pairs(model, head, **search).to_dict(),
+        "ov_suppressed": cm.weights.ov_pairs(model, head, suppressed=True, **search).to_dict(),
     }
     tell(2, 4)
     copying = copying_of(model, head)
@@ -69,7 +64,7 @@ def run(settings: Weights, context: "Context") -> Findings:
         "head": head,
         "offset": settings.offset,
         "tokens": settings.tokens,
-        "norms": {"qk": float(qk.norm()), "ov": float(ov_circuit(model, head).norm())},
+        "norms": {"qk": float(qk.norm()), "ov": float(cm.weights.ov_circuit(model, head).norm())},
         "copying": copying,
         "pairs": pairs,
         "composition": composition_of(model, head, settings.top, settings.seed),
@@ -83,35 +78,30 @@ def run(settings: Weights, context: "Context") -> Findings:
     )
 
 
-def copying_of(model: "Model", head: str) -> dict[str, Any]:
+def copying_of(model: "cm.Model", head: str) -> dict[str, Any]:
     """Copying score and its rank; None where outputs are not input tokens."""
-    from circuitome.weights.copying import copying_scores
-
     layer, index = (int(part[1:]) for part in head.split("."))
     try:
-        scores = copying_scores(model)
+        scores = cm.copying_scores(model)
     except InputError as error:
         return {"score": None, "rank": None, "heads": None, "note": str(error)}
     score = scores[layer, index]
     return {"score": float(score), "rank": int((scores > score).sum()) + 1, "heads": scores.numel(), "note": ""}
 
 
-def composition_of(model: "Model", head: str, top: int, seed: int) -> dict[str, Any]:
+def composition_of(model: "cm.Model", head: str, top: int, seed: int) -> dict[str, Any]:
     """The strongest partners of a head through q, k and v, and what chance would give."""
-    from circuitome.weights.head_composition import KINDS, chance, composition
+    from circuitome.weights.head_composition import KINDS, chance
 
     if model.graph.n_layers < 2:
         return {"baseline": None, "kinds": {}}
-    found = composition(model)
+    composed = cm.composition(model)
     kinds: dict[str, Any] = {}
     for kind in KINDS:
-        sides = found.with_head(head, kind, top)
-        limit = float(chance(model, kind, seed=seed).quantile(SURE))
-        kinds[kind] = {
-            "chance_99": limit,
-            **{side: [{"head": name, "score": score} for name, score in best] for side, best in sides.items()},
-        }
-    return {"baseline": found.baseline, "kinds": kinds}
+        kinds[kind] = {"chance_99": float(chance(model, kind, seed=seed).quantile(SURE))}
+        for side, partners in composed.with_head(head, kind, top).items():
+            kinds[kind][side] = [{"head": name, "score": score} for name, score in partners]
+    return {"baseline": composed.baseline, "kinds": kinds}
 
 
 def blocks(results: Mapping[str, Any]) -> list[Block]:
@@ -125,13 +115,12 @@ def blocks(results: Mapping[str, Any]) -> list[Block]:
         )
     cards = tuple(Figure(name=f"Norm of W_{name.upper()}", value=value) for name, value in norms.items())
     apart = f", key {results['offset']} before the query" if results["offset"] else ", rotation left out"
-    tables = []
+    tables = list[Table]()
     for name, (title, first, second) in PAIRS.items():
         part = results["pairs"][name]
-        columns = (Column(name=first), Column(name=second), Column(name="value", style="number", decimals=2))
-        rows = tuple((repr(p["from"]), repr(p["to"]), p["value"]) for p in part["pairs"])
+        rows = [(repr(pair["from"]), repr(pair["to"]), pair["value"]) for pair in part["pairs"]]
         unit = part["unit"] + (apart if name == "qk" else "")
-        tables.append(Table(title=f"{title} ({unit})", note=_searched(part), columns=columns, rows=rows))
+        tables.append(table(f"{title} ({unit})", (first, second, ("value", "number", 2)), rows, note=_searched(part)))
     return [Lede(text=text), Numbers(items=cards), *tables, _composed(results["composition"])]
 
 
@@ -140,20 +129,19 @@ def _searched(part: Mapping[str, Any]) -> str:
     return f"{words}: no other row can hold a stronger pair." if part["proven"] else f"{words}; --rows 0 searches all."
 
 
-def _composed(found: Mapping[str, Any]) -> Block:
-    if not found["kinds"]:
+def _composed(composed: Mapping[str, Any]) -> Block:
+    if not composed["kinds"]:
         return Note(text="One layer: no head composes with another.")
     rows = []
-    for kind, sides in found["kinds"].items():
+    for kind, sides in composed["kinds"].items():
         limit = sides["chance_99"]
         for side, words in (("earlier", "reads"), ("later", "is read by")):
             best = ", ".join(
                 f"{p['head']}\N{NO-BREAK SPACE}{p['score']:.3f}{'*' * (p['score'] > limit)}" for p in sides[side][:5]
             )
             rows.append((f"{kind} {words}", best or "-", limit))
-    columns = (Column(name="through"), Column(name="strongest heads"), Column(name="99 %", style="number", decimals=3))
-    note = f"Chance gives {found['baseline']:.3f}; *: above 99 % of random pairs."
-    return Table(title="Composition", note=note, columns=columns, rows=tuple(rows))
+    note = f"Chance gives {composed['baseline']:.3f}; *: above 99 % of random pairs."
+    return table("Composition", ("through", "strongest heads", ("99 %", "number", 3)), rows, note=note)
 
 
 STUDY = Study("weights", Weights, run, work)

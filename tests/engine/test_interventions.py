@@ -500,10 +500,10 @@ def test_readers_change_what_they_name_and_nothing_else(name):
     group = model.heads.q // model.heads.kv
     sites = [f"a1.h{head}.z" for head in range(4)]
     plain = cm.activations(model, PROMPTS, sites)
-    for where, expected in {"a1.h2.q": [2], "a1.kv1.k": None, "a1.kv1.v": None}.items():
-        expected = range(group, 2 * group) if expected is None else expected
+    shared = list(range(group, 2 * group))
+    for where, expected in {"a1.h2.q": [2], "a1.kv1.k": shared, "a1.kv1.v": shared}.items():
         if name == "olmo2" and not where.endswith("v"):
-            expected = range(4)  # its norms of q and k are of all heads together
+            expected = list(range(4))  # its norms of q and k are of all heads together
         with cm.hook(model, where, lambda v: v.roll(1, -1) + 1):
             found = cm.activations(model, PROMPTS, sites)
         moved = [

@@ -123,3 +123,10 @@ def test_wild_intervals_do_not_flatten_the_lines() -> None:
         return [float(re.findall(r"[\d.]+", place)[1]) for place in places]
 
     assert max(heights(wild)) - min(heights(wild)) > 100
+
+
+def test_what_siblings_share_is_said_once_and_of_two_as_common_the_first():
+    group = ElementTree.fromstring('<g><path fill="red"/><path fill="blue"/><path fill="blue"/><path fill="red"/></g>')
+    charts._hoist(group, "fill")
+    assert group.get("fill") == "red"
+    assert [child.get("fill") for child in group] == [None, "blue", "blue", None]

@@ -13,13 +13,13 @@ from documents import circuit_map, every, heat_map, lines, routes, table
 
 from circuitome.errors import InputError, UnknownNameError
 from circuitome.present import charts
-from circuitome.present.blocks import AnyBlock, Lede, Note
+from circuitome.present.blocks import AnyBlock, Drawn, Lede, Note
 from circuitome.present.export import as_csv, export, figures
-from circuitome.present.notebook import DRAWN, Drawing
+from circuitome.present.notebook import Drawing
 
 DOCUMENT = every()
 NAMES = list(figures(DOCUMENT))
-PICTURES = [n for n, b in figures(DOCUMENT).items() if charts.is_chart(b) or isinstance(b, DRAWN)]
+PICTURES = [n for n, b in figures(DOCUMENT).items() if charts.is_chart(b) or isinstance(b, Drawn)]
 
 
 def test_every_block_has_a_name() -> None:
@@ -101,7 +101,7 @@ def test_blocks_show_themselves_in_notebooks(block: AnyBlock, tmp_path: Path) ->
     html = block._repr_html_()
     assert html.startswith('<div class="circuitome"><style>') and '<script type="module"' not in html
     picture = block.plot()
-    if isinstance(block, DRAWN):
+    if isinstance(block, Drawn):
         assert isinstance(picture, Drawing) and "var(" not in picture._repr_svg_() and "Drawing(" in repr(picture)
         picture.save(tmp_path / "f.png")
         with pytest.raises(UnknownNameError):
@@ -114,4 +114,4 @@ def test_blocks_show_themselves_in_notebooks(block: AnyBlock, tmp_path: Path) ->
 
 def test_documents_show_themselves_in_notebooks() -> None:
     html = DOCUMENT._repr_html_()
-    assert html.count("<style>") == 1 and "The circuit" in html and Note not in DRAWN
+    assert html.count("<style>") == 1 and "The circuit" in html and not issubclass(Note, Drawn)

@@ -1,4 +1,4 @@
-"""A circuit drawn on the model's own grid."""
+"""A circuit drawn on the model's looks grid."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -151,7 +151,7 @@ def _half_height(drawing: Drawing, node: str) -> float:
 
 
 def _sideways(start: Point, node: Point, radius: float) -> str:
-    """From a head to the MLP of its own layer: a shallow arc over its neighbours."""
+    """From a head to the MLP of its looks layer: a shallow arc over its neighbours."""
     lift = min(start.y, node.y) - 7
     return _curve(start, Point(start.x + 8, lift), Point(node.x - 24, lift), Point(node.x - radius, node.y))
 
@@ -202,10 +202,10 @@ def script_data(block: CircuitMap, drawing: Drawing) -> dict[str, Any]:
 
 def _columns(edges: Sequence[DrawnEdge]) -> dict[str, list[Any]]:
     """The edges as columns, numbers with six significant digits."""
+    names = {"from": [drawn.edge.source for drawn in edges], "to": [drawn.edge.reader for drawn in edges]}
     ends = {name: [_short(getattr(drawn.edge, name)) for drawn in edges] for name in ("score", "low", "high")}
-    own = {name: [getattr(drawn, name) for drawn in edges] for name in ("target", "kind", "layers", "path", "weight")}
-    own["weight"] = [round(weight, 3) for weight in own["weight"]]
-    return {"from": [drawn.edge.source for drawn in edges], "to": [drawn.edge.reader for drawn in edges], **ends, **own}
+    shapes = {name: [getattr(drawn, name) for drawn in edges] for name in ("target", "kind", "layers", "path")}
+    return {**names, **ends, **shapes, "weight": [round(drawn.weight, 3) for drawn in edges]}
 
 
 def _short(value: float | None) -> float | None:

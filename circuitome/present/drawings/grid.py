@@ -128,7 +128,7 @@ class Grid:
     def groups(self) -> list[list[int]]:
         """The query heads that read each key/value head."""
         kv_of = [head * self.shape.kv_heads // self.shape.heads for head in range(self.shape.heads)]
-        return [[head for head, own in enumerate(kv_of) if own == kv] for kv in range(self.shape.kv_heads)]
+        return [[head for head, shared in enumerate(kv_of) if shared == kv] for kv in range(self.shape.kv_heads)]
 
     def node_of(self, site: str) -> str:
         """The node or bracket that holds a writer or reader: a9.h6 for a9.h6.q, a9.kv2 for a9.kv2.k, m7 for m7.in."""
