@@ -44,6 +44,8 @@ from .models.loading import load as load
 from .models.model import Model as Model
 from .results import EffectMap as EffectMap
 from .results import Estimate as Estimate
+from .studies.opened import OpenedRun as OpenedRun
+from .studies.opened import open as open
 from .tasks.task import Task as Task
 from .validation import ground_truth as ground_truth
 from .validation.faithfulness.share import Curve as Curve

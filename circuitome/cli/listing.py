@@ -24,32 +24,33 @@ def show_run(run: Path, *, as_json: Json = False) -> None:
 
 
 @app.command
-def export(run: Path, figure: str | None = None, *, to: str = "svg", out: Path | None = None) -> None:
-    """Write a figure or table of a finished run to a file; without FIGURE, list what there is.
+def export(run: Path, figure: str | None = None, *, to: str | None = None, out: Path | None = None) -> None:
+    """Write a finished run's circuit, or one figure or table, to a file; without FIGURE and --to, list what there is.
 
     Parameters
     ----------
     run
-        The run's folder.
+        The run's folder, or the name of a study for its newest run.
     figure
-        Name of the figure or table, as the list has it.
+        Name of the figure or table, as the list has it; the circuit by default.
     to
-        png, svg or pdf for figures, csv for tables, json for anything.
+        For the circuit graphml, csv, json or neuronpedia; png, svg or pdf for pictures; csv or json for tables.
     out
         The file; FIGURE.TO in the current folder by default.
 
     """
-    from circuitome.present import export as files
-    from circuitome.present.stored import document
-    from circuitome.runs.store import load_run
+    import circuitome as cm
 
-    said = document(load_run(run), run)
-    if figure is None:
-        rows = [{"name": name, "kind": block.block} for name, block in files.figures(said).items()]
+    opened = cm.open(run)
+    if figure is None and to is None and out is None:
+        rows = [{"name": name, "kind": block.block} for name, block in opened.figures.items()]
+        if "circuit" in opened.tensors:
+            rows.append({"name": "(the circuit)", "kind": "--to graphml, csv, json or neuronpedia"})
         print_table("Figures and tables", rows, False)
         return
-    path = out or Path(f"{figure}.{to}")
-    files.export(said, figure, to, path)
+    to = to or ("svg" if out is None else None)
+    path = out or Path(f"{figure or 'circuit'}.{'json' if to == 'neuronpedia' else to}")
+    opened.export(path, figure, to=to)
     print(path)
 
 

@@ -77,11 +77,16 @@ def _write(path: Path, data: bytes) -> None:
 
 def as_csv(block: blocks.Block) -> str:
     """What a block holds as comma-separated values, its columns named in the first row."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(rows_of(block))
+    return out.getvalue()
+
+
+def rows_of(block: blocks.Block) -> Rows:
+    """What a block holds as rows, the names of columns first. Raises `InputError` for a block that is no table."""
     for kind, rows in _ROWS.items():
         if isinstance(block, kind):
-            out = io.StringIO()
-            csv.writer(out, lineterminator="\n").writerows(rows(block))
-            return out.getvalue()
+            return rows(block)
     raise InputError(f"{_a(block).capitalize()} holds no table. Write it as json.")
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from circuitome.errors import InputError, RunError, unknown_name
 from circuitome.present import notebook
 from circuitome.present.blocks import AnyBlock, Document
-from circuitome.present.export import figures, rows_of
+from circuitome.present.export import PICTURES, figures, rows_of
+from circuitome.present.export import export as write_figure
 from circuitome.present.stored import document
 from circuitome.results import EffectMap
 from circuitome.runs.reopen import Reopened
@@ -18,6 +19,9 @@ from circuitome.studies.catalog import STUDIES
 
 if TYPE_CHECKING:
     import pandas
+
+GRAPHS = ("graphml", "csv", "json", "neuronpedia")
+"""What a run's circuit can be written as."""
 
 
 class OpenedRun(Reopened):
@@ -91,6 +95,37 @@ class OpenedRun(Reopened):
             if (picture := notebook.plot(block)) is not block:
                 return picture
         raise InputError(f"{self.folder} holds no picture. It has the tables {', '.join(self.figures)}.")
+
+    def export(self, path: str | Path, figure: str | None = None, *, to: str | None = None) -> None:
+        """Write one figure or table, or without `figure` the circuit, to a file.
+
+        `to` is what the path ends with, unless given: png, svg, pdf, csv or json for figures; graphml, csv, json or
+        neuronpedia (json and neuronpedia are the attribution-graph schema) for the circuit, with its scores.
+        Raises `InputError` for another format and where the file cannot be written, `RunError` where there is no
+        circuit.
+        """
+        to = to or Path(path).suffix.removeprefix(".")
+        if figure is None and to in GRAPHS:
+            self._export_circuit(Path(path), to)
+            return
+        if figure is None and to in PICTURES:
+            figure = next((name for name, block in self.figures.items() if notebook.plot(block) is not block), None)
+        if figure is None:
+            raise unknown_name("format", to, (*PICTURES, *GRAPHS))
+        write_figure(self.document, figure, to, path)
+
+    def _export_circuit(self, path: Path, to: str) -> None:
+        circuit, scores = self.circuit, None if self.scores is None else self.scores.values
+        try:
+            if to == "graphml":
+                circuit.to_graphml(path, scores)
+            elif to == "csv":
+                circuit.to_csv(path, scores)
+            else:
+                tokens = [self.model.decode([token]) for token in self.task.pairs[0].clean]
+                circuit.to_json(path, scores, tokens)
+        except OSError as error:
+            raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
 
     def to_pandas(self, figure: str) -> "pandas.DataFrame":
         """The numbers of one figure or table as a DataFrame. Raises `InputError` where pandas is not installed."""

@@ -1,0 +1,107 @@
+"""Runs that come back: everything a command wrote is within reach of Python, and goes out to files."""
+
+import json
+
+import networkx as nx
+import pytest
+import torch
+from command import run
+
+import circuitome as cm
+from circuitome.errors import InputError, RunError, UnknownNameError
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, folder, data):
+    """Folders of a find, a patch and a heads run on the small model."""
+    from circuitome.cli.main import main
+
+    out = tmp_path_factory.mktemp("runs")
+    model = ("--model", str(folder))
+    main(["find", "letters", *model, "--data", str(data), "--edges", "20", "--out", str(out / "one")])
+    main(["patch", "letters", *model, "--data", str(data), "--what", "mlps", "--out", str(out / "two")])
+    main(["heads", *model, "--n", "2", "--period", "8", "--out", str(out / "three")])
+    return out
+
+
+def test_a_run_gives_back_its_circuit_scores_and_prompts(runs, data):
+    found = cm.open(runs / "one")
+    assert repr(found).startswith("OpenedRun('circuitome find letters")
+    assert len(found.circuit) == 20 and found.circuit == found.scores.top(20)
+    assert found.scores.samples.shape[0] == len(found.task) == 6 and found.task.name == "letters"
+    share = cm.faithfulness(found.model, found.circuit, found.task).share
+    assert share.value == pytest.approx(found.results["faithfulness"]["value"], abs=1e-5)
+    assert set(found.tensors) >= {"scores", "circuit", "metrics"} and found.ablation == "corrupted"
+    assert "The circuit" in found._repr_html_() and found.plot().svg.startswith("<svg")
+    assert found.plot("faithfulness-by-size").to_dict()["$schema"]
+
+
+def test_maps_of_effects_come_back_with_every_prompt(runs):
+    found = cm.open(runs / "two")
+    expected = cm.patch(found.model, found.task, "mlps")
+    torch.testing.assert_close(found.effects[0].samples, expected.samples, equal_nan=True)
+    assert found.effects[0].top(2) == expected.top(2)
+
+
+def test_the_newest_run_of_a_study_is_found_by_its_name(runs):
+    assert cm.open("find", runs=runs).folder == runs / "one"
+    assert cm.open("heads", runs=runs).model.graph.n_layers == 3
+    with pytest.raises(RunError, match="no explain run"):
+        cm.open("explain", runs=runs)
+    with pytest.raises(RunError, match="no run folder"):
+        cm.open(runs / "nothing")
+
+
+def test_a_part_that_a_run_lacks_is_an_error_that_says_where_it_is(runs):
+    heads = cm.open(runs / "three")
+    for part, study in {"circuit": "find", "task": "find", "verdict": "validate", "effects": "patch"}.items():
+        with pytest.raises(RunError, match=f"is a heads run and holds no .*{study}"):
+            getattr(heads, part)
+    with pytest.raises(UnknownNameError, match="Did you mean"):
+        cm.open(runs / "one").plot("faithfulness-by-siz")
+
+
+def test_tables_are_data_frames(runs):
+    pandas = pytest.importorskip("pandas")
+    frame = cm.open(runs / "one").to_pandas("the-circuit")
+    assert isinstance(frame, pandas.DataFrame) and list(frame.columns) == ["from", "to", "score", "low", "high"]
+    assert len(frame) == 20
+
+
+def test_the_circuit_goes_out_as_a_graph(capsys, runs, tmp_path):
+    found = cm.open(runs / "one")
+    for to, name in {"graphml": "c.graphml", "csv": "c.csv", "neuronpedia": "c.json"}.items():
+        code, printed, _ = run(capsys, "export", runs / "one", "--to", to, "--out", tmp_path / name)
+        assert code == 0 and printed.strip() == str(tmp_path / name)
+    graph = nx.read_graphml(tmp_path / "c.graphml", force_multigraph=True)
+    assert set(graph.nodes) == set(found.circuit.nodes) | {"logits"} or "logits" not in graph.nodes
+    assert len((tmp_path / "c.csv").read_text().splitlines()) == 21
+    written = json.loads((tmp_path / "c.json").read_text())
+    assert len(written["metadata"]["prompt_tokens"]) == len(found.task.pairs[0].clean)
+    assert "the-circuit" in run(capsys, "export", runs / "one")[1]
+    found.export(tmp_path / "c.svg")
+    assert (tmp_path / "c.svg").read_text().startswith("<svg")
+    for to, message in {"gif": "no format 'gif'", "": "no format"}.items():
+        with pytest.raises(InputError, match=message):
+            found.export(tmp_path / "c", to=to)
+    with pytest.raises(InputError, match="cannot be written"):
+        found.export(tmp_path / "no" / "c.csv")
+    assert run(capsys, "export", runs / "three", "--to", "graphml")[0] == 1
+
+
+def test_another_metric_is_asked_for_on_the_command_line(capsys, tmp_path, folder, data):
+    own = tmp_path / "own.py"
+    own.write_text("def first(logits, pairs):\n    return logits[:, pairs[0].answers[0]]\n")
+    common = ("letters", "--model", folder, "--data", data, "--edges", 20)
+    for metric, unit in {"log_prob": "nats", "kl": "nats", f"{own}:first": "metric"}.items():
+        out = tmp_path / unit / metric.rpartition(":")[2]
+        assert run(capsys, "find", *common, "--metric", metric, "--out", out)[0] == 0
+        again = cm.open(out)
+        assert again.task.unit == unit == again.scores.unit and len(again.circuit) == 20
+    for metric, message in {
+        "log_pro": "Did you mean 'log_prob'",
+        f"{own}:second": "Known: first",
+        "x.py:y": "no file",
+    }.items():
+        code, _, error = run(capsys, "find", *common, "--metric", metric, "--out", tmp_path / "bad")
+        assert code == 1 and message in error and not (tmp_path / "bad").exists()
