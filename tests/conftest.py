@@ -42,3 +42,11 @@ def _no_global_seed_needed():
     before = torch.get_rng_state()
     yield
     torch.set_rng_state(before)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need SmolLM2, or its tokenizer, are slow: every process that runs one reads the file anew."""
+    for item in items:
+        name = getattr(getattr(item, "callspec", None), "id", "")
+        if "smollm2" in getattr(item, "fixturenames", ()) or "smollm2" in name:
+            item.add_marker(pytest.mark.slow)

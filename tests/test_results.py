@@ -22,6 +22,7 @@ def covered(n: int, groups: tuple[int, ...], intraclass: float, skewed: bool = F
     return count / REPEATS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n", "groups", "intraclass"),
     [
@@ -35,6 +36,7 @@ def test_intervals_cover_what_they_say(n, groups, intraclass):
     assert 0.92 <= covered(n, groups, intraclass) <= 0.99
 
 
+@pytest.mark.slow
 def test_intervals_over_prompts_alone_are_too_narrow_where_templates_differ():
     groups = tuple(i % 4 for i in range(64))
     generator, count = torch.Generator().manual_seed(0), 0
@@ -87,6 +89,7 @@ def test_a_table_of_one_prompt_has_no_intervals():
     assert all(end.isnan().all() for end in table(torch.ones(1, 2, 2)).interval)
 
 
+@pytest.mark.slow
 def test_large_tables_are_resampled_in_parts_that_change_nothing():
     samples = torch.randn(5, 5000, generator=torch.Generator().manual_seed(0))
     assert torch.equal(intervals(samples)[:, 4990:], intervals(samples[:, 4990:]))

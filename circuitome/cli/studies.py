@@ -36,20 +36,19 @@ class Frame:
 
 
 def command(study: Study) -> Callable[..., None]:
-    """The function behind a study's command: its positional argument, its settings, the frame."""
-    argument = study.settings.argument
+    """The function behind a study's command: its positional arguments, its settings, the frame."""
+    arguments = study.settings.arguments
 
     def called(*args: str, settings: Settings | None = None, frame: Frame | None = None) -> None:
-        given: dict[str, Any] = {argument: args[0]} if argument and args else {}
+        given: dict[str, Any] = dict(zip(arguments, args, strict=False))
         _perform(study, replace(settings or study.settings(), **given), frame or Frame())
 
     flat, framed = Parameter(name="*"), Parameter(name="*", group=RUN)
     parameters = [
+        *(_positional(study.settings, name) for name in arguments),
         Kind("settings", Kind.KEYWORD_ONLY, default=study.settings(), annotation=Annotated[study.settings, flat]),
         Kind("frame", Kind.KEYWORD_ONLY, default=Frame(), annotation=Annotated[Frame, framed]),
     ]
-    if argument is not None:
-        parameters.insert(0, _positional(study.settings, argument))
     called.__name__, called.__doc__ = study.name, study.settings.__doc__
     called.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -57,7 +56,7 @@ def command(study: Study) -> Callable[..., None]:
 
 
 def _positional(settings: type[Settings], argument: str) -> Kind:
-    """The positional argument, with the help of its field; required where the field's default is empty."""
+    """A positional argument, with the help of its field; required where the field's default is empty."""
     default = getattr(settings(), argument)
     return Kind(
         argument,

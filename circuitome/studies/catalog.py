@@ -5,8 +5,8 @@ from importlib import import_module
 from circuitome.studies.study import Study
 
 NAMES = (
-    *("find", "measure", "patch", "path", "compare", "known", "validate", "explain"),
-    *("heads", "induction", "retrieval", "stream", "trace", "routes", "weights", "lens", "conv"),
+    *("see", "check", "find", "measure", "patch", "path", "compare", "known", "validate", "explain"),
+    *("heads", "induction", "retrieval", "stream", "trace", "routes", "weights", "lens", "conv", "diff"),
 )
 """In the order of the help page."""
 STUDIES: dict[str, Study] = {name: import_module(f"circuitome.studies.{name}").STUDY for name in NAMES}

@@ -24,7 +24,7 @@ DEFAULT = "digit-network"
 class Conv(Settings):
     """How a channel of a convolutional network feeds a later one: the map of weights, through all layers in between."""
 
-    argument: ClassVar[str | None] = "model"
+    arguments: ClassVar[tuple[str, ...]] = ("model",)
 
     model: Annotated[str, Argument] = DEFAULT
     """A file of weights (.pt, .pth, .safetensors), or module:factory or file.py:factory, whose code runs."""

@@ -24,7 +24,7 @@ MAPS = (
 class Lens(ModelSettings):
     """Logit lens: what the model would predict after each of its parts."""
 
-    argument: ClassVar[str | None] = "prompt"
+    arguments: ClassVar[tuple[str, ...]] = ("prompt",)
 
     prompt: Annotated[str, Argument] = ""
     """The prompt."""

@@ -1,7 +1,7 @@
 """What every study is asked: frozen settings whose fields, with the line below each, are its command's options.
 
-A field's name is its option, underscores as hyphens; its type says how it is read. `Argument` makes a field the
-command's positional argument. Nothing here imports torch, so that `--help` is quick.
+A field's name is its option, underscores as hyphens; its type says how it is read. `Argument` makes a field
+a positional argument of the command. Nothing here imports torch, so that `--help` is quick.
 """
 
 import hashlib
@@ -63,7 +63,7 @@ def _several(read: Callable[[str], Any], kind: str, metavar: str) -> Parameter:
 
 
 Argument = Parameter(parse=False)
-"""Marks the field that is the command's positional argument."""
+"""Marks a field that is a positional argument of the command."""
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 """Something that is switched on."""
 Names = Annotated[tuple[str, ...], _several(str, "names", "NAMES")]
@@ -82,8 +82,8 @@ Bytes = Annotated[int | None, Parameter(converter=_size, negative="", group=RUN,
 class Settings:
     """What all studies are asked; abstract."""
 
-    argument: ClassVar[str | None] = None
-    """The field that is the command's positional argument, where it has one."""
+    arguments: ClassVar[tuple[str, ...]] = ()
+    """The fields that are the command's positional arguments, in their order."""
 
     seed: Annotated[int, Parameter(group=RUN)] = 0
     """Seed of everything that is drawn: prompts, resamples, random circuits, learning."""
@@ -119,7 +119,7 @@ class ModelSettings(Settings):
 class PromptSettings(ModelSettings):
     """A study of a model on prompt pairs; abstract."""
 
-    argument: ClassVar[str | None] = "task"
+    arguments: ClassVar[tuple[str, ...]] = ("task",)
 
     task: Annotated[str, Argument] = "ioi"
     """A name that `circuitome tasks` lists, or, with --data, any name for the task."""
@@ -149,7 +149,7 @@ class PromptSettings(ModelSettings):
 class RunSettings(Settings):
     """A study of the circuit of a finished run; abstract."""
 
-    argument: ClassVar[str | None] = "run"
+    arguments: ClassVar[tuple[str, ...]] = ("run",)
 
     run: Annotated[str, Argument] = ""
     """Folder of a run that holds a circuit."""
@@ -186,14 +186,13 @@ def _lists(settings: Settings) -> set[str]:
 
 
 def command_line(study: str, settings: Settings) -> str:
-    """The command line that repeats a run: what differs from the defaults, and always the positional argument."""
+    """The command line that repeats a run: what differs from the defaults, and always the positional arguments."""
     words = ["circuitome", study]
-    if settings.argument is not None:
-        words.append(str(getattr(settings, settings.argument)))
+    words += [str(getattr(settings, name)) for name in settings.arguments]
     names, lists = options(settings), _lists(settings)
     for field in fields(settings):
         value = getattr(settings, field.name)
-        if field.name == settings.argument or value == field.default:
+        if field.name in settings.arguments or value == field.default:
             continue
         option = names[field.name]
         if value is True:

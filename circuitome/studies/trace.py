@@ -39,7 +39,7 @@ def _place(kind: Any, tokens: Any) -> int:
 class Trace(ModelSettings):
     """Trace which way the information for a prediction took: one prompt, one forward pass, no corrupted prompt."""
 
-    argument: ClassVar[str | None] = "prompt"
+    arguments: ClassVar[tuple[str, ...]] = ("prompt",)
 
     prompt: Annotated[str, Argument] = ""
     """The text."""

@@ -24,7 +24,7 @@ PAIRS = {
 class Weights(ModelSettings):
     """What the weights of one head say: tokens it looks for, what it copies, which heads it reads and feeds."""
 
-    argument: ClassVar[str | None] = "head"
+    arguments: ClassVar[tuple[str, ...]] = ("head",)
 
     head: Annotated[str, Argument] = ""
     """A head, e.g. a5.h1."""

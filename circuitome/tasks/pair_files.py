@@ -36,7 +36,7 @@ def from_file(
     Raises `DataFileError`, with file and line, for what cannot be used, and `UnknownNameError` for the metric.
     """
     path = Path(path)
-    pairs = tuple(_pair(model, where, row, aligned) for where, row in rows_of(path))
+    pairs = tuple(pair_of(model, where, row, aligned) for where, row in rows_of(path))
     if not pairs:
         raise DataFileError(f"{path}: the file is empty; it needs at least one row with the columns {_list(COLUMNS)}.")
     return Task(name or path.stem, pairs, metric, source=path.name)
@@ -67,7 +67,7 @@ def from_pairs(
         if not isinstance(row, Mapping):
             raise TaskError(f"{where}: expected a mapping with {_list(COLUMNS)}, got {type(row).__name__}.")
         _check_columns(where, row)
-        pairs.append(_pair(model, where, row, aligned))
+        pairs.append(pair_of(model, where, row, aligned))
     return Task(name, tuple(pairs), metric, source="memory")
 
 
@@ -148,7 +148,8 @@ def _check_columns(where: str, found: Mapping[str, Any]) -> None:
     raise DataFileError(f"{where}: missing {_list(missing)}; found {_list(found) or 'nothing'}.{hint}")
 
 
-def _pair(model: Tokens, where: str, row: Mapping[str, Any], aligned: bool) -> Pair:
+def pair_of(model: Tokens, where: str, row: Mapping[str, Any], aligned: bool) -> Pair:
+    """The pair of one row; `where` starts each message. Raises `DataFileError` for a row that cannot be used."""
     clean, corrupted = (_text(where, name, row[name]) for name in ("clean", "corrupted"))
     answers, wrongs = (_texts(where, name, row[name]) for name in ("answer", "wrong"))
     template = _text(where, "template", row.get("template") or "")

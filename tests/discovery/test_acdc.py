@@ -96,6 +96,7 @@ def test_so_it_is_on_models_whose_circuit_is_known(name, ablation, order):
         same(acdc(model, task, threshold=threshold, **options), one_edge_at_a_time(model, task, threshold, **options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("threshold", "layers"), [pytest.param(0.05, 3, marks=pytest.mark.slow), (0.2, 2)])
 def test_in_groups_it_takes_fewer_runs_to_the_same_circuit(threshold, layers):
     model, task = tiny("llama", layers=layers), TASK if layers == 3 else SHORT

@@ -97,6 +97,7 @@ def detached(block):
             handle.remove()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", *map(by_speed, ("gemma2", "neox-parallel", "llama", "opt"))])
 def test_grad_drop_averages_sizes_over_gradients_that_pass_one_block_by(name):
     model = tiny(name, layers=2)

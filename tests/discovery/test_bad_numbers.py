@@ -37,6 +37,7 @@ def test_a_damaged_weight_is_an_error(name):
         METHODS[name](model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_paths_of_a_model_in_half_precision_have_the_effects_of_its_weights_in_float32(name, dtype):

@@ -45,7 +45,7 @@ def test_exact_scores_by_divergence(model):
 
 
 def test_a_gradient_at_the_clean_model_knows_no_distance_from_it(model):
-    with pytest.raises(InputError, match=r"every edge would score 0\. Use eap_ig"):
+    with pytest.raises(InputError, match=r"every score would be 0\. Use eap_ig"):
         eap(model, TASK, loss="kl")
     for method in (eap, eap_ig, exact):
         with pytest.raises(UnknownNameError, match="kl"):

@@ -55,6 +55,7 @@ QUICK = [("llama", EDGES[1]), ("gpt2", EDGES[0])]
 CASES = [(name, edge) for name in ("gpt2", "neox-parallel", "llama") for edge in EDGES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "edge"), [case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in CASES]
 )

@@ -165,6 +165,7 @@ def same(a, b, tolerance=2e-6):
         assert parts.mlp == pytest.approx(other.mlp, abs=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gemma2", "neox-parallel", pytest.param("opt", marks=pytest.mark.slow)])
 def test_batch_and_padding_do_not_matter(name):
     model = tiny(name)

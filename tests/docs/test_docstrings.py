@@ -30,6 +30,7 @@ def test_there_are_examples():
     assert len(EXAMPLES) >= 15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
 def test_the_example_gives_what_it_says(example):
     assert doctest.DocTestRunner().run(example).failed == 0

@@ -17,7 +17,7 @@ from circuitome.engine.interventions.transformer_lens import TABLE
 from circuitome.errors import InputError, NumericsError, UnknownNameError
 from circuitome.tasks.task import Pair, Task
 
-QUICK = ["gpt2", "gemma2"]
+QUICK = ["gemma2"]
 ALL = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS if name not in QUICK)]
 PROMPTS = [[5, 9, 33, 12, 7, 20, 41], [8, 30, 17, 25], [3, 4, 50, 6, 55, 22]]
 
@@ -551,6 +551,7 @@ def test_what_belongs_to_single_prompts_finds_them_in_any_batch():
     torch.testing.assert_close(shown["a1.h2.z"], corrupted["a1.h2.z"], equal_nan=True)
 
 
+@pytest.mark.slow
 def test_circuitomes_methods_see_the_changed_model():
     """Where the change holds for every token; what they cannot place they refuse."""
     for name in QUICK:

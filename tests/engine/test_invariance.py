@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 from families import random_task, tiny
 from hypothesis import Phase, given, settings
@@ -50,6 +51,7 @@ def test_batches_and_the_shared_prefix_change_nothing(seed, share, ablation, sha
     torch.testing.assert_close(parts, whole, **CLOSE)
 
 
+@pytest.mark.slow
 @briefly
 @given(SEEDS, SHARES, st.integers(1, 5), st.integers(3, 60))
 def test_what_stands_behind_the_answer_changes_nothing(seed, share, more, token):

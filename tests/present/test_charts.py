@@ -67,6 +67,7 @@ def test_layers_go_upwards() -> None:
     assert heights(heat_map(upwards=False)) == sorted(heights(heat_map(upwards=False)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(60, 14), (2, 120), (1, 1)])
 def test_any_shape_of_map_is_drawn_whole(shape: tuple[int, int]) -> None:
     block = heat_map(*shape)

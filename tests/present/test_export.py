@@ -29,6 +29,7 @@ def test_every_block_has_a_name() -> None:
     assert list(twice) == ["lede", "lede-2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PICTURES)
 def test_pictures_are_written_without_a_browser(name: str, tmp_path: Path) -> None:
     export(DOCUMENT, name, "svg", tmp_path / "f.svg")

@@ -99,6 +99,7 @@ def test_scripts_come_with_the_blocks_that_need_them() -> None:
     assert len(Page(page(replace(bare, blocks=(routes(),)))).scripts) == 3
 
 
+@pytest.mark.slow
 def test_control_characters_and_lone_surrogates_are_replaced() -> None:
     written = page(hostile(CONTROL))
     assert "a\ufffdb\ufffdc" in written and "\x00" not in written and "\x1b" not in written
@@ -136,6 +137,7 @@ def test_rows_beyond_the_first_are_there_and_marked() -> None:
     assert written.count("\N{HEAVY CHECK MARK}") == 3
 
 
+@pytest.mark.slow
 def test_maps_stand_beside_each_other_and_folded_ones_in_one_fold() -> None:
     blocks = tuple(heat_map(title=f"Map {i}", folded=i > 1) for i in range(5))
     written = page(Document(title="t", command="c", sign="", blocks=blocks))
@@ -145,6 +147,7 @@ def test_maps_stand_beside_each_other_and_folded_ones_in_one_fold() -> None:
     assert '<a href="#effects">Effects</a>' in single
 
 
+@pytest.mark.slow
 def test_embedded_edges_are_the_blocks_by_strength() -> None:
     edges = Page(page(every())).data()[0]["edges"]
     assert edges["score"] == [-1.0, -0.5, -0.4, 0.25, -0.125, 0.05, -0.03]

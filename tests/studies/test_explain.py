@@ -57,7 +57,7 @@ def test_heads_get_their_roles_from_their_effects(named, found):
 def test_the_circuit_is_told_first_in_short_and_by_class(named):
     made, folder = named
     assert lede_of(folder).startswith(
-        "Of 4 heads explained in the circuit of 12 edges for names, 4 have an active role: "
+        "Of 4 heads explained in the circuit of 12 edges for ioi, 4 have an active role: "
     )
     assert "1 duplicate token, 1 inhibition, 1 mover, 1 negative mover" in lede_of(folder)
     roles, results = blocks_of(folder)["Roles"], made.manifest["results"]

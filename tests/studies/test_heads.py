@@ -33,6 +33,7 @@ def test_heads_are_called_what_they_do(atlas, capsys):
     assert run(capsys, "show", folder)[1].split() == text.split()
 
 
+@pytest.mark.slow
 def test_the_same_settings_give_the_same_tensors(tmp_path, atlas):
     made, folder = perform(heads.STUDY, heads.Heads(model="known-induction", n=3), out=tmp_path / "again")
     first, second = ((path / "tensors.safetensors").read_bytes() for path in (atlas[1], folder))

@@ -52,6 +52,7 @@ def retrieval(capsys, model, files, *more):
     return run(capsys, "retrieval", *data, *words, *more)
 
 
+@pytest.mark.slow
 def test_stream(streamed):
     found, folder = streamed
     blocks = blocks_of(folder)

@@ -89,6 +89,7 @@ def test_the_circuit_goes_out_as_a_graph(capsys, runs, tmp_path):
     assert run(capsys, "export", runs / "three", "--to", "graphml")[0] == 1
 
 
+@pytest.mark.slow
 def test_another_metric_is_asked_for_on_the_command_line(capsys, tmp_path, folder, data):
     own = tmp_path / "own.py"
     own.write_text("def first(logits, pairs):\n    return logits[:, pairs[0].answers[0]]\n")

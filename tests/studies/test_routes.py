@@ -66,6 +66,7 @@ def test_trace_of_generated_tokens(capsys, folder, tmp_path):
         ids.append(token)
 
 
+@pytest.mark.slow
 def test_trace_takes_a_contrast_and_neurons(capsys, folder, tmp_path):
     model = load(folder)
     with torch.no_grad():
@@ -96,6 +97,7 @@ def texts(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_routes_over_a_file_by_label(capsys, folder, texts, tmp_path):
     arguments = ("routes", "--file", texts, "--by", "domain", "--model", folder, "--out", tmp_path / "r")
     code, out, err = run(capsys, *arguments)

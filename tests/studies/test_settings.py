@@ -47,25 +47,22 @@ def asked(draw, study):
     given = {name: draw(values(hints[name])) for name in names if draw(st.booleans())}
     if given.get("max_memory") is not None:
         given["max_memory"] = abs(given["max_memory"]) + 1
-    argument = study.settings.argument
-    if argument is not None:
-        given[argument] = draw(NOT_AN_OPTION)
+    given |= {name: draw(NOT_AN_OPTION) for name in study.settings.arguments}
     return given
 
 
 @pytest.mark.parametrize("name", STUDIES)
 @given(data=st.data())
-@settings(max_examples=10, deadline=None, database=None)
+@settings(max_examples=5, deadline=None, database=None)
 def test_the_line_that_repeats_a_run_gives_the_same_settings(name, data):
     study = STUDIES[name]
     wanted = study.settings(**data.draw(asked(study)))
     line = command_line(name, wanted)
     _, bound, _ = app.parse_args(shlex.split(line)[1:], exit_on_error=False, print_error=False)
     found = bound.kwargs.get("settings", study.settings())
-    if study.settings.argument is not None:
-        assert bound.args == (getattr(wanted, study.settings.argument),)
+    assert bound.args == tuple(getattr(wanted, name) for name in study.settings.arguments)
     for field in fields(study.settings):
-        if field.name != study.settings.argument:
+        if field.name not in study.settings.arguments:
             assert getattr(found, field.name) == getattr(wanted, field.name), line
 
 

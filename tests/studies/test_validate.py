@@ -27,6 +27,7 @@ def quick(found):
     return perform(STUDY, Validate(run=str(found), quick=True, shrink=True))
 
 
+@pytest.mark.slow
 def test_the_answer_comes_first_and_the_criteria_after_it(capsys, quick):
     verdict, out = quick
     manifest = verdict.manifest

@@ -19,6 +19,7 @@ def net(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_weights_of_a_head(capsys, tmp_path):
     out = tmp_path / "head"
     code, printed, _ = run(capsys, "weights", "a1.h0", "--model", "known-induction", "--out", out, "--top", 3)

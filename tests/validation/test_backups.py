@@ -138,6 +138,7 @@ def test_what_the_final_norm_does_is_no_backup():
     assert change.abs().mean() < by_norm.abs().mean()
 
 
+@pytest.mark.slow
 def test_searching_again_finds_the_planted_backup(planted, task):
     found = rediscovery(planted, task, [MOVER], edges=8, knock_out="zero")
     assert [one.name for one in found.risen if one.joined] == ["a3.h0"]
@@ -157,6 +158,7 @@ def test_summed_effects_are_the_scores_of_the_edges_that_leave():
     torch.testing.assert_close(summed_effects(scores).mean(0), scores.values.sum(1), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_test_of_a_fall():
     generator = torch.Generator().manual_seed(0)
     draws = torch.randn(2000, 12, generator=generator)

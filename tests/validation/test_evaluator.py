@@ -55,6 +55,7 @@ def test_what_was_measured_is_taken_over_by_the_same_question_only(tmp_path):
             Evaluator(setting)
 
 
+@pytest.mark.slow
 def test_sections_of_robustness_are_not_taken_over_from_another_circuit(tmp_path):
     model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 8)
     scores = cm.eap_ig(model, task)

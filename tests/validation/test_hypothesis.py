@@ -19,6 +19,7 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+@pytest.mark.slow
 def test_equivalence_keeps_its_level_at_the_edge_of_the_null_and_finds_shifts():
     draws = torch.rand(REPEATS, 100, generator=generator())
     model = torch.zeros(100)

@@ -85,7 +85,7 @@ def test_bad_input():
     one_sided = replace(TASK, pairs=(*TASK.pairs[:2], replace(TASK.pairs[2], wrongs=())))
     with pytest.raises(TaskError, match=r"prompt 2 has no wrong answer"):
         shuffled_labels(one_sided)
-    with pytest.raises(TaskError, match=r"logit_diff_max treats right and wrong ones differently"):
+    with pytest.raises(TaskError, match=r"logit diff max treats right and wrong ones differently"):
         shuffled_labels(replace(TASK, metric="logit_diff_max"))
     model = tiny("llama")
     with pytest.raises(InputError, match=r"hold no per-prompt samples"):

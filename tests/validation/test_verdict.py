@@ -102,6 +102,7 @@ def test_each_part_changes_what_leaving_it_out_changes():
         torch.testing.assert_close(got, change, atol=2e-5, rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_identities(known):
     model, task, _ = known
     evaluator = Evaluator(Setting(model, task))
@@ -172,6 +173,7 @@ def test_few_prompts_leave_verdicts_unclear(known):
     assert found.to_dict()["criteria"][0]["name"] == "faithfulness"
 
 
+@pytest.mark.slow
 def test_bad_input(known):
     model, task, _ = known
     with pytest.raises(InputError, match="circuit is empty"):
