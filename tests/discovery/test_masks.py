@@ -144,6 +144,7 @@ def test_the_seed_decides(toy):
     assert not torch.equal(first, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ablation", ["corrupted", "mean"])
 def test_subnetwork_probing_scores_edges_by_their_weaker_node(toy, ablation):
     seen = []

@@ -17,6 +17,7 @@ def both(pair, direction):
     return (pair.clean, pair.corrupted) if direction == "noise" else (pair.corrupted, pair.clean)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", ["noise", pytest.param("denoise", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NAMES)
 def test_patched_heads_are_the_models_own_pass_with_one_heads_share_replaced(name, direction):

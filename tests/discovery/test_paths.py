@@ -71,6 +71,7 @@ def test_path_patching_is_the_published_four_passes(name, edge):
             torch.testing.assert_close(found.samples[row, layer + 1, head], expected, atol=2e-5, rtol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -91,6 +91,7 @@ def test_parts_of_every_node_add_up(name, written):
         torch.testing.assert_close(residual + heads.sum((0, 1)) + mlp + a_bias + m_bias, total, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 @pytest.mark.parametrize("name", EVERY)
 def test_importances_equal_explicit_parts(name, norm, written):
@@ -235,6 +236,7 @@ def test_known_induction_model_shows_its_circuit():
     assert any(edge.kind == "attention" and edge.source == f"x1@{b}" for edge in graph.edges)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "pair"), [("gpt2", (11, 29)), ("gemma2", (29, 11)), ("neox-parallel", (11, 29))])
 def test_contrast_parts_sum_to_the_logit_difference(name, pair, monkeypatch, written):
     model, parts = written(name)

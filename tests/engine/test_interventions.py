@@ -607,6 +607,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "error", "match"), WRONG)
 def test_errors_on_entering(make, error, match):
     model = tiny("gpt2")
@@ -676,6 +677,7 @@ def test_the_page_lists_the_table():
     assert set(TABLE.items()) <= listed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLE)
 def test_every_hook_of_transformer_lens_in_the_table_is_a_site(name):
     model = tiny("gpt2")

@@ -24,6 +24,7 @@ def drawn(seed: int, share: float) -> Circuit:
     return Circuit(MODEL.graph, MODEL.graph.mask & (chance < share))
 
 
+@pytest.mark.slow
 @briefly
 @given(SEEDS, SHARES, st.sampled_from(["corrupted", "zero"]), st.permutations(range(len(TASK))))
 def test_a_prompt_runs_as_it_does_alone(seed, share, ablation, order):

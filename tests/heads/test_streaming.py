@@ -28,6 +28,7 @@ def close(found, expected):
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_chunks_are_exactly_token_by_token(name):
     model, ids = tiny(name), tokens(13)

@@ -121,6 +121,7 @@ def test_logits_with_hooks_are_bit_equal(model, task):
             assert torch.equal(model.record(inputs).logits, logits)
 
 
+@pytest.mark.slow
 def test_full_and_empty_circuit_are_the_plain_model(model, task):
     for ablation in ("zero", "corrupted"):
         full = run_circuit(model, task, cm.Circuit.full(model.graph), ablation=ablation)

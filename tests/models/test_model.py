@@ -46,6 +46,7 @@ CHANGES: dict[str, Callable[[Model], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_weights_are_read_when_they_are_used(name: str, change: Callable[[Model], object]) -> None:
@@ -57,6 +58,7 @@ def test_weights_are_read_when_they_are_used(name: str, change: Callable[[Model]
     assert torch.equal(run_circuit(model, TASK, circuit), run_circuit(fresh, TASK, circuit))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
 def test_float64_models_give_the_same_numbers(name: str) -> None:
     single, double = tiny(name), load(tiny(name).hf.to(torch.float64))

@@ -36,6 +36,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", CASES)
 def test_no_method_draws_dropout(method: Callable[[Model], Tensor]) -> None:
     model = tiny("gpt2")
@@ -45,6 +46,7 @@ def test_no_method_draws_dropout(method: Callable[[Model], Tensor]) -> None:
     assert all(module.training for module in model.hf.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", CASES)
 def test_every_method_works_in_float64(method: Callable[[Model], Tensor]) -> None:
     values = [method(tiny("gemma2", dtype=dtype)).double() for dtype in (torch.float32, torch.float64)]

@@ -97,6 +97,7 @@ def test_all_else_is_written_as_csv(name: str) -> None:
     assert body and {len(row) for row in body} == {len(head)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", DOCUMENT.blocks, ids=lambda block: block.block)
 def test_blocks_show_themselves_in_notebooks(block: AnyBlock, tmp_path: Path) -> None:
     html = block._repr_html_()

@@ -71,6 +71,7 @@ def test_page_asks_for_nothing_outside(whole: str) -> None:
         assert "src" not in attributes and (attributes.get("href") or "#").startswith("#")
 
 
+@pytest.mark.slow
 def test_texts_cannot_break_out(whole: str) -> None:
     bad, plain = Page(page(hostile())), Page(whole)
     assert len(bad.scripts) == len(plain.scripts) == 5
@@ -167,6 +168,7 @@ def test_missing_numbers_become_null_and_are_not_written(bad: Any) -> None:
     assert not re.search(r"\b(nan|inf)\b", parsed.text, re.I)
 
 
+@pytest.mark.slow
 def test_same_document_same_page(whole: str) -> None:
     assert page(copy.deepcopy(every())) == whole
 

@@ -91,6 +91,7 @@ def test_every_head_has_a_row_and_its_evidence_on_the_page(named, capsys):
     assert run(capsys, "show", folder)[1].split() == text.split()
 
 
+@pytest.mark.slow
 def test_explain_of_some_heads_as_json(capsys, found):
     arguments = ("explain", found / "run", "--heads", "a2.h0,a1.h0", "--out", found / "two", "--json")
     code, printed, _ = run(capsys, *arguments)
@@ -117,6 +118,7 @@ def test_classes_are_joined_where_heads_share_keys_and_values():
     assert edges_between(named) == {("duplicate token", "k", "mover"): 1, ("duplicate token", "logits", "logits"): 1}
 
 
+@pytest.mark.slow
 def test_bad_input(capsys, found):
     code, _, error = run(capsys, "explain", found / "run", "--heads", "a2.h7", "--out", found / "none")
     assert code == 1 and "no head of the circuit 'a2.h7'. Did you mean" in error and not (found / "none").exists()

@@ -17,6 +17,7 @@ def atlas(tmp_path_factory):
     return perform(heads.STUDY, settings, out=tmp_path_factory.mktemp("atlas") / "run")
 
 
+@pytest.mark.slow
 def test_heads_are_called_what_they_do(atlas, capsys):
     made, folder = atlas
     results = made.manifest["results"]
@@ -104,6 +105,7 @@ def switched_off(tmp_path_factory):
     return perform(induction.STUDY, settings, out=tmp_path_factory.mktemp("induction") / "run")
 
 
+@pytest.mark.slow
 def test_induction_says_what_its_heads_are_worth(switched_off):
     made, folder = switched_off
     results = made.manifest["results"]
@@ -141,6 +143,7 @@ def test_what_follows_from_the_difference_to_random_heads(low, high, said):
     assert induction.comparison({"effects": {"difference": difference}, "sequences": 8}).endswith(said)
 
 
+@pytest.mark.slow
 def test_json(tmp_path, capsys):
     words = ("induction", "--k", 2, "--model", "known-induction", "--n", 3, "--out", tmp_path / "run", "--json")
     found = json.loads(run(capsys, *words)[1])

@@ -150,6 +150,7 @@ def test_streams_that_cannot_be(capsys, model, files, tmp_path, words, message):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -36,6 +36,7 @@ def test_a_run_gives_back_its_circuit_scores_and_prompts(runs, data):
     assert found.plot("faithfulness-by-size").to_dict()["$schema"]
 
 
+@pytest.mark.slow
 def test_maps_of_effects_come_back_with_every_prompt(runs):
     found = cm.open(runs / "two")
     expected = cm.patch(found.model, found.task, "mlps")
@@ -68,6 +69,7 @@ def test_tables_are_data_frames(runs):
     assert len(frame) == 20
 
 
+@pytest.mark.slow
 def test_the_circuit_goes_out_as_a_graph(capsys, runs, tmp_path):
     found = cm.open(runs / "one")
     for to, name in {"graphml": "c.graphml", "csv": "c.csv", "neuronpedia": "c.json"}.items():

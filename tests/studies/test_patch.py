@@ -10,6 +10,7 @@ from shown import blocks_of, check_shown, lede_of
 from circuitome.runs.store import load_run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -48,6 +48,7 @@ def test_a_model_whose_outputs_are_numbers_has_no_copying_score(capsys, tmp_path
     assert code == 0 and "tracr-frac-prevs gives 1 outputs" in " ".join(printed.split())
 
 
+@pytest.mark.slow
 def test_lens(capsys, tmp_path):
     out = tmp_path / "lens"
     code, printed, _ = run(capsys, "lens", "a b c a", "--model", "known-induction", "--out", out)

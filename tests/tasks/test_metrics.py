@@ -82,6 +82,7 @@ def margin(logits, pairs):
     return torch.stack([row[pair.answers[0]] - row.logsumexp(0) for row, pair in zip(logits, pairs, strict=True)])
 
 
+@pytest.mark.slow
 def test_a_metric_of_ones_own_gives_what_the_same_one_by_name_does():
     model, task = tiny("llama"), random_task(3)
     named, own = task.measured_by("log_prob"), task.measured_by(Metric("margin", margin, "nats"))
@@ -96,6 +97,7 @@ def test_a_metric_of_ones_own_gives_what_the_same_one_by_name_does():
     assert cm.eap(model, task.measured_by(margin)).unit == "metric"
 
 
+@pytest.mark.slow
 def test_metrics_without_a_gradient_serve_methods_that_run_the_model_and_are_refused_elsewhere():
     model, task = tiny("llama"), random_task(3).measured_by("answer_rank")
     for method in (cm.eap, cm.eap_ig, cm.atp, cm.edge_pruning):
@@ -121,6 +123,7 @@ def test_functions_that_give_no_number_a_prompt_are_refused(function, message):
         cm.patch(tiny("llama"), random_task(3).measured_by(function), "mlps")
 
 
+@pytest.mark.slow
 def test_the_divergence_from_the_clean_model_is_a_metric():
     model, task = tiny("gpt2"), random_task(3, lengths=(5, 6))
     task = task.measured_by(cm.kl_metric(model, task))

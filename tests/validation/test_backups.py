@@ -115,6 +115,7 @@ def test_a_planted_backup_is_found(planted, task, ablation):
     assert found.direct.value == pytest.approx(found.effect.value - found.repaired.value, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [False, True])
 def test_a_model_without_backups_has_none(task, extra):
     model = four_layers(backup=False) if extra else cm.load("known-ioi")
@@ -174,6 +175,7 @@ def test_results_as_data(planted, task):
     assert [one["total_after"] is None for one in told["reactions"]] == [False] + [True] * (len(told["reactions"]) - 1)
 
 
+@pytest.mark.slow
 def test_bad_input(planted, task):
     with pytest.raises(UnknownNameError, match=r"no writer 'a2.h9'. Did you mean"):
         backups(planted, task, ["a2.h9"])

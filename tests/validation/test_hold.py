@@ -61,6 +61,7 @@ def test_every_pass_is_that_of_the_knocked_out_model(name, ablation):
     assert torch.equal(logits_of(model), plain) and not torch.allclose(plain, cut, atol=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
 def test_values_of_one_batch_are_held_in_passes_over_it(name):
     model = tiny(name)

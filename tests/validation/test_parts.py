@@ -26,6 +26,7 @@ def parts_of(circuit, seed=1):
     return torch.cat([halves, nodes, none, ~none])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ablation", ["corrupted", pytest.param("zero", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]

@@ -84,6 +84,7 @@ def test_a_useless_edge_is_no_better_than_chance(known):
     assert not edge_test(Evaluator(Setting(model, task)), truth).summary.rejected()
 
 
+@pytest.mark.slow
 def test_each_part_changes_what_leaving_it_out_changes():
     model, task = tiny("llama"), random_task(3, lengths=(5, 6))
     draw = torch.Generator().manual_seed(0)

@@ -27,6 +27,7 @@ def patterns(model, resid):
     return seen[0][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
 )

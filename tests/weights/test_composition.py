@@ -15,6 +15,7 @@ QUICK = ("gpt2", "neox-parallel", "gemma2", "olmo2")
 """Families with what is special: fused, interleaved and parallel, sandwich norms and caps, norms on q and k."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
 )
