@@ -11,6 +11,7 @@ arXiv:1411.5279, section 4). Simulated coverage of 95 % intervals stands in test
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
+from importlib import import_module
 from itertools import product
 from typing import Any
 
@@ -37,8 +38,31 @@ class Record:
         return plain_fields(self)
 
 
+class Shown:
+    """A result that shows itself: in a notebook as a page would, elsewhere by `.plot()` and `.to_pandas()`.
+
+    What it shows is said in `circuitome.studies.result_views`. That stands above all results, so that it is imported by
+    its name, and only when somebody looks.
+    """
+
+    def _repr_html_(self) -> str:
+        return str(_views().html(self))
+
+    def plot(self) -> Any:
+        """Its picture: an Altair chart, or a drawing with `.save(path)`. Raises `InputError` where it has none."""
+        return _views().plot(self)
+
+    def to_pandas(self) -> Any:
+        """Its numbers as a DataFrame. Raises `InputError` where pandas is not installed."""
+        return _views().to_pandas(self)
+
+
+def _views() -> Any:
+    return import_module("circuitome.studies.result_views")
+
+
 @dataclass(frozen=True)
-class Estimate(Record):
+class Estimate(Record, Shown):
     """A mean over prompts, or a function of such means, with a percentile-bootstrap interval."""
 
     value: float
@@ -167,7 +191,7 @@ def resample_means(
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class Samples:
+class Samples(Shown):
     """A number on every prompt for each cell of a table whose axes have labels: what one method measured of many parts.
 
     A result that is such a table inherits it and adds what else it holds, all by keyword:

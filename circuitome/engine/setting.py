@@ -28,7 +28,7 @@ from circuitome.engine.readout import Readout
 from circuitome.errors import InputError
 from circuitome.models.loading import weights_hash
 from circuitome.models.model import Model
-from circuitome.progress import Progress, silent
+from circuitome.progress import Progress, bars, silent
 from circuitome.results import Estimate, bootstrap, mean, over
 from circuitome.tasks.task import Task
 
@@ -48,7 +48,7 @@ class Setting:
     seed: int = 0
     """Seed of everything that is drawn: resamples, random circuits, learning."""
     progress: Progress = silent
-    """Told what is being done and how much of it is done."""
+    """Told what is being done and how much of it is done; True in its place draws bars with the time left."""
     checkpoint: Path | None = None
     """File (or, for a suite of measurements, folder) in which long work is kept and from which it goes on."""
     shared_prefix: bool = True
@@ -56,6 +56,9 @@ class Setting:
 
     def __post_init__(self) -> None:
         check_ablation(self.ablation)
+        asked: Any = self.progress
+        if isinstance(asked, bool):
+            object.__setattr__(self, "progress", bars() if asked else silent)
 
     @property
     def task(self) -> Task:

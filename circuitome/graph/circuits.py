@@ -13,10 +13,11 @@ from torch import Tensor
 from circuitome.errors import InputError
 from circuitome.graph import exchange
 from circuitome.graph.model_graph import Graph
+from circuitome.results import Shown
 
 
 @dataclass(frozen=True, eq=False)
-class Circuit:
+class Circuit(Shown):
     """A set of edges. `len` counts edges; `|`, `&`, `-`, `^`, `~`, `<=` and `in` work as on sets.
 
     Raises `InputError` for a mask of another shape or with edges that the graph lacks, and for circuits of two graphs.

@@ -13,11 +13,11 @@ from circuitome.errors import InputError
 from circuitome.graph import exchange
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.model_graph import Graph
-from circuitome.results import LEVEL, intervals
+from circuitome.results import LEVEL, Shown, intervals
 
 
 @dataclass(frozen=True, eq=False)
-class EdgeScores:
+class EdgeScores(Shown):
     """One number an edge.
 
     Sign: a score is the change of the *metric* when the edge is corrupted, mean over prompts. An edge that helps has a

@@ -11,10 +11,11 @@ from circuitome.errors import unknown_name
 from circuitome.graph import exchange
 from circuitome.graph.edge_scores import EdgeScores
 from circuitome.graph.model_graph import Graph
+from circuitome.results import Shown
 
 
 @dataclass(frozen=True, eq=False)
-class NodeScores:
+class NodeScores(Shown):
     """One number a node: the change of the *metric* when it is corrupted, mean over prompts. Negative: it helps."""
 
     graph: Graph

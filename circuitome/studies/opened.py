@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from circuitome.errors import InputError, RunError, unknown_name
 from circuitome.present import notebook
 from circuitome.present.blocks import AnyBlock, Document
-from circuitome.present.export import PICTURES, figures, rows_of
+from circuitome.present.export import PICTURES, figures
 from circuitome.present.export import export as write_figure
 from circuitome.present.stored import document
 from circuitome.results import EffectMap
 from circuitome.runs.reopen import Reopened
 from circuitome.runs.store import MANIFEST, load_run
 from circuitome.studies.catalog import STUDIES
+from circuitome.studies.result_views import frame
 
 if TYPE_CHECKING:
     import pandas
@@ -129,12 +130,7 @@ class OpenedRun(Reopened):
 
     def to_pandas(self, figure: str) -> "pandas.DataFrame":
         """The numbers of one figure or table as a DataFrame. Raises `InputError` where pandas is not installed."""
-        try:
-            import pandas
-        except ImportError:
-            raise InputError("to_pandas needs pandas: pip install pandas.") from None
-        columns, *rows = rows_of(self._figure(figure))
-        return pandas.DataFrame([list(row) for row in rows], columns=list(columns))
+        return frame(self._figure(figure))
 
     def _figure(self, name: str) -> AnyBlock:
         if name not in self.figures:

@@ -14,7 +14,7 @@ from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
-from circuitome.results import Estimate, plain, plain_fields
+from circuitome.results import Estimate, Shown, plain, plain_fields
 from circuitome.tasks.task import Task
 from circuitome.validation import criteria
 from circuitome.validation.criteria import Criterion
@@ -58,8 +58,8 @@ FULL = Effort(50, 20, 30, 5, 1, 100, 50, True)
 QUICK = Effort(10, 3, 8, 0, 0, 0, 0, False)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Verdict(Shown):
     """What holds of a circuit and what does not."""
 
     criteria: tuple[Criterion, ...]
@@ -90,6 +90,9 @@ class Verdict:
     """Backups, stability, shuffled labels, other prompts and tasks, other methods; see `robustness`."""
     known: dict[str, float] | None = None
     """Where the true circuit was given: precision, recall, AUROC of the scores over edges and nodes."""
+
+    def __repr__(self) -> str:
+        return f"Verdict({self.answer}: {self.reason})"
 
     def __getitem__(self, name: str) -> Criterion:
         return next(criterion for criterion in self.criteria if criterion.name == name)

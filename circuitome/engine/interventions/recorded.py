@@ -19,6 +19,7 @@ from circuitome.engine.interventions.watching import changing_site, z_written
 from circuitome.errors import InputError, unknown_name
 from circuitome.graph.node import Node
 from circuitome.models.model import Model
+from circuitome.results import Shown
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -51,7 +52,7 @@ class Activations(Mapping[str, Tensor]):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class AttentionPatterns:
+class AttentionPatterns(Shown):
     """Attention probabilities of some heads; `patterns["a9.h6"]` is [prompt, query, key]."""
 
     pattern: Float[Tensor, "prompt head query key"]

@@ -11,14 +11,14 @@ from circuitome.engine.setting import Setting, method
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
 from circuitome.graph.model_graph import Graph
-from circuitome.results import Estimate
+from circuitome.results import Estimate, Shown
 from circuitome.validation.faithfulness.evaluator import Evaluator
 
 SHARE = "share of the clean-ablated gap"
 
 
-@dataclass(frozen=True)
-class Faithfulness:
+@dataclass(frozen=True, repr=False)
+class Faithfulness(Shown):
     """Normalised faithfulness (F(C) - F(0)) / (F(M) - F(0)) of one circuit, and the means it is made of.
 
     F is the mean metric over prompts: of the circuit C, the whole model M, and the empty circuit 0 (all ablated).
@@ -54,6 +54,9 @@ class Faithfulness:
         """Its unit."""
         return self.share.unit
 
+    def __repr__(self) -> str:
+        return f"Faithfulness({self})"
+
     def __str__(self) -> str:
         return (
             f"{self.n_edges:,} edges: {self.share} {self.unit}; metric {self.circuit} of {self.model} {self.model.unit}"
@@ -61,7 +64,7 @@ class Faithfulness:
 
 
 @dataclass(frozen=True)
-class Curve:
+class Curve(Shown):
     """Faithfulness at several sizes, beside random circuits of the same sizes."""
 
     sizes: tuple[int, ...]

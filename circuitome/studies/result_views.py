@@ -1,0 +1,140 @@
+"""What results of the library show of themselves: the blocks that a page would have of them."""
+
+from collections.abc import Sequence
+from functools import singledispatch
+from typing import TYPE_CHECKING, Any
+
+from circuitome.engine.interventions.recorded import AttentionPatterns
+from circuitome.errors import InputError
+from circuitome.graph.circuits import Circuit
+from circuitome.graph.edge_scores import EdgeScores
+from circuitome.graph.node_scores import NodeScores
+from circuitome.present import blocks, notebook
+from circuitome.present.export import rows_of
+from circuitome.results import EffectMap, Estimate, Samples
+from circuitome.studies import pieces, validate
+from circuitome.validation.faithfulness.share import Curve, Faithfulness
+from circuitome.validation.verdict import Verdict
+
+if TYPE_CHECKING:
+    import pandas
+
+STRONGEST = 200
+"""Edges and nodes that are shown of scores."""
+
+
+@singledispatch
+def views(result: Any) -> list[blocks.AnyBlock]:
+    """The blocks of a result, what matters most first. Raises `InputError` for what has none."""
+    raise InputError(f"There is no view of a {type(result).__name__}.")
+
+
+@views.register
+def _estimate(result: Estimate) -> list[blocks.AnyBlock]:
+    return [blocks.Numbers(items=(pieces.figure("Estimate", result, f"95 % interval over {result.over}"),))]
+
+
+@views.register
+def _samples(result: Samples) -> list[blocks.AnyBlock]:
+    ends = (result.mean, *result.interval)
+    if len(result.axes) == 1:
+        values, low, high = (tuple(end.tolist()) for end in ends)
+        return [blocks.Bars(labels=result.axes[0], values=values, low=low, high=high, x=result.unit)]
+    if len(result.axes) == 2:
+        rows, columns = result.axes
+        labels = tuple(tuple(result.label(i, j) for j in range(len(columns))) for i in range(len(rows)))
+        values, low, high = (_rows(end.tolist()) for end in ends)
+        options: dict[str, Any] = {"labels": labels, "unit": result.unit, "upwards": True}
+        return [blocks.HeatMap(rows=rows, columns=columns, values=values, low=low, high=high, **options)]
+    strongest = [(name, pieces.cell(estimate)) for name, estimate in result.top(STRONGEST)]
+    return [blocks.table("Strongest", ("part", ("value", "estimate", 3, result.unit)), strongest)]
+
+
+@views.register
+def _effects(result: EffectMap) -> list[blocks.AnyBlock]:
+    return [pieces.effect_map(result)]
+
+
+@views.register
+def _edge_scores(result: EdgeScores) -> list[blocks.AnyBlock]:
+    circuit = result.top(min(STRONGEST, result.graph.n_edges))
+    edges = pieces.scored_edges(result, circuit, None)
+    note = f"The {len(circuit)} strongest of {result.graph.n_edges:,} edges. Method: {result.method}."
+    return [pieces.circuit_map(result.graph, edges, title="Scores of edges", note=note, unit=result.unit)]
+
+
+@views.register
+def _circuit(result: Circuit) -> list[blocks.AnyBlock]:
+    graph = result.graph
+    places = result.mask.nonzero().tolist()
+    edges = [blocks.Edge(source=graph.writers[row], reader=graph.readers[column], score=None) for row, column in places]
+    return [pieces.circuit_map(result.graph, edges, title="Circuit", note=repr(result), unit="")]
+
+
+@views.register
+def _node_scores(result: NodeScores) -> list[blocks.AnyBlock]:
+    columns = (("node", "node"), ("score", "number", 4, result.unit))
+    return [blocks.table("Scores of nodes", columns, result.ranked(), note=f"Method: {result.method}.")]
+
+
+@views.register
+def _faithfulness(result: Faithfulness) -> list[blocks.AnyBlock]:
+    named = {"Faithfulness": result.share, "Circuit": result.circuit, "Model": result.model, "Ablated": result.empty}
+    return [blocks.Numbers(items=tuple(pieces.figure(name, estimate) for name, estimate in named.items()))]
+
+
+@views.register
+def _curve(result: Curve) -> list[blocks.AnyBlock]:
+    series = [
+        pieces.series_of("circuit", result.sizes, [circuit.share for circuit in result.circuits]),
+        pieces.series_of("random circuits", result.sizes, result.random, faint=True),
+    ]
+    return [pieces.size_lines(series)]
+
+
+@views.register
+def _verdict(result: Verdict) -> list[blocks.AnyBlock]:
+    text = f"{result.answer}: {result.reason}"
+    return [blocks.Lede(text=text), validate.criteria(result.to_dict()["criteria"])]
+
+
+@views.register
+def _attention(result: AttentionPatterns) -> list[blocks.AnyBlock]:
+    shown = []
+    for number, tokens in enumerate(result.tokens[:3]):
+        size = len(tokens)
+        heads = tuple((head, _rows(result[head][number, :size, :size].tolist())) for head in result.heads)
+        shown.append(blocks.Attention(title=result.prompts[number], tokens=tokens, heads=heads))
+    return list(shown)
+
+
+def _rows(matrix: Sequence[Sequence[Any]]) -> tuple[tuple[Any, ...], ...]:
+    return tuple(map(tuple, matrix))
+
+
+def html(result: Any) -> str:
+    """A result as HTML for a notebook."""
+    return notebook.html(*views(result))
+
+
+def plot(result: Any) -> Any:
+    """A result's first picture. Raises `InputError` where it is none."""
+    for block in views(result):
+        if (picture := notebook.plot(block)) is not block:
+            return picture
+    raise InputError(f"A {type(result).__name__} has no picture; .to_pandas() gives its numbers.")
+
+
+def frame(block: blocks.AnyBlock) -> "pandas.DataFrame":
+    """What a block holds as a DataFrame. Raises `InputError` for a block that is no table, and without pandas."""
+    try:
+        import pandas
+    except ImportError:
+        raise InputError("to_pandas needs pandas: pip install pandas.") from None
+    columns, *rows = rows_of(block)
+    return pandas.DataFrame([list(row) for row in rows], columns=list(columns))
+
+
+def to_pandas(result: Any) -> "pandas.DataFrame":
+    """The numbers of a result's last block, which of several is the table."""
+    return frame(views(result)[-1])
