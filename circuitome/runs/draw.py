@@ -9,6 +9,7 @@ from circuitome.errors import InputError, unknown_name
 from circuitome.models.known import KNOWN
 from circuitome.models.model import Model
 from circuitome.tasks import METRICS, TASKS, from_file
+from circuitome.tasks.pair_files import WHOLE
 from circuitome.tasks.task import Task
 from circuitome.user_code import named_object
 from circuitome.validation import ground_truth
@@ -47,7 +48,8 @@ class Origin:
     def draw(self, model: Model, *, aligned: bool = True) -> Task:
         """The prompts for `model`. Raises what tasks raise; without `aligned`, lengths within a pair may differ."""
         if self.data:
-            task = from_file(model, self.data, name=self.task, aligned=aligned)
+            whole = {"metric": self.metric} if self.metric == WHOLE else {}
+            task = from_file(model, self.data, name=self.task, aligned=aligned, **whole)
         elif self.task in KNOWN:
             task = ground_truth.task(self.task, self.n, self.seed)
         else:
@@ -56,7 +58,7 @@ class Origin:
 
     def _measured(self, model: Model, task: Task) -> Task:
         """The task with the metric that was asked for."""
-        if self.metric is None:
+        if self.metric is None or self.metric == task.measure.name:
             return task
         if self.metric == "kl":
             return task.measured_by(kl_metric(model, task))

@@ -47,12 +47,12 @@ def read(file: str, model: "cm.Model") -> tuple["cm.Task | None", list[tuple[str
 
     Raises `DataFileError` where the file cannot be read as rows at all.
     """
-    from circuitome.tasks.pair_files import pair_of, rows_of
+    from circuitome.tasks.pair_files import pairs_of, rows_of
 
     pairs, problems = [], list[tuple[str, str]]()
     for where, row in rows_of(Path(file)):
         try:
-            pairs.append(pair_of(model, where, row, aligned=True))
+            pairs += pairs_of(model, where, row)
         except DataFileError as error:
             place, _, message = str(error).partition(": ")
             problems.append((place.rpartition(", ")[2], message))

@@ -128,7 +128,8 @@ class PromptSettings(ModelSettings):
     data: str | None = None
     """JSONL or CSV file with columns clean, corrupted, answer, wrong, in place of a generator."""
     metric: str | None = None
-    """logit_diff, logit_diff_max, prob_diff, log_prob, kl, answer_rank, accuracy, or file.py:NAME of your own."""
+    """logit_diff, logit_diff_max, prob_diff, log_prob, kl, answer_rank, accuracy, file.py:NAME of your own, or
+    answer_log_prob, which takes answers of several tokens."""
 
     @override
     def check(self) -> None:

@@ -99,6 +99,20 @@ def log_prob(logits: Float[Tensor, "batch vocab"], pairs: Sequence["Pair"]) -> F
     )
 
 
+def answer_log_prob(logits: Float[Tensor, "batch vocab"], pairs: Sequence["Pair"]) -> Float[Tensor, " batch"]:
+    """Log-probability of the right answers minus that of the wrong ones, 0 for an empty list. Unit: nats.
+
+    A task from a file or from rows that is asked for it takes answers of several tokens; see `tasks.long_answers`.
+    """
+    logs = logits.log_softmax(-1)
+    rows = zip(logs, pairs, strict=True)
+    return torch.stack([_log_sum(row, pair.answers) - _log_sum(row, pair.wrongs) for row, pair in rows])
+
+
+def _log_sum(logs: Float[Tensor, " vocab"], ids: Sequence[int]) -> Float[Tensor, ""]:
+    return logs[list(ids)].logsumexp(0) if ids else logs.new_zeros(())
+
+
 def answer_rank(logits: Float[Tensor, "batch vocab"], pairs: Sequence["Pair"]) -> Float[Tensor, " batch"]:
     """Rank of the best right answer among all tokens, 1 for the most probable. No gradient; smaller is better."""
     best = _largest(logits, _rights(pairs))
@@ -147,6 +161,7 @@ METRICS: dict[str, Metric] = {
         Metric("logit_diff_max", logit_diff_max, "logits", on_answers=True),
         Metric("prob_diff", prob_diff, "probability", odd=True),
         Metric("log_prob", log_prob, "nats"),
+        Metric("answer_log_prob", answer_log_prob, "nats", odd=True),
         Metric("answer_rank", answer_rank, "ranks", larger_is_better=False),
         Metric("accuracy", accuracy, "share of prompts"),
     )

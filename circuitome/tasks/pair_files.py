@@ -2,17 +2,21 @@
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from circuitome.errors import DataFileError, TaskError
+from circuitome.tasks.long_answers import make_pairs, metric_of_rows
 from circuitome.tasks.metrics import Metric
 from circuitome.tasks.task import Pair, Task, Tokens, make_pair
 
 COLUMNS = ("clean", "corrupted", "answer", "wrong")
+WHOLE = "answer_log_prob"
+"""The metric that scores answers of several tokens."""
 SUFFIXES = (".jsonl", ".json-lines", ".csv")
 
 Row = tuple[str, Mapping[str, Any]]
@@ -31,15 +35,18 @@ def from_file(
     same. A column `roles` names tokens of the clean prompt, for methods that look at positions: a JSON object such as
     {"S1": "John", "S2": ["John", 2], "verb": -4}, where a text stands for its last token, [text, k] for its k-th
     occurrence, and a number for a position, which may count from the end. Other columns are ignored. The task is called
-    `name`, or like the file; the role "end" is always there.
+    `name`, or like the file; the role "end" is always there. Answers are one token each, unless the metric is
+    "answer_log_prob": log p(answer) - log p(wrong answer), in nats. A pair then becomes several rows; see
+    `circuitome.tasks.long_answers`.
     Unless `aligned`, the prompts of a pair may differ in length; then only zero and mean ablation can be used.
     Raises `DataFileError`, with file and line, for what cannot be used, and `UnknownNameError` for the metric.
     """
     path = Path(path)
-    pairs = tuple(pair_of(model, where, row, aligned) for where, row in rows_of(path))
+    whole = metric == WHOLE
+    pairs = [pairs_of(model, where, row, aligned=aligned, whole=whole) for where, row in rows_of(path)]
     if not pairs:
         raise DataFileError(f"{path}: the file is empty; it needs at least one row with the columns {_list(COLUMNS)}.")
-    return Task(name or path.stem, pairs, metric, source=path.name)
+    return _task(name or path.stem, pairs, metric, path.name)
 
 
 def from_pairs(
@@ -61,14 +68,27 @@ def from_pairs(
     metric.
     """
     records = rows.to_dict("records") if hasattr(rows, "to_dict") else list(rows)
-    pairs = []
+    pairs = list[list[Pair]]()
     for number, row in enumerate(records):
         where = f"row {number}"
         if not isinstance(row, Mapping):
             raise TaskError(f"{where}: expected a mapping with {_list(COLUMNS)}, got {type(row).__name__}.")
         _check_columns(where, row)
-        pairs.append(pair_of(model, where, row, aligned))
-    return Task(name, tuple(pairs), metric, source="memory")
+        pairs.append(pairs_of(model, where, row, aligned=aligned, whole=metric == WHOLE))
+    return _task(name, pairs, metric, "memory")
+
+
+def _task(name: str, pairs: Sequence[Sequence[Pair]], metric: "str | Metric", source: str) -> Task:
+    """The task of all rows that the given ones became: where answers have several tokens, those are more."""
+    rows = [pair for several in pairs for pair in several]
+    if len(rows) == len(pairs):
+        return Task(name, tuple(rows), metric, source=source)
+    marked = [
+        pair if pair.template else replace(pair, template=f"pair {number}")
+        for number, several in enumerate(pairs)
+        for pair in several
+    ]
+    return Task(name, tuple(marked), metric_of_rows(len(rows), len(pairs)), source=source)
 
 
 def rows_of(path: Path) -> Iterator[Row]:
@@ -148,16 +168,23 @@ def _check_columns(where: str, found: Mapping[str, Any]) -> None:
     raise DataFileError(f"{where}: missing {_list(missing)}; found {_list(found) or 'nothing'}.{hint}")
 
 
-def pair_of(model: Tokens, where: str, row: Mapping[str, Any], aligned: bool) -> Pair:
-    """The pair of one row; `where` starts each message. Raises `DataFileError` for a row that cannot be used."""
+def pairs_of(
+    model: Tokens, where: str, row: Mapping[str, Any], *, aligned: bool = True, whole: bool = False
+) -> list[Pair]:
+    """The pair of one row, or with `whole`, for answers of several tokens, the rows of `make_pairs`.
+
+    `where` starts each message.
+    Raises `DataFileError` for a row that cannot be used.
+    """
     clean, corrupted = (_text(where, name, row[name]) for name in ("clean", "corrupted"))
     answers, wrongs = (_texts(where, name, row[name]) for name in ("answer", "wrong"))
     template = _text(where, "template", row.get("template") or "")
     try:
         roles = _roles(model, where, row.get("roles") or {}, clean)
-        return make_pair(
-            model, clean, corrupted, answers, wrongs, template=template, roles=roles, where=where, aligned=aligned
-        )
+        options: dict[str, Any] = {"template": template, "roles": roles, "where": where, "aligned": aligned}
+        if whole:
+            return make_pairs(model, clean, corrupted, answers, wrongs, **options)
+        return [make_pair(model, clean, corrupted, answers, wrongs, **options)]
     except TaskError as error:
         raise DataFileError(str(error)) from None
 

@@ -103,6 +103,11 @@ class Task:
     def __post_init__(self) -> None:
         if not self.pairs:
             raise TaskError(f"Task {self.name!r} has no prompt pairs; it needs at least one.")
+        if self.measure.name != "answer_log_prob" and any(pair.wrongs and not pair.answers for pair in self.pairs):
+            raise TaskError(
+                f"Task {self.name!r} has answers of several tokens, which only the metric of its own can score, their "
+                f"summed log-probability; {self.measure.name} sees one token."
+            )
         if self.measure.name == "logit_diff_max" and not all(pair.wrongs for pair in self.pairs):
             raise TaskError(f"Task {self.name!r}: the metric logit_diff_max needs a wrong answer for every prompt.")
 
@@ -196,6 +201,18 @@ def make_pair(
     Raises `TaskError` and shows both tokenisations.
     """
     at = f"{where}: " if where else ""
+    a, b = check_prompts(tokens, clean, corrupted, at, aligned)
+    if not answers:
+        raise TaskError(f"{at}there is no answer; give at least one.")
+    right = tuple(_one_token(tokens, text, "answer", at) for text in answers)
+    wrong = tuple(_one_token(tokens, text, "wrong answer", at) for text in wrongs)
+    if both := sorted(set(right) & set(wrong)):
+        raise TaskError(f"{at}{tokens.decode(both[:1])!r} is listed both as right and as wrong answer.")
+    return Pair(tuple(a), tuple(b), right, wrong, clean, corrupted, template, {**(roles or {}), "end": len(a) - 1})
+
+
+def check_prompts(tokens: Tokens, clean: str, corrupted: str, at: str, aligned: bool) -> tuple[list[int], list[int]]:
+    """Token ids of the two prompts of a pair. Raises `TaskError`, with `at` in front, where they make no pair."""
     a, b = tokens.encode(clean), tokens.encode(corrupted)
     if not a:
         raise TaskError(f"{at}the clean prompt {clean!r} has no tokens.")
@@ -210,13 +227,7 @@ def make_pair(
         )
     if a == b:
         raise TaskError(f"{at}clean and corrupted prompt are the same ({clean!r}), so there is nothing to compare.")
-    if not answers:
-        raise TaskError(f"{at}there is no answer; give at least one.")
-    right = tuple(_one_token(tokens, text, "answer", at) for text in answers)
-    wrong = tuple(_one_token(tokens, text, "wrong answer", at) for text in wrongs)
-    if both := sorted(set(right) & set(wrong)):
-        raise TaskError(f"{at}{tokens.decode(both[:1])!r} is listed both as right and as wrong answer.")
-    return Pair(tuple(a), tuple(b), right, wrong, clean, corrupted, template, {**(roles or {}), "end": len(a) - 1})
+    return a, b
 
 
 def _one_token(tokens: Tokens, text: str, kind: str, at: str) -> int:
@@ -227,7 +238,7 @@ def _one_token(tokens: Tokens, text: str, kind: str, at: str) -> int:
         hint = "" if text.startswith(" ") else f" Most tokenizers want the space before the word: {' ' + text!r}."
         raise TaskError(
             f"{at}the {kind} {text!r} must be one token, got {len(ids)}: {_spell(tokens, ids)}.{hint} "
-            "Use a one-token answer, or its first token."
+            "Use a one-token answer, its first token, or in a file the metric answer_log_prob, which sums over tokens."
         )
     return ids[0]
 

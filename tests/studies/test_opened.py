@@ -108,3 +108,17 @@ def test_another_metric_is_asked_for_on_the_command_line(capsys, tmp_path, folde
     }.items():
         code, _, error = run(capsys, "find", *common, "--metric", metric, "--out", tmp_path / "bad")
         assert code == 1 and message in error and not (tmp_path / "bad").exists()
+
+
+@pytest.mark.slow
+def test_answers_of_several_tokens_are_asked_for_by_their_metric(capsys, tmp_path, folder):
+    rows = [{"clean": "a b c d", "corrupted": "a e c d", "answer": "f g", "wrong": "h"}]
+    rows.append({"clean": "b c d e", "corrupted": "b c a e", "answer": "i", "wrong": "j k"})
+    data = tmp_path / "long.jsonl"
+    data.write_text("\n".join(json.dumps(row) for row in rows))
+    command = ("patch", "long", "--model", folder, "--data", data, "--what", "mlps", "--out", tmp_path / "out")
+    code, _, error = run(capsys, *command)
+    assert code == 1 and "must be one token" in error and "answer_log_prob" in error
+    assert run(capsys, *command, "--metric", "answer_log_prob")[0] == 0
+    found = cm.open(tmp_path / "out")
+    assert len(found.task) == 4 and found.task.unit == "nats" and found.effects[0].samples.shape[0] == 4

@@ -12,7 +12,7 @@ from circuitome.tasks.metrics import METRICS, Metric
 from circuitome.tasks.task import Pair, Task
 
 LOGITS = torch.tensor([[1.0, 2.0, 4.0, 0.0], [0.0, 0.0, 0.0, 8.0]])
-WITH_GRADIENT = ("logit_diff", "logit_diff_max", "prob_diff", "log_prob")
+WITH_GRADIENT = ("logit_diff", "logit_diff_max", "prob_diff", "log_prob", "answer_log_prob")
 
 
 def pairs(*answers_and_wrongs):
@@ -70,6 +70,7 @@ def test_units_and_names():
         "logit_diff_max": "logits",
         "prob_diff": "probability",
         "log_prob": "nats",
+        "answer_log_prob": "nats",
         "answer_rank": "ranks",
         "accuracy": "share of prompts",
     }
