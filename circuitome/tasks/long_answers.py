@@ -1,10 +1,10 @@
 """Answers of several tokens, scored by their summed log-probability.
 
 log p(r1 r2 | prompt) = log p(r1 | prompt) + log p(r2 | prompt r1): a pair becomes a row for each token of its answer
-and of its wrong answer, whose clean and corrupted prompts both go on with the tokens before it. Where the two answers part
-they share a row; tokens before, which both have, need none. So each row is read at one position, as always, and every
-method serves. The mean over rows, times rows per pair, is the mean over pairs of log p(answer) - log p(wrong answer).
-Rows of a pair share a template, so that intervals resample whole pairs.
+and of its wrong answer, whose clean and corrupted prompts both go on with the tokens before it. Where the two answers
+part they share a row; tokens before that, which both have, need none. So each row is read at one position, as always,
+and every method serves. The mean over rows, times rows per pair, is the mean over pairs of log p(answer) - log p(wrong
+answer). Rows of a pair share a template, so that intervals resample whole pairs.
 """
 
 from collections.abc import Mapping, Sequence
