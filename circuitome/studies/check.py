@@ -130,9 +130,8 @@ def tokenised(context: Context, task: "cm.Task") -> Tokens:
             marks = [float(a != b) for a, b in zip(ids, others, strict=True)]
             lines.append(tuple(zip((context.model.decode([token]) for token in ids), marks, strict=True)))
             labels.append(f"{number} {side}")
-    return Tokens(
-        title="Tokens of the first pairs", lines=tuple(lines), labels=tuple(labels), unit="1 where they differ"
-    )
+    note = "Coloured tokens are those that the two prompts do not share."
+    return Tokens(title="Tokens of the first pairs", note=note, lines=tuple(lines), labels=tuple(labels))
 
 
 STUDY = Study("check", Check, run, work)
