@@ -16,3 +16,6 @@ app = App(
 )
 
 Json = Annotated[bool, Parameter(name="--json", negative="", show_default=False, help="Print JSON in place of tables.")]
+app.register_install_completion_command(
+    "completion", help="Install completion of commands and options for bash, zsh or fish."
+)
