@@ -2,10 +2,10 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from inspect import Parameter as Kind
 from inspect import Signature, get_annotations
 from pathlib import Path
@@ -35,24 +35,36 @@ class Frame:
     """Print JSON in place of tables."""
 
 
-def command(study: Study) -> Callable[..., None]:
-    """The function behind a study's command: its positional arguments, its settings, the frame."""
-    arguments = study.settings.arguments
+class Command:
+    """The function behind a study's command: its positional arguments, its settings, the frame.
 
-    def called(*args: str, settings: Settings | None = None, frame: Frame | None = None) -> None:
-        given: dict[str, Any] = dict(zip(arguments, args, strict=False))
-        _perform(study, replace(settings or study.settings(), **given), frame or Frame())
+    What it takes is made when its options or their help are needed: reading them from all studies' files takes longer
+    than all else that the list of commands needs.
+    """
 
-    flat, framed = Parameter(name="*"), Parameter(name="*", group=RUN)
-    parameters = [
-        *(_positional(study.settings, name) for name in arguments),
-        Kind("settings", Kind.KEYWORD_ONLY, default=study.settings(), annotation=Annotated[study.settings, flat]),
-        Kind("frame", Kind.KEYWORD_ONLY, default=Frame(), annotation=Annotated[Frame, framed]),
-    ]
-    called.__name__, called.__doc__ = study.name, study.settings.__doc__
-    called.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-    called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return called
+    def __init__(self, study: Study) -> None:
+        self.study, self.__name__, self.__doc__ = study, study.name, study.settings.__doc__
+
+    def __call__(self, *args: str, settings: Settings | None = None, frame: Frame | None = None) -> None:
+        """Do the study."""
+        given: dict[str, Any] = dict(zip(self.study.settings.arguments, args, strict=False))
+        _perform(self.study, replace(settings or self.study.settings(), **given), frame or Frame())
+
+    @cached_property
+    def __signature__(self) -> Signature:
+        kind = self.study.settings
+        flat, framed = Parameter(name="*"), Parameter(name="*", group=RUN)
+        return Signature(
+            [
+                *(_positional(kind, name) for name in kind.arguments),
+                Kind("settings", Kind.KEYWORD_ONLY, default=kind(), annotation=Annotated[kind, flat]),
+                Kind("frame", Kind.KEYWORD_ONLY, default=Frame(), annotation=Annotated[Frame, framed]),
+            ]
+        )
+
+    @property
+    def __annotations__(self) -> dict[str, Any]:  # type: ignore[override]
+        return {name: parameter.annotation for name, parameter in self.__signature__.parameters.items()}
 
 
 def _positional(settings: type[Settings], argument: str) -> Kind:
@@ -127,4 +139,4 @@ def _print_cost(study: Study, settings: Settings, estimate: Any, as_json: bool) 
 
 
 for _study in STUDIES.values():
-    app.command(command(_study), name=_study.name)
+    app.command(Command(_study), name=_study.name)

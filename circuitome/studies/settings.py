@@ -128,8 +128,7 @@ class PromptSettings(ModelSettings):
     data: str | None = None
     """JSONL or CSV file with columns clean, corrupted, answer, wrong, in place of a generator."""
     metric: str | None = None
-    """logit_diff, logit_diff_max, prob_diff, log_prob, kl, answer_rank, accuracy, file.py:NAME of your own, or
-    answer_log_prob, which takes answers of several tokens."""
+    """A metric in place of the task's: logit_diff, log_prob, kl, accuracy ..., or file.py:NAME of your own."""
 
     @override
     def check(self) -> None:
