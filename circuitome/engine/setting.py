@@ -48,7 +48,7 @@ class Setting:
     seed: int = 0
     """Seed of everything that is drawn: resamples, random circuits, learning."""
     progress: Progress = silent
-    """Told what is being done and how much of it is done; True in its place draws bars with the time left."""
+    """Told what is being done and how much of it is done."""
     checkpoint: Path | None = None
     """File (or, for a suite of measurements, folder) in which long work is kept and from which it goes on."""
     shared_prefix: bool = True
@@ -56,9 +56,6 @@ class Setting:
 
     def __post_init__(self) -> None:
         check_ablation(self.ablation)
-        asked: Any = self.progress
-        if isinstance(asked, bool):
-            object.__setattr__(self, "progress", bars() if asked else silent)
 
     @property
     def task(self) -> Task:
@@ -175,7 +172,8 @@ def method(function: Callable[Concatenate[Setting, P], R]) -> Method[P, R]:
     """`function(setting, ...)`, which can also be called as `function(model, task, ...)`.
 
     Of the positional arguments after the model the first `Task` is the prompts, the others stay in order; keywords
-    named like fields of `Setting` (ablation, max_memory, seed, progress, checkpoint) go into the setting.
+    named like fields of `Setting` (ablation, max_memory, seed, progress, checkpoint) go into the setting;
+    `progress=True` draws bars with the time left.
     Raises `TypeError` where the first argument is neither.
     """
 
@@ -193,6 +191,8 @@ def method(function: Callable[Concatenate[Setting, P], R]) -> Method[P, R]:
         prompts = None if at is None else args[at]
         rest = args if at is None else (*args[:at], *args[at + 1 :])
         options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
+        if isinstance(watched := options.get("progress"), bool):
+            options["progress"] = bars() if watched else silent
         return call(Setting(first, prompts, **options), *rest, **kwargs)
 
     call.__signature__ = _signature(function)  # type: ignore[attr-defined]  # what `help` and notebooks show
