@@ -9,8 +9,9 @@ STAMP := $(VENV)/.ready
 demo: $(STAMP)  ## find the IOI circuit in SmolLM2-135M and print where its report is
 	$(BIN)/circuitome find ioi
 
-test: $(STAMP)  ## all tests, the real model included
-	$(BIN)/python -m pytest -n 2
+test: $(STAMP)  ## all tests, the real model included; the quick ones say which lines nothing tests
+	$(BIN)/python -m pytest -n 2 -m "not slow" --cov=circuitome --cov-report=term-missing:skip-covered --cov-fail-under=90
+	$(BIN)/python -m pytest -n 2 -m slow
 
 check: $(STAMP)  ## format, lint, types, layers, fast tests
 	$(BIN)/ruff format --check .
