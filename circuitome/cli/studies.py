@@ -62,7 +62,7 @@ class Command:
             ]
         )
 
-    @property
+    @property  # cyclopts reads types from here; mypy knows it as a plain attribute
     def __annotations__(self) -> dict[str, Any]:  # type: ignore[override]
         return {name: parameter.annotation for name, parameter in self.__signature__.parameters.items()}
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from circuitome.engine.ablation import EVERYWHERE, AblationValues, WriterValues, scaled_heads, with_changed
 from circuitome.errors import InputError, unknown_name
+from circuitome.models.block import weight_of
 from circuitome.models.hooks import hooked
 from circuitome.models.model import Model
 from circuitome.models.norms import Norm
@@ -172,9 +173,7 @@ def share_vectors(
 
 def _live_weights(model: Model, layer: int, which: list[int]) -> Float[Tensor, "d_model head d_head"]:
     """Output weights of some heads, float32, within reach of gradients."""
-    module = model.blocks[layer].output
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    weight = weight if isinstance(module, nn.Linear) else weight.T  # GPT-2's Conv1D stores the transpose
+    weight = weight_of(model.blocks[layer].output)
     return weight.unflatten(1, (model.heads.q, model.heads.width))[:, which].float()
 
 

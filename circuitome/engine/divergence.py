@@ -6,7 +6,7 @@ from circuitome.engine.batches import batches
 from circuitome.models.model import Model
 from circuitome.tasks.losses import kl
 from circuitome.tasks.metrics import Metric
-from circuitome.tasks.task import Task
+from circuitome.tasks.task import Pair, Task
 
 
 def kl_metric(model: Model, task: Task, *, max_memory: int | None = None) -> Metric:
@@ -17,15 +17,20 @@ def kl_metric(model: Model, task: Task, *, max_memory: int | None = None) -> Met
     Costs one forward pass over the clean prompts, whose log-probabilities it keeps. Its gradient is zero at the clean
     model, so eap and atp refuse it.
     """
-    clean: dict[tuple[int, ...], torch.Tensor] = {}
+    clean: dict[tuple[tuple[int, ...], int], torch.Tensor] = {}
     with torch.no_grad():
         for batch in batches(model, task, shared_prefix=False, corrupted=False, max_memory=max_memory):
             for row, logits in zip(batch.rows, model.logits(batch.clean).float(), strict=True):
-                clean[task.pairs[row].clean] = logits
+                clean[_place(task.pairs[row])] = logits
     return Metric(
         "kl",
-        lambda logits, pairs: kl(torch.stack([clean[pair.clean] for pair in pairs]).to(logits.device), logits),
+        lambda logits, pairs: kl(torch.stack([clean[_place(pair)] for pair in pairs]).to(logits.device), logits),
         "nats",
         larger_is_better=False,
         flat_at_clean=True,
     )
+
+
+def _place(pair: Pair) -> tuple[tuple[int, ...], int]:
+    """What decides a pair's clean logits: its clean prompt, and where they are read."""
+    return pair.clean, pair.answer_position

@@ -100,7 +100,7 @@ class Block:
 
     def reader_weights(self, readers: Sequence[int] | None = None) -> Float[Tensor, "reader d_head d_model"]:
         """Weight of each q, k and v reader (or of some), in the model's dtype: its value is weight @ norm(x) + bias."""
-        weights = [_weight(module) for module in self.projections]
+        weights = [weight_of(module).detach() for module in self.projections]
         if self.fused == "interleaved":
             views = list(weights[0].unflatten(0, (self.heads.q, 3, self.heads.width)).unbind(1))
         else:
@@ -123,7 +123,7 @@ class Block:
 
         A head's share of the residual stream is (z / scale) @ weight, with scale the post-norm's sigma (1 without).
         """
-        by_head = _weight(self.output).unflatten(1, (self.heads.q, self.heads.width))
+        by_head = weight_of(self.output).detach().unflatten(1, (self.heads.q, self.heads.width))
         weight = (by_head if heads is None else by_head[:, heads]).float().permute(1, 2, 0)
         return weight * self.attention_post.gain if self.attention_post else weight
 
@@ -155,7 +155,7 @@ class Block:
 
     def neuron_weights(self) -> Float[Tensor, "neuron d_model"]:
         """Output weights of each neuron, float32, with the gain of a post-norm folded in, as in `head_weights`."""
-        weight = _weight(self.mlp_writer).T.float()
+        weight = weight_of(self.mlp_writer).detach().T.float()
         return weight * self.mlp_post.gain if self.mlp_post else weight
 
     def mlp_bias(self) -> Float[Tensor, " d_model"] | None:
@@ -181,10 +181,13 @@ class Block:
         return x
 
 
-def _weight(module: nn.Module) -> Tensor:
-    """A projection's weight as [out, in]; GPT-2's Conv1D stores the transpose."""
-    weight: Tensor = module.weight.detach()  # type: ignore[operator, union-attr, assignment]
-    return weight if isinstance(module, nn.Linear) else weight.T
+def weight_of(module: Any) -> Float[Tensor, "out in_"]:
+    """A projection's weight as [out, in], or embeddings [token, d_model]; GPT-2's Conv1D stores the transpose.
+
+    It is the module's own parameter, within reach of gradients.
+    """
+    weight: Tensor = module.weight
+    return weight if isinstance(module, nn.Linear | nn.Embedding) else weight.T
 
 
 def _bias(module: nn.Module) -> Tensor | None:
@@ -195,6 +198,6 @@ def _bias(module: nn.Module) -> Tensor | None:
 
 def _bias_or_zero(module: nn.Module) -> Tensor:
     """A projection's bias in its own dtype, zeros where it has none."""
-    weight = _weight(module)
+    weight = weight_of(module)
     bias: Any = getattr(module, "bias", None)
     return weight.new_zeros(len(weight)) if bias is None else bias.detach()

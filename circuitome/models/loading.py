@@ -75,7 +75,7 @@ def load(
         hf, its_tokenizer = _known(name, dtype) if name in KNOWN else _read(name, *_locate(name, progress), dtype)
         tokenizer = tokenizer or its_tokenizer
     if device is not None:
-        hf.to(device)  # type: ignore[arg-type]
+        hf.to(device)  # type: ignore[arg-type]  # transformers' decorator hides that devices are taken
     loaded = Model(hf, tokenizer, Path(name).name if Path(name).exists() else name)
     if check:
         check_model(loaded)
@@ -118,7 +118,7 @@ def _hub_answers() -> bool:
 
 def _known(name: str, dtype: torch.dtype | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     hf, tokenizer = known_model(name)
-    return hf if dtype is None else hf.to(dtype), tokenizer  # type: ignore[arg-type]
+    return hf if dtype is None else hf.to(dtype), tokenizer  # type: ignore[arg-type]  # as above
 
 
 def _read(

@@ -45,8 +45,11 @@ class Origin:
         if self.metric is not None and ":" not in self.metric and self.metric not in (*METRICS, "kl"):
             raise unknown_name("metric", self.metric, [*METRICS, "kl"], "Or give one of your own as file.py:NAME.")
 
-    def draw(self, model: Model, *, aligned: bool = True) -> Task:
-        """The prompts for `model`. Raises what tasks raise; without `aligned`, lengths within a pair may differ."""
+    def draw(self, model: Model, *, aligned: bool = True, max_memory: int | None = None) -> Task:
+        """The prompts for `model`. Raises what tasks raise; without `aligned`, lengths within a pair may differ.
+
+        The metric kl runs the model on them, in batches of at most `max_memory` bytes.
+        """
         if self.data:
             whole = {"metric": self.metric} if self.metric == WHOLE else {}
             task = from_file(model, self.data, name=self.task, aligned=aligned, **whole)
@@ -54,14 +57,14 @@ class Origin:
             task = ground_truth.task(self.task, self.n, self.seed)
         else:
             task = TASKS[self.task](model, n=self.n, seed=self.seed)
-        return self._measured(model, task)
+        return self._measured(model, task, max_memory)
 
-    def _measured(self, model: Model, task: Task) -> Task:
+    def _measured(self, model: Model, task: Task, max_memory: int | None) -> Task:
         """The task with the metric that was asked for."""
         if self.metric is None or self.metric == task.measure.name:
             return task
         if self.metric == "kl":
-            return task.measured_by(kl_metric(model, task))
+            return task.measured_by(kl_metric(model, task, max_memory=max_memory))
         return task.measured_by(named_object(self.metric, "metric") if ":" in self.metric else self.metric)
 
     def to_dict(self) -> dict[str, Any]:

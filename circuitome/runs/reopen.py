@@ -117,11 +117,10 @@ def reopened(folder: Path) -> Reopened:
     what they were.
     """
     found = Reopened(folder, load_run(folder))
-    circuit, task = found.circuit, found.task
+    circuit, _ = found.circuit, found.task  # drawn now, so that changed prompts are noticed before the work
     if circuit.graph != found.model.graph:
         raise InputError(
             f"The circuit of {folder} belongs to another model: {circuit.graph}; {found.model.name} has "
             f"{found.model.graph}."
         )
-    assert len(task)
     return found

@@ -38,7 +38,8 @@ class Context:
         if isinstance(self.settings, RunSettings):
             return self.reopened.task
         assert isinstance(self.settings, PromptSettings), "these settings name no prompts"
-        return self.settings.origin().draw(self.model, aligned=self.ablation not in ("zero", "mean"))
+        aligned = self.ablation not in ("zero", "mean")
+        return self.settings.origin().draw(self.model, aligned=aligned, max_memory=self.settings.max_memory)
 
     @cached_property
     def reopened(self) -> "Reopened":

@@ -7,8 +7,9 @@ and every method serves. The mean over rows, times rows per pair, is the mean ov
 answer). Rows of a pair share a template, so that intervals resample whole pairs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from circuitome.errors import TaskError
 from circuitome.tasks.metrics import METRICS, Metric
@@ -16,32 +17,25 @@ from circuitome.tasks.task import Pair, Tokens, check_prompts, continuation, mak
 
 
 def make_pairs(
-    tokens: Tokens,
-    clean: str,
-    corrupted: str,
-    answers: Sequence[str],
-    wrongs: Sequence[str],
-    *,
-    template: str = "",
-    roles: Mapping[str, int] | None = None,
-    where: str = "",
-    aligned: bool = True,
+    tokens: Tokens, clean: str, corrupted: str, answers: Sequence[str], wrongs: Sequence[str], **options: Any
 ) -> list[Pair]:
     """What `make_pair` makes of answers of one token; else a row for each token of the answer and the wrong answer.
 
-    Raises `TaskError` as `make_pair` does, and where one of several answers has several tokens.
+    `options` are those of `make_pair`. Raises `TaskError` as it does, and where one of several answers has several
+    tokens.
     """
     spelled = [[continuation(tokens, text) for text in texts] for texts in (answers, wrongs)]
     if all(len(ids) <= 1 for side in spelled for ids in side):
-        options = {"template": template, "roles": roles, "where": where, "aligned": aligned}
-        return [make_pair(tokens, clean, corrupted, answers, wrongs, **options)]  # type: ignore[arg-type]
+        return [make_pair(tokens, clean, corrupted, answers, wrongs, **options)]
+    template, roles = options.get("template", ""), options.get("roles") or {}
+    where = options.get("where")
     at = f"{where}: " if where else ""
     if len(answers) != 1 or len(wrongs) > 1:
         raise TaskError(
             f"{at}answers of several tokens need one answer and at most one wrong answer, got {len(answers)} and "
             f"{len(wrongs)}. Give one of each, or answers of one token."
         )
-    a, b = check_prompts(tokens, clean, corrupted, at, aligned)
+    a, b = check_prompts(tokens, clean, corrupted, at, options.get("aligned", True))
     right, wrong = spelled[0][0], spelled[1][0] if wrongs else []
     if right == wrong:
         raise TaskError(f"{at}{answers[0]!r} is both the right and the wrong answer.")
@@ -49,7 +43,7 @@ def make_pairs(
     def row(before: list[int], right: Sequence[int], wrong: Sequence[int]) -> Pair:
         said = tokens.decode(before) if before else ""
         ids, others = (*a, *before), (*b, *before)
-        at_end = {**(roles or {}), "end": len(ids) - 1}
+        at_end = {**roles, "end": len(ids) - 1}
         return Pair(ids, others, tuple(right), tuple(wrong), clean + said, corrupted + said, template, at_end)
 
     shared = next(

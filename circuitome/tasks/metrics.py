@@ -3,8 +3,11 @@
 `METRICS` holds those that have a name; `Metric` makes one of any function.
 """
 
+import hashlib
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -51,6 +54,13 @@ class Metric:
     def __str__(self) -> str:
         return self.name.replace("_", " ")
 
+    @property
+    def key(self) -> str:
+        """What tells it from other metrics: its name, and of a function of one's own a hash of what it computes."""
+        if (getattr(self.function, "__module__", None) or "").startswith("circuitome."):
+            return self.name
+        return f"{self.name} {hashlib.sha256(_written(self.function).encode()).hexdigest()[:16]}"
+
     def __call__(self, logits: Float[Tensor, "batch vocab"], pairs: Sequence["Pair"]) -> Float[Tensor, " batch"]:
         """The metric of each prompt, larger is better; float32.
 
@@ -70,6 +80,23 @@ class Metric:
                 "model (exact, acdc; patch, path), or a metric that torch can differentiate, such as logit_diff."
             )
         return values.float() if self.larger_is_better else -values.float()
+
+
+def _written(function: Callable[..., Any]) -> str:
+    """A function as text: its source, or the instructions of one without a source of its own."""
+    code = getattr(function, "__code__", None)
+    try:
+        if code is None or code.co_name != "<lambda>":  # several lambdas may stand in one line of source
+            return inspect.getsource(function if code is not None else type(function))
+    except (OSError, TypeError):
+        pass
+    return "" if code is None else _instructions(code)
+
+
+def _instructions(code: CodeType) -> str:
+    """Instructions, names and constants of a function and of those inside it."""
+    inner = [_instructions(value) if isinstance(value, CodeType) else repr(value) for value in code.co_consts]
+    return " ".join([code.co_code.hex(), *code.co_names, *inner])
 
 
 def logit_diff(logits: Float[Tensor, "batch vocab"], pairs: Sequence["Pair"]) -> Float[Tensor, " batch"]:

@@ -167,7 +167,7 @@ class Task:
     def data_hash(self) -> str:
         """SHA-256 over the token ids, answers and metric: equal hashes mean equal inputs to every method."""
         rows: list[Any] = [[p.clean, p.corrupted, p.answers, p.wrongs, p.answer_position] for p in self.pairs]
-        return hashlib.sha256(json.dumps([self.measure.name, rows]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self.measure.key, rows]).encode()).hexdigest()
 
 
 def continuation(tokens: Tokens, text: str) -> list[int]:

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitome.errors import InputError
+from circuitome.models.block import weight_of
 from circuitome.models.model import Model
 from circuitome.models.norms import Norm
 
@@ -89,5 +90,4 @@ def check_outputs_are_tokens(model: Model) -> None:
 
 def unembedding_rows(model: Model) -> Float[Tensor, "vocab d_model"]:
     """W_U as the model has it, one row a token; no norm folded in."""
-    weight: Tensor = model.unembedding.weight.detach()  # type: ignore[operator, assignment, union-attr]
-    return weight
+    return weight_of(model.unembedding).detach()

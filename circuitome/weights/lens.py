@@ -13,6 +13,7 @@ from circuitome.graph.node import Node
 from circuitome.models.activations import ActivationCache
 from circuitome.models.inputs import Inputs
 from circuitome.models.model import Model
+from circuitome.weights.folding import unembedding_rows
 from circuitome.weights.pairs import token_name
 
 CHUNK = 20_000_000
@@ -73,7 +74,7 @@ def logit_lens(model: Model, prompt: str | tuple[int, ...], *, target: str | int
     with torch.no_grad():
         activations = model.record(Inputs.whole(torch.tensor([ids], device=model.device)), logits=False)
         stages = list(_stages(model, activations))
-        outputs = len(model.unembedding.weight)  # type: ignore[arg-type]
+        outputs = len(unembedding_rows(model))
         step = max(1, CHUNK // outputs)
         chunks = [
             _read(model, [resid[0, at : at + step] for _, resid in stages], wanted, min(k, outputs))
@@ -91,7 +92,7 @@ def logit_lens(model: Model, prompt: str | tuple[int, ...], *, target: str | int
 
 
 def _target(model: Model, target: str | int | None) -> int | None:
-    outputs = len(model.unembedding.weight)  # type: ignore[arg-type]
+    outputs = len(unembedding_rows(model))
     if isinstance(target, str):
         ids = model.encode_answer(target)
         if len(ids) != 1:

@@ -122,3 +122,14 @@ def test_answers_of_several_tokens_are_asked_for_by_their_metric(capsys, tmp_pat
     assert run(capsys, *command, "--metric", "answer_log_prob")[0] == 0
     found = cm.open(tmp_path / "out")
     assert len(found.task) == 4 and found.task.unit == "nats" and found.effects[0].samples.shape[0] == 4
+
+
+def test_a_run_whose_metric_was_rewritten_since_is_not_taken_for_what_it_was(capsys, tmp_path, folder, data):
+    own = tmp_path / "own.py"
+    own.write_text("def first(logits, pairs):\n    return logits[:, pairs[0].answers[0]]\n")
+    command = ("patch", "letters", "--model", folder, "--data", data, "--what", "mlps", "--metric", f"{own}:first")
+    assert run(capsys, *command, "--out", tmp_path / "out")[0] == 0
+    assert len(cm.open(tmp_path / "out").task) == 6
+    own.write_text("def first(logits, pairs):\n    return 2 * logits[:, pairs[0].answers[0]]\n")
+    with pytest.raises(RunError, match="have changed since"):
+        _ = cm.open(tmp_path / "out").task

@@ -1,6 +1,8 @@
 """Metrics on logits worked out by hand, their gradients against finite differences, and metrics of one's own."""
 
 import math
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from families import random_task, tiny
 
 import circuitome as cm
 from circuitome.errors import InputError, TaskError, UnknownNameError
-from circuitome.tasks.metrics import METRICS, Metric
+from circuitome.tasks.metrics import METRICS, Metric, _written
 from circuitome.tasks.task import Pair, Task
 
 LOGITS = torch.tensor([[1.0, 2.0, 4.0, 0.0], [0.0, 0.0, 0.0, 8.0]])
@@ -138,3 +140,27 @@ def test_the_divergence_from_the_clean_model_is_a_metric():
     for method in (cm.eap, cm.atp):
         with pytest.raises(InputError, match=r"that of kl .* is zero"):
             method(model, task)
+
+
+def test_prompts_that_are_read_at_two_places_have_a_clean_distribution_each():
+    model, whole = tiny("gpt2"), random_task(1, lengths=(6,)).pairs[0]
+    task = Task("two places", (whole, replace(whole, answer_position=3)))
+    task = task.measured_by(cm.kl_metric(model, task))
+    with torch.no_grad():
+        logits = model.hf(torch.tensor([whole.clean])).logits[0, [5, 3]]
+    torch.testing.assert_close(task.score(logits, range(2)), torch.zeros(2), atol=1e-5, rtol=0)
+
+
+def test_the_hash_of_the_data_knows_what_a_metric_of_ones_own_computes():
+    first, second = (
+        Metric("own", function)
+        for function in (lambda logits, pairs: logits[:, 0], lambda logits, pairs: 2.0 * logits[:, 0])
+    )
+    task = random_task(2)
+    hashes = {task.measured_by(metric).data_hash() for metric in (first, second, Metric("own", margin), "log_prob")}
+    assert len(hashes) == 4
+    assert task.measured_by(Metric("own", margin)).data_hash() in hashes
+    inner = (lambda logits, pairs: torch.stack([row[0] for row in logits]) for _ in range(2))
+    assert len({task.measured_by(Metric("own", function)).data_hash() for function in inner}) == 1
+    assert " at 0x" not in _written(lambda logits, pairs: torch.stack([row[0] for row in logits]))
+    assert task.measured_by(partial(margin)).data_hash()

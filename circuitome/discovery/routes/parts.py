@@ -20,6 +20,7 @@ from circuitome.engine.batches import make_batch
 from circuitome.errors import InputError
 from circuitome.graph.node import Node
 from circuitome.models.model import Model
+from circuitome.weights.folding import unembedding_rows
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def _read(
     if not names:
         return []
     model, norm = seen.model, seen.model.final_norm
-    weight = model.unembedding.weight.detach()  # type: ignore[operator, union-attr]
+    weight = unembedding_rows(model)
     end = seen.pre(len(model.blocks))[0, route.position]
     stacked = norm.centre(torch.stack(list(vectors))) * norm.gain / norm.sigma(end)
     logits = (stacked.to(weight.dtype) @ weight.T).float()

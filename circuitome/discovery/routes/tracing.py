@@ -35,6 +35,7 @@ from circuitome.errors import InputError, NumericsError
 from circuitome.graph.node import Node
 from circuitome.models.model import Model
 from circuitome.tasks.task import Pair, Task, continuation
+from circuitome.weights.folding import unembedding_rows
 
 THRESHOLD = 0.04
 """The threshold of the paper's figures."""
@@ -87,7 +88,7 @@ def routes(
     """
     model, settings = setting.model, RouteSettings(threshold, norm, renormalize, contrast)
     one = isinstance(prompts, str) or len(prompts) == 0 or isinstance(prompts[0], int)
-    several: Sequence[Prompt] = [prompts] if one else prompts  # type: ignore[list-item, assignment]
+    several: Any = [prompts] if one else prompts
     encoded = [prompt_ids(model, prompt) for prompt in several]
     targets = [[place_of(position, len(ids))] for ids in encoded]
     found = [graphs[0] for graphs in trace(setting, encoded, targets, settings)]
@@ -291,7 +292,7 @@ def _direction(
 
     difference = direction . end + what the final norm's bias gives, before any soft cap.
     """
-    norm, weight = model.final_norm, model.unembedding.weight.detach().float()  # type: ignore[operator, union-attr]
+    norm, weight = model.final_norm, unembedding_rows(model).float()
     apart = weight[tokens[0]] - weight[tokens[1]]
     bias = getattr(model.unembedding, "bias", None)
     constant = 0.0 if bias is None else float(bias[tokens[0]] - bias[tokens[1]])

@@ -1,6 +1,7 @@
 """Edge scores that look at no prompt: what every method must beat."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from circuitome.engine.readout import check_numbers
 from circuitome.engine.setting import Setting, method
 from circuitome.graph.edge_scores import EdgeScores
+from circuitome.models.block import weight_of
 from circuitome.models.norms import Norm
 
 
@@ -24,8 +26,8 @@ def magnitude(setting: Setting) -> EdgeScores:
     """
     model, graph = setting.model, setting.model.graph
     out, into = torch.zeros(len(graph.writers)), torch.zeros(len(graph.readers))
-    out[0] = _size(_matrix(model.hf.get_input_embeddings()))
-    into[-1] = _size(_gained(_matrix(model.unembedding), model.final_norm))
+    out[0] = _size(weight_of(model.hf.get_input_embeddings()).detach().float())
+    into[-1] = _size(_gained(weight_of(model.unembedding).detach().float(), model.final_norm))
     for layer, block in enumerate(model.blocks):
         reading, writing = _mlp_matrices(block.mlp, model.d_model)
         out[graph.head_rows(layer)] = _sizes(block.head_weights())
@@ -64,12 +66,7 @@ def _mlp_matrices(modules: Iterable[nn.Module], d_model: int) -> tuple[Tensor, T
 
     The last matrix of an MLP is the one that writes.
     """
-    parts = [part for module in modules for part in module.modules() if getattr(part, "weight", None) is not None]
-    *first, last = [_matrix(part) for part in parts if part.weight.ndim == 2]  # type: ignore[operator, union-attr]
+    parts: list[Any] = [part for module in modules for part in module.modules()]
+    matrices = [part for part in parts if getattr(getattr(part, "weight", None), "ndim", 0) == 2]
+    *first, last = (weight_of(part).detach().float() for part in matrices)
     return torch.cat([weight for weight in first if weight.shape[1] == d_model]), last
-
-
-def _matrix(module: nn.Module) -> Float[Tensor, "out in_"]:
-    """A weight, float32, as [out, in]; GPT-2's Conv1D stores the transpose, embeddings are [token, d_model]."""
-    weight: Tensor = module.weight.detach().float()  # type: ignore[operator, union-attr, assignment]
-    return weight if isinstance(module, nn.Linear | nn.Embedding) else weight.T

@@ -105,8 +105,9 @@ def prefill(
                 before = [(k[:, :, :start], v[:, :, :start]) for k, v in shared] if start else []
                 parts.append(_states_behind(model, [prompts[row].ids[start:-1] for row in some], before))
                 rows += some
-            states = [tuple(torch.cat(kind) for kind in zip(*layer, strict=True)) for layer in zip(*parts, strict=True)]
-            batches.append(Prefilled(tuple(prompts[row] for row in rows), tuple(rows), states))  # type: ignore[arg-type]
+            layers = (zip(*layer, strict=True) for layer in zip(*parts, strict=True))
+            states = [(torch.cat(keys), torch.cat(values)) for keys, values in layers]
+            batches.append(Prefilled(tuple(prompts[row] for row in rows), tuple(rows), states))
     return batches
 
 

@@ -7,7 +7,7 @@ retrieval_head_detection.py.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -122,6 +122,11 @@ def retrieval_scores(
     return score_prefilled(setting, prefill(setting, prompts, more=steps), steps=steps)
 
 
+def _keep_strongest(places: list[Tensor], layer: int, pattern: Tensor) -> None:
+    """Where the last query of a layer attends most, by head."""
+    places.append(pattern[:, :, -1].argmax(-1))
+
+
 @method
 def score_prefilled(setting: Setting, batches: Sequence[Prefilled], *, steps: int = STEPS) -> RetrievalScores:
     """The same for prompts that were read already."""
@@ -130,7 +135,7 @@ def score_prefilled(setting: Setting, batches: Sequence[Prefilled], *, steps: in
     runs: dict[int, tuple[NeedlePrompt, str, float, Tensor, Tensor]] = {}
     for batch in batches:
         places: list[Tensor] = []
-        watched = MaskedAttention(watch=lambda _, pattern, to=places: to.append(pattern[:, :, -1].argmax(-1)))  # type: ignore[misc]
+        watched = MaskedAttention(watch=partial(_keep_strongest, places))
         answers = greedy(model, batch, steps, attention=watched, ends=at_line_end(model))
         by_step = torch.stack(places).unflatten(0, (-1, len(model.blocks)))
         for i, (row, prompt, said) in enumerate(zip(batch.rows, batch.prompts, answers, strict=True)):
