@@ -25,7 +25,18 @@ SHOWN = 30
 DRAWN = 2000
 """Edges in the picture, those with the largest scores."""
 SIDES = {(True, True): "both", (True, False): "first", (False, True): "second", (False, False): "neither"}
-ALWAYS_OTHER = ("key", "created", "command", "folder", "seconds", "peak_memory_bytes", "results", "blocks", "title")
+ALWAYS_OTHER = (
+    "key",
+    "created",
+    "command",
+    "folder",
+    "seconds",
+    "peak_memory_bytes",
+    "results",
+    "blocks",
+    "title",
+    "sign",
+)
 """Entries of a manifest that say nothing about how a run was set."""
 
 
@@ -78,14 +89,18 @@ def flat(values: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, Any]]
 
 
 def set_otherwise(first: "OpenedRun", second: "OpenedRun") -> list[tuple[str, str, str]]:
-    """What the two runs were asked or made on that is not the same."""
+    """What the two runs were asked or made on that is not the same; what follows from it is not said again."""
     asked = [
         dict(flat({name: value for name, value in run.manifest.items() if name not in (*ALWAYS_OTHER, "prompts")}))
         for run in (first, second)
     ]
-    names = [name for name in dict.fromkeys((*asked[0], *asked[1])) if asked[0].get(name) != asked[1].get(name)]
-    ours, theirs = asked
-    return [(name, str(ours.get(name, "")), str(theirs.get(name, ""))) for name in names]
+    names = sorted(dict.fromkeys((*asked[0], *asked[1])), key=lambda name: not name.startswith("settings "))
+    found: dict[tuple[str, str], str] = {}
+    for name in names:
+        ours, theirs = ("default" if values.get(name) is None else str(values[name]) for values in asked)
+        if ours != theirs:
+            found.setdefault((ours, theirs), name.removeprefix("settings "))
+    return [(name, *values) for values, name in found.items()]
 
 
 def numbers_of(first: "OpenedRun", second: "OpenedRun") -> Iterator[tuple[str, float, float]]:

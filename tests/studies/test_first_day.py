@@ -83,7 +83,8 @@ def test_two_runs_are_compared(capsys, tmp_path, folder, data):
     shared = len(one.circuit & two.circuit)
     assert lede_of(out).startswith(f"The circuits of 20 and 30 edges share {shared} (Jaccard")
     otherwise = {name: (a, b) for name, a, b in found.results["set_otherwise"]}
-    assert otherwise["settings edges"] == ("20", "30") and otherwise["settings method"] == ("eap-ig", "eap")
+    assert otherwise["edges"] == ("20", "30") and otherwise["method"] == ("eap-ig", "eap")
+    assert len({*otherwise.values()}) == len(otherwise)
     assert (found.tensors["difference"] == two.scores.values - one.scores.values).all()
     check_shown(out)
     assert run(capsys, "diff", tmp_path / "one", tmp_path / "one", "--out", tmp_path / "same")[0] == 0
