@@ -26,6 +26,7 @@ DRAWN = 2000
 """Edges in the picture, those with the largest scores."""
 SIDES = {(True, True): "both", (True, False): "first", (False, True): "second", (False, False): "neither"}
 ALWAYS_OTHER = (
+    "edges",
     "key",
     "created",
     "command",
@@ -97,10 +98,17 @@ def set_otherwise(first: "OpenedRun", second: "OpenedRun") -> list[tuple[str, st
     names = sorted(dict.fromkeys((*asked[0], *asked[1])), key=lambda name: not name.startswith("settings "))
     found: dict[tuple[str, str], str] = {}
     for name in names:
-        ours, theirs = ("default" if values.get(name) is None else str(values[name]) for values in asked)
+        ours, theirs = (shown(name, values.get(name)) for values in asked)
         if ours != theirs:
             found.setdefault((ours, theirs), name.removeprefix("settings "))
     return [(name, *values) for values, name in found.items()]
+
+
+def shown(name: str, value: Any) -> str:
+    """A setting or fact as a reader compares it: hashes by their beginning."""
+    if value is None:
+        return "default"
+    return f"{value[:12]}..." if name.endswith("hash") else str(value)
 
 
 def numbers_of(first: "OpenedRun", second: "OpenedRun") -> Iterator[tuple[str, float, float]]:

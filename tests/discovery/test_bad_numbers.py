@@ -54,3 +54,10 @@ def test_no_gradient_is_taken_at_an_embedding_of_zeros():
     with pytest.raises(InputError, match="clean-corrupted takes a gradient at the ablated embeddings"):
         cm.eap_ig(tiny("llama"), TASK, variant="clean-corrupted", ablation="zero")
     assert cm.eap_ig(tiny("llama"), TASK, variant="clean-corrupted").values.isfinite().any()
+
+
+def test_the_first_prompt_without_a_number_is_named():
+    first = TASK.pairs[0]
+    task = TASK.measured_by(lambda logits, pairs: torch.tensor([1.0 if pair is first else torch.nan for pair in pairs]))
+    with pytest.raises(NumericsError, match="on random is not finite in .* numbers, first on prompt 2"):
+        cm.patch(tiny("llama"), task, "mlps")

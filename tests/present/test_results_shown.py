@@ -1,6 +1,7 @@
 """Results show themselves: in a notebook, as a picture, as a data frame, in a line of text."""
 
 import pytest
+import torch
 from families import random_task, tiny
 
 import circuitome as cm
@@ -58,6 +59,9 @@ def test_what_is_shown_are_the_results_own_numbers():
     assert all(edge.score == SCORES[f"{edge.source}->{edge.reader}"] for edge in edges[:20])
     values = views(RESULTS["effects"])[0].values
     assert values[1][0] == pytest.approx(float(RESULTS["effects"].mean[1, 0]))
+    table = Samples(samples=torch.arange(12.0).view(2, 2, 3), axes=(("a0", "a1"), ("h0", "h1", "h2")), unit="logits")
+    assert views(table)[0].values == ((3.0, 4.0, 5.0), (6.0, 7.0, 8.0)) and views(table)[0].labels[1][2] == "a1.h2"
+    assert views(RESULTS["list"])[0].values == tuple(RESULTS["list"].mean.tolist())
     with pytest.raises(InputError, match="no view of a str"):
         views("text")
 
