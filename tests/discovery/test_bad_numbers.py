@@ -59,5 +59,5 @@ def test_no_gradient_is_taken_at_an_embedding_of_zeros():
 def test_the_first_prompt_without_a_number_is_named():
     first = TASK.pairs[0]
     task = TASK.measured_by(lambda logits, pairs: torch.tensor([1.0 if pair is first else torch.nan for pair in pairs]))
-    with pytest.raises(NumericsError, match="on random is not finite in .* numbers, first on prompt 2"):
+    with pytest.raises(NumericsError, match="first on prompt 2"):
         cm.patch(tiny("llama"), task, "mlps")
