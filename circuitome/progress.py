@@ -1,5 +1,6 @@
 """How long work says how far it is: one signature, wherever it runs."""
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
+WHOLE = "whole run, seconds (estimated)"
+"""What a study's progress calls the run as a whole: seconds gone, and seconds that all phases together should take."""
 
 
 def bars() -> Progress:
@@ -30,6 +33,21 @@ def bars() -> Progress:
         phase.refresh()
         if done >= total:
             drawn.pop(what)[0].stop()
+
+    return tell
+
+
+def of_whole(progress: Progress, seconds: float, clock: Callable[[], float] = time.monotonic) -> Progress:
+    """Progress on phases that also tells, at each call, how far the whole run of about `seconds` is.
+
+    A run that takes longer than expected stands at one second left.
+    """
+    start = clock()
+
+    def tell(what: str, done: int, total: int) -> None:
+        gone = int(clock() - start)
+        progress(WHOLE, gone, max(gone + 1, round(seconds)))
+        progress(what, done, total)
 
     return tell
 

@@ -72,7 +72,7 @@ class Estimate(Record, Shown):
     high: float
     """Upper end of the interval at `level`."""
     unit: str
-    """What one of it is, e.g. "logits" or "share of the clean-corrupted gap"."""
+    """What one of it is, e.g. "logits" or "share of the gap of clean and corrupted metric"."""
     n: int
     """Number of prompts."""
     level: float = LEVEL

@@ -9,8 +9,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from circuitome.progress import WHOLE
+
 EVERY = 30.0
 """Seconds between two plain lines."""
+ANNOUNCED = 60
+"""A run that should take longer says so before it starts, in seconds."""
 
 Tell = Callable[[str, int, int], None]
 
@@ -37,19 +41,27 @@ def watched() -> Iterator[Tell]:
 def plain_lines(stream: Any, every: float = EVERY, clock: Callable[[], float] = time.monotonic) -> Tell:
     """Progress as lines such as `scoring edges 12/64, about 2 min left`, at most one in `every` seconds.
 
-    Work that takes less than that leaves no line.
+    Work that takes less than that leaves no line; a run that should take over a minute says so at its beginning. The
+    time left is that of the whole run where it is known, else of the phase.
     """
     began: dict[str, float] = {}
+    whole_left: list[int] = []
     last = [clock()]
 
     def tell(what: str, done: int, total: int) -> None:
         now = clock()
+        if what == WHOLE:
+            if not whole_left and total > ANNOUNCED:
+                print(f"This takes about {duration(total)}.", file=stream, flush=True)
+            whole_left[:] = [total - done]
+            return
         began.setdefault(what, now)
         if now - last[0] < every:
             return
         last[0] = now
         spent = now - began[what]
-        left = f", about {duration(spent / done * (total - done))} left" if 0 < done < total else ""
+        seconds = whole_left[0] if whole_left else spent / done * (total - done) if 0 < done < total else 0
+        left = f", about {duration(seconds)} left" if seconds else ""
         print(f"{what} {done}/{total}{left}", file=stream, flush=True)
 
     return tell

@@ -52,7 +52,14 @@ class Reopened:
         """Where its model and prompts came from."""
         if "prompts_from" not in self.manifest:
             raise self._without("prompts", "find, patch, path or measure")
-        origin = Origin(**self.manifest["prompts_from"])
+        try:
+            origin = Origin(**self.manifest["prompts_from"])
+        except TypeError:  # other fields
+            version = self.manifest.get("circuitome", "of another version")
+            raise RunError(
+                f"{self.folder} was made by circuitome {version}, which wrote down its prompts in another way. Its "
+                f"results and tensors can be read. {self._again()}"
+            ) from None
         if origin.data is not None and not Path(origin.data).is_file():
             raise RunError(f"The prompts of {self.folder} came from {origin.data}, which is not there any more.")
         return origin

@@ -74,6 +74,11 @@ class Context:
             progress=self.progress,
         )
 
+    def watch(self, progress: Progress) -> None:
+        """Tell this progress from now on; before the setting is made, which keeps its own."""
+        assert "setting" not in vars(self), "the setting is made already"
+        self.progress = progress
+
     def tell(self, what: str) -> Callable[[int, int], None]:
         """Progress on one phase: a function of how much is done and how much there is."""
         return lambda done, total: self.progress(what, done, total)

@@ -16,7 +16,7 @@ from circuitome.errors import CircuitomeError
 from circuitome.models.model import Inputs, Model
 from circuitome.present.page import page
 from circuitome.present.stored import document, dumped
-from circuitome.progress import Progress, silent
+from circuitome.progress import Progress, of_whole, silent
 from circuitome.runs.record import described_task, recorded
 from circuitome.runs.store import Run, check_free, open_partial, plain, save_run
 from circuitome.studies.context import Context
@@ -53,6 +53,8 @@ def perform(
     start = time.perf_counter()
     context = Context(settings, progress, partial)
     try:
+        if progress is not silent:
+            context.watch(of_whole(progress, estimate(study, settings, context).seconds))
         findings = study.run(settings, context)
     except (CircuitomeError, KeyboardInterrupt) as error:
         if not resume and (isinstance(error, CircuitomeError) or not kept(partial)):
@@ -134,7 +136,11 @@ def cost(study: Study, settings: Settings, progress: Progress = silent) -> Cost:
     Loads the model and draws the prompts, but does none of the work. Raises as `perform` does before the work.
     """
     settings.check()
-    context = Context(settings, progress)
+    return estimate(study, settings, Context(settings, progress))
+
+
+def estimate(study: Study, settings: Settings, context: Context) -> Cost:
+    """What the study would cost in a context, whose model and prompts are made for it if they are not there yet."""
     work = study.work(settings, context)
     passes = {"forward": work.forward, "forward-backward": work.backward, "circuit": work.circuit}
     shown = {kind: round(count, 1) for kind, count in passes.items() if count}
@@ -146,8 +152,10 @@ def cost(study: Study, settings: Settings, progress: Progress = silent) -> Cost:
 
 def _timed(model: Model, work: Work) -> float:
     """Seconds of a forward pass over all texts, from some of them."""
-    some = min(TIMED, work.texts)
-    inputs = Inputs.whole(torch.ones(some, work.tokens, dtype=torch.long, device=model.device))
+    some = max(1, min(TIMED, work.texts))
+    # Texts that the model cannot take are refused by the run, whose message says more.
+    tokens = min(work.tokens, getattr(model.hf.config, "max_position_embeddings", None) or work.tokens)
+    inputs = Inputs.whole(torch.ones(some, tokens, dtype=torch.long, device=model.device))
     with torch.no_grad():
         model.logits(inputs)  # the first pass of a process also warms caches up
         start = time.perf_counter()

@@ -1,6 +1,7 @@
 """Runs that come back: everything a command wrote is within reach of Python, and goes out to files."""
 
 import json
+import shutil
 
 import networkx as nx
 import pytest
@@ -133,3 +134,15 @@ def test_a_run_whose_metric_was_rewritten_since_is_not_taken_for_what_it_was(cap
     own.write_text("def first(logits, pairs):\n    return 2 * logits[:, pairs[0].answers[0]]\n")
     with pytest.raises(RunError, match="have changed since"):
         _ = cm.open(tmp_path / "out").task
+
+
+def test_a_run_of_another_version_gives_what_it_has_and_says_what_to_do_for_the_rest(runs, tmp_path):
+    shutil.copytree(runs / "one", tmp_path / "old")
+    path = tmp_path / "old" / "manifest.json"
+    manifest = json.loads(path.read_text("utf-8"))
+    manifest["prompts_from"]["shuffled"] = True
+    path.write_text(json.dumps({**manifest, "circuitome": "0.0.1"}), "utf-8")
+    old = cm.open(tmp_path / "old")
+    assert len(old.circuit) == 20 and old.results["faithfulness"]
+    with pytest.raises(RunError, match=r"made by circuitome 0\.0\.1.*Run it again: circuitome find letters"):
+        assert old.task

@@ -23,7 +23,7 @@ class Trace:
     circuit: Circuit
     """The edges from each sender that matters to its receiver."""
     levels: tuple[tuple[EffectMap, ...], ...]
-    """By depth, the effects on each receiver that was asked about."""
+    """By depth, the effects on each receiver that was tested."""
     receivers: tuple[tuple[str, ...], ...]
     """By depth, the receivers."""
     certain: bool = True

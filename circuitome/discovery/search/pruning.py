@@ -1,7 +1,7 @@
 """ACDC: go through the readers from the logits back, and drop every edge whose loss hardly tells that it is gone.
 
 Edge after edge, exactly as published; what makes it fast is only how the questions are asked. A reader's edges are
-asked about many at a time, each question on the assumption that earlier ones end as a gradient predicts; where one ends
+tested many at a time, each test on the assumption that earlier ones end as a gradient predicts; where one ends
 otherwise, the rest are asked again. Source: Conmy et al. 2023, arXiv:2304.14997, algorithm 1.
 """
 
@@ -28,7 +28,7 @@ SLACK = 0.5
 WIDE_SHARE = 4
 """By how much fewer states are computed together where all positions matter."""
 LARGEST_GROUP = 64
-"""Edges asked about at once, at most."""
+"""Edges tested at once, at most."""
 REFRESH = 8
 """Readers after which all values are computed afresh: a run that resumes there goes on bit for bit."""
 
@@ -95,7 +95,7 @@ def acdc(
     `absolute` the size of the change counts, not its sign. `loss` is a name in `LOSSES`: "kl" and "l2" against the
     clean model, or "metric", minus the task's metric, which removals can also improve.
 
-    With `grouped`, runs of edges whose predicted change is far below the threshold are asked about at once, and one by
+    With `grouped`, runs of edges whose predicted change is far below the threshold are tested at once, and one by
     one only where their joint change is not what was predicted: several times faster. Edges that make up for one
     another can then be dropped together, so the circuit may differ in a few edges; the changes that steps report are
     estimates within groups, the losses exact.
@@ -166,7 +166,7 @@ class _Search:
             self.full_loss = self.loss
 
     def visit(self, column: int) -> bool:
-        """One reader's turn; whether its edges had to be asked about."""
+        """One reader's turn; whether its edges had to be tested."""
         rows = self.graph.mask[:, column].nonzero().flatten().tolist()
         rows = rows[::-1] if self.order == "reverse" else rows
         asked = all(live.alive[column] for live in self.live)
@@ -235,12 +235,12 @@ class _Search:
         return (abs(change) if self.absolute else change) < self.threshold
 
     def surely_goes(self, predicted: float) -> bool:
-        """Whether an edge with this predicted change may be asked about together with others."""
+        """Whether an edge with this predicted change may be tested together with others."""
         least = -SURE if self.absolute else -2.0
         return least * self.threshold < predicted < SURE * self.threshold
 
     def groups(self, rows: Sequence[int], predicted: Mapping[int, float]) -> list[list[int]]:
-        """`rows` in their order, cut into what is asked about at once: one edge, or a run of edges that surely go."""
+        """`rows` in their order, cut into what is tested at once: one edge, or a run of edges that surely go."""
         groups: list[list[int]] = []
         sure_rows: set[int] = set()
         for row in rows:
