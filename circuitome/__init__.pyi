@@ -19,6 +19,7 @@ from .discovery.search.baselines import magnitude as magnitude
 from .discovery.search.baselines import random_scores as random_scores
 from .discovery.search.learned_masks import edge_pruning as edge_pruning
 from .discovery.search.learned_masks import subnetwork_probing as subnetwork_probing
+from .discovery.search.matryoshka import mattr as mattr
 from .discovery.search.pruning import acdc as acdc
 from .engine.divergence import kl_metric as kl_metric
 from .engine.interventions.hook_sites import hook as hook
@@ -52,6 +53,7 @@ from .validation.faithfulness.share import Curve as Curve
 from .validation.faithfulness.share import Faithfulness as Faithfulness
 from .validation.faithfulness.share import faithfulness as faithfulness
 from .validation.faithfulness.share import faithfulness_curve as faithfulness_curve
+from .validation.smallest import smallest as smallest
 from .validation.verdict import Verdict as Verdict
 from .validation.verdict import validate as validate
 from .weights.copying import copying_scores as copying_scores

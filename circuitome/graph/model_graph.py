@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitome.errors import InputError, unknown_name
@@ -53,6 +53,12 @@ class Graph:
             nodes += [Node("kv", layer, head, part) for part in "kv" for head in range(self.n_kv_heads)]
             nodes += [Node("mlp", layer, input="in")] * self.mlps
         return (*nodes, Node("logits"))
+
+    def matrix(self, values: Float[Tensor, " edges"]) -> Float[Tensor, "writers readers"]:
+        """One number an edge, in the order of `mask.nonzero()`, as a matrix; 0 where no edge exists."""
+        return torch.zeros(self.mask.shape, device=values.device, dtype=values.dtype).masked_scatter(
+            self.mask.to(values.device), values
+        )
 
     @cached_property
     def writers(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from circuitome.models.loading import load, weights_hash
 from circuitome.models.model import Model
 from circuitome.runs.draw import Origin
 from circuitome.runs.store import Run, load_run
+from circuitome.tasks.held_out import Split
 from circuitome.tasks.task import Task
 
 
@@ -53,7 +54,8 @@ class Reopened:
         if "prompts_from" not in self.manifest:
             raise self._without("prompts", "find, patch, path or measure")
         try:
-            origin = Origin(**self.manifest["prompts_from"])
+            known = self.manifest["prompts_from"]
+            origin = Origin(**{**known, "apart": tuple(known.get("apart", ()))})
         except TypeError:  # other fields
             version = self.manifest.get("circuitome", "of another version")
             raise RunError(
@@ -76,13 +78,27 @@ class Reopened:
         return model
 
     @cached_property
+    def prompts(self) -> Split:
+        """Its prompts, and those that were held apart from them."""
+        prompts = self.origin.parts(self.model, aligned=self.ablation not in ("zero", "mean"))
+        for task, name in ((prompts.search, "task"), (prompts.held_out, "held_out")):
+            known = self.manifest.get(name)
+            if task is not None and known and known.get("data_hash", task.data_hash()) != task.data_hash():
+                source = self.origin.data or self.origin.task
+                raise RunError(f"The prompts of {self.folder} have changed since ({source}). {self._again()}")
+        return prompts
+
+    @property
     def task(self) -> Task:
-        """Its prompts, with their metric."""
-        task = self.origin.draw(self.model, aligned=self.ablation not in ("zero", "mean"))
-        if task.data_hash() != self.manifest["task"]["data_hash"]:
-            source = self.origin.data or self.origin.task
-            raise RunError(f"The prompts of {self.folder} have changed since ({source}). {self._again()}")
-        return task
+        """Its prompts, with their metric: those that its circuit was chosen on."""
+        return self.prompts.search
+
+    @property
+    def held_out(self) -> Task:
+        """The prompts that nothing of the search saw."""
+        if self.prompts.held_out is None:
+            raise self._without("held-out prompts", "find with --held-out")
+        return self.prompts.held_out
 
     @cached_property
     def graph(self) -> Graph:

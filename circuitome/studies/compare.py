@@ -4,14 +4,13 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
 import circuitome as cm
-from circuitome.errors import InputError, unknown_name
+from circuitome.errors import InputError
 from circuitome.present import formats
 from circuitome.present.blocks import Block, Column, Lede, Note, Table, table
 from circuitome.studies.context import Context
@@ -59,7 +58,6 @@ class Compare(PromptSettings):
     def check(self) -> None:
         from circuitome.engine.ablation import check_ablation
         from circuitome.studies.methods import named
-        from circuitome.tasks import TASKS
 
         for method in self.methods:
             named(method)
@@ -68,8 +66,6 @@ class Compare(PromptSettings):
         if self.exact_edges < 0 or self.exact_edges in (1, 2):
             raise InputError(f"--exact-edges must be 0 or at least 3, got {self.exact_edges}.")
         check_ablation(self.ablation)
-        if self.held_out is not None and self.held_out not in TASKS and not Path(self.held_out).is_file():
-            raise unknown_name("task or file of held-out prompts", self.held_out, TASKS)
         super().check()
 
 
@@ -132,20 +128,13 @@ def run(settings: Compare, context: Context) -> Findings:
 
 def held_out(settings: Compare, context: Context) -> "cm.Task | None":
     """Prompts that no method sees: another draw of the task, without the prompts of `task`, or a file's."""
-    from circuitome.models.known import KNOWN
-    from circuitome.tasks import TASKS, from_file
-
-    source = settings.held_out or (settings.task if settings.data is None else None)
-    if source is None:
-        return None
-    if source not in (*TASKS, *KNOWN):
-        return from_file(context.model, source)
-    origin = replace(settings.origin(), task=source, data=None, n=HELD_OUT, seed=settings.seed + 1)
-    drawn, known = origin.draw(context.model), {pair.clean for pair in context.task.pairs}
-    pairs = tuple(pair for pair in drawn.pairs if pair.clean not in known)
-    if not pairs:
-        raise InputError(f"All held-out prompts of {source} are among the prompts themselves; take fewer (--n).")
-    return replace(drawn, pairs=pairs)
+    origin = settings.origin()
+    held = origin.others(context.model, 1, [context.task], n=HELD_OUT)
+    if held is None and origin.data is None:
+        raise InputError(
+            f"Nearly all held-out prompts are among the prompts of {origin.task} themselves; take fewer (--n)."
+        )
+    return held
 
 
 def circuits_of(name: str, result: "Result", sizes: Sequence[int]) -> dict[int, "cm.Circuit"]:

@@ -12,6 +12,7 @@ from circuitome.studies.settings import ModelSettings, PromptSettings, RunSettin
 if TYPE_CHECKING:
     from circuitome.engine.setting import Setting
     from circuitome.runs.reopen import Reopened
+    from circuitome.tasks.held_out import Split
 
 
 class Context:
@@ -33,13 +34,18 @@ class Context:
         return model
 
     @cached_property
-    def task(self) -> "cm.Task":
-        """The settings' prompts, or those of the run they name."""
+    def prompts(self) -> "Split":
+        """The settings' prompts with those that are held apart, or those of the run they name."""
         if isinstance(self.settings, RunSettings):
-            return self.reopened.task
+            return self.reopened.prompts
         assert isinstance(self.settings, PromptSettings), "these settings name no prompts"
         aligned = self.ablation not in ("zero", "mean")
-        return self.settings.origin().draw(self.model, aligned=aligned, max_memory=self.settings.max_memory)
+        return self.settings.origin().parts(self.model, aligned=aligned, max_memory=self.settings.max_memory)
+
+    @cached_property
+    def task(self) -> "cm.Task":
+        """The prompts that the study works on."""
+        return self.prompts.search
 
     @cached_property
     def reopened(self) -> "Reopened":

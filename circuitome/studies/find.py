@@ -1,4 +1,4 @@
-"""Find the circuit of a task, measure it against random circuits of the same size, and say exactly what was done."""
+"""Find the circuit of a task, measure it on new prompts against random circuits, and say exactly what was done."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,28 +13,39 @@ from circuitome.studies.pieces import circuit_map, example_pairs, figure, percen
 from circuitome.studies.settings import Flag, PromptSettings
 from circuitome.studies.settings import Numbers as SeveralNumbers
 from circuitome.studies.study import Findings, Study, Work
+from circuitome.studies.validate import criteria
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from circuitome.engine.setting import Setting
+    from circuitome.present.blocks import Edge
     from circuitome.studies.methods import Result
+    from circuitome.validation.smallest import Smallest
 
 RANDOM_CIRCUITS = 3
 """Random circuits of each size that are measured as well."""
+QUICK_VERDICT = 25.0
+"""Forward passes of the quick verdict on a small circuit; measured on SmolLM2."""
+SMALLEST_SCORE = "the change of the metric when the edge leaves the circuit, mean over prompts: negative means it helps"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Find(PromptSettings):
-    """Find the circuit of a task, measure it against random ones, and write a run folder with a report."""
+    """Find the smallest circuit that does a task, measure it on prompts that the search did not see, and test it."""
 
-    method: str = "eap-ig"
-    """A name that `circuitome methods` lists."""
+    method: str = "smallest"
+    """How to look: smallest, as few edges as keep --faithful; or a method that `circuitome methods` lists."""
+    faithful: float = 0.9
+    """Of smallest: the share of the gap between ablated and whole model that the circuit keeps on new prompts."""
     edges: int | None = None
-    """Size of the circuit; about one edge in seventy by default."""
+    """A circuit of that size instead, by mattr or --method; about one edge in seventy by default."""
+    held_out: str | None = None
+    """Prompts to measure on: a file, or a task; by default another draw. Rows of --data are split for smallest."""
     ablation: str = "corrupted"
     """What edges outside the circuit carry: corrupted, zero, mean or mean-position."""
     steps: int | None = None
-    """Points on the integration path of eap-ig, or steps of learning of edge-pruning and subnetwork-probing."""
+    """Points on the integration path of eap-ig, or steps of learning of smallest, mattr and the learned masks."""
     threshold: SeveralNumbers = ()
     """Of acdc, in units of the loss; several for a sweep, from which the size nearest to --edges is taken."""
     loss: str | None = None
@@ -52,12 +63,22 @@ class Find(PromptSettings):
         given = {name: getattr(self, name) for name in names}
         return {name: value for name, value in given.items() if not (value is None or value is False or value == ())}
 
+    def asked(self) -> str:
+        """The method: a size that is given asks for the ranking behind the smallest circuit, not for the smallest."""
+        return "mattr" if self.method == "smallest" and self.edges is not None else self.method
+
+    @override
+    def apart(self) -> tuple[str, ...]:
+        return ("held_out", "sizing") if self.asked() == "smallest" else ("held_out",)
+
     @override
     def check(self) -> None:
         from circuitome.engine.ablation import check_ablation
         from circuitome.studies.methods import named
 
-        named(self.method).refuse(self.method, self.options())
+        named(self.asked()).refuse(self.asked(), self.options())
+        if not 0 < self.faithful < 1:
+            raise InputError(f"--faithful is the share of the gap to keep, between 0 and 1; got {self.faithful}.")
         check_ablation(self.ablation)
         super().check()
 
@@ -79,84 +100,145 @@ def work(settings: Find, context: Context) -> Work:
     from circuitome.studies.methods import named
     from circuitome.validation.faithfulness.share import default_sizes
 
-    graph = context.model.graph
+    graph, asked = context.model.graph, settings.asked()
     size = circuit_size(settings.edges, context.model)
-    forward, backward = named(settings.method).work(settings.options(), graph)
+    forward, backward = named(asked).work(settings.options(), graph)
     return Work.over(
         context.task,
-        forward=forward,
+        forward=forward + QUICK_VERDICT * (asked == "smallest"),
         backward=backward,
         circuit=len({*default_sizes(graph), size}) * (1 + RANDOM_CIRCUITS),
-        notes={"edges": size},
+        notes={} if asked == "smallest" else {"edges": size},
     )
 
 
 def run(settings: Find, context: Context) -> Findings:
-    """Score every edge, select a circuit, and measure its faithfulness beside random circuits of the same size."""
+    """Search, then measure the circuit beside random ones: on held-out prompts, or where there are none on its own."""
     from circuitome.studies.methods import Search, named
-    from circuitome.validation.faithfulness.share import default_sizes
 
+    asked, prompts = settings.asked(), context.prompts
     size = circuit_size(settings.edges, context.model)
-    method = named(settings.method)
-    result = method.run(Search(context.setting, size, settings.options(), context.folder))
-    circuits = {**result.others, len(result.circuit): result.circuit}
-    curve = cm.faithfulness_curve(
-        context.setting,
-        result.scores,
-        sizes=sorted({*default_sizes(context.model.graph), *circuits}),
-        draws=RANDOM_CIRCUITS,
-        select=lambda size: circuits.get(size) or result.scores.top(size),
-    )
+    method = named(asked)
+    result = method.run(Search(context.setting, size, settings.options(), context.folder, settings.faithful, prompts))
+    judged = context.setting.but(prompts=prompts.held_out or prompts.search)
+    curve = curve_of(judged, result)
     scores, intervals = result.scores, None
-    if scores.samples is not None:
+    if result.smallest is not None:
+        scores, intervals = result.smallest.edges.scores, result.smallest.edges.intervals(settings.seed)
+    elif scores.samples is not None:
         intervals = scores.intervals(result.circuit, seed=settings.seed, groups=context.task.groups)
+    measured = Measured(
+        result=result,
+        curve=curve,
+        own=None if prompts.held_out is None else cm.faithfulness(context.setting, result.circuit),
+        verdict=None if result.smallest is None else quick_verdict(judged, result, context),
+        edges=scored_edges(scores, result.circuit, intervals),
+        unit=scores.unit,
+    )
     about = {
-        "name": settings.method,
-        "description": scores.method,
-        "unit": scores.unit,
+        "name": asked,
+        "description": result.scores.method,
+        "unit": result.scores.unit,
         "settings": settings.options(),
         **result.notes,
     }
     return Findings(
         title=f"{context.task.name} in {settings.model}",
-        sign=f"A score is {method.score}. Brackets are 95 % intervals over {context.setting.over}.",
-        results=results(context, result, curve),
-        blocks=blocks(settings, context, result, curve, intervals),
-        tensors=tensors(result, curve, intervals),
-        more={"method": about, "edges": len(result.circuit)},
+        sign=f"A score is {SMALLEST_SCORE if result.smallest else method.score}. Brackets are 95 % intervals over "
+        f"{judged.over}.",
+        results=results(settings, context, measured),
+        blocks=blocks(settings, context, measured),
+        tensors=tensors(measured, intervals),
+        more={"method": about, "edges": len(result.circuit), **held_out_record(context)},
     )
 
 
-def tensors(result: "Result", curve: "cm.Curve", intervals: "Tensor | None") -> dict[str, "Tensor"]:
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What was found, and everything that was measured of it."""
+
+    result: "Result"
+    """What the method gave."""
+    curve: "cm.Curve"
+    """Faithfulness by size on held-out prompts, or, where there are none, on those of the search."""
+    own: "cm.Faithfulness | None"
+    """Faithfulness on the prompts of the search, where others are held out."""
+    verdict: "cm.Verdict | None"
+    """The quick verdict on held-out prompts, for the smallest circuit."""
+    edges: "list[Edge]"
+    """The circuit's edges, each with its score."""
+    unit: str
+    """Unit of these scores."""
+
+    @property
+    def at(self) -> int:
+        """Place of the circuit on the curve."""
+        return self.curve.sizes.index(len(self.result.circuit))
+
+    @property
+    def circuit(self) -> "cm.Faithfulness":
+        """Faithfulness of the circuit."""
+        return self.curve.circuits[self.at]
+
+
+def curve_of(judged: "Setting", result: "Result") -> "cm.Curve":
+    """Faithfulness of the result's circuits and of the strongest edges by size, beside random circuits."""
+    from circuitome.validation.faithfulness.share import default_sizes
+
+    circuits = {**result.others, len(result.circuit): result.circuit}
+    return cm.faithfulness_curve(
+        judged,
+        result.scores,
+        sizes=sorted({*default_sizes(result.scores.graph), *circuits}),
+        draws=RANDOM_CIRCUITS,
+        select=lambda size: circuits.get(size) or result.scores.top(size),
+    )
+
+
+def quick_verdict(judged: "Setting", result: "Result", context: Context) -> "cm.Verdict":
+    """The quick verdict on held-out prompts; what it measures is kept for `--resume`."""
+    return cm.validate(judged.but(checkpoint=context.folder), result.circuit, quick=True)
+
+
+def held_out_record(context: Context) -> dict[str, Any]:
+    """The held-out prompts as an entry of the manifest."""
+    from circuitome.runs.record import described_task
+
+    held_out = context.prompts.held_out
+    return {} if held_out is None else {"held_out": described_task(context.model, held_out)["task"]}
+
+
+def tensors(measured: Measured, intervals: "Tensor | None") -> dict[str, "Tensor"]:
     """Scores with their intervals and samples, the circuit, and the metrics of its runs on every prompt."""
     import torch
 
-    scores, circuit = result.scores, result.circuit
+    scores, circuit, smallest = measured.result.scores, measured.result.circuit, measured.result.smallest
     low, high = torch.full((2, *scores.values.shape), torch.nan) if intervals is None else intervals
     return {
         "scores": scores.values,
         "circuit": circuit.mask,
         "score_low": low[circuit.mask],
         "score_high": high[circuit.mask],
-        "metrics": curve.circuits[curve.sizes.index(len(circuit))].samples.contiguous(),
+        "metrics": measured.circuit.samples.contiguous(),
         **({} if scores.samples is None else {"samples": scores.samples}),
+        **({} if smallest is None else {"edge_effects": smallest.edges.samples}),
     }
 
 
-def results(context: Context, result: "Result", curve: "cm.Curve") -> dict[str, Any]:
+def results(settings: Find, context: Context, measured: Measured) -> dict[str, Any]:
     """The numbers, as plain JSON values."""
-    at = curve.sizes.index(len(result.circuit))
-    measured, kept = curve.circuits[at], result.circuit.without_dangling()
-    return {
-        "edges": len(result.circuit),
+    share, curve, kept = measured.circuit, measured.curve, measured.result.circuit.without_dangling()
+    found: dict[str, Any] = {
+        "edges": len(measured.result.circuit),
         "edges_on_a_path": len(kept),
         "all_edges": context.model.graph.n_edges,
         "nodes": len(kept.nodes),
-        "clean": measured.model.to_dict(),
-        "ablated": measured.empty.to_dict(),
-        "circuit": measured.circuit.to_dict(),
-        "faithfulness": measured.share.to_dict(),
-        "random": curve.random[at].to_dict(),
+        "clean": share.model.to_dict(),
+        "ablated": share.empty.to_dict(),
+        "circuit": share.circuit.to_dict(),
+        "faithfulness": share.share.to_dict(),
+        "on_own_prompts": None if measured.own is None else measured.own.share.to_dict(),
+        "random": curve.random[measured.at].to_dict(),
         "curve": {
             "sizes": list(curve.sizes),
             "circuit": [point.share.to_dict() for point in curve.circuits],
@@ -165,52 +247,98 @@ def results(context: Context, result: "Result", curve: "cm.Curve") -> dict[str, 
             "random_circuits": curve.draws,
         },
     }
+    if (smallest := measured.result.smallest) is not None:
+        assert measured.verdict is not None
+        found |= {
+            "asked": settings.faithful,
+            "reached": smallest.reached,
+            "front": [{"edges": len(circuit), **shown.to_dict()} for circuit, shown in smallest.front],
+            "verdict": measured.verdict.to_dict(),
+        }
+    return found
 
 
-def blocks(
-    settings: Find, context: Context, result: "Result", curve: "cm.Curve", intervals: "Tensor | None"
-) -> list[Block]:
-    """Headline, the circuit on the model's grid, its faithfulness by size, prompts."""
-    scores, circuit, task = result.scores, result.circuit, context.task
-    at = curve.sizes.index(len(circuit))
-    measured, kept = curve.circuits[at], circuit.without_dangling()
-    total = context.model.graph.n_edges
-    text = (
-        f"{len(circuit):,} of {total:,} edges recover {percent(measured.share)} of the {task.measure} "
-        f"between the {settings.ablation} and the clean model; random circuits of that size recover "
-        f"{percent(curve.random[at])}.\n"
-        f"{len(kept.nodes)} nodes; {len(circuit) - len(kept):,} of the edges lie on no path from input to logits. The "
-        "circuit was chosen on these same prompts; circuitome validate tests it."
-    )
-    cards = (
-        figure("Faithfulness", measured.share, "share of the gap that the circuit keeps; 1 is the whole model"),
-        figure("Random circuits", curve.random[at], "the same share for random circuits of that size"),
-        figure("Clean", measured.model, "metric of the whole model on clean prompts"),
-        figure("Circuit", measured.circuit, "metric with only the circuit running clean"),
-        figure("Ablated", measured.empty, f"metric with every edge ablated ({settings.ablation})"),
-        Figure(name="Edges", value=len(circuit), style="count", about=f"of {total:,}; {len(kept.nodes)} nodes"),
-    )
-    metrics = dict(zip(("circuit", "clean", "ablated"), measured.samples.T, strict=True))
-    return [
-        Lede(text=text),
-        Numbers(items=cards),
+def blocks(settings: Find, context: Context, measured: Measured) -> list[Block]:
+    """Headline, the circuit on the model's grid, the verdict, faithfulness by size, prompts."""
+    share, smallest = measured.circuit, measured.result.smallest
+    held_out = context.prompts.held_out
+    metrics = dict(zip(("circuit", "clean", "ablated"), share.samples.T, strict=True))
+    parts: list[Block] = [
+        Lede(text=lede(settings, context, measured)),
+        Numbers(items=tuple(cards(settings, context, measured))),
         circuit_map(
-            scores.graph,
-            scored_edges(scores, circuit, intervals),
-            unit=scores.unit,
+            context.model.graph,
+            measured.edges,
+            unit=measured.unit,
             title="The circuit",
-            note=f"Method: {scores.method}.",
+            note=f"Method: {measured.result.scores.method}.",
         ),
-        by_size(curve),
-        example_pairs(context.model, task, metrics),
     ]
+    if smallest is not None and measured.verdict is not None:
+        parts += [criteria(measured.verdict.to_dict()["criteria"]), front_of(smallest)]
+    where = "on the prompts that chose them" if held_out is None else "on held-out prompts"
+    return [*parts, by_size(measured.curve, where), example_pairs(context.model, held_out or context.task, metrics)]
 
 
-def by_size(curve: "cm.Curve") -> Lines:
+def lede(settings: Find, context: Context, measured: Measured) -> str:
+    """How few edges do how much, on which prompts, and what the quick verdict says."""
+    circuit, share, held_out = measured.result.circuit, measured.circuit, context.prompts.held_out
+    kept, smallest, total = circuit.without_dangling(), measured.result.smallest, context.model.graph.n_edges
+    text = (
+        f"{len(circuit):,} of {total:,} edges recover {percent(share.share)} of the {context.task.measure} "
+        f"between the {settings.ablation} and the clean model; random circuits of that size recover "
+        f"{percent(measured.curve.random[measured.at])}.\n"
+    )
+    if smallest is not None and not smallest.reached:
+        text += f"No circuit kept {settings.faithful:.0%} on the prompts that choose the size; this came nearest.\n"
+    dangling = len(circuit) - len(kept)
+    text += f"{len(kept.nodes)} nodes; "
+    text += f"{dangling:,} of the edges lie on no path from input to logits. " if dangling else ""
+    if held_out is None:
+        return text + "The circuit was chosen on these same prompts; circuitome validate tests it."
+    text += f"All of this is measured on {len(held_out)} held-out prompts, which the search did not see"
+    if measured.verdict is None:
+        return text + "; circuitome validate tests it."
+    return (
+        f"{text}.\nQuick verdict on them: {measured.verdict.answer}. {measured.verdict.reason} "
+        "circuitome validate tests it in full."
+    )
+
+
+def cards(settings: Find, context: Context, measured: Measured) -> list[Figure]:
+    """The headline numbers."""
+    circuit, share, total = measured.result.circuit, measured.circuit, context.model.graph.n_edges
+    items = [
+        figure("Faithfulness", share.share, "share of the gap that the circuit keeps; 1 is the whole model"),
+        figure(
+            "Random circuits", measured.curve.random[measured.at], "the same share for random circuits of that size"
+        ),
+        figure("Clean", share.model, "metric of the whole model on clean prompts"),
+        figure("Circuit", share.circuit, "metric with only the circuit running clean"),
+        figure("Ablated", share.empty, f"metric with every edge ablated ({settings.ablation})"),
+    ]
+    nodes = len(circuit.without_dangling().nodes)
+    items.append(Figure(name="Edges", value=len(circuit), style="count", about=f"of {total:,}; {nodes} nodes"))
+    if measured.own is not None:
+        items.insert(1, figure("On its own prompts", measured.own.share, "the same on the prompts that chose it"))
+    return items
+
+
+def front_of(smallest: "Smallest") -> Lines:
+    """The walk along sizes on the sizing prompts."""
+    sizes, shares = zip(*((len(circuit), share) for circuit, share in smallest.front), strict=True)
+    note = (
+        "Circuits of the strongest edges on the prompts that choose the size. The smallest within "
+        f"{1 - smallest.asked:.0%} of the whole model, by one standard error, is taken, and what is useless in it goes."
+    )
+    return size_lines([series_of("circuit", sizes, shares)], title="The walk along sizes", note=note)
+
+
+def by_size(curve: "cm.Curve", where: str) -> Lines:
     """Faithfulness over circuit size, with random circuits of the same sizes."""
     shares = series_of("circuit", curve.sizes, [point.share for point in curve.circuits])
     random = series_of("random circuits", curve.sizes, curve.random, faint=True)
-    note = "Share of the clean-ablated gap that circuits of each size recover, on the prompts that chose them."
+    note = f"Share of the clean-ablated gap that circuits of each size recover, {where}."
     return size_lines([shares, random], note=note)
 
 

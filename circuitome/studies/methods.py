@@ -1,6 +1,6 @@
 """What `--method` can be: how each method is called, what it takes, and which circuit it means."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,17 @@ from circuitome.discovery.patching.edge import exact
 from circuitome.discovery.routes.scores import route_scores
 from circuitome.discovery.search.baselines import magnitude, random_scores
 from circuitome.discovery.search.learned_masks import edge_pruning, subnetwork_probing
+from circuitome.discovery.search.mask_objective import MASK_LOSSES
+from circuitome.discovery.search.matryoshka import STEPS, mattr
 from circuitome.discovery.search.pruning import acdc, loss_gap
 from circuitome.engine.setting import Setting
 from circuitome.errors import InputError, unknown_name
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
 from circuitome.graph.model_graph import Graph
+from circuitome.tasks.held_out import Split
 from circuitome.tasks.losses import LOSSES
+from circuitome.validation.smallest import Smallest, smallest
 
 THRESHOLD_SHARE = 1 / 500
 """ACDC's threshold where none is given, as a share of the loss between the clean and the ablated model."""
@@ -35,6 +39,10 @@ class Search:
     """Options of this method that were given."""
     folder: Path | None = None
     """Where long methods keep what is done so far."""
+    faithful: float = 0.9
+    """The share of the gap that the smallest circuit has to keep."""
+    prompts: Split | None = None
+    """Prompts to choose a size on and to measure on; None: the setting's are split where a method needs them."""
 
     def kept(self, name: str) -> Setting:
         """The setting with a file of that name for what is done so far."""
@@ -53,6 +61,8 @@ class Result:
     """Other circuits of the same search by their size, where the method finds more than one."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """What else there is to say; plain JSON."""
+    smallest: Smallest | None = None
+    """The search for the smallest circuit that the circuit comes from."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +96,17 @@ class Method:
         if loss in self.losses:
             return
         users = ", ".join(other for other, method in METHODS.items() if loss in method.losses)
-        reason = ""
+        reason = f" It takes {listed(self.losses)}."
         if name in ("eap", "atp", "atp-star"):
             reason = " Its gradient is taken at the clean model, where that of a distance to the clean model is zero."
-        raise InputError(f"{name} cannot score by the loss {loss}.{reason} Use {users} for it, or --loss metric.")
+        advice = f" Use {users} for it." if users else ""
+        raise InputError(f"{name} cannot score by the loss {loss}.{reason}{advice}")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names with commas between, and "or" before the last."""
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def _scored(function: Callable[..., EdgeScores], **fixed: Any) -> Callable[[Search], Result]:
@@ -112,6 +129,15 @@ def _atp(*, grad_drop: bool = False) -> Callable[[Search], Result]:
         return Result(scores, scores.top(search.edges), notes={"nodes": strongest})
 
     return run
+
+
+def _smallest(search: Search) -> Result:
+    """As few edges as keep enough of the gap; what is wanted is a share, not a size."""
+    apart = {} if search.prompts is None else {name: getattr(search.prompts, name) for name in ("sizing", "held_out")}
+    setting = search.setting.but(checkpoint=search.folder)
+    options = {name: value for name, value in search.options.items() if name == "steps"}
+    result = smallest(setting, faithful=search.faithful, **apart, **options)
+    return Result(result.scores, result.circuit, smallest=result)
 
 
 def _learned(function: Callable[..., EdgeScores], size: str) -> Callable[[Search], Result]:
@@ -168,10 +194,25 @@ def default_threshold(search: Search) -> float:
     return float(f"{THRESHOLD_SHARE * gap:.0e}")
 
 
+WALK_COST = 35.0
+"""What it costs to walk along sizes and to leave out what is useless, in forward passes; measured on SmolLM2."""
+STEP_COST = 0.12
+"""What a step of mattr costs in forward passes over 64 prompts; measured on SmolLM2."""
 SMALLER_END = "the smaller change of the metric when either end of the edge is corrupted: negative means it helps"
 """What a score of an edge is where nodes were attributed."""
 
+SMALLEST = "smallest"
+"""The method that looks for a share of the gap in place of a size."""
 METHODS: dict[str, Method] = {
+    SMALLEST: Method(
+        _smallest,
+        "the smallest circuit that keeps a share of the gap on prompts that the search did not see, by mattr's ranking",
+        ("steps",),
+        ("both",),
+        lambda settings, graph: (WALK_COST + STEP_COST * settings.get("steps", STEPS), 5.0),
+        True,
+        "minus one over the rank that the edge has come to: -1 matters most",
+    ),
     "eap": Method(_scored(eap), "edge attribution patching: one gradient, on the clean run"),
     "eap-ig": Method(
         _scored(eap_ig),
@@ -211,11 +252,20 @@ METHODS: dict[str, Method] = {
         "minus the change of the loss on the edge's turn, dropped edges scaled below kept ones: "
         "negative means the edge helps",
     ),
+    "mattr": Method(
+        _scored(mattr),
+        "Matryoshka attribution: one ranking of edges, learned by running circuits of all sizes",
+        ("steps",),
+        MASK_LOSSES,
+        lambda settings, graph: (4.0 + STEP_COST * settings.get("steps", STEPS), 5.0),
+        True,
+        "minus one over the rank that the edge has come to: -1 matters most",
+    ),
     "edge-pruning": Method(
         _learned(edge_pruning, "edges"),
         "a mask on every edge, learned by gradient descent for circuits of the given size; minutes",
         ("steps",),
-        ("both", "kl", "metric"),
+        MASK_LOSSES,
         lambda settings, graph: (4.0, 0.6 * settings.get("steps", 240)),
         True,
         "minus the chance that the edge's mask is open after learning: -1 is surely open",
@@ -224,7 +274,7 @@ METHODS: dict[str, Method] = {
         _learned(subnetwork_probing, "nodes"),
         "a mask on every head and MLP, learned by gradient descent; minutes",
         ("steps",),
-        ("both", "kl", "metric"),
+        MASK_LOSSES,
         lambda settings, graph: (4.0, 0.6 * settings.get("steps", 240)),
         True,
         "minus the smaller chance of being open of the edge's two nodes: -1 is surely open",

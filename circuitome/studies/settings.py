@@ -138,7 +138,16 @@ class PromptSettings(ModelSettings):
         """Where model and prompts come from."""
         from circuitome.runs.draw import Origin
 
-        return Origin(task=self.task, model=self.model, n=self.n, seed=self.seed, data=self.data, metric=self.metric)
+        names = ("task", "model", "n", "seed", "data", "metric")
+        return Origin(
+            **{name: getattr(self, name) for name in names},
+            apart=self.apart(),
+            held_out=getattr(self, "held_out", None),
+        )
+
+    def apart(self) -> tuple[str, ...]:
+        """Which prompts are drawn besides those that the study works on: none, held-out ones, also sizing ones."""
+        return ()
 
     @override
     def subject(self) -> str:

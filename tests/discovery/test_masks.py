@@ -9,13 +9,13 @@ from referee import masked_logits, writer_outputs
 
 from circuitome.discovery.attribution.edges import eap
 from circuitome.discovery.search.learned_masks import (
-    MASK_LOSSES,
     chance_open,
     chance_whole,
     edge_pruning,
     sample,
     subnetwork_probing,
 )
+from circuitome.discovery.search.mask_objective import MASK_LOSSES
 from circuitome.engine.ablation import AblationValues
 from circuitome.engine.batches import batches
 from circuitome.engine.circuit_run import baseline

@@ -19,7 +19,21 @@ def runs(tmp_path_factory, folder, data):
 
     out = tmp_path_factory.mktemp("runs")
     model = ("--model", str(folder))
-    main(["find", "letters", *model, "--data", str(data), "--edges", "20", "--out", str(out / "one")])
+    main(
+        [
+            "find",
+            "letters",
+            *model,
+            "--data",
+            str(data),
+            "--edges",
+            "20",
+            "--method",
+            "eap-ig",
+            "--out",
+            str(out / "one"),
+        ]
+    )
     main(["patch", "letters", *model, "--data", str(data), "--what", "mlps", "--out", str(out / "two")])
     main(["heads", *model, "--n", "2", "--period", "8", "--out", str(out / "three")])
     return out

@@ -9,25 +9,16 @@ The model is frozen; all that is learned are the log_alpha.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitome.discovery.attribution.edges import eap_ig
-from circuitome.engine.batches import DEFAULT_MEMORY, group_rows, make_batch
+from circuitome.discovery.search.mask_objective import MaskObjective, log_ranks
 from circuitome.engine.checkpoint import Checkpoint
-from circuitome.engine.circuit_run import Baseline, baseline
-from circuitome.engine.masked_run import masked_final
-from circuitome.engine.readout import check_numbers
 from circuitome.engine.setting import Setting, method
-from circuitome.errors import InputError, MemoryBudgetError, unknown_name
+from circuitome.errors import InputError
 from circuitome.graph.edge_scores import EdgeScores
-from circuitome.models.model import Model
-from circuitome.tasks.losses import kl
-from circuitome.tasks.task import Task
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
 """Temperature and stretch of the hard-concrete distribution."""
@@ -35,10 +26,6 @@ OPEN_SHIFT = -BETA * math.log(-GAMMA / ZETA)
 """P(z > 0) is sigmoid(log_alpha + OPEN_SHIFT), and P(z = 1) sigmoid(log_alpha - OPEN_SHIFT)."""
 LARGEST = 12.0
 """|log_alpha| stays below this, so that float32 still tells the chances of two masks apart."""
-
-MASK_LOSSES = ("both", "kl", "metric")
-METRIC_WEIGHT = 5.0
-"""Weight of the squared difference of metrics, in units of the gap between clean and ablated, beside 1 nat of KL."""
 
 LEARNING_RATE = 0.15
 START = 4
@@ -49,8 +36,6 @@ WARM_UP, SETTLE = 0.5, 0.25
 """Shares of the steps: the target falls to its final value in the first, sampled masks are hard in the last."""
 JITTER = 0.3
 """Scale of the noise on log_alpha by which the edges of a hard mask are drawn in the last steps."""
-PROMPTS = 8
-"""Prompts a step."""
 SAVE_EVERY = 10
 """Steps between two checkpoints."""
 LISTENING = 1e-7
@@ -97,18 +82,11 @@ def edge_pruning(setting: Setting, *, edges: int = 1000, steps: int = 240, loss:
     `RunError` if the checkpoint belongs to another run.
     """
     graph = setting.model.graph
-    objective = _Objective(setting, loss)
+    objective = MaskObjective(setting, loss)
     _check("edges", edges, graph.n_edges, steps)
-    strength = eap_ig(setting).values[graph.mask].abs()
-    rank = torch.empty(graph.n_edges)
-    rank[strength.argsort(descending=True, stable=True)] = torch.arange(1.0, graph.n_edges + 1)
-
-    def spread(masks: Tensor) -> Tensor:
-        return torch.zeros(graph.mask.shape).masked_scatter(graph.mask, masks)
-
     kept = setting.kept("edge-pruning", setting.seed, loss, edges, steps)
-    chances = _learn(objective, spread, -STEEPNESS * rank.log(), START * edges, edges, steps, kept)
-    return EdgeScores(graph, -spread(chances), "chance of being open", f"edge-pruning, {edges} edges, {loss}")
+    chances = _learn(objective, graph.matrix, STEEPNESS * log_ranks(setting), START * edges, edges, steps, kept)
+    return EdgeScores(graph, -graph.matrix(chances), "chance of being open", f"edge-pruning, {edges} edges, {loss}")
 
 
 @method
@@ -123,7 +101,7 @@ def subnetwork_probing(setting: Setting, *, nodes: int = 100, steps: int = 240, 
     number of open masks follows a target instead of a weight on their sum. Raises as `edge_pruning`.
     """
     graph = setting.model.graph
-    objective = _Objective(setting, loss)
+    objective = MaskObjective(setting, loss)
     _check("nodes", nodes, len(graph.writers), steps)
 
     def spread(masks: Tensor) -> Tensor:
@@ -146,7 +124,7 @@ def _check(what: str, size: int, most: int, steps: int) -> None:
 
 
 def _learn(
-    objective: "_Objective",
+    objective: MaskObjective,
     spread: Spread,
     start: Float[Tensor, " mask"],
     first: float,
@@ -223,102 +201,3 @@ def _hard(size: int) -> Callable[[Tensor, torch.Generator], Tensor]:
         return torch.where(mask > 0, mask + (chance - chance.detach()), 0.0)
 
     return draw
-
-
-@dataclass(frozen=True)
-class _Clean:
-    """What a run on one minibatch is compared with."""
-
-    base: Baseline
-    """The minibatch."""
-    logits: Float[Tensor, "batch vocab"]
-    """The clean model's logits."""
-    metric: Float[Tensor, " batch"]
-    """The clean model's metric."""
-
-
-class _Objective:
-    """The loss of a mask on one minibatch after another, in an order shuffled each time all have had their turn."""
-
-    def __init__(self, setting: Setting, loss: str) -> None:
-        """Prompts alike in length share a minibatch. Raises for an unknown loss or ablation or too little memory."""
-        if loss not in MASK_LOSSES:
-            raise unknown_name("loss", loss, MASK_LOSSES)
-        self.setting, self.loss = setting, loss
-        self.model, self.task = model, task = setting.model, setting.task
-        self.generator = torch.Generator().manual_seed(setting.seed)
-        budget = DEFAULT_MEMORY if setting.max_memory is None else setting.max_memory
-        self.shared = setting.replacement.from_prompts
-        groups = group_rows(model, task, shared_prefix=self.shared, max_memory=setting.max_memory)
-        order = [row for rows in groups for row in rows]
-        self.groups = _parts(order, _prompts_within(model, task, budget))
-        tokens = sum(len(pair.clean) for pair in task.pairs)
-        self.keeps = tokens * model.bytes_per_token(gradients=False) <= budget
-        self.kept: dict[int, _Clean] = {}
-        self.order: list[int] = []
-        self.gap = self._gap()
-
-    def __call__(self, z: Float[Tensor, "writers readers"], step: int) -> Float[Tensor, ""]:
-        """Mean loss over the prompts of the next minibatch."""
-        if step % len(self.groups) == 0:
-            self.order = torch.randperm(len(self.groups), generator=self.generator).tolist()
-        clean = self._clean(self.order[step % len(self.groups)])
-        rows = clean.base.batch.rows
-        with self.model.frozen_parameters():
-            final = masked_final(self.model, clean.base, z.to(clean.metric.device))
-            logits = self.model.unembed(final.to(self.model.dtype))
-        total = torch.zeros(len(rows), device=logits.device)
-        if self.loss != "metric":
-            total = total + kl(clean.logits, logits)
-        if self.loss != "kl":
-            total = total + METRIC_WEIGHT * ((self.task.score(logits, rows) - clean.metric) / self.gap).square()
-        check_numbers(total, "loss")
-        return total.mean()
-
-    def _clean(self, group: int) -> _Clean:
-        """The group's baseline and clean logits; made afresh each time where all do not fit into memory."""
-        if group in self.kept:
-            return self.kept[group]
-        rows = self.groups[group]
-        with torch.no_grad():
-            batch = make_batch(self.model, self.task, rows, shared_prefix=self.shared, corrupted=self.shared)
-            base = baseline(self.model, self.task, batch, self.setting.replacement)
-            logits = self.model.logits(batch.clean)
-        clean = _Clean(base, logits, self.task.score(logits, rows))
-        if self.keeps:
-            self.kept[group] = clean
-        return clean
-
-    def _gap(self) -> float:
-        """Mean absolute difference of the metric between the clean and the wholly ablated run; the metric's unit."""
-        differences = []
-        for group in range(len(self.groups)):
-            clean = self._clean(group)
-            rows = clean.base.batch.rows
-            nothing = torch.zeros(self.model.graph.mask.shape, device=clean.metric.device)
-            with torch.no_grad():
-                logits = self.model.unembed(masked_final(self.model, clean.base, nothing).to(self.model.dtype))
-            differences.append((clean.metric - self.task.score(logits, rows)).abs())
-        return max(float(torch.cat(differences).mean()), 1e-6)
-
-
-def _prompts_within(model: Model, task: Task, budget: int) -> int:
-    """Prompts a minibatch. Raises `MemoryBudgetError` where not even one fits."""
-    graph = model.graph
-    vectors = 2 * len(graph.writers) + 2 * len(graph.readers)  # differences and inputs, each with its gradient
-    each = max(len(pair.clean) for pair in task.pairs) * (
-        model.bytes_per_token(gradients=True) + 4 * model.d_model * vectors
-    )
-    if each > budget:
-        raise MemoryBudgetError(
-            f"Learning masks takes about {each / 1e6:,.0f} MB a prompt beside the weights, the budget is "
-            f"{budget / 1e6:,.0f} MB. Raise --max-memory to {each / 1e9:.1f}GB, or shorten the prompts."
-        )
-    return min(PROMPTS, budget // each)
-
-
-def _parts(rows: list[int], at_most: int) -> list[tuple[int, ...]]:
-    """`rows` in as few parts as can be, as even as can be."""
-    count = -(-len(rows) // at_most)
-    cuts = [len(rows) * i // count for i in range(count + 1)]
-    return [tuple(rows[a:b]) for a, b in pairwise(cuts)]

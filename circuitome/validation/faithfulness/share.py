@@ -90,7 +90,7 @@ def faithfulness(setting: Setting, circuit: Circuit) -> Faithfulness:
     >>> round(cm.faithfulness(model, cm.ground_truth.true_circuit(model, task), task).value, 3)
     1.0
     """
-    return _evaluate(setting, [circuit])[0]
+    return evaluate(Evaluator(setting), [circuit])[0]
 
 
 @method
@@ -117,7 +117,7 @@ def faithfulness_curve(
     circuits = [pick(size) for size in chosen]
     generator = torch.Generator().manual_seed(setting.seed)
     nulls = [random_circuit(scores.graph, len(circuit), generator) for circuit in circuits for _ in range(draws)]
-    results = _evaluate(setting, [*circuits, *nulls])
+    results = evaluate(Evaluator(setting), [*circuits, *nulls])
     of_scores, random = results[: len(circuits)], results[len(circuits) :]
     groups = [random[i : i + draws] for i in range(0, len(random), draws)] if draws else []
     means = [torch.stack([result.samples for result in group]).mean(0) for group in groups]
@@ -153,10 +153,9 @@ def random_circuit(graph: Graph, n: int, generator: torch.Generator, among: Circ
     return Circuit(graph, mask)
 
 
-def _evaluate(setting: Setting, circuits: Sequence[Circuit]) -> list[Faithfulness]:
+def evaluate(evaluator: Evaluator, circuits: Sequence[Circuit]) -> list[Faithfulness]:
     """Faithfulness of several circuits on the same prompts; one clean run and one baseline a batch."""
-    evaluator = Evaluator(setting)
-    metrics = evaluator.circuits([Circuit.empty(setting.model.graph), *circuits])[1:]
+    metrics = evaluator.circuits([Circuit.empty(evaluator.model.graph), *circuits])[1:]
     evaluator.checked_gap()
     return [_result(evaluator, circuit, metric) for circuit, metric in zip(circuits, metrics, strict=True)]
 
