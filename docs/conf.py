@@ -7,8 +7,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import circuitome
 from docstrings import as_rst, for_pages, relink
+
+import circuitome
 
 project = "circuitome"
 release = version = circuitome.__version__

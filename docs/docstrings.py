@@ -18,7 +18,7 @@ INCLUDED = {"ARCHITECTURE.md": "architecture.md", "CONTRIBUTING.md": "contributi
 def as_rst(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
     """Rewrite the lines of a docstring in place."""
     paragraphs = re.split(r"\n\s*\n", "\n".join(lines).strip("\n"))
-    lines[:] = "\n\n".join(map(_paragraph, paragraphs)).splitlines() + [""]
+    lines[:] = [*"\n\n".join(map(_paragraph, paragraphs)).splitlines(), ""]
 
 
 def _paragraph(text: str) -> str:
