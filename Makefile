@@ -21,7 +21,7 @@ check: $(STAMP)  ## format, lint, types, layers, fast tests
 	$(BIN)/python -m pytest -m "not slow" -n 2
 
 docs: $(VENV)/.docs-ready  ## these pages, their notebooks executed, in build/docs; a warning is an error
-	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	$(BIN)/python -m sphinx -W --keep-going -q -d build/doctrees -b html docs build/docs
 	@echo "build/docs/index.html"
 
 bench: $(STAMP)  ## speed as ratios to bare Hugging Face passes; prints a table and writes a dated result

@@ -7,7 +7,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from docstrings import as_rst, for_pages, relink
+from docstrings import as_rst, for_pages
+from pages import check_offline, relink
 
 import circuitome
 
@@ -34,6 +35,7 @@ nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_execution_in_temp = True
 nb_merge_streams = True
+nb_output_stderr = "remove"  # notes of imported packages; an error stops the build
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
@@ -47,3 +49,4 @@ def setup(app: object) -> None:
     app.connect("autodoc-process-docstring", as_rst)
     app.connect("autodoc-process-signature", for_pages)
     app.connect("include-read", relink)
+    app.connect("build-finished", check_offline)

@@ -1,4 +1,4 @@
-"""Docstrings and pages as Sphinx reads them, for `conf.py`.
+"""Docstrings as Sphinx reads them, for `conf.py`.
 
 Docstrings are plain text: paragraphs, code in single backticks, indented code, examples with `>>>`. reStructuredText
 would read their stars, bars and underscores as markup.
@@ -7,12 +7,7 @@ would read their stars, bars and underscores as markup.
 import ast
 import re
 import textwrap
-from pathlib import Path
 from typing import Any
-
-ROOT = Path(__file__).parents[1]
-INCLUDED = {"ARCHITECTURE.md": "architecture.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-"""Pages of the root, and the pages of `docs/project` that include them."""
 
 
 def as_rst(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
@@ -57,17 +52,3 @@ def for_pages(
         return text and re.sub(r"~?\b(?:[a-z_0-9]+\.)+(?=[A-Z])|<function (\w+)>", r"\1", text)
 
     return readable(signature), readable(returns)
-
-
-def relink(app: Any, path: Path, parent: str, content: list[str]) -> None:
-    """Links of a page of the root, from where it is included: to its page here, or none to what is no page."""
-
-    def link(found: re.Match[str]) -> str:
-        text, target = found[1], found[2]
-        if target in INCLUDED:
-            return f"[{text}]({INCLUDED[target]})"
-        if target.startswith("docs/"):
-            return f"[{text}](../{target.removeprefix('docs/')})"
-        return text if (ROOT / target).exists() else found[0]
-
-    content[0] = re.sub(r"\[([^\]]+)\]\(([^)]+)\)", link, content[0])

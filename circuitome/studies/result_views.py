@@ -9,10 +9,11 @@ from circuitome.errors import InputError
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
 from circuitome.graph.node_scores import NodeScores
+from circuitome.heads.roles.result import Explanation
 from circuitome.present import blocks, notebook
 from circuitome.present.export import rows_of
 from circuitome.results import EffectMap, Estimate, Samples
-from circuitome.studies import pieces, validate
+from circuitome.studies import explain, pieces, validate
 from circuitome.validation.faithfulness.share import Curve, Faithfulness
 from circuitome.validation.verdict import Verdict
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 STRONGEST = 200
 """Edges and nodes that are shown of scores."""
+
+BARS = 40
+"""Bars that are shown of a list; of a longer one those with the largest values, in the order of the list."""
 
 
 @singledispatch
@@ -38,8 +42,13 @@ def _estimate(result: Estimate) -> list[blocks.AnyBlock]:
 def _samples(result: Samples) -> list[blocks.AnyBlock]:
     ends = (result.mean, *result.interval)
     if len(result.axes) == 1:
-        values, low, high = (tuple(end.tolist()) for end in ends)
-        return [blocks.Bars(labels=result.axes[0], values=values, low=low, high=high, x=result.unit)]
+        shown, note = list(range(len(result.axes[0]))), ""
+        if len(shown) > BARS:
+            note = f"The {BARS} largest of {len(shown)}."
+            shown = sorted(result.mean.abs().nan_to_num(-1).topk(BARS).indices.tolist())
+        values, low, high = (tuple(end[shown].tolist()) for end in ends)
+        labels = tuple(result.axes[0][cell] for cell in shown)
+        return [blocks.Bars(labels=labels, values=values, low=low, high=high, x=result.unit, note=note)]
     if len(result.axes) == 2:
         rows, columns = result.axes
         labels = tuple(tuple(result.label(i, j) for j in range(len(columns))) for i in range(len(rows)))
@@ -106,6 +115,11 @@ def _attention(result: AttentionPatterns) -> list[blocks.AnyBlock]:
         heads = tuple((head, _rows(result[head][number, :size, :size].tolist())) for head in result.heads)
         shown.append(blocks.Attention(title=result.prompts[number], tokens=tokens, heads=heads))
     return list(shown)
+
+
+@views.register
+def _explanation(result: Explanation) -> list[blocks.AnyBlock]:
+    return [*explain.pictured(result)]
 
 
 def _rows(matrix: Sequence[Sequence[Any]]) -> tuple[tuple[Any, ...], ...]:
