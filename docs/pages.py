@@ -27,7 +27,7 @@ def relink(app: Any, path: Path, parent: str, content: list[str]) -> None:
 
 def check_offline(app: Any, error: Exception | None) -> None:
     """Raises `SphinxError` where a page that was built loads a script, a style, a font or a picture from elsewhere."""
-    loads = r"""<(?:script|img|iframe)[^>]*\ssrc=["']https?:[^"']*|<link[^>]*href=["']https?:[^"']*|url\(["']?https?:[^)]*"""
+    loads = r"""<(?:script|img|iframe)[^>]*\ssrc="https?:[^"]*|<link[^>]*href="https?:[^"]*|url\(["']?https?:[^)]*"""
     built = [path for path in Path(app.outdir).rglob("*") if path.suffix in (".html", ".css")]
     found = [f"{path.name}: {load}" for path in built for load in re.findall(loads, path.read_text("utf-8"))]
     if found and error is None:

@@ -53,7 +53,8 @@ def _samples(result: Samples) -> list[blocks.AnyBlock]:
         rows, columns = result.axes
         labels = tuple(tuple(result.label(i, j) for j in range(len(columns))) for i in range(len(rows)))
         values, low, high = (_rows(end.tolist()) for end in ends)
-        options: dict[str, Any] = {"labels": labels, "unit": result.unit, "upwards": True}
+        scale = "signed" if bool((result.mean < 0).any()) else "positive"
+        options: dict[str, Any] = {"labels": labels, "unit": result.unit, "upwards": True, "scale": scale}
         return [blocks.HeatMap(rows=rows, columns=columns, values=values, low=low, high=high, **options)]
     strongest = [(name, pieces.cell(estimate)) for name, estimate in result.top(STRONGEST)]
     return [blocks.table("Strongest", ("part", ("value", "estimate", 3, result.unit)), strongest)]
