@@ -40,24 +40,41 @@ def _estimate(result: Estimate) -> list[blocks.AnyBlock]:
 
 @views.register
 def _samples(result: Samples) -> list[blocks.AnyBlock]:
-    ends = (result.mean, *result.interval)
     if len(result.axes) == 1:
-        shown, note = list(range(len(result.axes[0]))), ""
-        if len(shown) > BARS:
-            note = f"The {BARS} largest of {len(shown)}."
-            shown = sorted(result.mean.abs().nan_to_num(-1).topk(BARS).indices.tolist())
-        values, low, high = (tuple(end[shown].tolist()) for end in ends)
-        labels = tuple(result.axes[0][cell] for cell in shown)
-        return [blocks.Bars(labels=labels, values=values, low=low, high=high, x=result.unit, note=note)]
+        return [_bars(result)]
     if len(result.axes) == 2:
-        rows, columns = result.axes
-        labels = tuple(tuple(result.label(i, j) for j in range(len(columns))) for i in range(len(rows)))
-        values, low, high = (_rows(end.tolist()) for end in ends)
-        scale = "signed" if bool((result.mean < 0).any()) else "positive"
-        options: dict[str, Any] = {"labels": labels, "unit": result.unit, "upwards": True, "scale": scale}
-        return [blocks.HeatMap(rows=rows, columns=columns, values=values, low=low, high=high, **options)]
+        return [_heat_map(result)]
     strongest = [(name, pieces.cell(estimate)) for name, estimate in result.top(STRONGEST)]
     return [blocks.table("Strongest", ("part", ("value", "estimate", 3, result.unit)), strongest)]
+
+
+def _bars(result: Samples) -> blocks.Bars:
+    """A list, or of a long one the cells with the largest values, in their order."""
+    cells, note = list(range(len(result.axes[0]))), ""
+    if len(cells) > BARS:
+        note = f"The {BARS} largest of {len(cells)}."
+        cells = sorted(result.mean.abs().nan_to_num(-1).topk(BARS).indices.tolist())
+    values, low, high = (tuple(end[cells].tolist()) for end in (result.mean, *result.interval))
+    labels = tuple(result.axes[0][cell] for cell in cells)
+    return blocks.Bars(labels=labels, values=values, low=low, high=high, x=result.unit, note=note)
+
+
+def _heat_map(result: Samples) -> blocks.HeatMap:
+    """A table of two axes; colours start at 0 where nothing is negative."""
+    rows, columns = result.axes
+    labels = tuple(tuple(result.label(i, j) for j in range(len(columns))) for i in range(len(rows)))
+    values, low, high = (_rows(end.tolist()) for end in (result.mean, *result.interval))
+    return blocks.HeatMap(
+        rows=rows,
+        columns=columns,
+        values=values,
+        low=low,
+        high=high,
+        labels=labels,
+        unit=result.unit,
+        upwards=True,
+        scale="signed" if bool((result.mean < 0).any()) else "positive",
+    )
 
 
 @views.register
