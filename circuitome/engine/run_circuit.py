@@ -17,7 +17,10 @@ def run_circuit(setting: Setting, circuit: Circuit) -> Float[Tensor, "prompts vo
     The full circuit gives the plain model's logits, the empty one (corrupted ablation) those of the corrupted prompts.
     Raises `InputError` if the circuit belongs to a model of another shape, `NumericsError` at NaN or infinity.
 
-        logits = cm.run_circuit(model, task, scores.top(500), ablation="mean")
+    >>> model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
+    >>> logits = cm.run_circuit(model, task, cm.ground_truth.true_circuit(model, task))
+    >>> logits.shape, round(float(task.score(logits, range(len(task))).mean()), 1)
+    (torch.Size([16, 14]), 6.0)
     """
     check_graph(setting.model, circuit)
     rows: list[int] = []

@@ -20,6 +20,11 @@ from circuitome.results import Shown
 class Circuit(Shown):
     """A set of edges. `len` counts edges; `|`, `&`, `-`, `^`, `~`, `<=` and `in` work as on sets.
 
+    >>> model = cm.load("known-ioi")
+    >>> circuit = cm.Circuit.of(model.graph, ["embed->a0.h0.q", "a2.h0->logits"])
+    >>> len(circuit), "a2.h0->logits" in circuit, circuit <= cm.Circuit.full(model.graph)
+    (2, True, True)
+
     Raises `InputError` for a mask of another shape or with edges that the graph lacks, and for circuits of two graphs.
     """
 

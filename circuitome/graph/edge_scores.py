@@ -22,6 +22,11 @@ class EdgeScores(Shown):
 
     Sign: a score is the change of the *metric* when the edge is corrupted, mean over prompts. An edge that helps has a
     negative score. (EAP-IG's published code scores the loss instead: there, helping edges are positive.)
+
+    >>> model = cm.load("known-ioi")
+    >>> scores = cm.EdgeScores(model.graph, model.graph.mask.float(), unit="edges")
+    >>> scores["a2.h0->logits"], len(scores.above(0.5))
+    (1.0, 172)
     """
 
     graph: Graph

@@ -20,6 +20,9 @@ class Graph:
     an MLP's `m7.in`, and `logits`. Under grouped-query attention k and v belong to the key/value head, so a graph has
     `3` times `n_heads` attention readers a layer only where `n_kv_heads == n_heads`.
     Order of both axes: layer by layer, heads before the MLP; readers of a layer are all q, then all k, then all v.
+
+    >>> cm.Graph(n_layers=2, n_heads=4, n_kv_heads=2).n_edges
+    82
     """
 
     n_layers: int

@@ -55,7 +55,11 @@ KINDS = tuple(_FORMS)
 
 @dataclass(frozen=True)
 class Node:
-    """A part of a model: what writes to the residual stream or, with an `input`, what reads it. `str` is its name."""
+    """A part of a model: what writes to the residual stream or, with an `input`, what reads it. `str` is its name.
+
+    >>> cm.Node.parse("a5.h1"), str(cm.Node("mlp", 7, input="in"))
+    (Node(kind='head', layer=5, index=1, input='', position=None), 'm7.in')
+    """
 
     kind: str
     """One of `KINDS`."""
@@ -121,7 +125,12 @@ def _parse(text: str) -> Node:
 
 @dataclass(frozen=True)
 class Edge:
-    """From a writer to a reader. `str` is its text form, a5.h1->a9.h6.q."""
+    """From a writer to a reader. `str` is its text form, a5.h1->a9.h6.q.
+
+    >>> edge = cm.Edge.parse("a5.h1->a9.h6.q")
+    >>> edge.writer.kind, edge.reader.input, str(edge)
+    ('head', 'q', 'a5.h1->a9.h6.q')
+    """
 
     writer: Node
     """What is written."""

@@ -16,7 +16,13 @@ from circuitome.results import Shown
 
 @dataclass(frozen=True, eq=False)
 class NodeScores(Shown):
-    """One number a node: the change of the *metric* when it is corrupted, mean over prompts. Negative: it helps."""
+    """One number a node: the change of the *metric* when it is corrupted, mean over prompts. Negative: it helps.
+
+    >>> model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
+    >>> scores = cm.atp(model, task)
+    >>> round(scores["a2.h0"], 1), scores.ranked()[0][0], scores.unit
+    (-10.0, 'a2.h0.q', 'logits')
+    """
 
     graph: Graph
     """Labels: `graph.writers` and `graph.readers`."""

@@ -65,6 +65,9 @@ def load(
     dequantised once and cached as safetensors. `dtype` defaults to the checkpoint's own, float32 for GGUF. Before it
     is returned the model is checked on a short input.
 
+    >>> cm.load("known-ioi")  # or smollm2-135m, a hub name, a folder, a .gguf file, a transformers model
+    Model(known-ioi, circuitome_known, 172 edges, torch.float32)
+
     Raises `UnknownNameError`, `UnsupportedModelError`, `AdapterError`, `NumericsError` for weights that give NaN, or
     `InputError` for files that cannot be read.
     """

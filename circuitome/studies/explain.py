@@ -64,12 +64,7 @@ def run(settings: Explain, context: Context) -> Findings:
     named = cm.heads.explain(setting, reopened.circuit, heads=settings.heads or None)
     measured = named.measurements
     clean, ablated = (setting.mean(metric, task.unit) for metric in (measured.metric, measured.ablated_metric))
-    results = {
-        **named.to_dict(),
-        "clean": clean.to_dict(),
-        "ablated": ablated.to_dict(),
-        "token_roles": list(measured.places.names),
-    }
+    results = {**numbers(named), "clean": clean.to_dict(), "ablated": ablated.to_dict()}
     gap = figure("Clean", clean, "mean on clean prompts"), figure("Ablated", ablated, "mean with everything ablated")
     pairs = example_pairs(context.model, task, {"clean": measured.metric, "ablated": measured.ablated_metric})
     return Findings(
@@ -80,6 +75,24 @@ def run(settings: Explain, context: Context) -> Findings:
         tensors={"circuit": reopened.circuit.mask, **tensors(named)},
         more={"edges": len(reopened.circuit), "summary": cm.heads.summary(named, task.name)},
     )
+
+
+def numbers(named: "cm.heads.Explanation") -> dict[str, Any]:
+    """What an explanation says, and the names of the tokens that it is about."""
+    return {**named.to_dict(), "token_roles": list(named.measurements.places.names)}
+
+
+def pictured(named: "cm.heads.Explanation") -> list[Roles | Table]:
+    """The classes of heads and every head by role, for who has an explanation and no run."""
+    results = numbers(named)
+    attention = attention_of(named)
+    active, others = by_role(results["heads"])
+    rows = (row(head, results, attention) for head in (*active, *others))
+    note = f"Effects are in % of the gap of {results['scale']:.3f} {results['unit']}; strongest heads first."
+    return [
+        roles(named, results, attention),
+        table("Heads by role", COLUMNS, rows, note=note, top=len(active) + UNNAMED),
+    ]
 
 
 def tensors(named: "cm.heads.Explanation") -> dict[str, Any]:
@@ -107,21 +120,21 @@ def blocks(named: "cm.heads.Explanation", results: Mapping[str, Any], task: str,
     """The circuit in words, its classes of heads, every head by role, where they attend, and the evidence."""
     from circuitome.heads.roles.narrative import overview
 
-    attention = dict(zip(named.heads, named.measurements.attention_by_role.tolist(), strict=True))
-    active, others = by_role(results["heads"])
-    note = f"Effects are in % of the gap of {results['scale']:.3f} {results['unit']}; strongest heads first."
-    heads = [*active, *others]
-    rows = (row(head, results, attention) for head in heads)
+    heads = [head for group in by_role(results["heads"]) for head in group]
     evidence = "Every test of every head that was explained, in the order of the table."
     return [
         Lede(text=overview(named, task)),
         Numbers(items=(*counts(results), *gap)),
-        roles(named, results, attention),
-        table("Heads by role", COLUMNS, rows, note=note, top=len(active) + UNNAMED),
-        attended(results, heads[:MAPPED], attention),
+        *pictured(named),
+        attended(results, heads[:MAPPED], attention_of(named)),
         Note(title="Evidence, head by head", text=evidence, where="page"),
         *(evidence_of(head, results["unit"]) for head in heads),
     ]
+
+
+def attention_of(named: "cm.heads.Explanation") -> Attention:
+    """Attention by head, of all heads that were explained."""
+    return dict(zip(named.heads, named.measurements.attention_by_role.tolist(), strict=True))
 
 
 def by_role(heads: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:

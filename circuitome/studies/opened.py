@@ -146,7 +146,15 @@ class OpenedRun(Reopened):
 def open(run: str | Path, *, runs: str | Path = "runs") -> OpenedRun:
     """A finished run, by its folder or by the name of a study: then the newest run of that study under `runs`.
 
-        circuit = cm.open("find").circuit
+    >>> from pathlib import Path
+    >>> from tempfile import mkdtemp
+    >>> from circuitome.studies.catalog import STUDIES
+    >>> from circuitome.studies.frame import perform
+    >>> study = STUDIES["weights"]
+    >>> asked = study.settings(head="a2.h0", model="known-ioi")
+    >>> run = cm.open(perform(study, asked, out=Path(mkdtemp()) / "run")[1])
+    >>> run.kind, run.results["copying"]["score"]
+    ('weights', 1.0)
 
     Raises `RunError` where there is none or it is damaged.
     """

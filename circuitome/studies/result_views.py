@@ -9,10 +9,11 @@ from circuitome.errors import InputError
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
 from circuitome.graph.node_scores import NodeScores
+from circuitome.heads.roles.result import Explanation
 from circuitome.present import blocks, notebook
 from circuitome.present.export import rows_of
 from circuitome.results import EffectMap, Estimate, Samples
-from circuitome.studies import pieces, validate
+from circuitome.studies import explain, pieces, validate
 from circuitome.validation.faithfulness.share import Curve, Faithfulness
 from circuitome.validation.verdict import Verdict
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 STRONGEST = 200
 """Edges and nodes that are shown of scores."""
+
+BARS = 40
+"""Bars that are shown of a list; of a longer one those with the largest values, in the order of the list."""
 
 
 @singledispatch
@@ -36,18 +40,41 @@ def _estimate(result: Estimate) -> list[blocks.AnyBlock]:
 
 @views.register
 def _samples(result: Samples) -> list[blocks.AnyBlock]:
-    ends = (result.mean, *result.interval)
     if len(result.axes) == 1:
-        values, low, high = (tuple(end.tolist()) for end in ends)
-        return [blocks.Bars(labels=result.axes[0], values=values, low=low, high=high, x=result.unit)]
+        return [_bars(result)]
     if len(result.axes) == 2:
-        rows, columns = result.axes
-        labels = tuple(tuple(result.label(i, j) for j in range(len(columns))) for i in range(len(rows)))
-        values, low, high = (_rows(end.tolist()) for end in ends)
-        options: dict[str, Any] = {"labels": labels, "unit": result.unit, "upwards": True}
-        return [blocks.HeatMap(rows=rows, columns=columns, values=values, low=low, high=high, **options)]
+        return [_heat_map(result)]
     strongest = [(name, pieces.cell(estimate)) for name, estimate in result.top(STRONGEST)]
     return [blocks.table("Strongest", ("part", ("value", "estimate", 3, result.unit)), strongest)]
+
+
+def _bars(result: Samples) -> blocks.Bars:
+    """A list, or of a long one the cells with the largest values, in their order."""
+    cells, note = list(range(len(result.axes[0]))), ""
+    if len(cells) > BARS:
+        note = f"The {BARS} largest of {len(cells)}."
+        cells = sorted(result.mean.abs().nan_to_num(-1).topk(BARS).indices.tolist())
+    values, low, high = (tuple(end[cells].tolist()) for end in (result.mean, *result.interval))
+    labels = tuple(result.axes[0][cell] for cell in cells)
+    return blocks.Bars(labels=labels, values=values, low=low, high=high, x=result.unit, note=note)
+
+
+def _heat_map(result: Samples) -> blocks.HeatMap:
+    """A table of two axes; colours start at 0 where nothing is negative."""
+    rows, columns = result.axes
+    labels = tuple(tuple(result.label(i, j) for j in range(len(columns))) for i in range(len(rows)))
+    values, low, high = (_rows(end.tolist()) for end in (result.mean, *result.interval))
+    return blocks.HeatMap(
+        rows=rows,
+        columns=columns,
+        values=values,
+        low=low,
+        high=high,
+        labels=labels,
+        unit=result.unit,
+        upwards=True,
+        scale="signed" if bool((result.mean < 0).any()) else "positive",
+    )
 
 
 @views.register
@@ -106,6 +133,11 @@ def _attention(result: AttentionPatterns) -> list[blocks.AnyBlock]:
         heads = tuple((head, _rows(result[head][number, :size, :size].tolist())) for head in result.heads)
         shown.append(blocks.Attention(title=result.prompts[number], tokens=tokens, heads=heads))
     return list(shown)
+
+
+@views.register
+def _explanation(result: Explanation) -> list[blocks.AnyBlock]:
+    return [*explain.pictured(result)]
 
 
 def _rows(matrix: Sequence[Sequence[Any]]) -> tuple[tuple[Any, ...], ...]:

@@ -26,11 +26,12 @@ Ids = Sequence[Sequence[int]]
 class Metric:
     """How well a model does on prompts: a function of logits with a name, a unit and a direction.
 
-        def margin(logits, pairs):  # logits [batch, vocab] in float32, and each row's prompt pair
-            right = torch.stack([row[pair.answers[0]] for row, pair in zip(logits, pairs)])
-            return right - logits.logsumexp(-1)
-
-        task = cm.tasks.ioi(model, n=8, seed=0).measured_by(cm.tasks.Metric("margin", margin, "nats"))
+    >>> model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
+    >>> def margin(logits, pairs):  # logits [batch, vocab] in float32, and each row's prompt pair
+    ...     right = torch.stack([row[pair.answers[0]] for row, pair in zip(logits, pairs)])
+    ...     return right - logits.logsumexp(-1)
+    >>> task.measured_by(cm.tasks.Metric("margin", margin, "nats")).unit
+    'nats'
 
     Gradient methods need a function that torch can differentiate; the others (exact, acdc, patch, path patching,
     faithfulness) take any.

@@ -40,6 +40,15 @@ def from_file(
     `circuitome.tasks.long_answers`.
     Unless `aligned`, the prompts of a pair may differ in length; then only zero and mean ablation can be used.
     Raises `DataFileError`, with file and line, for what cannot be used, and `UnknownNameError` for the metric.
+
+    >>> import json
+    >>> from pathlib import Path
+    >>> from tempfile import mkdtemp
+    >>> model, path = cm.load("known-ioi"), Path(mkdtemp()) / "names.jsonl"
+    >>> row = {"clean": "Ann and Bob met then Bob gave to", "corrupted": "Ann and Bob met then Ann gave to"}
+    >>> size = path.write_text(json.dumps({**row, "answer": "Ann", "wrong": "Bob"}))
+    >>> cm.tasks.from_file(model, path)
+    Task('names', 1 prompt pairs, metric logit diff in logits)
     """
     path = Path(path)
     whole = metric == WHOLE
@@ -59,10 +68,12 @@ def from_pairs(
 ) -> Task:
     """A task from rows in memory: mappings with the columns of `from_file`, or a pandas DataFrame.
 
-        task = cm.tasks.from_pairs(model, [
-            {"clean": "The capital of France is", "corrupted": "The capital of Italy is", "answer": " Paris",
-             "wrong": " Rome"},
-        ], name="capitals")
+    >>> model = cm.load("known-ioi")
+    >>> clean, corrupted = "Ann and Bob met then Bob gave to", "Ann and Bob met then Ann gave to"
+    >>> rows = [{"clean": clean, "corrupted": corrupted, "answer": "Ann", "wrong": "Bob"}]
+    >>> task = cm.tasks.from_pairs(model, rows, name="names")
+    >>> task.name, len(task), task.unit
+    ('names', 1, 'logits')
 
     Raises `TaskError`, with the number of the row from 0, for what cannot be used, and `UnknownNameError` for the
     metric.

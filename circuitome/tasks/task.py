@@ -33,7 +33,11 @@ class Tokens(Protocol):
 
 @dataclass(frozen=True)
 class Pair:
-    """One prompt and its corrupted twin. Raises `TaskError` for negative token ids and positions outside the prompt."""
+    """One prompt and its corrupted twin. Raises `TaskError` for negative token ids and positions outside the prompt.
+
+    >>> cm.tasks.Pair(clean=(1, 2, 3), corrupted=(1, 4, 3), answers=(5,), wrongs=(6,)).answer_position
+    2
+    """
 
     clean: tuple[int, ...]
     """Token ids of the clean prompt."""
@@ -84,6 +88,11 @@ class Pair:
 @dataclass(frozen=True, repr=False)
 class Task:
     """Prompt pairs with one metric. The metric is larger when the model does the task better.
+
+    >>> model = cm.load("known-ioi")
+    >>> clean, corrupted = "Ann and Bob met then Bob gave to", "Ann and Bob met then Ann gave to"
+    >>> cm.Task("names", (cm.tasks.make_pair(model, clean, corrupted, ["Ann"], ["Bob"]),))
+    Task('names', 1 prompt pairs, metric logit diff in logits)
 
     Raises `UnknownNameError` for a metric that does not exist, `TaskError` where there are no pairs or the metric lacks
     wrong answers.
@@ -175,6 +184,10 @@ def continuation(tokens: Tokens, text: str) -> list[int]:
 
     Tokenizers that put a space of their own in front of every text (Llama 2, Mistral) spell " Mary" on its own as two
     tokens, but as one after another word; so where there are several, the ones that follow a letter are taken.
+
+    >>> model = cm.load("smollm2-135m")
+    >>> model.decode(cm.tasks.continuation(model, " Mary"))
+    ' Mary'
     """
     alone = tokens.encode_answer(text)
     if len(alone) <= 1:
@@ -199,6 +212,12 @@ def make_pair(
 
     The role "end", the last token, is added to `roles`. `where` (e.g. "prompts.csv, line 3") starts each message.
     Raises `TaskError` and shows both tokenisations.
+
+    >>> model = cm.load("known-ioi")
+    >>> clean, corrupted = "Ann and Bob met then Bob gave to", "Ann and Bob met then Ann gave to"
+    >>> pair = cm.tasks.make_pair(model, clean, corrupted, ["Ann"], ["Bob"], roles={"S2": 6})
+    >>> pair.roles, model.decode(pair.answers)
+    ({'S2': 6, 'end': 8}, 'Ann')
     """
     at = f"{where}: " if where else ""
     a, b = check_prompts(tokens, clean, corrupted, at, aligned)

@@ -32,6 +32,11 @@ def qk_circuit(model: Model, head: str, *, offset: int = 0) -> Factored:
     query; the model's own rotation for that distance is in the middle, W_Q R W_K^T, part of the width for a model
     that turns only a part (NeoX). 0, the default, leaves it out.
 
+    >>> model = cm.load("known-ioi")
+    >>> qk = cm.weights.qk_circuit(model, "a2.h0")
+    >>> qk.shape, round(float(qk.norm()), 1)
+    ((64, 64), 126.5)
+
     Raises `UnknownNameError` for a head that does not exist, `InputError` for an offset that no rotation belongs to.
     Source: Elhage et al. 2021.
     """
@@ -48,6 +53,11 @@ def ov_circuit(model: Model, head: str) -> Factored:
 
     Gain and centring of the norm in front and the gain of a post-norm are folded in.
     Raises `UnknownNameError` for a head that does not exist. Source: Elhage et al. 2021.
+
+    >>> model = cm.load("known-ioi")
+    >>> ov = cm.weights.ov_circuit(model, "a2.h0")
+    >>> ov.shape, len(ov.singular_values())
+    ((64, 64), 28)
     """
     layer, index = model.graph.head(head)
     return Factored(value_weights(model, layer, [index])[0].T, model.blocks[layer].head_weights([index])[0])
@@ -59,6 +69,10 @@ def token_qk(model: Model, head: str, *, offset: int = 0) -> Factored:
     Exact, before the softmax and any soft cap: each embedding is divided by its own norm, biases and norms on q and k
     are in. For heads of layer 0 of rotary models these are the model's scores; for later heads, what the tokens'
     own directions contribute. Positions that are embedded are left out. `offset` and what it raises as in `qk_circuit`.
+
+    >>> model = cm.load("known-ioi")
+    >>> cm.weights.token_qk(model, "a0.h0").shape
+    (14, 14)
     """
     layer, index = model.graph.head(head)
     first, group = model.heads.q, model.graph.kv_head(index)
@@ -77,6 +91,11 @@ def token_ov(model: Model, head: str) -> Factored:
     The embedding is divided by its own norm; biases, the same for every token attended to, are left out; columns are
     relative to the mean over the vocabulary, which a softmax does not see. Unit: logits times the scale of the final
     norm (and of a post-norm), which depends on the input. Raises `UnknownNameError` for a head that does not exist.
+
+    >>> model = cm.load("known-ioi")
+    >>> logits = cm.weights.token_ov(model, "a2.h0")
+    >>> logits.shape
+    (14, 14)
     """
     layer, index = model.graph.head(head)
     norm, weight = model.blocks[layer].attention_norm, value_weights(model, layer, [index])[0]
@@ -97,6 +116,11 @@ def rotations(
 
     As matrices on row vectors; identities for models without rotary embedding. Made by the model's own code.
     Raises `InputError` for a negative offset, and for one that is not 0 where positions are embedded.
+
+    >>> model = cm.load("smollm2-135m")
+    >>> query, key = cm.weights.rotations(model, 0, 3)
+    >>> query.shape, bool((key == torch.eye(len(key))).all())
+    (torch.Size([64, 64]), True)
     """
     same = torch.eye(model.heads.width, device=model.device)
     if offset < 0:

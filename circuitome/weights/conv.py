@@ -184,6 +184,10 @@ def net_of_weights(weights: Mapping[str, Any]) -> ConvNet:
     A batch norm (`running_var`) is folded into the convolution before it, groups are those that make the channels fit.
     Strides, dilation and poolings stand in no state dict: strides are taken as 1 and poolings as none.
     Raises `InputError` where there is no convolution, and for one whose channels do not fit the one before.
+
+    >>> weights = {"first.weight": torch.ones(8, 1, 3, 3), "second.weight": torch.ones(4, 8, 3, 3)}
+    >>> cm.weights.net_of_weights(weights).expanded("input:0", "second:1").kernel.shape
+    torch.Size([1, 1, 5, 5])
     """
     stages: dict[str, Stage] = {INPUT: Stage(())}
     last, given = INPUT, 0

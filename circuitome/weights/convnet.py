@@ -42,6 +42,12 @@ def load_conv_net(spec: str) -> ConvNet:
 
     A factory is a network, its class, or a function without arguments that makes one; its code runs. A .pt file is read
     with weights_only=True, so nothing in it runs. Raises `InputError` for what is not there or is no network.
+
+    >>> from tempfile import mkdtemp
+    >>> path = mkdtemp() + "/net.pt"
+    >>> torch.save({"conv1.weight": torch.ones(8, 1, 3, 3)}, path)
+    >>> cm.weights.load_conv_net(path).expanded("input:0", "conv1:7").kernel.shape
+    torch.Size([1, 1, 3, 3])
     """
     if spec.endswith(WEIGHTS):
         return net_of_weights(_read(Path(spec)))
@@ -69,6 +75,11 @@ def conv_net(network: nn.Module) -> ConvNet:
     The order is that of the traced forward pass; a network that torch.fx cannot trace is taken as one chain in the
     order of its modules, which the note says. A batch norm right behind a convolution is folded into it.
     Raises `InputError` for a network without 2-D convolutions, and for a batch norm without running statistics.
+
+    >>> from torch import nn
+    >>> net = cm.weights.conv_net(nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)))
+    >>> net.expanded("input:0", "2:1").kernel.shape
+    torch.Size([1, 1, 5, 5])
     """
     try:
         graph, note = fx.Tracer().trace(network), ""

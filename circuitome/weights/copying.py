@@ -23,6 +23,10 @@ def copying_scores(model: Model) -> Float[Tensor, "layer head"]:
     itself (copying), -1 where every one lowers itself, about 0 for random weights; 0 for a head that writes nothing.
     Norms are folded in without their biases; their scales depend on the input and are positive, so S hardly needs them.
 
+    >>> scores = cm.copying_scores(cm.load("known-ioi"))
+    >>> scores.shape, [round(score, 2) for score in scores[2, :2].tolist()]
+    (torch.Size([3, 3]), [1.0, -1.0])
+
     Raises `InputError` for a model whose outputs are not its input tokens.
     Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits", section on eigenvalue analysis;
     there W_E, W_U and norms are folded in the same way.
@@ -43,6 +47,9 @@ def ov_eigenvalues(
     A B and B A have the same non-zero eigenvalues, so those of W_O W_U W_E W_V [d_head, d_head] do; float64.
     `product` is `token_product(model)`, for who asks about several layers. Unit: logits (times the final norm's scale)
     for a unit of the normed embedding.
+
+    >>> cm.weights.ov_eigenvalues(cm.load("known-ioi"), layer=2).shape
+    torch.Size([3, 28])
 
     Raises `InputError` as `token_product` does, and for a layer that does not exist.
     """

@@ -101,6 +101,10 @@ def composition(model: Model) -> Composition:
 
     |A B|^2 is the inner product of A^T A and B B^T [d_model, d_model], so that all pairs of two layers are one matrix
     product; no pair's A B is formed. Source: Elhage et al. 2021, section on composition.
+
+    >>> found = cm.composition(cm.load("known-ioi"))
+    >>> found.top("q", 1)[0][:2]  # the later head reads the earlier one through its query
+    ('a1.h0', 'a2.h0')
     """
     graph = model.graph
     shape = (graph.n_layers, graph.n_heads, graph.n_layers, graph.n_heads)
@@ -144,6 +148,9 @@ def chance(setting: Setting, kind: str, *, draws: int = 100) -> Float[Tensor, " 
 
     Singular values stay, directions are lost: the spread shows which scores the `baseline` alone would let pass.
     Raises `UnknownNameError` for another kind, `InputError` for a model of one layer.
+
+    >>> cm.weights.chance(cm.load("known-ioi"), "q", draws=5).shape
+    torch.Size([5])
     """
     if kind not in KINDS:
         raise unknown_name("kind of composition", kind, KINDS)

@@ -62,6 +62,11 @@ def logit_lens(model: Model, prompt: str | tuple[int, ...], *, target: str | int
     stream in between, so there only MLPs are stages. Logits are made some positions at a time.
     A soft cap is applied as in the model, so the last stage is the model's own prediction.
 
+    >>> model = cm.load("known-ioi")
+    >>> lens = cm.logit_lens(model, "Ann and Bob met then Bob gave to", k=1)
+    >>> lens.stages[-1], lens.names[-1][-1]
+    ('m2', 'Ann')
+
     Raises `InputError` for an empty prompt, a target that is not one token, and k below 1.
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
     """

@@ -48,6 +48,11 @@ def direct_logit_attribution(setting: Setting) -> LogitAttribution:
     the whole residual, frozen. Where a model caps its logits (Gemma 2) the logits before the cap are attributed.
     A positive contribution speaks for the right answers. A prompt without wrong answers: the right answers' logit.
 
+    >>> model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
+    >>> direct = cm.direct_logit_attribution(model, task)
+    >>> direct.top(1)[0][0]
+    'a2.h0'
+
     Raises `MemoryBudgetError` where not even one prompt fits, `NumericsError` where residuals are not finite.
     Source: Elhage et al. 2021; in this form TransformerLens, ActivationCache.logit_attrs.
     """

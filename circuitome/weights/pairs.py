@@ -70,6 +70,11 @@ def qk_pairs(
 
     The `rows` query tokens with the longest query vectors are searched (None: all until no better pair is possible),
     or those of `tokens`. Unit: attention score. Raises what `qk_circuit` raises, and `InputError` for unknown tokens.
+
+    >>> model = cm.load("known-ioi")
+    >>> pairs = cm.weights.qk_pairs(model, "a0.h0", k=5).names
+    >>> all(query == key for query, key in pairs)  # it looks for the same name
+    True
     """
     matrix = token_qk(setting.model, head, offset=offset)
     return _pairs(setting, head, matrix, k, rows, tokens, "attention score")
@@ -88,6 +93,11 @@ def ov_pairs(
     """Tokens attended to and tokens whose logits that raises most (or lowers most, if `suppressed`), by `token_ov`.
 
     `rows` and `tokens` choose the tokens attended to, as in `qk_pairs`. Unit: logits times the final norm's scale.
+
+    >>> model = cm.load("known-ioi")
+    >>> pairs = cm.weights.ov_pairs(model, "a2.h0", k=5).names
+    >>> all(token == raised for token, raised in pairs)  # it copies
+    True
     """
     matrix = token_ov(setting.model, head)
     unit = "logits times the final norm's scale"
@@ -130,6 +140,11 @@ def strongest(
 
     Rows (all, or those of `chosen`) are taken in the order of their length, at most `rows` of them. No entry is larger
     than the lengths of its row's and its column's factor multiplied, so the search ends where no later row can matter.
+
+    >>> model = cm.load("known-ioi")
+    >>> values, (rows, columns), *_ = cm.weights.strongest(cm.weights.token_ov(model, "a2.h0"), k=3)
+    >>> rows.tolist() == columns.tolist()
+    True
     """
     lengths = matrix.left.norm(dim=1)
     widest = float(matrix.right.norm(dim=0).max())

@@ -1,4 +1,4 @@
-"""The Python blocks of the pages and the README run as they stand, in order, one namespace a page."""
+"""The Python blocks and the cells of the pages and the README run as they stand, in order, one namespace a page."""
 
 import re
 from pathlib import Path
@@ -9,21 +9,20 @@ import circuitome as cm
 from circuitome.studies.catalog import STUDIES
 
 ROOT = Path(__file__).parents[2]
-PAGES = [
-    page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if "```python" in page.read_text()
-]
+CODE = re.compile(r"^```(?:python|\{code-cell\} ipython3)\n((?::[^\n]*\n)*)(.*?)^```", flags=re.DOTALL | re.MULTILINE)
+"""A block or a cell: its options, and its code."""
+PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if CODE.search(page.read_text())]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_page_runs(page, smollm2, monkeypatch):
+def test_page_runs(page, smollm2, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     load = cm.load
     monkeypatch.setattr(cm, "load", lambda name: smollm2 if "smollm2" in name else load(name), raising=False)
     space: dict[str, object] = {}
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
-    assert blocks
-    for block in blocks:
-        exec(compile(block, str(page), "exec"), space)
+    for _, code in CODE.findall(page.read_text()):
+        exec(compile(code, str(page), "exec"), space)
     assert len(space["circuit"]) > 0
 
 

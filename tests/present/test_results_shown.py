@@ -66,6 +66,30 @@ def test_what_is_shown_are_the_results_own_numbers():
         views("text")
 
 
+def test_of_a_long_list_the_largest_are_shown_in_their_order():
+    names = tuple(f"part {i}" for i in range(100))
+    samples = torch.arange(100.0).sub(50).expand(4, 100)
+    bars_shown = views(Samples(samples=samples, axes=(names,), unit="logits"))[0]
+    assert len(bars_shown.labels) == 40 and bars_shown.note == "The 40 largest of 100."
+    assert bars_shown.labels[:2] == ("part 0", "part 1") and bars_shown.labels[-1] == "part 99"
+    assert bars_shown.values[0] == -50 and bars_shown.values[-1] == 49
+
+
+@pytest.mark.parametrize(("lowest", "scale"), [(0.0, "positive"), (-1.0, "signed")])
+def test_colours_of_a_table_start_at_zero_where_nothing_is_negative(lowest, scale):
+    samples = torch.tensor([[lowest, 0.5], [0.2, 1.0]]).expand(3, 2, 2)
+    assert views(Samples(samples=samples, axes=(("a0", "a1"), ("h0", "h1")), unit="share"))[0].scale == scale
+
+
+def test_an_explanation_shows_its_classes_of_heads_and_every_head():
+    model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
+    found = cm.heads.explain(model, cm.ground_truth.true_circuit(model, task), task)
+    classes, heads = views(found)
+    assert {kind.name: kind.members for kind in classes.classes}["name mover"] == ("a2.h0",)
+    assert {row[0] for row in heads.rows} == set(found.heads)
+    assert "name mover" in found._repr_html_() and found.plot() is not None
+
+
 def test_progress_true_draws_a_bar(capsys):
     assert cm.eap(MODEL, TASK, progress=True).values.equal(SCORES.values)
     assert "scoring edges" in capsys.readouterr().err

@@ -39,8 +39,10 @@ def eap(setting: Setting, *, loss: str = "metric") -> EdgeScores:
     `UnknownNameError` for a loss or ablation that does not exist; `NumericsError` where the metric is not finite;
     `MemoryBudgetError` where not even one prompt fits into `max_memory`.
 
-        scores = cm.eap(model, task)
-        circuit = scores.top(100)
+    >>> model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
+    >>> scores = cm.eap(model, task)
+    >>> round(scores["a2.h0->logits"], 1), scores.unit, len(scores.top(100))
+    (-10.0, 'logits', 100)
     """
     distance = loss if loss != "metric" and loss in LOSSES else ""
     setting.check_slope("EAP", distance)
@@ -70,8 +72,10 @@ def eap_ig(setting: Setting, *, steps: int = 5, variant: str = "inputs", loss: s
     embedding of zeros, where norms divide by nothing; `UnknownNameError` for another variant, loss or ablation;
     `NumericsError` where the metric is not finite; `MemoryBudgetError` where not even one prompt fits.
 
-        scores = cm.eap_ig(model, task, steps=5)
-        scores["a5.h1->a9.h6.q"], scores.top(100)
+    >>> model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
+    >>> scores = cm.eap_ig(model, task, steps=5)
+    >>> round(scores["a2.h0->logits"], 1), "a1.h0->a2.h0.q" in scores.top(10)
+    (-10.0, True)
     """
     if steps < 1:
         raise InputError(f"steps must be at least 1, got {steps}.")

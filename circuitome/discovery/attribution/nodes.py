@@ -58,8 +58,10 @@ def atp(setting: Setting, *, qk_fix: bool = True, grad_drop: bool = False) -> No
     model, `UnknownNameError` for another ablation,
     `NumericsError` where the metric is not finite, `MemoryBudgetError` where not even one prompt fits.
 
-        scores = cm.atp(model, task)
-        scores["a9.h6"], scores["a9.h6.q"], scores.edges().top(100)
+    >>> model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
+    >>> scores = cm.atp(model, task)
+    >>> round(scores["a2.h0"], 1), round(scores["a2.h0.q"], 1), len(scores.edges().top(10))
+    (-10.0, -13.3, 10)
     """
     setting.check_slope("atp")
     graph = setting.model.graph

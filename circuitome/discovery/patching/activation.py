@@ -57,8 +57,10 @@ def patch(
     Raises `UnknownNameError` for another part or direction, `InputError` for resid without positions or prompts of a
     pair that differ in length, `NumericsError` where the metric is not finite.
 
-        effects = cm.patch(model, task, "heads", direction="denoise")
-        effects.top(5), effects.share()
+    >>> model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
+    >>> effects = cm.patch(model, task, "heads", direction="denoise")
+    >>> effects.top(1)[0][0], round(float(effects.share()[2, 0]), 2)
+    ('a2.h0', 1.67)
     """
     if what not in WHAT:
         raise unknown_name("part", what, WHAT)

@@ -34,7 +34,10 @@ def exact(setting: Setting, *, edges: Circuit | None = None, loss: str = "metric
     Raises `RunError` if the checkpoint belongs to another run, `UnknownNameError` for another loss or ablation,
     `NumericsError` where the metric is not finite.
 
-        scores = cm.exact(model, task, edges=cm.eap(model, task).top(500))
+    >>> model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
+    >>> scores = cm.exact(model, task, edges=cm.eap(model, task).top(10))
+    >>> round(scores["a2.h0->logits"], 1)
+    -10.0
     """
     with torch.no_grad():
         return _Exact(setting, setting.model.graph.mask if edges is None else edges.mask, loss).run()

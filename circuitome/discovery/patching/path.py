@@ -56,7 +56,10 @@ def path_patch(
     no receiver, a role that a prompt has not, or positions outside a prompt, `NumericsError` where the metric is not
     finite.
 
-        effects = cm.path_patch(model, task, "a9.h6.q", senders=["a7.h3", "a8.h6"])
+    >>> model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
+    >>> effects = cm.path_patch(model, task, "a2.h0.q", senders=["a1.h0", "a1.h1"])
+    >>> effects.top(1)[0][0]
+    'a1.h0'
     """
     task, graph = setting.task, setting.model.graph
     columns = _columns(graph, [receivers] if isinstance(receivers, str) else receivers, receiver_positions)

@@ -44,8 +44,10 @@ def trace_back(
 
     Raises `InputError` for depth or width below 1, and what `path_patch` raises.
 
-        trace = cm.trace_back(model, task, depth=2)
-        cm.faithfulness(model, trace.circuit, task)
+    >>> model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
+    >>> trace = cm.trace_back(model, task, depth=2)
+    >>> "a1.h0->a2.h0.q" in trace.circuit, len(trace.circuit)
+    (True, 8)
     """
     if depth < 1 or width < 1:
         raise InputError(f"depth and width must be at least 1, got {depth} and {width}.")

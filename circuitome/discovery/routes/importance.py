@@ -122,6 +122,11 @@ def route_importance(
     Texts are streamed in batches of alike lengths; the result does not depend on them. Time: one
     forward pass, and 3 operations a token, key it sees, head and residual coordinate.
 
+    >>> model = cm.load("known-ioi")
+    >>> texts = ["Ann and Bob met then Bob gave to", "Cid and Dan met then Cid gave to"]
+    >>> cm.route_importance(model, texts, ["one", "two"]).groups
+    ('one', 'two')
+
     Raises `InputError` for no texts, an empty text, or labels that do not fit, and `UnknownNameError` for another norm.
     """
     model = setting.model

@@ -38,6 +38,11 @@ def route_scores(setting: Setting, *, norm: str = "l1") -> EdgeScores:
     It has no sign and sees no contrast: edges that any prediction needs (previous-token heads, the last MLPs) rank as
     high as those that tell the right answer from the wrong one.
     Raises `UnsupportedModelError` for a model without attention probabilities or that is not causal.
+
+    >>> model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
+    >>> scores = cm.route_scores(model, task)
+    >>> list(scores.top(1)), round(scores["a2.h0->logits"],2)
+    (['embed->logits'], 0.25)
     """
     model, task = setting.model, setting.task
     if not model.causal:

@@ -82,6 +82,11 @@ def routes(
     node it goes into. `renormalize` sets each part (one head at one key, residual, MLP) below the threshold to 0,
     brings the rest to a sum of 1, and then keeps all that is left. `contrast` is described in the module's docstring.
 
+    >>> model = cm.load("known-ioi")
+    >>> route = cm.routes(model, "Ann and Bob met then Bob gave to", threshold=0.1)
+    >>> route.predictions[0][0], route.heads()[0][0]
+    ('Ann', 'a2.h0')
+
     Raises `InputError` for an empty prompt, a position outside it, a threshold outside (0, 1) and a contrast token that
     is several tokens, `UnknownNameError` for another norm, `NumericsError` at NaN, `UnsupportedModelError` for a model
     that gives no attention probabilities.

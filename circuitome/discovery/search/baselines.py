@@ -23,6 +23,10 @@ def magnitude(setting: Setting) -> EdgeScores:
     projection, of an MLP the matrices that read the stream, of the logits the unembedding. A norm is divided by the
     root of the number of vectors in its matrix, so that wide parts are not strong for that alone. Of an MLP under a
     post-norm the norm's gain counts as its only vector.
+
+    >>> model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
+    >>> list(cm.magnitude(model, task).top(1))
+    ['embed->a0.h0.q']
     """
     model, graph = setting.model, setting.model.graph
     out, into = torch.zeros(len(graph.writers)), torch.zeros(len(graph.readers))
@@ -41,7 +45,12 @@ def magnitude(setting: Setting) -> EdgeScores:
 
 @method
 def random_scores(setting: Setting) -> EdgeScores:
-    """Scores drawn evenly from [0, 1), so that `top(n)` is a random circuit; the same for the setting's seed."""
+    """Scores drawn evenly from [0, 1), so that `top(n)` is a random circuit; the same for the setting's seed.
+
+    >>> model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
+    >>> cm.random_scores(model, task, seed=1).top(12) == cm.random_scores(model, task, seed=1).top(12)
+    True
+    """
     graph, generator = setting.model.graph, torch.Generator().manual_seed(setting.seed)
     values = torch.rand(graph.mask.shape, generator=generator) * graph.mask
     return EdgeScores(graph, values, "random number", f"random, seed {setting.seed}")

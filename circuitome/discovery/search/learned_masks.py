@@ -70,6 +70,11 @@ def edge_pruning(setting: Setting, *, edges: int = 1000, steps: int = 240, loss:
     the prompt's metric from the clean model's, which rewards no overshoot) or "both". Scores lie in [-1, 0]; as
     everywhere, negative helps. The same seed on the same machine gives the same scores.
 
+    >>> model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
+    >>> circuit = cm.edge_pruning(model, task, edges=12, steps=40).top(12)
+    >>> len(circuit), len(circuit & cm.ground_truth.true_circuit(model, task)) > 6  # of 12
+    (12, True)
+
     Source: Bhaskar et al. 2024, arXiv:2406.16778. Departures, for speed: masks start from the ranks of |EAP-IG| with a
     few times `edges` of them open, not from all open; the expected number of open edges meets its falling target
     exactly at each step (all log_alpha shift by one number, which is what the Lagrange multiplier aims at), and
@@ -96,6 +101,11 @@ def subnetwork_probing(setting: Setting, *, nodes: int = 100, steps: int = 240, 
     A writer with mask m writes m online + (1 - m) ablated, for all its readers alike. An edge's score is minus the
     smaller chance of being open among its writer and the writers that its reader is an input of (the largest of these;
     1 for the logits), so in [-1, 0]. Everything else is as in `edge_pruning`, except that masks start at .9 each.
+
+    >>> model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
+    >>> scores = cm.subnetwork_probing(model, task, nodes=5, steps=40)
+    >>> -1 <= scores["a2.h0->logits"] <= 0, len(scores.top(20))
+    (True, 20)
 
     Source: Cao et al. 2021, arXiv:2104.03514, in ACDC's form (corrupted activations instead of zeros). Departure: the
     number of open masks follows a target instead of a weight on their sum. Raises as `edge_pruning`.

@@ -104,6 +104,11 @@ def acdc(
     there with the same result.
     Raises `InputError` for a threshold not above 0, `UnknownNameError` for other names, `NumericsError` at NaN,
     `RunError` if the checkpoint belongs to another run.
+
+    >>> model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
+    >>> found = cm.acdc(model, task, threshold=1e-3, loss="l2")
+    >>> found.circuit == cm.ground_truth.true_circuit(model, task), len(found.circuit)
+    (True, 13)
     """
     if not threshold > 0:
         raise InputError(f"The threshold must be above 0, got {threshold}: each edge's removal changes the loss a bit.")

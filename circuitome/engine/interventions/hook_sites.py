@@ -42,8 +42,12 @@ def hook(
     a position outside of a prompt and for a function that gives another shape or a dtype that cannot be used,
     `NumericsError` for one that gives NaN or infinity.
 
-        with cm.hook(model, "m3.out", lambda values: 2 * values, at="end"):
-            logits = model.hf(**tokens).logits
+    >>> model = cm.load("known-ioi")
+    >>> prompt = {"input_ids": torch.tensor([model.encode("Ann and Bob met then Bob gave to")])}
+    >>> with cm.hook(model, "a1.resid_post", lambda values: 0 * values, at="end"):
+    ...     logits = model.hf(**prompt).logits[0, -1].detach()
+    >>> round(float(logits.max() - logits.min()), 1)
+    0.0
     """
     where = site_of(model, site)
     positions = Positions.of(at, task)

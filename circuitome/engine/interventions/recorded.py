@@ -92,8 +92,10 @@ def activations(
     those of the changed model.
     Raises `UnknownNameError` for a site that does not exist, `InputError` without prompts, `MemoryBudgetError`.
 
-        values = cm.activations(model, ["When Mary and John", "The cat"], ["a9.h6.z", "m3.resid_pre"])
-        values["a9.h6.z"].shape, values.tokens
+    >>> model = cm.load("known-ioi")
+    >>> values = cm.activations(model, ["Ann and Bob", "Ann"], ["a1.h0.z", "m2.resid_pre"])
+    >>> values["a1.h0.z"].shape, values.tokens[1]
+    (torch.Size([2, 4, 28]), ('BOS', 'Ann'))
     """
     names = [sites] if isinstance(sites, str) else list(sites)
     if not names:
@@ -114,8 +116,10 @@ def attention(
     `ablate`: as `activations`. Raises `UnknownNameError` for a head that does not exist, `InputError` for another part,
     `UnsupportedModelError` for a model that gives no attention probabilities.
 
-        patterns = cm.attention(model, "When Mary and John went", ["a9.h6"])
-        patterns["a9.h6"][0], patterns.tokens[0]
+    >>> model = cm.load("known-ioi")
+    >>> patterns = cm.attention(model, "Ann and Bob met then Bob gave to", ["a2.h0"])
+    >>> patterns.tokens[0][int(patterns["a2.h0"][0, -1].argmax())]
+    'Ann'
     """
     names = [
         name for given in ([heads] if isinstance(heads, str | Node) else heads) for name in _heads(model, str(given))

@@ -54,8 +54,13 @@ def ablate(
     task, "mean" without prompts, a tensor of another shape and, in the pass, a position outside of a prompt,
     `NumericsError` for a tensor with NaN.
 
-        with cm.ablate(model, ["a9.h6", "m3"], at="end"):
-            logits = model.hf(**tokens).logits
+    >>> model = cm.load("known-ioi")
+    >>> prompt = {"input_ids": torch.tensor([model.encode("Ann and Bob met then Bob gave to")])}
+    >>> model.decode([int(model.hf(**prompt).logits[0, -1].argmax())])
+    'Ann'
+    >>> with cm.ablate(model, "a1.h0", at="end"):
+    ...     model.decode([int(model.hf(**prompt).logits[0, -1].argmax())])
+    'Bob'
     """
     groups = _groups(model, parts)
     positions = Positions.of(at, task)
@@ -77,8 +82,11 @@ def scale(
     Parts, positions, post-norms, nesting and errors as in `ablate`; factor 0 is its "zero". Raises `NumericsError` for
     a factor that is not finite.
 
-        with cm.scale(model, ["a9.h6"], 2.0):
-            logits = model.hf(**tokens).logits
+    >>> model = cm.load("known-ioi")
+    >>> prompt = {"input_ids": torch.tensor([model.encode("Ann and Bob met then Bob gave to")])}
+    >>> with cm.scale(model, ["a2.h0", "a2.h1"], -1.0):
+    ...     model.decode([int(model.hf(**prompt).logits[0, -1].argmax())])
+    'BOS'
     """
     groups = _groups(model, parts)
     positions = Positions.of(at, task)
@@ -107,8 +115,11 @@ def patch_in(
     own values. Parts, positions, post-norms, nesting and errors as in `ablate`; `InputError`, too, where the source
     has other positions than are asked for.
 
-        with cm.patch_in(model, ["a9.h6"], "When Mary and John went to the store, Mary gave a drink to", at="end"):
-            logits = model.hf(**tokens).logits
+    >>> model = cm.load("known-ioi")
+    >>> prompt = {"input_ids": torch.tensor([model.encode("Ann and Bob met then Bob gave to")])}
+    >>> with cm.patch_in(model, "a1.h0", "Ann and Bob met then Ann gave to", at="end"):
+    ...     model.decode([int(model.hf(**prompt).logits[0, -1].argmax())])
+    'Bob'
     """
     groups = _groups(model, parts)
     positions = Positions.of(at, task)

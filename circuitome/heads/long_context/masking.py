@@ -75,9 +75,12 @@ def mask_heads(
     The setting's seed draws the random heads, `draws` times. Published code draws them without leaving out the
     retrieval heads, and its "even" heads attend to padding as well.
 
-        scores = cm.retrieval_scores(model)
-        check = cm.mask_heads(model, scores.prompts, scores.heads(10), avoid=scores.retrieval_heads())
-        check.estimates()["log_prob"]["masked_minus_random"]  # negative: the masked heads are needed
+    >>> model = cm.load("smollm2-135m")
+    >>> prompts = cm.heads.needle_prompts(model, lengths=(96,), depths=(0.5,))[:1]
+    >>> check = cm.mask_heads(model, prompts, [(14, 3), (15, 5)], draws=1, decode=False)
+    >>> effect = check.estimates()["log_prob"]["masked_minus_random"]  # negative: the masked heads are needed
+    >>> effect.unit, effect.n
+    ('nats a token', 1)
 
     Raises `InputError` for unknown heads, or too few other heads to draw from; `UnknownNameError` for another mode or
     place. Source: Wu et al. 2024, arXiv:2404.15574, section 3; nightdessert/Retrieval_Head:

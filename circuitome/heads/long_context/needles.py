@@ -26,7 +26,11 @@ ENDS = re.compile(r"[.!?][\"'\N{RIGHT DOUBLE QUOTATION MARK}\N{RIGHT SINGLE QUOT
 
 @dataclass(frozen=True)
 class Needle:
-    """A fact to hide, a question about it, and the answer."""
+    """A fact to hide, a question about it, and the answer.
+
+    >>> cm.heads.Needle("The code is 7.", "What is the code?", "7").answer
+    '7'
+    """
 
     text: str
     """The fact, a sentence."""
@@ -118,7 +122,10 @@ def needle_prompts(
     No chat template. Raises `InputError` for lengths, depths, texts and needles that cannot be.
     Source: Wu et al. 2024, arXiv:2404.15574, section 2.
 
-        cm.heads.needle_prompts(cm.load("smollm2"), lengths=(128,), depths=(0.5,))[0].needle_ids
+    >>> model = cm.load("smollm2-135m")
+    >>> prompt = cm.heads.needle_prompts(model, lengths=(96,), depths=(0.5,))[0]
+    >>> len(prompt.ids), model.decode(prompt.needle_ids)
+    (96, ' The best thing to do in Aldermoor is to drink pear cider on the harbour wall at sunset.')
     """
     needles = own_needles() if needles is None else needles
     if not (lengths and depths and needles):

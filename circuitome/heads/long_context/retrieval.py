@@ -113,8 +113,10 @@ def retrieval_scores(
     `UnsupportedModelError` for a model without attention weights to look at.
     Source: Wu et al. 2024, arXiv:2404.15574, section 2.
 
-        scores = cm.retrieval_scores(cm.load("smollm2"), lengths=(128,))
-        scores.top(5), scores.retrieval_heads()
+    >>> model = cm.load("smollm2-135m")
+    >>> scores = cm.retrieval_scores(model, lengths=(96,), depths=(1.0,), steps=4)
+    >>> scores.samples.shape, len(scores.prompts)
+    (torch.Size([3, 30, 9]), 3)
     """
     if steps < 1:
         raise InputError(f"steps is the largest number of tokens of an answer and must be at least 1, got {steps}.")

@@ -45,8 +45,11 @@ def stream_losses(
     Raises `InputError` for sizes that cannot be, `UnsupportedModelError` where attention cannot be replaced.
     Source: Xiao et al. 2023, arXiv:2309.17453, section 3.2.
 
-        model = cm.load("smollm2")
-        cm.stream_losses(model, torch.tensor(model.encode(text)), sinks=4, window=256).mean()
+    >>> model = cm.load("smollm2-135m")
+    >>> tokens = torch.tensor(model.encode("The capital of France is Paris, and that of Italy is Rome."))
+    >>> losses = cm.stream_losses(model, tokens, sinks=2, window=8)
+    >>> losses.shape == (len(tokens) - 1,)
+    True
     """
     model = setting.model
     check_stream(model, ids, sinks, window)

@@ -19,13 +19,14 @@ from circuitome.heads.roles.features import intervals
 from circuitome.heads.roles.measure import Measurements
 from circuitome.heads.roles.positions import END, FIRST
 from circuitome.heads.roles.rules import Features, Interval, RoleVerdict, title
+from circuitome.results import Shown
 
 MOST_CHANGED = 3
 """Other heads that are named as those whose attention changes most when a head is ablated."""
 
 
 @dataclass(frozen=True, eq=False)
-class Explanation:
+class Explanation(Shown):
     """The heads of a circuit with their roles, and what these rest on."""
 
     circuit: Circuit

@@ -24,6 +24,11 @@ def capitals(model: Tokens, n: int = 64, seed: int = 0) -> Task:
     Metric: logit_diff, logit of the capital minus logit of the other country's capital, in logits.
     Raises `TaskError` where the tokenizer has too few words.
     Source: the capital-country task of Hanna et al. 2024, arXiv:2403.17806; sentences are our own.
+
+    >>> model = cm.load("smollm2-135m")
+    >>> pair = cm.tasks.capitals(model, n=2).pairs[0]
+    >>> pair.clean_text, model.decode(pair.answers)
+    ('The capital of Japan is', ' Tokyo')
     """
     groups = _by_length(model)
     countries = [(country, length) for length, group in groups.items() for country in group]

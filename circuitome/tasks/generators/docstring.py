@@ -31,6 +31,10 @@ def docstring(model: Tokens, n: int = 64, seed: int = 0) -> Task:
     Raises `TaskError` where the tokenizer has too few words.
     Source: Heimersheim & Janiak 2023, "A circuit for Python docstrings in a 4-layer attention-only transformer"; they
     replace the names in the docstring as well.
+
+    >>> model = cm.load("smollm2-135m")
+    >>> cm.tasks.docstring(model, n=2).pairs[0].clean_text.splitlines()[0]
+    'def stream(self, cache, column, last, package, item, index):'
     """
     names = one_token_words(model, ARGUMENTS, "argument names", 13)
     fillers = one_token_words(model, [word for word in NOUNS if word not in ARGUMENTS], "nouns", 7)

@@ -29,6 +29,10 @@ def gendered_pronoun(model: Tokens, n: int = 64, seed: int = 0) -> Task:
     Raises `TaskError` where the tokenizer has too few words.
     Source: Mathwin et al. 2023, "Identifying a preliminary circuit for predicting gendered pronouns in GPT-2 small";
     sentences are our own.
+
+    >>> model = cm.load("smollm2-135m")
+    >>> cm.tasks.gendered_pronoun(model, n=2).pairs[0].clean_text
+    "So Adam is a really great friend, isn't"
     """
     names = [one_token_words(model, names, "names", 5) for names in (MALE_NAMES, FEMALE_NAMES)]
     people = [one_token_words(model, nouns, "nouns for a person", 3) for nouns in (MALE_PEOPLE, FEMALE_PEOPLE)]

@@ -43,6 +43,10 @@ def greater_than(model: Tokens, n: int = 64, seed: int = 0) -> Task:
     Metric: prob_diff, probability of all right digits minus probability of all wrong ones.
     Raises `TaskError` where years are cut in no such way.
     Source: Hanna et al. 2023, arXiv:2305.00586.
+
+    >>> model = cm.load("smollm2-135m")
+    >>> cm.tasks.greater_than(model, n=2).pairs[0].clean_text
+    'The battle lasted from the year 1529 to the year 15'
     """
     nouns = one_token_words(model, EVENTS, "event nouns", 3)
     years = _years(model)

@@ -24,6 +24,10 @@ def induction(model: Tokens, n: int = 64, seed: int = 0) -> Task:
     Metric: logit_diff, logit of B minus logit of another word of the sequence, in logits.
     Raises `TaskError` where the tokenizer has too few words.
     Source: Olsson et al. 2022, arXiv:2209.11895; they repeat random tokens, we repeat whole words.
+
+    >>> model = cm.load("smollm2-135m")
+    >>> cm.tasks.induction(model, n=2).pairs[0].clean_text
+    'Words: copper paint horse lemon museum kitchen plastic chicken wall computer copper paint horse'
     """
     words = one_token_words(model, NOUNS, "nouns", 2 * LENGTH)
 

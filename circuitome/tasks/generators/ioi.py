@@ -47,6 +47,10 @@ def ioi(model: Tokens, n: int = 64, seed: int = 0, *, corruption: str = "s2-rand
     Metric: logit_diff, logit of IO minus logit of S, in logits.
     Raises `UnknownNameError` for any other corruption, `TaskError` where the tokenizer has too few words.
     Source: Wang et al. 2022, arXiv:2211.00593; sentences are our own.
+
+    >>> model = cm.load("smollm2-135m")
+    >>> cm.tasks.ioi(model, n=2).pairs[0].clean_text
+    'When Rebecca and Helen went to the bank, Helen gave a bottle to'
     """
     if corruption not in CORRUPTIONS:
         raise unknown_name("corruption", corruption, CORRUPTIONS)

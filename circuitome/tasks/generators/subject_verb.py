@@ -27,6 +27,10 @@ def subject_verb(model: Tokens, n: int = 64, seed: int = 0) -> Task:
     Metric: logit_diff, mean logit of the verbs that agree minus mean logit of those that do not, in logits.
     Raises `TaskError` where the tokenizer has too few words.
     Source: Finlayson et al. 2021, arXiv:2106.06087; Linzen et al. 2016, arXiv:1611.01368; sentences are our own.
+
+    >>> model = cm.load("smollm2-135m")
+    >>> cm.tasks.subject_verb(model, n=2).pairs[0].clean_text
+    'The cat near the ducks'
     """
     both = [pair for pair in COUNTABLE_NOUNS if all(is_one_token(model, word) for word in pair)]
     kind = "nouns that are one token in singular and plural"
