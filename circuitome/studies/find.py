@@ -292,8 +292,8 @@ def lede(settings: Find, context: Context, measured: Measured) -> str:
     if smallest is not None and not smallest.reached:
         text += f"No circuit kept {settings.faithful:.0%} on the prompts that choose the size; this came nearest.\n"
     dangling = len(circuit) - len(kept)
-    text += f"{len(kept.nodes)} nodes; "
-    text += f"{dangling:,} of the edges lie on no path from input to logits. " if dangling else ""
+    text += f"{len(kept.nodes)} nodes"
+    text += f"; {dangling:,} of the edges lie on no path from input to logits. " if dangling else ". "
     if held_out is None:
         return text + "The circuit was chosen on these same prompts; circuitome validate tests it."
     text += f"All of this is measured on {len(held_out)} held-out prompts, which the search did not see"
