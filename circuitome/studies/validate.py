@@ -1,9 +1,9 @@
 """A finished run's circuit put to the test, on the very prompts, weights and ablation that it was found with."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
@@ -15,6 +15,9 @@ from circuitome.studies.context import Context
 from circuitome.studies.pieces import cell, rounded, size_lines, written
 from circuitome.studies.settings import Flag, RunSettings
 from circuitome.studies.study import Findings, Study, Work
+
+if TYPE_CHECKING:
+    from circuitome.engine.setting import Setting
 
 MARKS = {"pass": "good", "fail": "bad", "unclear": "unclear"}
 WORDS = {"pass": "pass", "fail": "fail", "unclear": "inconclusive"}
@@ -55,20 +58,20 @@ def run(settings: Validate, context: Context) -> Findings:
     from circuitome.validation.faithfulness.evaluator import Evaluator
     from circuitome.validation.tests.minimality import shrink
 
-    reopened, ablation = context.reopened, context.ablation
+    reopened, ablation, setting = context.reopened, context.ablation, judged(context)
     knows = context.model.name in KNOWN and ablation in ("corrupted", "zero")
     verdict = cm.validate(
-        context.setting.but(checkpoint=context.folder),
+        setting.but(checkpoint=context.folder),
         reopened.circuit,
-        scores=reopened.scores,
+        scores=scores_of(context),
         others=other_corruptions(context),
         groups=None if settings.roles is None else roles_of(settings.roles, reopened.circuit),
-        truth=cm.ground_truth.true_circuit(context.setting) if knows else None,
+        truth=cm.ground_truth.true_circuit(setting) if knows else None,
         quick=settings.quick,
     )
     smaller, left_out = reopened.circuit, tuple[str, ...]()
     if settings.shrink:
-        kept = context.setting.but(checkpoint=context.file("measured.safetensors"))
+        kept = setting.but(checkpoint=context.file("measured.safetensors"))
         smaller, left_out = shrink(Evaluator(kept), reopened.circuit, verdict.minimality)
     results = verdict.to_dict()
     text = (
@@ -79,7 +82,7 @@ def run(settings: Validate, context: Context) -> Findings:
     return Findings(
         title=f"Is it real? {context.task.name} in {reopened.origin.model}",
         sign="A circuit is established where every criterion passes; unclear means that these prompts do not decide. "
-        f"Brackets are 95 % intervals over {context.setting.over}.",
+        f"Brackets are 95 % intervals over {setting.over}.",
         results=results,
         blocks=blocks(results, context, shrunk),
         tensors={"circuit": smaller.mask},
@@ -91,6 +94,17 @@ def run(settings: Validate, context: Context) -> Findings:
             "left_out": list(left_out),
         },
     )
+
+
+def judged(context: Context) -> "Setting":
+    """The setting on the run's held-out prompts, or, where it held none out, on those that chose the circuit."""
+    return context.setting.but(prompts=context.prompts.held_out or context.task)
+
+
+def scores_of(context: Context) -> "cm.EdgeScores | None":
+    """The run's scores; without those of single prompts where the circuit is tested on others."""
+    scores = context.reopened.scores
+    return scores if scores is None or context.prompts.held_out is None else replace(scores, samples=None)
 
 
 def roles_of(folder: str, circuit: "cm.Circuit") -> dict[str, list[str]]:
@@ -113,7 +127,14 @@ def other_corruptions(context: Context) -> dict[str, "cm.Task"]:
     origin = context.reopened.origin
     if origin.data is not None or origin.task != "ioi":
         return {}
-    return {"ABC": cm.tasks.ioi(context.model, n=origin.n, seed=origin.seed, corruption="abc")}
+    held_out = context.prompts.held_out
+    if held_out is None:
+        return {"ABC": cm.tasks.ioi(context.model, n=origin.n, seed=origin.seed, corruption="abc")}
+    other = cm.tasks.ioi(context.model, n=origin.n, seed=origin.seed + 1, corruption="abc")
+    pairs = {pair.clean: pair for pair in other.pairs}
+    if any(pair.clean not in pairs for pair in held_out.pairs):  # held out of a file
+        return {}
+    return {"ABC": replace(held_out, pairs=tuple(pairs[pair.clean] for pair in held_out.pairs))}
 
 
 def blocks(results: Mapping[str, Any], context: Context, shrunk: Sequence[Block]) -> list[Block]:
@@ -138,7 +159,13 @@ def sentence(results: Mapping[str, Any], context: Context) -> str:
     edges = len(context.reopened.circuit)
     text = (
         f"{results['answer']}: {results['reason']}\nOf {len(results['criteria'])} criteria the circuit of {edges:,} "
-        f"edges passes {counts['pass']} and fails {counts['fail']}; {counts['unclear']} inconclusive."
+        f"edges passes {counts['pass']} and fails {counts['fail']}; {counts['unclear']} inconclusive. "
+    )
+    held_out = context.prompts.held_out
+    text += (
+        f"All of it is measured on {len(held_out)} held-out prompts."
+        if held_out is not None
+        else "All of it is measured on the prompts that chose the circuit."
     )
     share = next(line["value"] for line in results["criteria"] if line["name"] == "faithfulness")
     curve = context.reopened.run.manifest["results"].get("curve", {"sizes": (), "circuit": ()})

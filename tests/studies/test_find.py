@@ -7,6 +7,7 @@ import torch
 from command import run
 from shown import blocks_of, check_shown, lede_of
 
+import circuitome as cm
 from circuitome.runs.store import load_run
 from circuitome.studies.methods import METHODS
 
@@ -138,4 +139,66 @@ def test_bad_input_says_what_to_do_and_writes_nothing(capsys, tmp_path, folder, 
     assert code == 1
     assert message in error
     assert printed == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def smallest(tmp_path_factory):
+    """A run for the smallest circuit of a model whose circuit is known."""
+    from circuitome.cli.main import main
+
+    out = tmp_path_factory.mktemp("smallest") / "run"
+    main(["find", "known-ioi", "--model", "known-ioi", "--faithful", "0.99", "--steps", "60", "--out", str(out)])
+    return out
+
+
+def test_by_default_the_smallest_circuit_is_found_and_measured_on_prompts_it_never_saw(smallest):
+    found = cm.open(smallest)
+    truth = cm.ground_truth.true_circuit(found.model, found.task)
+    assert found.circuit == truth and found.results["reached"] and found.results["asked"] == 0.99
+    clean = [{pair.clean for pair in task.pairs} for task in (found.task, found.prompts.sizing, found.held_out)]
+    assert not clean[0] & clean[1] and not clean[0] & clean[2] and not clean[1] & clean[2]
+    assert found.results["faithfulness"]["n"] == len(found.held_out) == found.manifest["held_out"]["n"]
+    share = cm.faithfulness(found.model, found.circuit, found.held_out).share.value
+    assert found.results["faithfulness"]["value"] == pytest.approx(share, abs=1e-5)
+    text = lede_of(smallest)
+    assert text.startswith(f"{len(truth)} of {found.results['all_edges']} edges recover")
+    assert "held-out prompts, which the search did not see" in text
+    assert f"Quick verdict on them: {found.results['verdict']['answer']}." in text
+    shown = blocks_of(smallest)
+    assert {"The circuit", "The verdict", "The walk along sizes", "Faithfulness by size"} <= set(shown)
+    assert tuple(point["edges"] for point in found.results["front"]) == shown["The walk along sizes"].series[0].x
+    effects = found.tensors["edge_effects"].mean(0)
+    assert [edge.score for edge in shown["The circuit"].edges] == sorted(effects.tolist(), key=lambda x: -abs(x))
+    check_shown(smallest)
+
+
+def test_a_circuit_is_validated_on_the_prompts_that_were_held_out(capsys, tmp_path, smallest):
+    assert run(capsys, "validate", smallest, "--quick", "--out", tmp_path / "check")[0] == 0
+    assert f"measured on {len(cm.open(smallest).held_out)} held-out prompts" in lede_of(tmp_path / "check")
+
+
+def test_a_size_is_taken_from_the_same_ranking(capsys, tmp_path, smallest):
+    options = ("--model", "known-ioi", "--steps", 60, "--edges", 13, "--out", tmp_path / "sized")
+    assert run(capsys, "find", "known-ioi", *options)[0] == 0
+    sized = cm.open(tmp_path / "sized")
+    assert sized.manifest["method"]["name"] == "mattr" and len(sized.circuit) == 13
+    assert "held-out prompts, which the search did not see" in lede_of(tmp_path / "sized")
+
+
+@pytest.mark.slow
+def test_a_stopped_search_for_the_smallest_circuit_goes_on(capsys, tmp_path, smallest, stop):
+    words = ("find", "known-ioi", "--model", "known-ioi", "--faithful", 0.99, "--steps", 60, "--out", tmp_path / "run")
+    stop(lambda what, done, total: what == "leaving out what is useless")
+    code, _, error = run(capsys, *words)
+    stop(lambda *at: False)
+    assert code == 130 and "--resume" in error
+    assert run(capsys, *words, "--resume")[0] == 0
+    for name, tensor in load_run(smallest).tensors.items():
+        torch.testing.assert_close(load_run(tmp_path / "run").tensors[name], tensor, rtol=0, atol=0, equal_nan=True)
+
+
+def test_too_few_rows_to_hold_any_out(capsys, tmp_path, folder, data):
+    code, _, error = run(capsys, "find", "letters", "--model", folder, "--data", data, "--out", tmp_path / "run")
+    assert code == 1 and "has 6 different prompts" in error and "--held-out FILE" in error
     assert list(tmp_path.iterdir()) == []

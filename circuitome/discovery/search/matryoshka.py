@@ -33,7 +33,9 @@ COOLING = 0.3
 CLOSED = 0.01
 """Edges less open than this are shut, which spares their heads and MLPs the run."""
 SIZES = (20, 10_000)
-"""Edges of the smallest and the largest circuit that is trained, where the graph has as many."""
+"""Edges of the smallest and the largest circuit that is trained ..."""
+SHARES = (1 / 20, 1 / 2)
+"""... in a small graph these shares of its edges."""
 GOLDEN = (math.sqrt(5) - 1) / 2
 """Sizes step by this share of their range, the most even way to fill it."""
 SAVE_EVERY = 10
@@ -120,7 +122,7 @@ class Training:
 
     def size(self, step: int, graph: Graph) -> float:
         """Edges open in all at a step: evenly over the logarithm of the range of sizes."""
-        low, high = (min(size, graph.n_edges / 2) for size in self.sizes)
+        low, high = (min(size, graph.n_edges * share) for size, share in zip(self.sizes, SHARES, strict=True))
         return float(low * (high / low) ** ((0.5 + step * GOLDEN) % 1.0))
 
 
