@@ -40,7 +40,8 @@ def split(task: Task, *, seed: int = 0) -> Split:
         raise TaskError(
             f"Task {task.name!r} has {len(order)} different prompts. To search on half of them, choose the size on a "
             f"quarter and measure on the rest takes at least {4 * FEWEST}. Give more prompts, or prompts of their own "
-            "to choose the size on and to measure on (sizing and held_out; --held-out FILE)."
+            "to choose the size on and to measure on (sizing and held_out; --held-out FILE), or ask for a size "
+            "(--edges)."
         )
     parts = order[2 * quarter :], order[:quarter], order[quarter : 2 * quarter]
     return Split(*(_of(task, [pair for unit in units for pair in unit]) for units in parts))
