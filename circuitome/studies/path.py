@@ -25,6 +25,10 @@ SIGN = (
 )
 
 
+SCREENED = 3.0
+"""Forward passes for a target whose senders are screened; measured on SmolLM2."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Path(PromptSettings):
     """Path patching: what reaches receivers from each sender, through no other head; or the trace from the logits."""
@@ -45,6 +49,8 @@ class Path(PromptSettings):
     """Senders that the trace keeps for a receiver at most."""
     threshold: float = 0.02
     """Effect that a kept sender has at least, as a share of the gap between clean and corrupted metric."""
+    exact: Flag = False
+    """Patch every sender of every target on the way back; by default estimates leave out those that cannot matter."""
 
     @override
     def check(self) -> None:
@@ -56,16 +62,18 @@ class Path(PromptSettings):
 
 
 def work(settings: Path, context: Context) -> Work:
-    """About eight passes for a receiver; a trace asks about more of them the deeper it goes."""
+    """About eight passes for all senders of a target; a trace tests more targets the deeper it goes."""
     receivers = 1 if not settings.depth else sum((3 * settings.width) ** level for level in range(settings.depth))
-    return Work.over(context.task, forward=2 + 8.0 * receivers, notes={"receivers": receivers})
+    later = receivers - 1  # all senders of the logits are patched, and of later targets those that can matter
+    forward = 10.0 + (8.0 if settings.exact else SCREENED) * later
+    return Work.over(context.task, forward=forward, notes={"receivers": receivers})
 
 
 def run(settings: Path, context: Context) -> Findings:
     """One map of effects, or those of all receivers on the way back."""
     setting, tensors = context.setting, dict[str, Any]()
     if settings.depth:
-        options = {name: getattr(settings, name) for name in ("depth", "width", "threshold", "freeze_mlps")}
+        options = {name: getattr(settings, name) for name in ("depth", "width", "threshold", "freeze_mlps", "exact")}
         trace = cm.trace_back(setting, **options)
         maps, receivers, count = [m for level in trace.levels for m in level], tree(trace), len(trace.circuit)
         kept = Figure(name="Edges kept", value=count, style="count", about=f"{len(receivers):,} targets tested")
@@ -131,6 +139,13 @@ def traced(graph: "cm.Graph", receivers: Sequence[dict[str, Any]], trace: "Trace
     )
     ends = (("depth", "count"), ("target", "node"))
     columns = (*ends, ("upstream node kept", "node"), ("effect", "estimate", 3, unit))
+    screened = [part for level in trace.screened for part in level]
+    if screened:
+        patched, rest = (sum(getattr(part, name) for part in screened) for name in ("patched", "left"))
+        note += (
+            f" Behind the logits {patched:,} upstream nodes were patched. {rest:,} were not: to first order none of them "
+            f"changes the metric by more than {max(part.bound for part in screened):.3g} {unit}; --exact patches them too."
+        )
     unsure = Note(
         level="warning",
         text="With one prompt there is no interval over prompts: nodes were kept for the size of their effect alone, "

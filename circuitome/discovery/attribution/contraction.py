@@ -193,6 +193,18 @@ def _reader_vectors(
     return vectors.view(len(layers) * (n + 1), len(final), -1)
 
 
+def reader_vectors(model: Model, gradients: ReaderGradients, column: int) -> Float[Tensor, "batch pos d_model"]:
+    """Gradient at the input of one reader."""
+    graph, (batch, pos, d_model) = model.graph, gradients.final.shape
+    layer = graph.reader_layer[column]
+    if layer == graph.n_layers:
+        return gradients.final
+    if column == graph.mlp_column(layer):
+        return gradients.mlps[layer]
+    vectors = _reader_vectors(gradients, [layer], [_folded_weights(model.blocks[layer])], slice(None))
+    return vectors[column - graph.attention_columns(layer).start].view(batch, pos, d_model)
+
+
 def _product(writers: Tensor, readers: Tensor, out: Tensor) -> None:
     """out[b, u, v] = <writers[u, b], readers[v, b]> for the writers given; the rest of `out` stays."""
     out[:, : len(writers)] = torch.bmm(writers.transpose(0, 1), readers.permute(1, 2, 0))
