@@ -143,8 +143,9 @@ def traced(graph: "cm.Graph", receivers: Sequence[dict[str, Any]], trace: "Trace
     if screened:
         patched, rest = (sum(getattr(part, name) for part in screened) for name in ("patched", "left"))
         note += (
-            f" Behind the logits {patched:,} upstream nodes were patched. {rest:,} were not: to first order none of them "
-            f"changes the metric by more than {max(part.bound for part in screened):.3g} {unit}; --exact patches them too."
+            f" Behind the logits {patched:,} upstream nodes were patched. {rest:,} were not: to first order none of "
+            f"them changes the metric by more than {max(part.bound for part in screened):.3g} {unit}; --exact patches "
+            "them too."
         )
     unsure = Note(
         level="warning",
