@@ -2,6 +2,7 @@
 
 from . import errors as errors
 from . import heads as heads
+from . import neurons as neurons
 from . import tasks as tasks
 from . import weights as weights
 from .discovery.attribution.edges import eap as eap

@@ -1,0 +1,10 @@
+"""Neurons of MLPs as nodes: what each does to the metric, and through which edges.
+
+scores = cm.neurons.scores(model, task)     # every neuron: change of the metric when it is ablated, to first order
+edges = cm.neurons.edges(model, task)       # the strongest of all edges between neurons, heads, embedding, logits
+"""
+
+from circuitome.neurons.edges import NeuronEdges, edges
+from circuitome.neurons.scores import NeuronScores, scores
+
+__all__ = ["NeuronEdges", "NeuronScores", "edges", "scores"]

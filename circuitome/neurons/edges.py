@@ -1,0 +1,300 @@
+"""The strongest of all edges between neurons, heads, embedding and logits, streamed: no matrix of them is ever held.
+
+Block by block of layers, the scores are a product of weights times a product of thin factors over tokens (see
+`factors`); of each block only what can still be among the strongest is kept.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitome.engine.setting import Setting, method
+from circuitome.errors import InputError
+from circuitome.graph.node import Node
+from circuitome.models.block import Block, weight_of
+from circuitome.models.model import Model
+from circuitome.models.norms import Norm
+from circuitome.neurons.factors import (
+    Gradients,
+    Pass,
+    Readers,
+    Writers,
+    folded,
+    input_projections,
+    path_points,
+    split_inputs,
+)
+from circuitome.neurons.scores import check_neurons
+from circuitome.results import Shown
+
+KEPT = 10_000
+"""Edges that are kept where nobody says how many."""
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronEdges(Shown):
+    """The strongest edges of a model whose MLPs are taken apart into neurons."""
+
+    names: tuple[tuple[str, str], ...]
+    """Writer and reader of each edge, strongest |score| first."""
+    values: Float[Tensor, " edges"]
+    """Their scores: mean change of the metric when the edge is ablated, to first order; negative where it helps."""
+    total: int
+    """All edges that were scored."""
+    unit: str
+    """Unit of the metric."""
+    method: str
+    """How they were made."""
+
+    def __repr__(self) -> str:
+        return f"NeuronEdges({len(self.names):,} strongest of {self.total:,} edges, {self.method}, unit {self.unit})"
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def top(self, n: int) -> list[tuple[str, float]]:
+        """The `n` strongest edges that were kept, as text with their scores."""
+        return [(f"{u}->{v}", value) for (u, v), value in zip(self.names[:n], self.values[:n].tolist(), strict=True)]
+
+    def nodes(self) -> tuple[str, ...]:
+        """Nodes at the ends of the edges, those of the strongest edges first."""
+        ends = (str(Node.parse(name).whole) for pair in self.names for name in pair)
+        return tuple(dict.fromkeys(ends))
+
+
+@method
+def edges(setting: Setting, *, layers: Sequence[int] | None = None, steps: int = 5, keep: int = KEPT) -> NeuronEdges:
+    """The `keep` strongest of all edges between neurons, heads, the embedding and the logits.
+
+    Every MLP is taken apart into its neurons, or those of `layers` alone are looked at: writers m5.n123 and readers
+    m5.n123.in beside a9.h6, a9.h6.q, embed and logits. A score is that of `eap_ig` with midpoints (`steps=1`: of `eap`)
+    with a neuron as a node; the scores of a layer's neurons sum to that of their MLP. SmolLM2-135M has 1.1 billion such
+    edges; what is held are factors as thin as the tokens of all prompts. Source of the score: Hanna et al. 2024,
+    arXiv:2403.17806; the factorisation is ours.
+
+    >>> model, task = cm.load("tracr-reverse"), cm.ground_truth.task("tracr-reverse", 16)
+    >>> found = cm.neurons.edges(model, task, ablation="zero", keep=100)
+    >>> len(found), found.total > 1000
+    (100, True)
+
+    Raises `InputError` for steps or keep < 1, for mean ablation, a layer that does not exist and for a model without
+    MLPs; `NumericsError` where the metric is not finite; `MemoryBudgetError` where not even one prompt fits.
+    """
+    check_neurons(setting, steps)
+    n_layers = setting.model.graph.n_layers
+    if keep < 1:
+        raise InputError(f"keep must be at least 1, got {keep}.")
+    if missing := [layer for layer in layers or () if not 0 <= layer < n_layers]:
+        raise InputError(f"There is no MLP in layer {missing[0]}; {setting.model.name} has layers 0 to {n_layers - 1}.")
+    factors = Factors.of(setting, steps)
+    wanted = range(n_layers) if layers is None else sorted(set(layers))
+    kept, total = Strongest(keep), 0
+    blocks = list(factors.pairs(wanted))
+    for done, (writers, readers) in enumerate(blocks):
+        values = block_scores(writers, readers) / len(setting.task)
+        kept.add(writers.names, readers.names, values)
+        total += values.numel()
+        setting.progress("scoring edges of neurons", done + 1, len(blocks))
+    name = "eap" if steps == 1 else f"eap-ig, {steps} steps"
+    return NeuronEdges(*kept.sorted(), total, setting.task.unit, name)
+
+
+def block_scores(writers: Writers, readers: Readers) -> Float[Tensor, "writers readers"]:
+    """Scores of all edges from some writers to some readers, summed over prompts."""
+    product = writers.delta.T @ readers.gradient
+    product *= writers.weights @ readers.weights.T
+    shape = (len(writers.names), writers.width, len(readers.names), readers.width)
+    values = product.view(shape).sum((1, 3))
+    for centred, slope in readers.slopes:
+        along = (writers.delta * (centred @ writers.weights.T)).unflatten(1, shape[:2]).sum(-1)
+        values -= along.T @ slope
+    return values
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The writers and readers of a model, layer by layer, on all prompts."""
+
+    model: Model
+    embed: Writers
+    heads: list[Writers]
+    neurons: list[Writers]
+    attention: list[Readers]
+    mlps: list[Readers]
+    logits: Readers
+
+    @classmethod
+    def of(cls, setting: Setting, steps: int) -> "Factors":
+        """The factors of all prompts, whose tokens follow one another."""
+        parts = list[tuple[Pass, list[Gradients]]]()
+        for batch in setting.batches("scoring neurons", gradients=True):
+            clean, ablated, points = path_points(setting, batch, steps)
+            change = Pass(
+                ablated.writers.minus(clean.writers),
+                [there - here for there, here in zip(ablated.neurons, clean.neurons, strict=True)],
+            )
+            parts.append((change, list(points)))
+        return _joined(setting.model, parts, steps)
+
+    def pairs(self, layers: Sequence[int]) -> Iterator[tuple[Writers, Readers]]:
+        """Every group of writers with every group of readers behind it, MLPs of some layers alone."""
+        parallel, n_layers = self.model.graph.parallel, self.model.graph.n_layers
+        for layer in range(n_layers):
+            before = [self.embed, *self.heads[:layer], *(self.neurons[i] for i in range(layer) if i in layers)]
+            yield from ((writers, self.attention[layer]) for writers in before)
+            if layer in layers:
+                beside = [] if parallel else [self.heads[layer]]
+                yield from ((writers, self.mlps[layer]) for writers in (*before, *beside))
+        yield from ((writers, self.logits) for writers in (self.embed, *self.heads, *(self.neurons[i] for i in layers)))
+
+
+def _joined(model: Model, parts: Sequence[tuple[Pass, list[Gradients]]], steps: int) -> Factors:
+    """Factors of all batches, one behind the other."""
+    graph, identity = model.graph, torch.eye(model.d_model, device=model.device)
+
+    def tokens(values: Sequence[Tensor]) -> Tensor:
+        return torch.cat([value.flatten(0, 1).float() for value in values])
+
+    changes = [change for change, _ in parts]
+    embed = Writers(graph.writers[:1], model.d_model, identity, tokens([change.writers.embed for change in changes]))
+    heads, neurons, attention, mlps = list[Writers](), list[Writers](), list[Readers](), list[Readers]()
+    for layer, block in enumerate(model.blocks):
+        z = tokens([change.writers.heads[layer].flatten(2) for change in changes])
+        heads.append(
+            Writers(graph.writers[graph.head_rows(layer)], model.heads.width, block.head_weights().flatten(0, 1), z)
+        )
+        rows = block.neuron_weights()
+        names = tuple(str(Node("neuron", layer, i)) for i in range(len(rows)))
+        neurons.append(Writers(names, 1, rows, tokens([change.neurons[layer] for change in changes])))
+        attention.append(_attention_readers(model, layer, [points for _, points in parts], steps))
+        mlps.append(_neuron_readers(model, layer, [points for _, points in parts], steps))
+    final = tokens([torch.stack([point.final for point in points]).mean(0) for _, points in parts])
+    return Factors(
+        model, embed, heads, neurons, attention, mlps, Readers(("logits",), model.d_model, identity, final, ())
+    )
+
+
+def _attention_readers(model: Model, layer: int, parts: Sequence[Sequence[Gradients]], steps: int) -> Readers:
+    """Q, k and v of a block."""
+    block, graph = model.blocks[layer], model.graph
+    weights = block.reader_weights().float()
+    constant = block.reader_biases().float()
+    if (norm := block.attention_norm) is not None and norm.bias is not None:
+        constant = constant + weights @ norm.bias
+    names = graph.readers[graph.attention_columns(layer)]
+    points = [
+        [
+            (
+                point.activations.resid_pre[layer],
+                block.split([t.detach() for t in point.activations.projected[layer]]).float() - constant,
+                block.split(point.projected[layer]),
+            )
+            for point in part
+        ]
+        for part in parts
+    ]
+    return _readers(names, folded(weights.flatten(0, 1), norm), norm, points, steps)
+
+
+def _neuron_readers(model: Model, layer: int, parts: Sequence[Sequence[Gradients]], steps: int) -> Readers:
+    """The neurons of an MLP, each with one or two columns."""
+    block = model.blocks[layer]
+    projections = input_projections(block)
+    weights = torch.stack(split_inputs(block, [weight_of(p) for p in projections], 0), 1).detach().float()
+    constant = _constants(block, weights)
+    names = tuple(str(Node("neuron", layer, i, "in")) for i in range(len(weights)))
+    points = [
+        [
+            (
+                point.activations.resid_mid[layer],
+                torch.stack(split_inputs(block, [t.detach() for t in point.cache.inputs[layer]]), -1).float()
+                - constant,
+                torch.stack(split_inputs(block, point.inputs[layer]), -1),
+            )
+            for point in part
+        ]
+        for part in parts
+    ]
+    return _readers(names, folded(weights.flatten(0, 1), block.mlp_norm), block.mlp_norm, points, steps)
+
+
+def _constants(block: Block, weights: Float[Tensor, "neuron column d_model"]) -> Tensor | float:
+    """What each input of a neuron is where the normed residual is zero before the norm's bias."""
+    found: list[Any] = [getattr(module, "bias", None) for module in input_projections(block)]
+    biases = [bias.detach().float() for bias in found if bias is not None]
+    constant: Tensor | float = torch.stack(split_inputs(block, biases), -1) if biases else 0.0
+    if (norm := block.mlp_norm) is not None and norm.bias is not None:
+        constant = constant + weights @ norm.bias
+    return constant
+
+
+Read = tuple[Tensor, Tensor, Tensor]
+"""Of some readers at a point: the residual they read, what their columns give, and the gradient at that."""
+
+
+def _readers(
+    names: Sequence[str], weights: Tensor, norm: Norm | None, parts: Sequence[Sequence[Read]], steps: int
+) -> Readers:
+    """Readers from what was read, batch by batch and point by point."""
+    width = len(weights) // len(names)
+    gradients, slopes = list[Tensor](), list[list[tuple[Tensor, Tensor]]]()
+    for points in parts:
+        total, by_point = list[Tensor](), list[tuple[Tensor, Tensor]]()
+        for resid, given, gradient in points:
+            g = gradient.flatten(0, 1) / steps
+            if norm is None:
+                total.append(g)
+                continue
+            x = resid.detach().flatten(0, 1)
+            sigma = norm.sigma(x)[..., None]
+            total.append(g / sigma)
+            slope = (given.flatten(0, 1) * g).sum(-1) / (x.shape[-1] * sigma[..., 0].square())
+            by_point.append((norm.centre(x), slope))
+        gradients.append(torch.stack(total).sum(0).flatten(1))
+        slopes.append(by_point)
+    joined = tuple((torch.cat([p[0] for p in at]), torch.cat([p[1] for p in at])) for at in zip(*slopes, strict=True))
+    return Readers(tuple(names), width, weights, torch.cat(gradients), joined)
+
+
+class Strongest:
+    """The strongest of a stream of edges."""
+
+    def __init__(self, keep: int) -> None:
+        self.keep, self.least = keep, 0.0
+        self.values, self.places = list[Tensor](), list[Int[Tensor, "2 edges"]]()
+        self.writers, self.readers = list[str](), list[str]()
+        self.at: dict[tuple[str, ...], int] = {}
+
+    def add(self, writers: tuple[str, ...], readers: tuple[str, ...], values: Float[Tensor, "writers readers"]) -> None:
+        """Take the edges of a block that may be among the strongest."""
+        first, then = (self._start(names, known) for names, known in ((writers, self.writers), (readers, self.readers)))
+        rows, columns = (values.abs() > self.least).nonzero().T
+        self.values.append(values[rows, columns].cpu())
+        self.places.append(torch.stack([rows + first, columns + then]).cpu())
+        if sum(map(len, self.values)) > 4 * self.keep:
+            self._shorten()
+
+    def _start(self, names: tuple[str, ...], known: list[str]) -> int:
+        """Where a group's names begin among all."""
+        key = (names[0], str(id(known)))
+        if key not in self.at:
+            self.at[key] = len(known)
+            known.extend(names)
+        return self.at[key]
+
+    def _shorten(self) -> None:
+        values, places = torch.cat(self.values), torch.cat(self.places, 1)
+        order = values.abs().sort(descending=True, stable=True).indices[: self.keep]
+        self.values, self.places = [values[order]], [places[:, order]]
+        if len(order) == self.keep:
+            self.least = float(values[order[-1]].abs())
+
+    def sorted(self) -> tuple[tuple[tuple[str, str], ...], Float[Tensor, " edges"]]:
+        """Names and scores, strongest first."""
+        self._shorten()
+        rows, columns = self.places[0].tolist()
+        return tuple((self.writers[i], self.readers[j]) for i, j in zip(rows, columns, strict=True)), self.values[0]
