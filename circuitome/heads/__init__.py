@@ -26,6 +26,8 @@ from circuitome.heads.long_context.sinks import sink_mass as sink_mass
 from circuitome.heads.long_context.streaming import dense_losses as dense_losses
 from circuitome.heads.long_context.streaming import stream_losses as stream_losses
 from circuitome.heads.roles.explanation import explain as explain
+from circuitome.heads.roles.mlps import MlpExplanation as MlpExplanation
+from circuitome.heads.roles.mlps import explain_mlps as explain_mlps
 from circuitome.heads.roles.narrative import summary as summary
 from circuitome.heads.roles.result import Explanation as Explanation
 from circuitome.heads.roles.rules import ROLES as ROLES

@@ -8,6 +8,7 @@ from typing import Any
 import circuitome as cm
 from circuitome.present import formats
 from circuitome.present.blocks import Block, Cell, Figure, HeatMap, Lede, Note, Numbers, RoleClass, Roles, Table, table
+from circuitome.studies import explained_mlps
 from circuitome.studies.context import Context
 from circuitome.studies.pieces import example_pairs, figure, rounded
 from circuitome.studies.settings import Names, RunSettings
@@ -54,25 +55,26 @@ class Explain(RunSettings):
 
 
 def work(settings: Explain, context: Context) -> Work:
-    """Measured on SmolLM2: as much as a dozen bare passes."""
-    return Work.over(context.task, forward=12.5)
+    """Measured on SmolLM2: the heads cost as much as a dozen bare passes."""
+    return Work.over(context.task, forward=12.5 + explained_mlps.COST)
 
 
 def run(settings: Explain, context: Context) -> Findings:
     """Roles of the heads of a run's circuit, with their evidence."""
     reopened, task, setting = context.reopened, context.task, context.setting
     named = cm.heads.explain(setting, reopened.circuit, heads=settings.heads or None)
+    mlps = cm.heads.explain_mlps(setting, reopened.circuit)
     measured = named.measurements
     clean, ablated = (setting.mean(metric, task.unit) for metric in (measured.metric, measured.ablated_metric))
-    results = {**numbers(named), "clean": clean.to_dict(), "ablated": ablated.to_dict()}
+    results = {**numbers(named), "mlps": mlps.to_dict(), "clean": clean.to_dict(), "ablated": ablated.to_dict()}
     gap = figure("Clean", clean, "mean on clean prompts"), figure("Ablated", ablated, "mean with everything ablated")
     pairs = example_pairs(context.model, task, {"clean": measured.metric, "ablated": measured.ablated_metric})
     return Findings(
-        title=f"What the heads do: {task.name} in {reopened.origin.model}",
+        title=f"What the heads and MLPs do: {task.name} in {reopened.origin.model}",
         sign=SIGN,
         results=results,
         blocks=[*blocks(named, results, task.name, gap), pairs],
-        tensors={"circuit": reopened.circuit.mask, **tensors(named)},
+        tensors={"circuit": reopened.circuit.mask, **tensors(named), **explained_mlps.tensors(mlps)},
         more={"edges": len(reopened.circuit), "summary": cm.heads.summary(named, task.name)},
     )
 
@@ -123,9 +125,10 @@ def blocks(named: "cm.heads.Explanation", results: Mapping[str, Any], task: str,
     heads = [head for group in by_role(results["heads"]) for head in group]
     evidence = "Every test of every head that was explained, in the order of the table."
     return [
-        Lede(text=overview(named, task)),
+        Lede(text=f"{overview(named, task)} {explained_mlps.sentence(results)}".strip()),
         Numbers(items=(*counts(results), *gap)),
         *pictured(named),
+        *explained_mlps.blocks(results),
         attended(results, heads[:MAPPED], attention_of(named)),
         Note(title="Evidence, head by head", text=evidence, where="page"),
         *(evidence_of(head, results["unit"]) for head in heads),

@@ -12,7 +12,7 @@ import torch
 import circuitome
 import circuitome as cm
 
-SPACES = (cm, cm.tasks, cm.heads, cm.weights, cm.ground_truth)
+SPACES = (cm, cm.tasks, cm.heads, cm.neurons, cm.weights, cm.ground_truth)
 """Where public names are looked up."""
 GIVEN = {
     *(
@@ -27,6 +27,7 @@ GIVEN = {
         "Verdict",
     ),
     *("Atlas", "Copying", "HeadScore", "Induction", "Repeated", "MaskCheck", "NeedlePrompt", "SinkMass", "Explanation"),
+    *("MlpExplanation", "NeuronEdges", "NeuronScores"),
     *("Features", "RoleVerdict", "ConvNet", "Expanded", "Factored", "Composition", "Lens", "LogitAttribution"),
     *("TokenPairs", "Tokens"),
 }

@@ -1,0 +1,93 @@
+"""What MLPs of a circuit do: every effect against hooks written by hand, in every kind of block."""
+
+import pytest
+import torch
+from families import random_task, tiny
+
+import circuitome as cm
+from circuitome.graph.circuits import Circuit
+
+TASK = random_task(5)
+FAMILIES = [
+    "llama",
+    "gemma2",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "neox-parallel", "qwen3", "opt")),
+]
+
+
+def metric_with(model, pair, row, layer=None, positions=()):
+    """The metric of a clean prompt whose MLP writes what it writes on the corrupted one at some positions."""
+    end, written = model.blocks[layer or 0].mlp_ends[1], []
+    handle = end.register_forward_hook(lambda module, args, out: written.append(out.detach()))
+    with torch.no_grad():
+        model.hf(torch.tensor([pair.corrupted]))
+    handle.remove()
+
+    def put(module, args, out):
+        out = out.clone()
+        flat, other = out.view(-1, out.shape[-1]), written[0].view(-1, out.shape[-1])
+        flat[list(positions)] = other[list(positions)]
+        return out
+
+    handle = end.register_forward_hook(put) if layer is not None else None
+    with torch.no_grad():
+        logits = model.hf(torch.tensor([pair.clean])).logits[:, pair.answer_position]
+    if handle is not None:
+        handle.remove()
+    return float(TASK.score(logits, [row])[0])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_effects_are_those_of_hooks_written_by_hand(family):
+    model = tiny(family)
+    found = cm.heads.explain_mlps(model, Circuit.full(model.graph), TASK)
+    assert found.names == tuple(f"m{layer}" for layer in range(model.graph.n_layers))
+    for row, pair in enumerate(TASK.pairs):
+        clean = metric_with(model, pair, row)
+        for layer in range(model.graph.n_layers):
+            everywhere = metric_with(model, pair, row, layer, range(len(pair.clean))) - clean
+            at_end = metric_with(model, pair, row, layer, [pair.answer_position]) - clean
+            assert float(found.all_positions[row, layer]) == pytest.approx(everywhere, abs=2e-5)
+            assert float(found.last_position[row, layer]) == pytest.approx(at_end, abs=2e-5)
+            for role, name in enumerate(found.roles):
+                effect = float(found.by_role[row, layer, role])
+                where = {"first": 0, "end": pair.answer_position, **pair.roles}.get(name)
+                if effect == effect and where is not None:
+                    expected = metric_with(model, pair, row, layer, [where]) - clean
+                    assert effect == pytest.approx(expected, abs=2e-5)
+
+
+def test_the_last_mlp_acts_on_the_logits_alone():
+    model = tiny("llama")
+    found = cm.heads.explain_mlps(model, Circuit.full(model.graph), TASK)
+    torch.testing.assert_close(found.direct[:, -1], found.last_position[:, -1], rtol=0, atol=2e-5)
+    torch.testing.assert_close(found.direct[:, -1], found.all_positions[:, -1], rtol=0, atol=2e-5)
+    assert not torch.allclose(found.direct[:, 0], found.last_position[:, 0], atol=1e-4)
+
+
+def test_what_it_reads_and_feeds_are_edges_of_the_circuit():
+    model = tiny("llama")
+    edges = ["embed->m0.in", "a0.h1->m1.in", "m0->m1.in", "m1->a2.h0.q", "m1->logits"]
+    found = cm.heads.explain_mlps(model, Circuit.of(model.graph, edges), TASK)
+    assert found.names == ("m0", "m1")
+    assert found.reads("m1") == ("a0.h1", "m0") and found.feeds("m1") == ("a2.h0.q", "logits")
+    by_name = {mlp["mlp"]: mlp for mlp in found.to_dict()}
+    assert by_name["m0"]["feeds"] == ["m1.in"] and by_name["m0"]["reads"] == ["embed"]
+    assert [mlp["mlp"] for mlp in found.to_dict()] == [found.names[i] for i in found.ranked]
+
+
+def test_a_circuit_without_mlps_has_none_to_explain():
+    model = tiny("llama")
+    found = cm.heads.explain_mlps(model, Circuit.of(model.graph, ["embed->a0.h0.q", "a0.h0->logits"]), TASK)
+    assert found.names == () and found.to_dict() == []
+
+
+def test_it_acts_where_ablating_it_matters_most():
+    model, task = cm.load("tracr-reverse"), cm.ground_truth.task("tracr-reverse", 16)
+    circuit = cm.ground_truth.true_circuit(model, task, ablation="zero")
+    found = cm.heads.explain_mlps(model, circuit, task, ablation="zero")
+    for place in range(len(found.names)):
+        effects = found.by_role[:, place].nanmean(0)
+        if found.acts_at(place):
+            assert effects.abs().nan_to_num(0).argmax() == found.roles.index(found.acts_at(place))
+    assert any(found.acts_at(place) for place in range(len(found.names)))
