@@ -10,8 +10,8 @@ import circuitome as cm
 from circuitome.engine.setting import Setting
 from circuitome.errors import InputError
 from circuitome.graph.node import Node
-from circuitome.neurons.edges import Factors, Strongest, block_scores
 from circuitome.neurons.factors import input_projections, split_inputs
+from circuitome.neurons.neuron_edges import Factors, Strongest, block_scores
 
 TASK = random_task(3)
 EVEN = replace(TASK, pairs=tuple(pair for pair in TASK.pairs if len(pair.clean) == len(TASK.pairs[0].clean)))

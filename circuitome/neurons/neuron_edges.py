@@ -28,7 +28,7 @@ from circuitome.neurons.factors import (
     path_points,
     split_inputs,
 )
-from circuitome.neurons.scores import check_neurons
+from circuitome.neurons.neuron_scores import check_neurons
 from circuitome.results import Shown
 
 KEPT = 10_000
@@ -77,9 +77,9 @@ def edges(setting: Setting, *, layers: Sequence[int] | None = None, steps: int =
     arXiv:2403.17806; the factorisation is ours.
 
     >>> model, task = cm.load("tracr-reverse"), cm.ground_truth.task("tracr-reverse", 16)
-    >>> found = cm.neurons.edges(model, task, ablation="zero", keep=100)
+    >>> found = cm.neurons.edges(model, task, ablation="zero", keep=50)
     >>> len(found), found.total > 1000
-    (100, True)
+    (50, True)
 
     Raises `InputError` for steps or keep < 1, for mean ablation, a layer that does not exist and for a model without
     MLPs; `NumericsError` where the metric is not finite; `MemoryBudgetError` where not even one prompt fits.
@@ -130,15 +130,30 @@ class Factors:
     @classmethod
     def of(cls, setting: Setting, steps: int) -> "Factors":
         """The factors of all prompts, whose tokens follow one another."""
-        parts = list[tuple[Pass, list[Gradients]]]()
+        model, changes, reads = setting.model, list[Pass](), list[list[Read]]()
         for batch in setting.batches("scoring neurons", gradients=True):
             clean, ablated, points = path_points(setting, batch, steps)
-            change = Pass(
-                ablated.writers.minus(clean.writers),
-                [there - here for there, here in zip(ablated.neurons, clean.neurons, strict=True)],
-            )
-            parts.append((change, list(points)))
-        return _joined(setting.model, parts, steps)
+            neurons = [there - here for there, here in zip(ablated.neurons, clean.neurons, strict=True)]
+            changes.append(Pass(ablated.writers.minus(clean.writers), neurons))
+            total: list[Read] = []
+            for point in points:  # one at a time: what a point leaves behind is thin
+                total = added(total, reads_of(model, point, steps))
+            reads.append(total)
+        readers = [joined(parts) for parts in zip(*reads, strict=True)]
+        heads, of_neurons = zip(*(_writers(model, layer, changes) for layer in range(len(model.blocks))), strict=True)
+        identity = torch.eye(model.d_model, device=model.device)
+        embed = tokens([change.writers.embed for change in changes])
+        return cls(
+            model=model,
+            embed=Writers(model.graph.writers[:1], model.d_model, identity, embed),
+            heads=list(heads),
+            neurons=list(of_neurons),
+            attention=[
+                readers_of(*_attention_columns(model, layer), read) for layer, read in enumerate(readers[:-1:2])
+            ],
+            mlps=[readers_of(*_neuron_columns(model, layer), read) for layer, read in enumerate(readers[1:-1:2])],
+            logits=readers_of(("logits",), identity, readers[-1]),
+        )
 
     def pairs(self, layers: Sequence[int]) -> Iterator[tuple[Writers, Readers]]:
         """Every group of writers with every group of readers behind it, MLPs of some layers alone."""
@@ -152,112 +167,120 @@ class Factors:
         yield from ((writers, self.logits) for writers in (self.embed, *self.heads, *(self.neurons[i] for i in layers)))
 
 
-def _joined(model: Model, parts: Sequence[tuple[Pass, list[Gradients]]], steps: int) -> Factors:
-    """Factors of all batches, one behind the other."""
-    graph, identity = model.graph, torch.eye(model.d_model, device=model.device)
+def tokens(values: Sequence[Tensor]) -> Float[Tensor, "tokens width"]:
+    """The tokens of all batches, one behind the other."""
+    return torch.cat([value.flatten(0, 1).float() for value in values])
 
-    def tokens(values: Sequence[Tensor]) -> Tensor:
-        return torch.cat([value.flatten(0, 1).float() for value in values])
 
-    changes = [change for change, _ in parts]
-    embed = Writers(graph.writers[:1], model.d_model, identity, tokens([change.writers.embed for change in changes]))
-    heads, neurons, attention, mlps = list[Writers](), list[Writers](), list[Readers](), list[Readers]()
-    for layer, block in enumerate(model.blocks):
-        z = tokens([change.writers.heads[layer].flatten(2) for change in changes])
-        heads.append(
-            Writers(graph.writers[graph.head_rows(layer)], model.heads.width, block.head_weights().flatten(0, 1), z)
-        )
-        rows = block.neuron_weights()
-        names = tuple(str(Node("neuron", layer, i)) for i in range(len(rows)))
-        neurons.append(Writers(names, 1, rows, tokens([change.neurons[layer] for change in changes])))
-        attention.append(_attention_readers(model, layer, [points for _, points in parts], steps))
-        mlps.append(_neuron_readers(model, layer, [points for _, points in parts], steps))
-    final = tokens([torch.stack([point.final for point in points]).mean(0) for _, points in parts])
-    return Factors(
-        model, embed, heads, neurons, attention, mlps, Readers(("logits",), model.d_model, identity, final, ())
+def _writers(model: Model, layer: int, changes: Sequence[Pass]) -> tuple[Writers, Writers]:
+    """The heads and the neurons of a block."""
+    graph, block = model.graph, model.blocks[layer]
+    z = tokens([change.writers.heads[layer].flatten(2) for change in changes])
+    names = graph.writers[graph.head_rows(layer)]
+    rows = block.neuron_weights()
+    neurons = tuple(str(Node("neuron", layer, i)) for i in range(len(rows)))
+    return (
+        Writers(names, model.heads.width, block.head_weights().flatten(0, 1), z),
+        Writers(neurons, 1, rows, tokens([change.neurons[layer] for change in changes])),
     )
 
 
-def _attention_readers(model: Model, layer: int, parts: Sequence[Sequence[Gradients]], steps: int) -> Readers:
-    """Q, k and v of a block."""
+@dataclass(frozen=True)
+class Read:
+    """The gradient of some readers on one batch, summed over points of the path."""
+
+    gradient: Float[Tensor, "tokens reader column"]
+    """G."""
+    slopes: tuple[tuple[Tensor, Tensor], ...]
+    """By point, c and r."""
+
+
+def reads_of(model: Model, point: Gradients, steps: int) -> list[Read]:
+    """By layer what q, k and v and what the neurons read, then what the logits do, at one point."""
+    reads = list[Read]()
+    for layer, block in enumerate(model.blocks):
+        projected = block.split([t.detach() for t in point.activations.projected[layer]]).float()
+        inputs = torch.stack(split_inputs(block, point.cache.inputs[layer]), -1).float()
+        reads.append(
+            _read(
+                block.attention_norm,
+                point.activations.resid_pre[layer],
+                projected - _attention_constants(block),
+                block.split(point.projected[layer]) / steps,
+            )
+        )
+        gradient = torch.stack(split_inputs(block, point.inputs[layer]), -1) / steps
+        reads.append(_read(block.mlp_norm, point.activations.resid_mid[layer], inputs - _constants(block), gradient))
+    return [*reads, _read(None, point.final, point.final, point.final[:, :, None] / steps)]
+
+
+def _read(norm: Norm | None, resid: Tensor, given: Tensor, gradient: Tensor) -> Read:
+    """What readers leave behind at one point: residual, what their columns give, and the gradient at that."""
+    g = gradient.flatten(0, 1)
+    if norm is None:
+        return Read(g, ())
+    x = resid.detach().flatten(0, 1)
+    sigma = norm.sigma(x)[..., None]
+    slope = (given.flatten(0, 1) * g).sum(-1) / (x.shape[-1] * sigma[..., 0].square())
+    return Read(g / sigma, ((norm.centre(x), slope),))
+
+
+def added(total: Sequence[Read], more: Sequence[Read]) -> list[Read]:
+    """The sum over points."""
+    if not total:
+        return list(more)
+    return [Read(a.gradient.add_(b.gradient), a.slopes + b.slopes) for a, b in zip(total, more, strict=True)]
+
+
+def joined(parts: Sequence[Read]) -> Read:
+    """All batches, one behind the other."""
+    slopes = zip(*(part.slopes for part in parts), strict=True)
+    return Read(
+        torch.cat([part.gradient for part in parts]),
+        tuple((torch.cat([c for c, _ in point]), torch.cat([r for _, r in point])) for point in slopes),
+    )
+
+
+def readers_of(names: Sequence[str], weights: Float[Tensor, "columns d_model"], read: Read) -> Readers:
+    """Readers with their weights and gradients."""
+    return Readers(tuple(names), len(weights) // len(names), weights, read.gradient.flatten(1), read.slopes)
+
+
+def _attention_columns(model: Model, layer: int) -> tuple[Sequence[str], Tensor]:
+    """Names and folded weights of q, k and v of a block."""
     block, graph = model.blocks[layer], model.graph
-    weights = block.reader_weights().float()
+    weights = block.reader_weights().flatten(0, 1)
+    return graph.readers[graph.attention_columns(layer)], folded(weights, block.attention_norm)
+
+
+def _neuron_columns(model: Model, layer: int) -> tuple[Sequence[str], Tensor]:
+    """Names and folded weights of what the neurons of an MLP read; each has one or two columns."""
+    block, weights = model.blocks[layer], _input_weights(model.blocks[layer])
+    names = [str(Node("neuron", layer, i, "in")) for i in range(len(weights))]
+    return names, folded(weights.flatten(0, 1), block.mlp_norm)
+
+
+def _input_weights(block: Block) -> Float[Tensor, "neuron column d_model"]:
+    weights = [weight_of(projection) for projection in input_projections(block)]
+    return torch.stack(split_inputs(block, weights, 0), 1).detach().float()
+
+
+def _attention_constants(block: Block) -> Float[Tensor, "reader d_head"]:
+    """What each q, k and v is where the normed residual is zero before the norm's bias."""
     constant = block.reader_biases().float()
     if (norm := block.attention_norm) is not None and norm.bias is not None:
-        constant = constant + weights @ norm.bias
-    names = graph.readers[graph.attention_columns(layer)]
-    points = [
-        [
-            (
-                point.activations.resid_pre[layer],
-                block.split([t.detach() for t in point.activations.projected[layer]]).float() - constant,
-                block.split(point.projected[layer]),
-            )
-            for point in part
-        ]
-        for part in parts
-    ]
-    return _readers(names, folded(weights.flatten(0, 1), norm), norm, points, steps)
+        constant = constant + block.reader_weights().float() @ norm.bias
+    return constant
 
 
-def _neuron_readers(model: Model, layer: int, parts: Sequence[Sequence[Gradients]], steps: int) -> Readers:
-    """The neurons of an MLP, each with one or two columns."""
-    block = model.blocks[layer]
-    projections = input_projections(block)
-    weights = torch.stack(split_inputs(block, [weight_of(p) for p in projections], 0), 1).detach().float()
-    constant = _constants(block, weights)
-    names = tuple(str(Node("neuron", layer, i, "in")) for i in range(len(weights)))
-    points = [
-        [
-            (
-                point.activations.resid_mid[layer],
-                torch.stack(split_inputs(block, [t.detach() for t in point.cache.inputs[layer]]), -1).float()
-                - constant,
-                torch.stack(split_inputs(block, point.inputs[layer]), -1),
-            )
-            for point in part
-        ]
-        for part in parts
-    ]
-    return _readers(names, folded(weights.flatten(0, 1), block.mlp_norm), block.mlp_norm, points, steps)
-
-
-def _constants(block: Block, weights: Float[Tensor, "neuron column d_model"]) -> Tensor | float:
+def _constants(block: Block) -> Tensor | float:
     """What each input of a neuron is where the normed residual is zero before the norm's bias."""
     found: list[Any] = [getattr(module, "bias", None) for module in input_projections(block)]
     biases = [bias.detach().float() for bias in found if bias is not None]
     constant: Tensor | float = torch.stack(split_inputs(block, biases), -1) if biases else 0.0
     if (norm := block.mlp_norm) is not None and norm.bias is not None:
-        constant = constant + weights @ norm.bias
+        constant = constant + _input_weights(block) @ norm.bias
     return constant
-
-
-Read = tuple[Tensor, Tensor, Tensor]
-"""Of some readers at a point: the residual they read, what their columns give, and the gradient at that."""
-
-
-def _readers(
-    names: Sequence[str], weights: Tensor, norm: Norm | None, parts: Sequence[Sequence[Read]], steps: int
-) -> Readers:
-    """Readers from what was read, batch by batch and point by point."""
-    width = len(weights) // len(names)
-    gradients, slopes = list[Tensor](), list[list[tuple[Tensor, Tensor]]]()
-    for points in parts:
-        total, by_point = list[Tensor](), list[tuple[Tensor, Tensor]]()
-        for resid, given, gradient in points:
-            g = gradient.flatten(0, 1) / steps
-            if norm is None:
-                total.append(g)
-                continue
-            x = resid.detach().flatten(0, 1)
-            sigma = norm.sigma(x)[..., None]
-            total.append(g / sigma)
-            slope = (given.flatten(0, 1) * g).sum(-1) / (x.shape[-1] * sigma[..., 0].square())
-            by_point.append((norm.centre(x), slope))
-        gradients.append(torch.stack(total).sum(0).flatten(1))
-        slopes.append(by_point)
-    joined = tuple((torch.cat([p[0] for p in at]), torch.cat([p[1] for p in at])) for at in zip(*slopes, strict=True))
-    return Readers(tuple(names), width, weights, torch.cat(gradients), joined)
 
 
 class Strongest:
