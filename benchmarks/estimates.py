@@ -14,6 +14,7 @@ from circuitome.studies.catalog import STUDIES
 from circuitome.studies.frame import cost, perform
 
 HERE = Path(__file__).parent
+PROMPT = "When John and Mary went to the store, John gave a drink to"
 CASES = {
     "measure": {"n": 64},
     "find": {"n": 32},
@@ -23,11 +24,9 @@ CASES = {
     "induction": {},
     "retrieval": {"lengths": (256,)},
     "stream": {},
-    "trace": {},
-    "routes": {},
-    "lens": {"prompt": "When John and Mary went to the store, John gave a drink to"},
-    "see": {"prompt": "When John and Mary went to the store, John gave a drink to"},
-    "weights": {},
+    "trace": {"prompt": PROMPT},
+    "lens": {"prompt": PROMPT},
+    "see": {"prompt": PROMPT},
     "explain": {"run": "find"},
     "validate": {"run": "find", "quick": True},
 }

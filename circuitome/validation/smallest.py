@@ -28,6 +28,8 @@ FIRST, GROWTH = 8, 1.2
 """Size of the smallest circuit on the walk, and of each next one as a multiple."""
 LARGEST = 1 / 7
 """Share of all edges in the largest circuit on the walk."""
+REFUSED = 6
+"""Parts or edges in a row that cannot go, after which no more are tried."""
 ROUNDS = 3
 """Rounds in which what is useless goes, at most."""
 
@@ -206,7 +208,7 @@ def without_useless(evaluator: Evaluator, circuit: Circuit, keeps: Callable[[Cir
     """The circuit without the parts, then the edges, that it can do without while `keeps` says that it may.
 
     The order is that of the size of their own effects on the evaluator's prompts, smallest first, measured again in
-    each round; how many go is found by halves.
+    each round; how many go is found by halves, and what lies behind is tried one by one.
     """
     for pieces in (_parts, _edges):
         for _ in range(ROUNDS):
@@ -224,7 +226,10 @@ def without_useless(evaluator: Evaluator, circuit: Circuit, keeps: Callable[[Cir
 def _as_many_as_can_go(
     circuit: Circuit, masks: Bool[Tensor, "parts writers readers"], keeps: Callable[[Circuit], bool]
 ) -> Circuit:
-    """The circuit without the first so many of `masks`, as many as `keeps` allows."""
+    """The circuit without the first so many of `masks`, as many as `keeps` allows, and without others behind these.
+
+    Of those behind, each goes by itself if it can, until `REFUSED` in a row could not.
+    """
     best, fits, exceeds = circuit, 0, len(masks) + 1
     while exceeds - fits > 1:
         middle = (fits + exceeds) // 2
@@ -233,6 +238,15 @@ def _as_many_as_can_go(
             best, fits = smaller, middle
         else:
             exceeds = middle
+    refused = 0
+    for mask in masks[fits + 1 :]:
+        smaller = Circuit(circuit.graph, best.mask & ~mask).without_dangling()
+        if len(smaller) == len(best):
+            continue
+        if len(smaller) and keeps(smaller):
+            best, refused = smaller, 0
+        elif (refused := refused + 1) == REFUSED:
+            break
     return best
 
 

@@ -1,5 +1,7 @@
 """Matryoshka attribution: the gradient through the border, sizes, masks; what it learns where the circuit is known."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from families import random_task, tiny
@@ -10,6 +12,7 @@ from circuitome.discovery.search.matryoshka import Training, open_masks, through
 from circuitome.engine.setting import Setting
 from circuitome.errors import InputError, UnknownNameError
 
+PAIRS = Path(__file__).parents[2] / "benchmarks" / "ioi32.jsonl"
 SCORES = torch.tensor([0.3, -0.2, 1.4, 2.0, -1.0, 0.1, 0.0], dtype=torch.float64)
 
 
@@ -120,3 +123,14 @@ def test_bad_input():
         cm.mattr(model, task, steps=0)
     with pytest.raises(UnknownNameError, match="no loss 'l2'"):
         cm.mattr(model, task, loss="l2")
+
+
+def test_a_hundred_edges_of_smollm2_do_the_task_here_and_elsewhere(smollm2):
+    task = cm.tasks.from_file(smollm2, PAIRS)
+    scores = cm.mattr(smollm2, task, steps=60)
+    curve = cm.faithfulness_curve(smollm2, scores, task, sizes=(70, 100, 150), draws=0)
+    best = min(curve.circuits, key=lambda point: abs(1 - point.value))
+    assert abs(1 - best.value) <= 0.15
+    elsewhere = cm.faithfulness(smollm2, scores.top(best.n_edges), cm.tasks.ioi(smollm2, n=32, seed=7)).value
+    assert abs(1 - elsewhere) <= 0.3
+    assert cm.faithfulness(smollm2, cm.eap_ig(smollm2, task).top(best.n_edges), task).value < 0.5
