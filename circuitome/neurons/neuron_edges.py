@@ -139,7 +139,10 @@ class Factors:
             for point in points:  # one at a time: what a point leaves behind is thin
                 total = added(total, reads_of(model, point, steps))
             reads.append(total)
-        readers = [joined(parts) for parts in zip(*reads, strict=True)]
+        for read in reads:
+            read.reverse()
+        # Popped, so that a batch's part of a layer is free once it is joined.
+        readers = [joined([read.pop() for read in reads]) for _ in range(2 * len(model.blocks) + 1)]
         heads, of_neurons = zip(*(_writers(model, layer, changes) for layer in range(len(model.blocks))), strict=True)
         identity = torch.eye(model.d_model, device=model.device)
         embed = tokens([change.writers.embed for change in changes])
@@ -234,6 +237,8 @@ def added(total: Sequence[Read], more: Sequence[Read]) -> list[Read]:
 
 def joined(parts: Sequence[Read]) -> Read:
     """All batches, one behind the other."""
+    if len(parts) == 1:
+        return parts[0]
     slopes = zip(*(part.slopes for part in parts), strict=True)
     return Read(
         torch.cat([part.gradient for part in parts]),

@@ -5,7 +5,7 @@ Command line, manifest, folder, what is kept for resuming, page, and what a run 
 
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,10 +133,13 @@ class Cost:
 def cost(study: Study, settings: Settings, progress: Progress = silent) -> Cost:
     """What the study would cost: passes counted, seconds from one timed pass, bytes from the memory model.
 
-    Loads the model and draws the prompts, but does none of the work. Raises as `perform` does before the work.
+    Loads the model and draws the prompts, which the run would have to do as well, but does none of the work. Raises as
+    `perform` does before the work.
     """
     settings.check()
-    return estimate(study, settings, Context(settings, progress))
+    start = time.perf_counter()
+    expected = estimate(study, settings, Context(settings, progress))
+    return replace(expected, seconds=expected.seconds + time.perf_counter() - start)
 
 
 def estimate(study: Study, settings: Settings, context: Context) -> Cost:
