@@ -123,9 +123,11 @@ def blocks(named: "cm.heads.Explanation", results: Mapping[str, Any], task: str,
     from circuitome.heads.roles.narrative import overview
 
     heads = [head for group in by_role(results["heads"]) for head in group]
+    opening, _, rest = overview(named, task).removesuffix(".").partition(". ")
+    rest = f"{rest}." if rest else ""
     evidence = "Every test of every head that was explained, in the order of the table."
     return [
-        Lede(text=f"{overview(named, task)} {explained_mlps.sentence(results)}".strip()),
+        Lede(text=f"{opening}.\n{rest} {explained_mlps.sentence(results)}".strip()),
         Numbers(items=(*counts(results), *gap)),
         *pictured(named),
         *explained_mlps.blocks(results),
