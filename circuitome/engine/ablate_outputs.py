@@ -81,7 +81,7 @@ def ablate(
     any, and as `ablated_rows`; `UnknownNameError` for another ablation.
     """
     rows = ablated_rows(model, writers)
-    if ablation in ("corrupted", "mean-position"):
+    if ablation in ("corrupted", "mean-position", "by-role"):
         raise InputError(
             f"A knock-out by {ablation} values cannot be held: they belong to the prompts of one batch, and what runs "
             "inside may run any prompts. Use mean or zero."

@@ -1,24 +1,28 @@
-"""What writers write, and what replaces it when an edge is ablated: corrupted, zero, mean or mean by position."""
+"""What writers write, and what replaces it when an edge is ablated: corrupted, zero, means, or by role."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitome.engine.batches import Batch, batches
+from circuitome.engine.batches import Batch, batches, make_batch
 from circuitome.errors import InputError, unknown_name
 from circuitome.models.activations import ActivationCache
 from circuitome.models.model import Model
 from circuitome.tasks.task import Pair, Task
 
-Ablation = Literal["corrupted", "zero", "mean", "mean-position"]
+Ablation = Literal["corrupted", "zero", "mean", "mean-position", "by-role"]
 """What an edge outside the circuit carries: the corrupted prompt's value, 0, the mean value over the task's corrupted
-prompts and positions, or that mean position by position over prompts of one template and length."""
+prompts and positions, that mean position by position over prompts of one template and length, or, for prompts of
+unequal length, the corrupted prompt's value at the token with the same role (see `role_alignment`)."""
 
 ABLATIONS: tuple[str, ...] = get_args(Ablation)
+UNALIGNED = ("zero", "mean", "by-role")
+"""Ablations for prompts of unequal length."""
 
 
 EVERYWHERE = ("", 0)
@@ -127,6 +131,8 @@ class AblationValues:
 
     kind: str
     """The ablation."""
+    model: Model | None = None
+    """Of by-role: the model that runs the corrupted prompts."""
     means: dict[tuple[str, int], WriterValues] = field(default_factory=dict)
     """By template and prompt length (`EVERYWHERE`: over all prompts and positions): means, with a batch axis of 1."""
 
@@ -139,10 +145,10 @@ class AblationValues:
         """
         check_ablation(kind)
         if kind == "mean":
-            return cls(kind, {EVERYWHERE: _mean_over_positions(model, task, max_memory)})
+            return cls(kind, means={EVERYWHERE: _mean_over_positions(model, task, max_memory)})
         if kind == "mean-position":
-            return cls(kind, _mean_by_position(model, task, max_memory))
-        return cls(kind)
+            return cls(kind, means=_mean_by_position(model, task, max_memory))
+        return cls(kind, model)
 
     @property
     def from_prompts(self) -> bool:
@@ -153,6 +159,9 @@ class AblationValues:
         """The replacement values for a batch whose clean values are `clean` (not for "corrupted": run the prompts)."""
         if self.kind == "zero":
             return clean.zeros()
+        if self.kind == "by-role":
+            assert self.model is not None
+            return _by_role(self.model, batch, clean, task)
         if self.kind == "mean":
             pairs = zip(self.means[EVERYWHERE].tensors(), clean.tensors(), strict=True)
             return clean._like([mean.expand_as(value) for mean, value in pairs])
@@ -179,6 +188,54 @@ def _mean_over_positions(model: Model, task: Task, max_memory: int | None) -> Wr
         count += float(real.sum())
     assert total is not None
     return values._like([tensor / count for tensor in total])
+
+
+def role_alignment(pair: Pair) -> list[int]:
+    """For each token of the clean prompt, the token of the corrupted one whose value stands for it.
+
+    Prompts of one length match token by token. Else roles that both prompts name match, and the last tokens do; what
+    lies between two matches is counted back from the later one, and where the corrupted prompt has fewer tokens there
+    its first one stands for the rest. The tokens that both share at the beginning match.
+    Raises `InputError` where the prompts differ in length and name no role in common, or name them in another order.
+    """
+    if len(pair.clean) == len(pair.corrupted):
+        return list(range(len(pair.clean)))
+    common = sorted((pair.roles[name], place) for name, place in pair.corrupted_roles.items() if name in pair.roles)
+    if not common:
+        raise InputError(
+            f"by-role needs roles that both prompts name, and {pair.clean_text!r} has none in common with "
+            f"{pair.corrupted_text!r}. Give the columns roles and corrupted_roles, or use zero or mean ablation."
+        )
+    anchors = [(-1, -1), *common, (len(pair.clean) - 1, len(pair.corrupted) - 1)]
+    anchors = [anchor for i, anchor in enumerate(anchors) if not i or anchor != anchors[i - 1]]
+    if any(a >= c or b >= d for (a, b), (c, d) in pairwise(anchors)):
+        raise InputError(f"The roles of {pair.clean_text!r} stand in another order in {pair.corrupted_text!r}.")
+    shared = next(i for i, (a, b) in enumerate(zip((*pair.clean, -1), (*pair.corrupted, -2), strict=False)) if a != b)
+    aligned = [-1] * len(pair.clean)
+    for (a, b), (c, d) in pairwise(anchors):
+        for place in range(a + 1, c + 1):
+            aligned[place] = max(d - (c - place), min(b + 1, d))
+    aligned[:shared] = range(shared)
+    return aligned
+
+
+def _by_role(model: Model, batch: Batch, clean: WriterValues, task: Task) -> WriterValues:
+    """What writers write on the corrupted prompts, each value at the token of the clean prompt that it stands for."""
+    pairs = [task.pairs[row] for row in batch.rows]
+    other = replace(
+        task,
+        pairs=tuple(replace(p, clean=p.corrupted, roles={}, corrupted_roles={}, answer_position=-1) for p in pairs),
+    )
+    rows = range(len(pairs))
+    corrupted = make_batch(model, other, rows, shared_prefix=False, corrupted=False).clean
+    with torch.no_grad():
+        values = WriterValues.of(model, model.record(corrupted, logits=False))
+    filled = clean.zeros()
+    for i, pair in enumerate(pairs):
+        where = torch.tensor(role_alignment(pair), device=clean.embed.device)
+        for target, value in zip(filled.tensors(), values.tensors(), strict=True):
+            target[i, : len(where)] = value[i, where]
+    return filled
 
 
 def _group(pair: Pair) -> tuple[str, int]:

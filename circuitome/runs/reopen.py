@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from circuitome.engine.ablation import UNALIGNED
 from circuitome.errors import InputError, RunError
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
@@ -80,7 +81,7 @@ class Reopened:
     @cached_property
     def prompts(self) -> Split:
         """Its prompts, and those that were held apart from them."""
-        prompts = self.origin.parts(self.model, aligned=self.ablation not in ("zero", "mean"))
+        prompts = self.origin.parts(self.model, aligned=self.ablation not in UNALIGNED)
         for task, name in ((prompts.search, "task"), (prompts.held_out, "held_out")):
             known = self.manifest.get(name)
             if task is not None and known and known.get("data_hash", task.data_hash()) != task.data_hash():

@@ -48,7 +48,7 @@ class Compare(PromptSettings):
     edges: int | None = None
     """Size that methods which learn or search aim at; about one edge in seventy by default."""
     ablation: str = "corrupted"
-    """What edges outside a circuit carry: corrupted, zero, mean or mean-position."""
+    """What edges outside a circuit carry: corrupted, zero, mean, mean-position or by-role."""
     held_out: str | None = None
     """A file, or the name of a generator, for held-out prompts; by default another draw of the task."""
     exact_edges: int = 200

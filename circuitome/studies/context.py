@@ -39,7 +39,9 @@ class Context:
         if isinstance(self.settings, RunSettings):
             return self.reopened.prompts
         assert isinstance(self.settings, PromptSettings), "these settings name no prompts"
-        aligned = self.ablation not in ("zero", "mean")
+        from circuitome.engine.ablation import UNALIGNED
+
+        aligned = self.ablation not in UNALIGNED
         return self.settings.origin().parts(self.model, aligned=aligned, max_memory=self.settings.max_memory)
 
     @cached_property

@@ -43,7 +43,7 @@ class Find(PromptSettings):
     held_out: str | None = None
     """Prompts to measure on: a file, or a task; by default another draw. Rows of --data are split for smallest."""
     ablation: str = "corrupted"
-    """What edges outside the circuit carry: corrupted, zero, mean or mean-position."""
+    """What edges outside the circuit carry: corrupted, zero, mean, mean-position or by-role."""
     steps: int | None = None
     """Points on the integration path of eap-ig, or steps of learning of smallest, mattr and the learned masks."""
     threshold: SeveralNumbers = ()

@@ -157,7 +157,7 @@ class Manifest(Described):
     prompts: list[PromptFacts] | None = None
     """The first prompt pairs of runs that draw some."""
     ablation: str | None = None
-    """What edges outside the circuit carry, in runs over prompts: corrupted, zero, mean or mean-position."""
+    """What edges outside the circuit carry, in runs over prompts: corrupted, zero, mean, mean-position or by-role."""
     prompts_from: OriginFacts | None = None
     """From what the prompts can be drawn again."""
     run: RunFacts | None = None

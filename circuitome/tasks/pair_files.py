@@ -34,11 +34,12 @@ def from_file(
     also cells such as " is| was"; [] in `wrong` means none. A column `template` groups prompts whose positions mean the
     same. A column `roles` names tokens of the clean prompt, for methods that look at positions: a JSON object such as
     {"S1": "John", "S2": ["John", 2], "verb": -4}, where a text stands for its last token, [text, k] for its k-th
-    occurrence, and a number for a position, which may count from the end. Other columns are ignored. The task is called
+    occurrence, and a number for a position, which may count from the end. A column `corrupted_roles` names the same
+    roles in the corrupted prompt, for the ablation by-role. Other columns are ignored. The task is called
     `name`, or like the file; the role "end" is always there. Answers are one token each, unless the metric is
     "answer_log_prob": log p(answer) - log p(wrong answer), in nats. A pair then becomes several rows; see
     `circuitome.tasks.long_answers`.
-    Unless `aligned`, the prompts of a pair may differ in length; then only zero and mean ablation can be used.
+    Unless `aligned`, the prompts of a pair may differ in length; then only zero, mean and by-role ablation can be used.
     Raises `DataFileError`, with file and line, for what cannot be used, and `UnknownNameError` for the metric.
 
     >>> import json
@@ -195,6 +196,7 @@ def pairs_of(
         options: dict[str, Any] = {"template": template, "roles": roles, "where": where, "aligned": aligned}
         if whole:
             return make_pairs(model, clean, corrupted, answers, wrongs, **options)
+        options["corrupted_roles"] = _roles(model, where, row.get("corrupted_roles") or {}, corrupted)
         return [make_pair(model, clean, corrupted, answers, wrongs, **options)]
     except TaskError as error:
         raise DataFileError(str(error)) from None

@@ -58,6 +58,9 @@ class Pair:
     answer_position: int = -1
     """Position of the token in `clean` after which the answer is expected and the logits are read, counted from 0; a
     negative one is counted from the end when it is given."""
+    corrupted_roles: Mapping[str, int] = field(default_factory=dict)
+    """Token position in `corrupted` of roles, where the two prompts differ in length: what the ablation by-role goes
+    by."""
 
     def __post_init__(self) -> None:
         size = len(self.clean)
@@ -76,6 +79,12 @@ class Pair:
                 raise TaskError(
                     f"The role {role!r} is at position {position}, outside of the clean prompt of {self._shown}, which "
                     f"has {size} tokens. Give a position from 0 to {size - 1}."
+                )
+        for role, position in self.corrupted_roles.items():
+            if not 0 <= position < len(self.corrupted):
+                raise TaskError(
+                    f"The role {role!r} is at position {position}, outside of the corrupted prompt of {self._shown}, "
+                    f"which has {len(self.corrupted)} tokens. Give a position from 0 to {len(self.corrupted) - 1}."
                 )
         object.__setattr__(self, "answer_position", self.answer_position % size)
 
@@ -176,6 +185,8 @@ class Task:
     def data_hash(self) -> str:
         """SHA-256 over the token ids, answers and metric: equal hashes mean equal inputs to every method."""
         rows: list[Any] = [[p.clean, p.corrupted, p.answers, p.wrongs, p.answer_position] for p in self.pairs]
+        if any(p.corrupted_roles for p in self.pairs):
+            rows += [sorted({**p.roles}.items()) + sorted({**p.corrupted_roles}.items()) for p in self.pairs]
         return hashlib.sha256(json.dumps([self.measure.key, rows]).encode()).hexdigest()
 
 
@@ -205,6 +216,7 @@ def make_pair(
     *,
     template: str = "",
     roles: Mapping[str, int] | None = None,
+    corrupted_roles: Mapping[str, int] | None = None,
     where: str = "",
     aligned: bool = True,
 ) -> Pair:
@@ -227,7 +239,17 @@ def make_pair(
     wrong = tuple(_one_token(tokens, text, "wrong answer", at) for text in wrongs)
     if both := sorted(set(right) & set(wrong)):
         raise TaskError(f"{at}{tokens.decode(both[:1])!r} is listed both as right and as wrong answer.")
-    return Pair(tuple(a), tuple(b), right, wrong, clean, corrupted, template, {**(roles or {}), "end": len(a) - 1})
+    return Pair(
+        tuple(a),
+        tuple(b),
+        right,
+        wrong,
+        clean,
+        corrupted,
+        template,
+        {**(roles or {}), "end": len(a) - 1},
+        corrupted_roles=corrupted_roles or {},
+    )
 
 
 def check_prompts(tokens: Tokens, clean: str, corrupted: str, at: str, aligned: bool) -> tuple[list[int], list[int]]:
@@ -242,7 +264,8 @@ def check_prompts(tokens: Tokens, clean: str, corrupted: str, at: str, aligned: 
             f"{at}the two prompts must have the same number of tokens, got {len(a)} and {len(b)}.\n"
             f"  clean     {_spell(tokens, a)}\n  corrupted {_spell(tokens, b)}\n"
             "Change the corrupted prompt so that every word that differs has as many tokens as the one it replaces, or "
-            "use an ablation that swaps nothing position by position: zero or mean."
+            "use an ablation that swaps nothing position by position: zero, mean, or by-role, with the columns roles "
+            "and corrupted_roles."
         )
     if a == b:
         raise TaskError(f"{at}clean and corrupted prompt are the same ({clean!r}), so there is nothing to compare.")

@@ -17,6 +17,7 @@ from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
+from circuitome.graph.node import Node
 from circuitome.results import Estimate, Shown, intervals
 from circuitome.tasks.held_out import Split, split
 from circuitome.tasks.task import Task
@@ -28,6 +29,8 @@ FIRST, GROWTH = 8, 1.2
 """Size of the smallest circuit on the walk, and of each next one as a multiple."""
 LARGEST = 1 / 7
 """Share of all edges in the largest circuit on the walk."""
+IDLE = 0.01
+"""Share of the gap below which a node counts as idle, as in the criterion of minimality."""
 REFUSED = 6
 """Parts or edges in a row that cannot go, after which no more are tried."""
 ROUNDS = 3
@@ -125,6 +128,7 @@ def smallest(
     circuit, reached = _first_inside(judge, front)
     if reached:
         circuit = without_useless(Evaluator(_kept(setting, prompts.search, "search")), circuit, judge.keeps)
+        circuit = without_idle(judge, circuit)
     measured = Evaluator(_kept(setting, prompts.held_out, "held-out"))
     return Smallest(
         circuit=circuit,
@@ -219,6 +223,23 @@ def without_useless(evaluator: Evaluator, circuit: Circuit, keeps: Callable[[Cir
             smaller = _as_many_as_can_go(circuit, masks[order], keeps)
             if len(smaller) == len(circuit):
                 break
+            circuit = smaller
+    return circuit
+
+
+def without_idle(judge: Judge, circuit: Circuit) -> Circuit:
+    """The circuit without nodes that change less than `IDLE` of the gap on the sizing prompts, the least first.
+
+    One goes by itself, and only if the share of what is left, errors aside, is near enough to 1.
+    """
+    if not any(Node.parse(name).kind in ("head", "mlp") for name in circuit.nodes):
+        return circuit
+    masks = parts_of(circuit, readers=False)[1]
+    metrics = judge.evaluator.parts(circuit, torch.cat([torch.zeros_like(masks[:1]), masks]), "leaving out idle nodes")
+    changes = (metrics[1:] - metrics[0]).mean(1).abs() / abs(judge.evaluator.gap)
+    for i in changes.argsort(stable=True).tolist():
+        smaller = Circuit(circuit.graph, circuit.mask & ~masks[i]).without_dangling()
+        if float(changes[i]) < IDLE and len(smaller) and judge.inside(judge.shares([smaller])[0][0], 0.0):
             circuit = smaller
     return circuit
 

@@ -10,7 +10,7 @@ from circuitome.engine.setting import Setting
 from circuitome.errors import InputError, TaskError
 from circuitome.models.known import KNOWN
 from circuitome.validation.faithfulness.evaluator import Evaluator
-from circuitome.validation.smallest import Judge, edge_effects, walked_sizes, without_useless
+from circuitome.validation.smallest import Judge, edge_effects, walked_sizes, without_idle, without_useless
 
 QUICK = ("tracr-reverse", "known-induction")
 WITHOUT_GAP = ("tracr-pair-balance",)
@@ -79,6 +79,16 @@ def test_what_is_useless_goes_and_what_is_needed_stays():
     useless = effects.samples.mean(0).abs() < 1e-4
     inside = truth.mask[(truth | spare).mask]
     assert not (useless & inside).any()
+
+
+def test_idle_nodes_go():
+    model, task = prompts("tracr-reverse")
+    truth = cm.ground_truth.true_circuit(model, task, ablation="zero")
+    judge = Judge(Evaluator(Setting(model, task, ablation="zero")), 0.99)
+    spare = cm.Circuit.full(model.graph)
+    found = without_idle(judge, spare)
+    assert truth <= found and len(found) < len(spare)
+    assert set(found.nodes) == set(truth.nodes)
 
 
 def test_a_share_near_one_is_near_by_one_standard_error():

@@ -82,7 +82,9 @@ def other_ablations(setting: Setting, circuit: Circuit, others: Mapping[str, Tas
     kept in the setting's checkpoint, a folder.
     """
     folder = setting.checkpoint
-    plans = [(name, setting.task, name) for name in ABLATIONS if name != setting.ablation]
+    unequal = any(len(pair.clean) != len(pair.corrupted) for pair in setting.task.pairs)
+    skipped = {setting.ablation} if unequal else {setting.ablation, "by-role"}  # by-role is then the same as corrupted
+    plans = [(name, setting.task, name) for name in ABLATIONS if name not in skipped]
     for name, other in others.items():
         plans += [(f"{kind}, {name} prompts", other, kind) for kind in ("corrupted", "mean-position")]
     rows = []
