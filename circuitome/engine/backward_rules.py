@@ -101,7 +101,7 @@ def rules_of(name: str | Rules) -> Rules:
     if isinstance(name, Rules):
         return name
     if name not in RULES:
-        raise unknown_name("rules of the backward pass", name, RULES)
+        raise unknown_name("set of rules", name, RULES)
     return RULES[name]
 
 

@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -36,8 +37,7 @@ def by_speed(names, quick):
 @pytest.fixture(scope="module")
 def models():
     """Tiny models, each made once."""
-    made = {}
-    return lambda name: made.setdefault(name, None) or made.update({name: tiny(name)}) or made[name]
+    return cache(tiny)
 
 
 def leaf_gradient(model, pair, context):
@@ -104,7 +104,7 @@ def test_rules_change_gradients_and_no_value(models, name):
             assert value == ordinary
         hand_value, by_formula = leaf_gradient(model, TASK.pairs[0], by_hand(model, rules))
         torch.testing.assert_close(hand_value, ordinary, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(gradient, by_formula, atol=1e-5, rtol=1e-5, msg=lambda m, r=label: f"{r}: {m}")
+        torch.testing.assert_close(gradient, by_formula, atol=2e-5, rtol=1e-4, msg=lambda m, r=label: f"{r}: {m}")
 
 
 def test_rules_differ(models):
@@ -120,7 +120,7 @@ def test_a_small_input_of_an_activation_has_its_slope(models):
     activation, z = model.blocks[0].activation, torch.tensor([0.0, 1e-9, -1e-7, 2.0], requires_grad=True)
     with pytest.raises(AdapterError), backward_rules(model, SINGLE["gate"]):
         slope = torch.autograd.grad(activation(z).sum(), z)[0]
-    torch.testing.assert_close(slope, torch.tensor([0.5, 0.5, 0.5, float(activation(z[3])) / 2]))
+    torch.testing.assert_close(slope, torch.tensor([0.5, 0.5, 0.5, float(activation(z[3]).detach()) / 2]))
 
 
 def cuts(graph):
@@ -139,7 +139,8 @@ def cuts(graph):
 @pytest.mark.parametrize("name", by_speed(("llama", "qwen3", "phi3", "olmo2"), ("llama",)))
 def test_relp_with_frozen_patterns_shares_out_the_metric_at_every_cut(models, name):
     model = models(name)
-    metric = torch.cat([TASK.score(model.logits(inputs_of(model, p.clean)), [i]) for i, p in enumerate(TASK.pairs)])
+    with torch.no_grad():
+        metric = torch.cat([TASK.score(model.logits(inputs_of(model, p.clean)), [i]) for i, p in enumerate(TASK.pairs)])
     conserved = eap(model, TASK, ablation="zero", rules=CONSERVING).values
     plain = eap(model, TASK, ablation="zero", rules="relp").values
     for mask in cuts(model.graph):
@@ -197,20 +198,23 @@ def test_conductance_is_its_formula(models, rules):
     torch.testing.assert_close(scores.values, -expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", by_speed(("llama", "gpt2", "gemma2"), ("llama",)))
+@pytest.mark.parametrize("name", by_speed(QUICK, ("gpt2",)))
 def test_conductance_shares_out_the_gap_at_every_cut(models, name):
     model = models(name)
-    rows = range(len(TASK))
-    clean, corrupted = (
-        torch.cat([TASK.score(model.logits(inputs_of(model, getattr(TASK.pairs[i], side))), [i]) for i in rows]).mean()
-        for side in ("clean", "corrupted")
-    )
-    errors = []
-    for steps in (16, 128):
-        scores = eap_ig(model, TASK, steps=steps, path="conductance").values
-        errors.append(max(abs(float(scores[mask].sum() - (corrupted - clean))) for mask in cuts(model.graph)))
-    assert errors[1] < errors[0] / 4
-    assert errors[1] < 0.02 * abs(float(clean - corrupted))
+    with torch.no_grad():
+        clean, corrupted = (
+            torch.cat([TASK.score(model.logits(inputs_of(model, getattr(p, side))), [i]) for i, p in enumerate(TASK.pairs)])
+            for side in ("clean", "corrupted")
+        )
+    gap = float((corrupted - clean).mean())
+
+    def worst(steps, path):
+        scores = eap_ig(model, TASK, steps=steps, path=path).values
+        return max(abs(float(scores[mask].sum()) - gap) for mask in cuts(model.graph)) / abs(gap)
+
+    assert worst(8, "conductance") > 3 * worst(64, "conductance")
+    assert worst(64, "conductance") < 0.03
+    assert worst(64, "inputs") > 0.03  # complete at the embeddings alone
 
 
 @pytest.mark.slow
@@ -300,7 +304,7 @@ def test_the_model_is_left_as_it_was(models):
 
 def test_what_cannot_be_says_so(models):
     model = models("llama")
-    with pytest.raises(UnknownNameError, match="did you mean relp"):
+    with pytest.raises(UnknownNameError, match="Did you mean 'relp'"):
         eap(model, TASK, rules="rel")
     with pytest.raises(UnknownNameError, match="path"):
         eap_ig(model, TASK, path="output")
