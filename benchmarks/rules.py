@@ -1,7 +1,7 @@
 """Rules of the backward pass and conductance on SmolLM2-135M: processor seconds, and faithfulness of circuits by size.
 
-IOI pairs of ioi32.jsonl choose the edges; faithfulness is measured on them and on ioi32-held-out.jsonl. Circuits are the
-edges with the largest scores. Values above 1 occur, so what counts is the distance from 1.
+IOI pairs of ioi32.jsonl choose the edges; faithfulness is measured on them and on ioi32-held-out.jsonl. Circuits are
+the edges with the largest scores. Values above 1 occur, so what counts is the distance from 1.
 """
 
 import argparse
@@ -15,7 +15,10 @@ from speed import HERE, SIZES, machine, one_thread
 import circuitome as cm
 
 METHODS: dict[str, Callable[[cm.Model, cm.Task], cm.EdgeScores]] = {
-    **{f"eap {rules}": lambda m, t, rules=rules: cm.eap(m, t, rules=rules) for rules in ("plain", "norm", "relp", "gim")},
+    **{
+        f"eap {rules}": lambda m, t, rules=rules: cm.eap(m, t, rules=rules)
+        for rules in ("plain", "norm", "relp", "gim")
+    },
     "eap relp and pattern": lambda m, t: cm.eap(m, t, rules=cm.Rules(norm=True, gate=True, half=True, pattern=True)),
     **{f"eap-ig {rules}": lambda m, t, rules=rules: cm.eap_ig(m, t, rules=rules) for rules in ("plain", "norm")},
     "eap-ig conductance": lambda m, t: cm.eap_ig(m, t, path="conductance"),

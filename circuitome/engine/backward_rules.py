@@ -150,8 +150,9 @@ class Fired:
 def backward_rules(model: Model, rules: str | Rules) -> Iterator[Fired]:
     """Inside, gradients of forward passes of `model` follow `rules`; the passes' values do not change.
 
-    `rules` is a name in `RULES` or rules of one's own; see the formulas of the module for what each does. The values are bit-equal but for rules inside attention, which have it computed in the open, equal to rounding.
-    Gradients may be taken after the end. Gives the counts of how often each rule acted.
+    `rules` is a name in `RULES` or rules of one's own; see the formulas of the module for what each does. Values are
+    bit-equal, but for rules inside attention, which have it computed in the open: equal up to rounding. Gradients may
+    be taken after the end. Gives the counts of how often each rule acted.
 
     Raises `AdapterError` at the end of the block where a rule never acted at a place where it should, and at the
     beginning for a model with a norm that circuitome's description lacks; `UnsupportedModelError` for rules inside
@@ -311,9 +312,7 @@ def _attend(model: Model, rules: Rules, fired: Fired) -> Attend:
     return attend
 
 
-def _pattern(
-    scores: Float[Tensor, "batch head query key"], rules: Rules
-) -> Float[Tensor, "batch head query key"]:
+def _pattern(scores: Float[Tensor, "batch head query key"], rules: Rules) -> Float[Tensor, "batch head query key"]:
     """The softmax of attention scores in float32, with the gradient that the rules give it."""
     pattern = scores.softmax(-1, dtype=torch.float32)
     if rules.pattern:

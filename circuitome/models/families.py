@@ -104,9 +104,7 @@ _OPT = Family(
 FAMILIES: tuple[Family, ...] = (
     _LLAMA,
     replace(_LLAMA, model_types=("qwen3",), qk_norms=_QK_NORMS),
-    replace(
-        _LLAMA, model_types=("phi3",), projections=("qkv_proj",), fused="blocks", activation="mlp.activation_fn"
-    ),
+    replace(_LLAMA, model_types=("phi3",), projections=("qkv_proj",), fused="blocks", activation="mlp.activation_fn"),
     _GEMMA,
     replace(_GEMMA, model_types=("gemma3_text",), qk_norms=_QK_NORMS),
     replace(_POST_NORMS, model_types=("olmo2",), attention_norm=None, mlp_norm=None, qk_norms=_QK_NORMS),

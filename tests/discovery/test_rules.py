@@ -3,6 +3,7 @@
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 
 import pytest
 import torch
@@ -188,7 +189,7 @@ def test_conductance_is_its_formula(models, rules):
         corrupted, clean = model.embeddings(other), model.embeddings(inputs)
     points = [corrupted + k / steps * (clean - corrupted) for k in range(steps + 1)]
     expected = torch.zeros(())
-    for before, after in zip(points, points[1:], strict=False):
+    for before, after in pairwise(points):
         with torch.no_grad(), model.starting_from(before):
             start = WriterValues.of(model, model.record(inputs))
         metric = lambda logits: task.score(logits, [0])  # noqa: E731
@@ -203,7 +204,9 @@ def test_conductance_shares_out_the_gap_at_every_cut(models, name):
     model = models(name)
     with torch.no_grad():
         clean, corrupted = (
-            torch.cat([TASK.score(model.logits(inputs_of(model, getattr(p, side))), [i]) for i, p in enumerate(TASK.pairs)])
+            torch.cat(
+                [TASK.score(model.logits(inputs_of(model, getattr(p, side))), [i]) for i, p in enumerate(TASK.pairs)]
+            )
             for side in ("clean", "corrupted")
         )
     gap = float((corrupted - clean).mean())

@@ -7,8 +7,8 @@ centred input c, gain G folded into W and projection output p (bias excluded), t
     J^T W^T g = centre(W^T g) / s - c (p . g) / (d s^2),
 
 so a point on the integration path leaves behind only g / s (as wide as the heads), one number (p . g) / (d s^2) a
-reader, and c. What is d_model wide per reader exists only for a few prompts at a time. Where a rule of the backward pass
-freezes s, J is centring over s alone and the second term is 0.
+reader, and c. What is d_model wide per reader exists only for a few prompts at a time. Where a rule of the backward
+pass freezes s, J is centring over s alone and the second term is 0.
 """
 
 from collections.abc import Callable, Sequence

@@ -7,7 +7,7 @@ The variants differ only in where the gradient is taken, and `rules` in what a g
 conductance each step of the path has a gradient and a change of its own: along z_k = ablated + k / steps (clean -
 ablated) of the embeddings, k = 0..steps,
 
-    score(u -> v) = mean over prompts of sum over k >= 1 and positions of < u(z_(k-1)) - u(z_k), gradient at v's input >.
+    score(u -> v) = mean over prompts of sum over k >= 1 and positions of < u(z_(k-1)) - u(z_k), gradient at v, z_k >.
 
 Sources: Syed et al. 2023, arXiv:2310.10348 (EAP); Hanna et al. 2024, arXiv:2403.17806 (EAP-IG); Wu, Tonin, Cevher 2026,
 arXiv:2606.16920 (conductance).
@@ -107,30 +107,35 @@ def eap_ig(
     (-10.0, True)
     """
     rules = rules_of(rules)
-    _check_path(setting, steps, variant, path)
+    _check_variant(setting, steps, variant)
+    check_path(path, setting.ablation, variant)
     name, scorer = _scorer(steps, variant, path, rules)
     return _attribute(setting, loss, _with_rules(name, rules), scorer)
 
 
-def _check_path(setting: Setting, steps: int, variant: str, path: str) -> None:
+def _check_variant(setting: Setting, steps: int, variant: str) -> None:
     """Raises `InputError` and `UnknownNameError` as `eap_ig` says."""
     if steps < 1:
         raise InputError(f"steps must be at least 1, got {steps}.")
     if variant not in VARIANTS:
         raise unknown_name("variant of EAP-IG", variant, VARIANTS)
-    if path not in PATHS:
-        raise unknown_name("path of EAP-IG", path, PATHS)
     if variant == "clean-corrupted" and setting.ablation == "zero":
         raise InputError(
             "clean-corrupted takes a gradient at the ablated embeddings, and under zero ablation a norm there divides "
             "by nothing: scores would be as large as 1e22. Use eap_ig's inputs, or another ablation."
         )
+
+
+def check_path(path: str, ablation: str, variant: str = "inputs") -> None:
+    """Raises `UnknownNameError` for another path, and `InputError` for conductance where `eap_ig` refuses it."""
+    if path not in PATHS:
+        raise unknown_name("path of EAP-IG", path, PATHS)
     if path == "conductance" and variant != "inputs":
         raise InputError(f"Conductance goes along the embeddings, so it is no path of the variant {variant}.")
-    if path == "conductance" and setting.ablation != "corrupted":
+    if path == "conductance" and ablation != "corrupted":
         raise InputError(
             "Conductance adds up what parts write on the way from the corrupted to the clean embeddings; under "
-            f"{setting.ablation} ablation no run writes what ablated parts do. Use path inputs, or corrupted."
+            f"{ablation} ablation no run writes what ablated parts do. Use path inputs, or corrupted ablation."
         )
 
 

@@ -46,9 +46,7 @@ from circuitome.models.model import Model
 
 
 @method
-def atp(
-    setting: Setting, *, qk_fix: bool = True, grad_drop: bool = False, rules: str | Rules = "plain"
-) -> NodeScores:
+def atp(setting: Setting, *, qk_fix: bool = True, grad_drop: bool = False, rules: str | Rules = "plain") -> NodeScores:
     """Attribution patching of nodes: scores of all writers and readers; `.edges()` makes edge scores of them.
 
     See the formulas of the module. Scores are in the metric's unit; negative: the node helps. With both `qk_fix` and
