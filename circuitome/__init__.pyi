@@ -22,6 +22,8 @@ from .discovery.search.learned_masks import edge_pruning as edge_pruning
 from .discovery.search.learned_masks import subnetwork_probing as subnetwork_probing
 from .discovery.search.matryoshka import mattr as mattr
 from .discovery.search.pruning import acdc as acdc
+from .engine.backward_rules import Rules as Rules
+from .engine.backward_rules import backward_rules as backward_rules
 from .engine.divergence import kl_metric as kl_metric
 from .engine.interventions.hook_sites import hook as hook
 from .engine.interventions.recorded import activations as activations

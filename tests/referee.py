@@ -23,8 +23,11 @@ def writer_outputs(model: Model, ids: tuple[int, ...]) -> list[torch.Tensor]:
     return outputs
 
 
-def heads_out(block, z: torch.Tensor, n_heads: int) -> list[torch.Tensor]:
-    """Each head alone through the output projection (bias left out), then its share of the post-norm."""
+def heads_out(block, z: torch.Tensor, n_heads: int, *, frozen: bool = False) -> list[torch.Tensor]:
+    """Each head alone through the output projection (bias left out), then its share of the post-norm.
+
+    `frozen`: the post-norm's divisor passes no gradient.
+    """
     whole, bias = block.output(z), block.output(torch.zeros_like(z))
     outs = []
     for head in range(n_heads):
@@ -36,11 +39,17 @@ def heads_out(block, z: torch.Tensor, n_heads: int) -> list[torch.Tensor]:
     if block.attention_post is None:
         return outs
     root = (whole.square().mean(-1, keepdim=True) + block.attention_post.eps).sqrt()
+    root = root.detach() if frozen else root
     return [out / root * block.attention_post.gain for out in outs]
 
 
-def masked_logits(model: Model, pair: Pair, ablated: list[torch.Tensor], keep: torch.Tensor) -> torch.Tensor:
-    """Logits [1, vocab] where v sees keep[u, v] * online(u) + (1 - keep[u, v]) * ablated(u) of every writer u."""
+def masked_logits(
+    model: Model, pair: Pair, ablated: list[torch.Tensor], keep: torch.Tensor, *, frozen: bool = False
+) -> torch.Tensor:
+    """Logits [1, vocab] where v sees keep[u, v] * online(u) + (1 - keep[u, v]) * ablated(u) of every writer u.
+
+    `frozen`: the divisor of a post-norm on heads passes no gradient.
+    """
     graph = model.graph
     inputs = inputs_of(model, pair.clean)
     activations, calls = model.record(inputs), model.attention_calls(inputs)
@@ -60,7 +69,7 @@ def masked_logits(model: Model, pair: Pair, ablated: list[torch.Tensor], keep: t
         ]
         z = model.attend(layer, torch.stack(values, 1)[None], calls[layer])[0].flatten(1)
         resid_mid = seen(graph.mlp_column(layer), graph.upstream_of_mlp(layer)) if graph.parallel else None
-        online += heads_out(block, z, model.heads.q)
+        online += heads_out(block, z, model.heads.q, frozen=frozen)
         if (bias := block.output_bias()) is not None:
             constant = constant + bias
         if resid_mid is None:

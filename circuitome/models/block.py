@@ -53,6 +53,12 @@ class Block:
     """Norm on the attention's output."""
     mlp_post: Norm | None
     """Norm on the MLP's output."""
+    qk_norms: tuple[Norm, ...]
+    """Norms on queries and keys."""
+    activation: nn.Module
+    """The MLP's activation function."""
+    gated: bool
+    """Whether the MLP's neurons are activation(gate) * up."""
     heads: Heads
     """Head counts."""
     fused: str
@@ -76,6 +82,9 @@ class Block:
             mlp_norm=norm(family.mlp_norm),
             attention_post=norm(family.attention_post_norm),
             mlp_post=norm(family.mlp_post_norm),
+            qk_norms=tuple(Norm(getattr(attention, name), family.gain_offset) for name in family.qk_norms),
+            activation=attrgetter(family.activation)(layer),
+            gated=family.gated,
             heads=heads,
             fused=family.fused,
         )

@@ -39,6 +39,12 @@ class Family:
     """The norm on the attention's output, before it is added to the residual (Gemma 2/3, OLMo 2)."""
     mlp_post_norm: str | None = None
     """The norm on the MLP's output, as above."""
+    qk_norms: tuple[str, ...] = ()
+    """Below `attention`: the norms on queries and keys (Qwen 3, Gemma 3, OLMo 2)."""
+    activation: str = "mlp.act_fn"
+    """The activation function of the MLP."""
+    gated: bool = True
+    """Whether the MLP's neurons are activation(gate) * up, both linear in its input; else activation(linear)."""
     fused: Literal["", "blocks", "interleaved"] = ""
     """How a fused projection lays out its outputs: all q, all k, all v; or q, k, v head by head (NeoX)."""
     gain_offset: float = 0.0
@@ -62,7 +68,7 @@ def _post_norm_refusal(config: Config) -> str:
 
 
 _LLAMA = Family(
-    model_types=("llama", "mistral", "qwen2", "qwen3"),
+    model_types=("llama", "mistral", "qwen2"),
     layers="model.layers",
     final_norm="model.norm",
     attention="self_attn",
@@ -78,6 +84,8 @@ _POST_NORMS = replace(
     mlp_post_norm="post_feedforward_layernorm",
     refusal=_post_norm_refusal,
 )
+_GEMMA = replace(_POST_NORMS, model_types=("gemma2",), mlp_norm="pre_feedforward_layernorm", gain_offset=1.0)
+_QK_NORMS = ("q_norm", "k_norm")
 _OPT = Family(
     model_types=("opt",),
     layers="model.decoder.layers",
@@ -86,6 +94,8 @@ _OPT = Family(
     projections=("q_proj", "k_proj", "v_proj"),
     output="out_proj",
     mlp=("fc1", "activation_fn", "fc2"),
+    activation="activation_fn",
+    gated=False,
     attention_norm="self_attn_layer_norm",
     mlp_norm="final_layer_norm",
     refusal=_opt_refusal,
@@ -93,9 +103,11 @@ _OPT = Family(
 
 FAMILIES: tuple[Family, ...] = (
     _LLAMA,
-    replace(_LLAMA, model_types=("phi3",), projections=("qkv_proj",), fused="blocks"),
-    replace(_POST_NORMS, model_types=("gemma2", "gemma3_text"), mlp_norm="pre_feedforward_layernorm", gain_offset=1.0),
-    replace(_POST_NORMS, model_types=("olmo2",), attention_norm=None, mlp_norm=None),
+    replace(_LLAMA, model_types=("qwen3",), qk_norms=_QK_NORMS),
+    replace(_LLAMA, model_types=("phi3",), projections=("qkv_proj",), fused="blocks", activation="mlp.activation_fn"),
+    _GEMMA,
+    replace(_GEMMA, model_types=("gemma3_text",), qk_norms=_QK_NORMS),
+    replace(_POST_NORMS, model_types=("olmo2",), attention_norm=None, mlp_norm=None, qk_norms=_QK_NORMS),
     Family(
         model_types=("gpt2",),
         layers="transformer.h",
@@ -105,6 +117,8 @@ FAMILIES: tuple[Family, ...] = (
         fused="blocks",
         output="c_proj",
         mlp=("mlp",),
+        activation="mlp.act",
+        gated=False,
         attention_norm="ln_1",
         mlp_norm="ln_2",
         refusal=lambda config: "it has cross-attention" if config.add_cross_attention else "",
@@ -118,6 +132,8 @@ FAMILIES: tuple[Family, ...] = (
         fused="interleaved",
         output="dense",
         mlp=("mlp",),
+        activation="mlp.act",
+        gated=False,
         attention_norm="input_layernorm",
         mlp_norm="post_attention_layernorm",
         parallel=lambda config: bool(config.use_parallel_residual),

@@ -46,6 +46,10 @@ class Find(PromptSettings):
     """What edges outside the circuit carry: corrupted, zero, mean, mean-position or by-role."""
     steps: int | None = None
     """Points on the integration path of eap-ig, or steps of learning of smallest, mattr and the learned masks."""
+    rules: str | None = None
+    """Of eap, eap-ig and atp, what gradients are: plain, norm, relp or gim; see docs/exact-methods.md."""
+    path: str | None = None
+    """Of eap-ig: inputs, the mean gradient times the whole change, or conductance, both step by step."""
     threshold: SeveralNumbers = ()
     """Of acdc, in units of the loss; several for a sweep, from which the size nearest to --edges is taken."""
     loss: str | None = None
@@ -59,7 +63,7 @@ class Find(PromptSettings):
 
     def options(self) -> dict[str, Any]:
         """The options of the method that were given."""
-        names = ("steps", "threshold", "loss", "order", "absolute", "grouped")
+        names = ("steps", "rules", "path", "threshold", "loss", "order", "absolute", "grouped")
         given = {name: getattr(self, name) for name in names}
         return {name: value for name, value in given.items() if not (value is None or value is False or value == ())}
 
@@ -73,13 +77,17 @@ class Find(PromptSettings):
 
     @override
     def check(self) -> None:
+        from circuitome.discovery.attribution.edges import check_path
         from circuitome.engine.ablation import check_ablation
+        from circuitome.engine.backward_rules import rules_of
         from circuitome.studies.methods import named
 
         named(self.asked()).refuse(self.asked(), self.options())
         if not 0 < self.faithful < 1:
             raise InputError(f"--faithful is the share of the gap to keep, between 0 and 1; got {self.faithful}.")
         check_ablation(self.ablation)
+        rules_of(self.rules or "plain")
+        check_path(self.path or "inputs", self.ablation)
         super().check()
 
 

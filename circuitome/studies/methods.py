@@ -14,6 +14,7 @@ from circuitome.discovery.search.learned_masks import edge_pruning, subnetwork_p
 from circuitome.discovery.search.mask_objective import MASK_LOSSES
 from circuitome.discovery.search.matryoshka import STEPS, mattr
 from circuitome.discovery.search.pruning import acdc, loss_gap
+from circuitome.engine.backward_rules import rules_of
 from circuitome.engine.setting import Setting
 from circuitome.errors import InputError, unknown_name
 from circuitome.graph.circuits import Circuit
@@ -74,7 +75,7 @@ class Method:
     what: str
     """One line about it."""
     takes: tuple[str, ...] = ()
-    """Settings it takes beside a loss: steps, threshold, order, absolute, grouped."""
+    """Settings it takes beside a loss: steps, rules, path, threshold, order, absolute, grouped."""
     losses: tuple[str, ...] = ("metric",)
     """Losses it can be asked for; the first is the default."""
     work: Callable[[Mapping[str, Any], Graph], tuple[float, float]] = lambda settings, graph: (4.0, 1.0)
@@ -123,7 +124,8 @@ def _atp(*, grad_drop: bool = False) -> Callable[[Search], Result]:
     """Attribution of nodes: its circuit is the edges between the strongest."""
 
     def run(search: Search) -> Result:
-        nodes = atp(search.setting, grad_drop=grad_drop)
+        rules = rules_of(search.options.get("rules", "plain"))
+        nodes = atp(search.setting, grad_drop=grad_drop, qk_fix=not rules.attention, rules=rules)
         scores = nodes.edges()
         strongest = [{"node": node, "score": score} for node, score in nodes.ranked()[:20]]
         return Result(scores, scores.top(search.edges), notes={"nodes": strongest})
@@ -213,25 +215,25 @@ METHODS: dict[str, Method] = {
         True,
         "minus one over the rank that the edge has come to: -1 matters most",
     ),
-    "eap": Method(_scored(eap), "edge attribution patching: one gradient, on the clean run"),
+    "eap": Method(_scored(eap), "edge attribution patching: one gradient, on the clean run", ("rules",)),
     "eap-ig": Method(
         _scored(eap_ig),
         "the gradient averaged along the path from ablated to clean embeddings",
-        ("steps",),
+        ("steps", "rules", "path"),
         LOSSES,
         lambda settings, graph: (4.0, settings.get("steps", 5)),
     ),
     "eap-ig-activations": Method(
         _scored(eap_ig, variant="activations"),
         "the gradient averaged along each part's own output; slow",
-        ("steps",),
+        ("steps", "rules"),
         LOSSES,
         lambda settings, graph: (4.0, settings.get("steps", 5) * (2 * graph.n_layers + 1)),
     ),
     "clean-corrupted": Method(
         _scored(eap_ig, variant="clean-corrupted"),
         "the gradient averaged over the clean and the ablated run",
-        (),
+        ("rules",),
         LOSSES,
         lambda settings, graph: (4.0, 2.0),
     ),
@@ -282,12 +284,14 @@ METHODS: dict[str, Method] = {
     "atp": Method(
         _atp(),
         "attribution patching of nodes, queries and keys by their attention pattern (QK fix of AtP*)",
+        ("rules",),
         work=lambda settings, graph: (6.0, 2.0),
         score=SMALLER_END,
     ),
     "atp-star": Method(
         _atp(grad_drop=True),
         "AtP*: as atp, and one more gradient a block without that block's share of it, so that none cancels",
+        ("rules",),
         work=lambda settings, graph: (6.0, 2.0 + graph.n_layers),
         score=SMALLER_END,
     ),

@@ -45,6 +45,26 @@ def test_find_writes_a_run_and_show_shows_it(capsys, tmp_path, folder, data, met
     assert found.manifest["model"]["weights_hash"] in page and "Example prompts" in page
 
 
+RULED = (
+    (("eap-ig", "--rules", "gim", "--path", "conductance"), "eap-ig, 5 steps, conductance, rules gim"),
+    (("eap", "--rules", "relp"), "eap, rules relp"),
+    (("clean-corrupted", "--rules", "norm"), "clean-corrupted, rules norm"),
+    (("atp", "--rules", "relp"), "atp with QK fix, rules relp"),
+    (("atp-star", "--rules", "gim"), "atp with GradDrop, rules gim"),
+)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"), [RULED[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in RULED[1:])]
+)
+def test_gradient_methods_take_rules(capsys, tmp_path, folder, data, options, name):
+    out = tmp_path / "run"
+    assert run(capsys, *find(folder, data, out, "--method", *options))[0] == 0
+    method = load_run(out).manifest["method"]
+    assert method["description"] == name
+    assert method["settings"] == dict(zip((o[2:] for o in options[1::2]), options[2::2], strict=True))
+
+
 @pytest.mark.slow
 def test_acdc_takes_the_threshold_whose_circuit_is_nearest_in_size(capsys, tmp_path, folder, data):
     out = tmp_path / "run"
@@ -119,6 +139,10 @@ BAD = [
     (("--method", "atp", "--loss", "kl"), "Use eap-ig"),
     (("--method", "acdc", "--threshold", "1e9"), "keeps no edge at 1e+09"),
     (("--method", "acdc", "--threshold", "-1"), "must be above 0"),
+    (("--method", "eap", "--rules", "relq"), "no set of rules 'relq'. Did you mean 'relp'"),
+    (("--method", "eap", "--path", "conductance"), "--path means nothing to eap; it belongs to eap-ig"),
+    (("--rules", "relp"), "--rules means nothing to mattr; it belongs to eap, eap-ig"),
+    (("--method", "eap-ig", "--path", "way"), "no path of EAP-IG 'way'"),
     (("--loss", "k1"), "mattr cannot score by the loss k1. It takes both, kl or metric"),
     (("--method", "eap-ig", "--loss", "k1"), "eap-ig cannot score by the loss k1. It takes metric, kl or l2"),
     (("--faithful", "1"), "--faithful is the share of the gap to keep"),

@@ -7,7 +7,8 @@ centred input c, gain G folded into W and projection output p (bias excluded), t
     J^T W^T g = centre(W^T g) / s - c (p . g) / (d s^2),
 
 so a point on the integration path leaves behind only g / s (as wide as the heads), one number (p . g) / (d s^2) a
-reader, and c. What is d_model wide per reader exists only for a few prompts at a time.
+reader, and c. What is d_model wide per reader exists only for a few prompts at a time. Where a rule of the backward
+pass freezes s, J is centring over s alone and the second term is 0.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitome.engine.ablation import WriterValues, writer_vectors
+from circuitome.engine.backward_rules import PLAIN, Rules, backward_rules
 from circuitome.engine.readout import check_numbers
 from circuitome.models.activations import ActivationCache
 from circuitome.models.block import Block
@@ -89,16 +91,18 @@ def reader_gradients(
     points: Float[Tensor, "point batch pos d_model"],
     metric: Callable[[Tensor], Tensor],
     enter: Enter | None = None,
+    rules: Rules = PLAIN,
 ) -> tuple[ReaderGradients, WriterValues]:
     """Mean gradient over `points`, and the writers' values in these passes (all points, one behind the other).
 
     `enter(leaf)` puts the points [point * batch, pos, d_model] into the run, by default in place of the embeddings;
     readers in front of where they enter get gradient 0. `metric` maps logits [point * batch, vocab] to
-    [point * batch]. Raises `NumericsError` on NaN.
+    [point * batch]. Gradients follow `rules`. Raises `NumericsError` on NaN, and as `backward_rules` does.
     """
     count, batch = points.shape[:2]
     leaf = points.to(model.dtype).flatten(0, 1).detach().requires_grad_(True)
-    with torch.enable_grad(), model.frozen_parameters(), (enter or model.starting_from)(leaf):
+    entering = (enter or model.starting_from)(leaf)
+    with backward_rules(model, rules), torch.enable_grad(), model.frozen_parameters(), entering:
         activations = model.record(inputs.joined(*[inputs] * (count - 1)), whole=False)
         assert activations.logits is not None and activations.final is not None
         values = metric(activations.logits)
@@ -107,7 +111,7 @@ def reader_gradients(
         grads = gradients_at(values.sum(), [*projections, *activations.resid_mid, activations.final])
     n = len(model.blocks[0].projections)
     attention = [
-        _layer_gradients(model, activations, layer, grads[layer * n : (layer + 1) * n], count)
+        _layer_gradients(model, activations, layer, grads[layer * n : (layer + 1) * n], count, frozen=rules.norm)
         for layer in range(len(model.blocks))
     ]
     rest = [grad.float().unflatten(0, (count, batch)).mean(0) for grad in grads[len(projections) :]]
@@ -123,8 +127,9 @@ def gradients_at(value: Float[Tensor, ""], tensors: Sequence[Tensor], *, keep_gr
 
 
 def _layer_gradients(
-    model: Model, activations: ActivationCache, layer: int, grads: Sequence[Tensor], points: int
+    model: Model, activations: ActivationCache, layer: int, grads: Sequence[Tensor], points: int, *, frozen: bool
 ) -> LayerGradients:
+    """What the readers of one block need; `frozen` says that the norm's divisor passes no gradient."""
     block = model.blocks[layer]
     g = block.split(grads).float() / points
     x = activations.resid_pre[layer].detach()
@@ -133,10 +138,11 @@ def _layer_gradients(
     def by_point(t: Tensor) -> Tensor:
         return t.unflatten(0, (points, -1))
 
-    if norm is None:
+    sigma = g.new_ones(()) if norm is None else norm.sigma(x)
+    if norm is None or frozen:
         none = g.new_zeros(0, *by_point(g).shape[1:])
-        return LayerGradients(by_point(g).sum(0), none[..., 0], none.new_zeros(0, *by_point(x).shape[1:]))
-    sigma = norm.sigma(x)
+        g = by_point(g / sigma[..., None]).sum(0)
+        return LayerGradients(g, none[..., 0], none.new_zeros(0, *by_point(x).shape[1:]))
     p = block.split([t.detach() for t in activations.projected[layer]]).float() - _constant(block, norm)
     slope = (p * g).sum(-1) / (x.shape[-1] * sigma.square())
     return LayerGradients(by_point(g / sigma[..., None]).sum(0), by_point(slope), by_point(norm.centre(x)))

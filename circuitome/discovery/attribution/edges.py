@@ -3,8 +3,14 @@
     score(u -> v) = mean over prompts of sum over positions of < ablated(u) - clean(u), mean gradient at v's input >,
 
 the first-order change of the metric when v sees u's ablated value. Negative: the edge helps.
-The variants differ only in where the gradient is taken.
-Sources: Syed et al. 2023, arXiv:2310.10348 (EAP); Hanna et al. 2024, arXiv:2403.17806 (EAP-IG).
+The variants differ only in where the gradient is taken, and `rules` in what a gradient is (`backward_rules`). With
+conductance each step of the path has a gradient and a change of its own: along z_k = ablated + k / steps (clean -
+ablated) of the embeddings, k = 0..steps,
+
+    score(u -> v) = mean over prompts of sum over k >= 1 and positions of < u(z_(k-1)) - u(z_k), gradient at v, z_k >.
+
+Sources: Syed et al. 2023, arXiv:2310.10348 (EAP); Hanna et al. 2024, arXiv:2403.17806 (EAP-IG); Wu, Tonin, Cevher 2026,
+arXiv:2606.16920 (conductance).
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +22,7 @@ from torch import Tensor
 
 from circuitome.discovery.attribution.contraction import Enter, ReaderGradients, contract, reader_gradients
 from circuitome.engine.ablation import WriterValues
+from circuitome.engine.backward_rules import PLAIN, Rules, rules_of
 from circuitome.engine.batches import Batch, tokens_within
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError, unknown_name
@@ -24,20 +31,27 @@ from circuitome.tasks.losses import LOSSES, Loss, loss_of, loss_unit
 
 VARIANTS = ("inputs", "activations", "clean-corrupted")
 """Which points the gradient of `eap_ig` is averaged over."""
+PATHS = ("inputs", "conductance")
+"""What `eap_ig` multiplies on its path over inputs: the mean gradient with the whole change, or step by step."""
 
 
 @method
-def eap(setting: Setting, *, loss: str = "metric") -> EdgeScores:
+def eap(setting: Setting, *, loss: str = "metric", rules: str | Rules = "plain") -> EdgeScores:
     """Edge attribution patching: the scores of all edges, with the gradient taken on the clean run.
 
     See the formula of the module. Scores are in the metric's unit, per prompt and their mean; negative: the edge helps.
     Costs two forward passes and one backward. Blind to edges behind a saturated softmax; `eap_ig` is nearer to exact
     patching. Source: Syed et al. 2023, arXiv:2310.10348, equation 2, with its sign kept.
 
+    `rules` names what takes the place of ordinary gradients: "norm" (divisors of norms passed over), "relp" (also
+    secants of activation functions, half of the gradient for each factor of a gated MLP; Jafari et al. 2025,
+    arXiv:2508.21258) or "gim" (norm, half, a warmer softmax, shares of q, k, v; Edin et al. 2025, arXiv:2505.17630);
+    or `Rules` of one's own. Formulas: `circuitome.engine.backward_rules`.
+
     Raises `InputError` for a `loss` other than "metric" and for the metric "kl", since distances from the clean model
     have no gradient there, and for a metric that torch cannot differentiate;
-    `UnknownNameError` for a loss or ablation that does not exist; `NumericsError` where the metric is not finite;
-    `MemoryBudgetError` where not even one prompt fits into `max_memory`.
+    `UnknownNameError` for a loss, ablation or rules that do not exist; `NumericsError` where the metric is not finite;
+    `MemoryBudgetError` where not even one prompt fits into `max_memory`; as `backward_rules` where rules cannot act.
 
     >>> model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
     >>> scores = cm.eap(model, task)
@@ -46,11 +60,20 @@ def eap(setting: Setting, *, loss: str = "metric") -> EdgeScores:
     """
     distance = loss if loss != "metric" and loss in LOSSES else ""
     setting.check_slope("EAP", distance)
-    return _attribute(setting, loss, "eap", _at_clean)
+    rules = rules_of(rules)
+    return _attribute(setting, loss, _with_rules("eap", rules), partial(_at_clean, rules=rules))
 
 
 @method
-def eap_ig(setting: Setting, *, steps: int = 5, variant: str = "inputs", loss: str = "metric") -> EdgeScores:
+def eap_ig(
+    setting: Setting,
+    *,
+    steps: int = 5,
+    variant: str = "inputs",
+    path: str = "inputs",
+    rules: str | Rules = "plain",
+    loss: str = "metric",
+) -> EdgeScores:
     """Edge attribution patching with integrated gradients: scores of all edges, with the gradient averaged on the way.
 
     See the formula of the module. Scores are in the metric's unit, per prompt and their mean; negative: the edge helps.
@@ -64,19 +87,34 @@ def eap_ig(setting: Setting, *, steps: int = 5, variant: str = "inputs", loss: s
       the passes. The published code instead averages all these passes for every edge.
     - clean-corrupted: the clean and the ablated embeddings alone; `steps` does not count.
 
-    With many steps the scores of all edges that leave `embed` sum to metric(ablated) - metric(clean).
+    With many steps the scores of all edges that leave `embed` sum to metric(ablated) - metric(clean). With path
+    "conductance", which multiplies each step's gradient by that step's change (formula of the module), so do those of
+    all edges across any cut between input and logits; its points are k / steps, k = 1..steps, as published, and their
+    error shrinks with the steps. It takes one more product of writers and readers a step. Source: Wu, Tonin, Cevher
+    2026, arXiv:2606.16920. `rules` as in `eap`; under rules other than plain, nothing sums up so.
     `loss`, a name in `LOSSES`, may stand for the metric: with "kl" a score is minus the divergence from the clean model
     that corrupting the edge causes, in nats.
 
     Raises `InputError` for steps < 1 and for clean-corrupted under zero ablation, whose gradient would be taken at an
-    embedding of zeros, where norms divide by nothing; `UnknownNameError` for another variant, loss or ablation;
-    `NumericsError` where the metric is not finite; `MemoryBudgetError` where not even one prompt fits.
+    embedding of zeros, where norms divide by nothing; for conductance with another variant than inputs, or another
+    ablation than corrupted, whose values no run on the path has; `UnknownNameError` for another variant, path, loss,
+    ablation or rules; `NumericsError` where the metric is not finite; `MemoryBudgetError` where not even one prompt
+    fits; as `backward_rules` where rules cannot act.
 
     >>> model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
     >>> scores = cm.eap_ig(model, task, steps=5)
     >>> round(scores["a2.h0->logits"], 1), "a1.h0->a2.h0.q" in scores.top(10)
     (-10.0, True)
     """
+    rules = rules_of(rules)
+    _check_variant(setting, steps, variant)
+    check_path(path, setting.ablation, variant)
+    name, scorer = _scorer(steps, variant, path, rules)
+    return _attribute(setting, loss, _with_rules(name, rules), scorer)
+
+
+def _check_variant(setting: Setting, steps: int, variant: str) -> None:
+    """Raises `InputError` and `UnknownNameError` as `eap_ig` says."""
     if steps < 1:
         raise InputError(f"steps must be at least 1, got {steps}.")
     if variant not in VARIANTS:
@@ -86,12 +124,35 @@ def eap_ig(setting: Setting, *, steps: int = 5, variant: str = "inputs", loss: s
             "clean-corrupted takes a gradient at the ablated embeddings, and under zero ablation a norm there divides "
             "by nothing: scores would be as large as 1e22. Use eap_ig's inputs, or another ablation."
         )
+
+
+def check_path(path: str, ablation: str, variant: str = "inputs") -> None:
+    """Raises `UnknownNameError` for another path, and `InputError` for conductance where `eap_ig` refuses it."""
+    if path not in PATHS:
+        raise unknown_name("path of EAP-IG", path, PATHS)
+    if path == "conductance" and variant != "inputs":
+        raise InputError(f"Conductance goes along the embeddings, so it is no path of the variant {variant}.")
+    if path == "conductance" and ablation != "corrupted":
+        raise InputError(
+            "Conductance adds up what parts write on the way from the corrupted to the clean embeddings; under "
+            f"{ablation} ablation no run writes what ablated parts do. Use path inputs, or corrupted ablation."
+        )
+
+
+def _scorer(steps: int, variant: str, path: str, rules: Rules) -> "tuple[str, Scorer]":
+    """Name and scores of a variant of EAP-IG."""
     middles = tuple((k + 0.5) / steps for k in range(steps))
+    if path == "conductance":
+        return f"eap-ig, {steps} steps, conductance", partial(_conductance, steps=steps, rules=rules)
     if variant == "activations":
-        return _attribute(setting, loss, f"eap-ig-activations, {steps} steps", partial(_along_outputs, alphas=middles))
+        return f"eap-ig-activations, {steps} steps", partial(_along_outputs, alphas=middles, rules=rules)
     if variant == "clean-corrupted":
-        return _attribute(setting, loss, "clean-corrupted", partial(_along_inputs, alphas=(1.0, 0.0)))
-    return _attribute(setting, loss, f"eap-ig, {steps} steps", partial(_along_inputs, alphas=middles))
+        return "clean-corrupted", partial(_along_inputs, alphas=(1.0, 0.0), rules=rules)
+    return f"eap-ig, {steps} steps", partial(_along_inputs, alphas=middles, rules=rules)
+
+
+def _with_rules(method: str, rules: Rules) -> str:
+    return method if rules == PLAIN else f"{method}, rules {rules}"
 
 
 Metric = Callable[[Float[Tensor, "point_batch vocab"]], Float[Tensor, " point_batch"]]
@@ -124,32 +185,43 @@ def _metric(setting: Setting, batch: Batch, measure: Loss, *, needs_clean: bool)
     return minus_loss
 
 
-def _at_clean(setting: Setting, batch: Batch, metric: Metric) -> Tensor:
+def _at_clean(setting: Setting, batch: Batch, metric: Metric, rules: Rules) -> Tensor:
     """The gradient on the clean run, which shows the clean values on the way."""
     model = setting.model
     with torch.no_grad():
         starts = model.embeddings(batch.clean)[None]
-    gradients, clean = reader_gradients(model, batch.clean, starts, metric)
+    gradients, clean = reader_gradients(model, batch.clean, starts, metric, rules=rules)
     return contract(model, setting.ablated_values(batch, clean).minus(clean), gradients)
 
 
-def _along_inputs(setting: Setting, batch: Batch, metric: Metric, alphas: Sequence[float]) -> Tensor:
+def _along_inputs(setting: Setting, batch: Batch, metric: Metric, alphas: Sequence[float], rules: Rules) -> Tensor:
     """The mean gradient over points ablated + alpha (clean - ablated) of the embeddings."""
     clean, ablated = _endpoints(setting, batch)
     starts = _between(ablated.embed, clean.embed, alphas)
-    gradients = _mean_gradients(setting, batch, metric, starts, setting.model.starting_from)
+    gradients = _mean_gradients(setting, batch, metric, starts, setting.model.starting_from, rules)
     return contract(setting.model, ablated.minus(clean), gradients)
 
 
-def _along_outputs(setting: Setting, batch: Batch, metric: Metric, alphas: Sequence[float]) -> Tensor:
+def _conductance(setting: Setting, batch: Batch, metric: Metric, steps: int, rules: Rules) -> Tensor:
+    """Each step's change of the writers times the gradient at its end, added up over the steps."""
+    clean, before = _endpoints(setting, batch)
+    scores = torch.zeros(())
+    for point in _between(before.embed, clean.embed, [(k + 1) / steps for k in range(steps)]):
+        gradients, values = reader_gradients(setting.model, batch.clean, point[None], metric, rules=rules)
+        scores = scores + contract(setting.model, before.minus(values), gradients)
+        before = values
+    return scores
+
+
+def _along_outputs(setting: Setting, batch: Batch, metric: Metric, alphas: Sequence[float], rules: Rules) -> Tensor:
     """For each group of writers (embed, the heads of a block, an MLP), the mean gradient along that group's output."""
     model, graph = setting.model, setting.model.graph
     clean, ablated = _endpoints(setting, batch)
     delta = ablated.minus(clean)
-    scores = _along_inputs(setting, batch, metric, alphas)
+    scores = _along_inputs(setting, batch, metric, alphas, rules)
 
     def fill(rows: slice, start: Tensor, end: Tensor, enter: Enter) -> None:
-        gradients = _mean_gradients(setting, batch, metric, _between(start, end, alphas), enter)
+        gradients = _mean_gradients(setting, batch, metric, _between(start, end, alphas), enter, rules)
         scores[:, rows] = contract(model, delta, gradients)[:, rows]
 
     for layer, block in enumerate(model.blocks):
@@ -173,13 +245,18 @@ def _between(start: Tensor, end: Tensor, alphas: Sequence[float]) -> Float[Tenso
 
 
 def _mean_gradients(
-    setting: Setting, batch: Batch, metric: Metric, points: Float[Tensor, "point batch pos d_model"], enter: Enter
+    setting: Setting,
+    batch: Batch,
+    metric: Metric,
+    points: Float[Tensor, "point batch pos d_model"],
+    enter: Enter,
+    rules: Rules,
 ) -> ReaderGradients:
     """Mean gradient over `points`, in as many passes as the memory budget asks for."""
     tokens = tokens_within(setting.model, setting.max_memory, gradients=True)
     at_once = max(1, tokens // batch.clean.ids.numel())
     parts = []
     for some in points.chunk(-(-len(points) // at_once)):
-        gradients, _ = reader_gradients(setting.model, batch.clean, some, metric, enter)
+        gradients, _ = reader_gradients(setting.model, batch.clean, some, metric, enter, rules)
         parts.append(gradients.times(len(some) / len(points)))
     return ReaderGradients.sum(parts)

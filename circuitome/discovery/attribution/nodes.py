@@ -34,6 +34,7 @@ from torch import Tensor
 
 from circuitome.discovery.attribution.contraction import gradients_at
 from circuitome.engine.ablation import WriterValues
+from circuitome.engine.backward_rules import PLAIN, Rules, backward_rules, rules_of
 from circuitome.engine.circuit_run import Baseline
 from circuitome.engine.readout import check_numbers
 from circuitome.engine.setting import Setting, method
@@ -45,17 +46,18 @@ from circuitome.models.model import Model
 
 
 @method
-def atp(setting: Setting, *, qk_fix: bool = True, grad_drop: bool = False) -> NodeScores:
+def atp(setting: Setting, *, qk_fix: bool = True, grad_drop: bool = False, rules: str | Rules = "plain") -> NodeScores:
     """Attribution patching of nodes: scores of all writers and readers; `.edges()` makes edge scores of them.
 
     See the formulas of the module. Scores are in the metric's unit; negative: the node helps. With both `qk_fix` and
     `grad_drop` this is AtP*. Costs two forward passes and one backward, with `grad_drop` one more backward a block.
     An ablated q, k or v is what that reader makes of a residual stream in which every writer is ablated. The score of
     a writer is the sum of its edges' scores in `eap`, that of `m7.in` the one of `m7`. The score at the logits is the
-    exact effect of ablating everything.
+    exact effect of ablating everything. `rules` as in `eap`; a fixed q or k score has only its gradient at z by them.
 
-    Raises `InputError` for `grad_drop` in a model of one block and for a metric that has no gradient at the clean
-    model, `UnknownNameError` for another ablation,
+    Raises `InputError` for `grad_drop` in a model of one block, for a metric that has no gradient at the clean
+    model, and for `qk_fix` under rules inside attention (gim), since both say what a pattern's change is worth;
+    `UnknownNameError` for another ablation or rules, as `backward_rules` where rules cannot act,
     `NumericsError` where the metric is not finite, `MemoryBudgetError` where not even one prompt fits.
 
     >>> model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
@@ -64,7 +66,11 @@ def atp(setting: Setting, *, qk_fix: bool = True, grad_drop: bool = False) -> No
     (-10.0, -13.3, 10)
     """
     setting.check_slope("atp")
-    graph = setting.model.graph
+    rules, graph = rules_of(rules), setting.model.graph
+    if qk_fix and rules.attention:
+        raise InputError(
+            f"The rules {rules} say how queries and keys get their gradient, and so does the QK fix. Use qk_fix=False."
+        )
     if grad_drop and graph.n_layers < 2:
         raise InputError(
             f"GradDrop leaves out one block after another, and {setting.model.name} has only one. Use atp without it."
@@ -72,7 +78,7 @@ def atp(setting: Setting, *, qk_fix: bool = True, grad_drop: bool = False) -> No
     count = len(graph.writers) + len(graph.readers) - 1
     scores, sizes, whole = torch.zeros(count), torch.zeros(count), torch.zeros(1)  # sums over prompts
     for base in setting.baselines("scoring nodes", gradients=True):
-        run = _run(setting, base)
+        run = _run(setting, base, rules)
         scores += _scores(run, None, qk_fix=qk_fix).sum(0).cpu()
         for drop in range(graph.n_layers) if grad_drop else ():
             dropped = _scores(run, drop, qk_fix=qk_fix).cpu()
@@ -84,6 +90,7 @@ def atp(setting: Setting, *, qk_fix: bool = True, grad_drop: bool = False) -> No
     writers, readers = (torch.cat([scores, whole]) / len(setting.task)).split([len(graph.writers), len(graph.readers)])
     fixes = " and ".join(["QK fix"] * qk_fix + ["GradDrop"] * grad_drop)
     name = f"atp with {fixes}" if fixes else "atp"
+    name += "" if rules == PLAIN else f", rules {rules}"
     return NodeScores(graph, writers, readers, setting.task.unit, name)
 
 
@@ -108,11 +115,12 @@ class _Run:
     """Change of z [batch, pos, head, d_head] through the probabilities of ablated q, and of ablated k."""
 
 
-def _run(setting: Setting, base: Baseline) -> _Run:
-    """The clean run of a batch."""
+def _run(setting: Setting, base: Baseline, rules: Rules) -> _Run:
+    """The clean run of a batch, whose gradients follow `rules`."""
     model, inputs = setting.model, base.batch.clean
     dropped: list[int] = []
-    with torch.enable_grad(), model.frozen_parameters(), _writing(model, dropped) as written:
+    ruled, frozen = backward_rules(model, rules), model.frozen_parameters()
+    with ruled, torch.enable_grad(), frozen, _writing(model, dropped) as written:
         leaf = model.embeddings(inputs).detach().requires_grad_(True)
         with model.starting_from(leaf):
             cache = model.record(inputs, whole=False)
