@@ -71,7 +71,7 @@ def test_a_step_lowers_the_loss_of_the_size_it_was_taken_at():
     assert losses[-1] < 0.8 * losses[0]
 
 
-@pytest.mark.parametrize("name", ["tracr-reverse", "known-induction"])
+@pytest.mark.parametrize("name", ["tracr-reverse", pytest.param("known-induction", marks=pytest.mark.slow)])
 def test_the_true_edges_come_first(name):
     model, task = cm.load(name), cm.ground_truth.task(name, 48)
     truth = cm.ground_truth.true_circuit(model, task, ablation="zero")
