@@ -110,7 +110,7 @@ def test_the_circuit_goes_out_as_a_graph(capsys, runs, tmp_path):
 def test_another_metric_is_asked_for_on_the_command_line(capsys, tmp_path, folder, data):
     own = tmp_path / "own.py"
     own.write_text("def first(logits, pairs):\n    return logits[:, pairs[0].answers[0]]\n")
-    common = ("letters", "--model", folder, "--data", data, "--edges", 20)
+    common = ("letters", "--model", folder, "--data", data, "--edges", 20, "--method", "eap-ig")
     for metric, unit in {"log_prob": "nats", "kl": "nats", f"{own}:first": "metric"}.items():
         out = tmp_path / unit / metric.rpartition(":")[2]
         assert run(capsys, "find", *common, "--metric", metric, "--out", out)[0] == 0

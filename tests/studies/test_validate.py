@@ -1,22 +1,39 @@
 """A circuit put to the test as a study: the answer, its evidence, what is not computed again, and after a stop."""
 
+import json
+
 import pytest
 import torch
 from command import run
 from shown import blocks_of, check_shown, lede_of
 
+import circuitome as cm
 from circuitome.runs.store import load_run
 from circuitome.studies.frame import perform
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """A circuit of the IOI toy, with the scores of every prompt."""
+    """A circuit of the IOI toy, with the scores of every prompt, none of which is held out."""
     from circuitome.studies.find import STUDY, Find
 
-    out = tmp_path_factory.mktemp("found") / "run"
-    perform(STUDY, Find(task="known-ioi", model="known-ioi", n=16, edges=20), out=out)
-    return out
+    folder = tmp_path_factory.mktemp("found")
+    model, data = cm.load("known-ioi"), folder / "names.jsonl"
+    rows = [
+        {
+            "clean": pair.clean_text,
+            "corrupted": pair.corrupted_text,
+            "answer": model.decode(pair.answers[:1]),
+            "wrong": model.decode(pair.wrongs[:1]),
+            "template": pair.template,
+            "roles": {name: place for name, place in pair.roles.items() if name != "end"},
+        }
+        for pair in cm.ground_truth.task("known-ioi", 16).pairs
+    ]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    settings = Find(task="known-ioi", model="known-ioi", data=str(data), edges=20, method="eap-ig")
+    perform(STUDY, settings, out=folder / "run")
+    return folder / "run"
 
 
 @pytest.fixture(scope="module")
