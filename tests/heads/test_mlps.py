@@ -91,3 +91,13 @@ def test_it_acts_where_ablating_it_matters_most():
         if found.acts_at(place):
             assert effects.abs().nan_to_num(0).argmax() == found.roles.index(found.acts_at(place))
     assert any(found.acts_at(place) for place in range(len(found.names)))
+
+
+def test_batches_do_not_decide_what_is_measured():
+    model, task = tiny("llama"), random_task(12)
+    circuit = Circuit.full(model.graph)
+    longest = max(len(pair.clean) for pair in task.pairs)
+    budget = 2 * longest * model.bytes_per_token(gradients=False)
+    whole, cut = (cm.heads.explain_mlps(model, circuit, task, max_memory=size) for size in (None, budget))
+    torch.testing.assert_close(cut.by_role, whole.by_role, rtol=0, atol=2e-5, equal_nan=True)
+    assert [cut.acts_at(i) for i in range(3)] == [whole.acts_at(i) for i in range(3)]

@@ -136,9 +136,14 @@ def explain_mlps(setting: Setting, circuit: Circuit) -> MlpExplanation:
             for place, layer in enumerate(Node.parse(name).layer for name in names):
                 effects[:, rows, place], written = run.effects(layer)
                 writes[place] += written
-                if float(effects[0, rows, place].mean().abs()) >= CLEAR * float(run.gap.mean().abs()):
-                    by_role[rows, place] = run.by_role(layer)
                 setting.progress("ablating MLPs", place + 1, len(names))
+        # Decided over all prompts, so that it does not depend on how they are cut into batches.
+        clear = (effects[0].mean(0).abs() >= CLEAR * gaps.mean().abs()).tolist()
+        for batch in some.batches() if any(clear) else ():
+            run, rows = _Run(some, batch, where), list(batch.rows)
+            for place, name in enumerate(names):
+                if clear[place]:
+                    by_role[rows, place] = run.by_role(Node.parse(name).layer)
     tokens = [_extremes(setting, vector) for vector in writes / n]
     return MlpExplanation(
         circuit=circuit,
