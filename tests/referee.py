@@ -19,8 +19,34 @@ def writer_outputs(model: Model, ids: tuple[int, ...]) -> list[torch.Tensor]:
         outputs = [activations.resid_pre[0][0]]
         for layer, block in enumerate(model.blocks):
             outputs += heads_out(block, activations.z[layer][0], model.heads.q)
-            outputs.append(activations.mlp_out[layer][0])
+            xs = [activations.resid_mid[layer][0]] * (1 + len(model.graph.neurons_of(layer)))
+            outputs += mlp_out(model, layer, xs)
     return outputs
+
+
+def mlp_out(model: Model, layer: int, xs: list[torch.Tensor]) -> list[torch.Tensor]:
+    """What an MLP without its neuron nodes, and each of these, write, each for its own residual [pos, d_model]."""
+    block, nodes = model.blocks[layer], model.graph.neurons_of(layer)
+    if not nodes:
+        return [block.run_mlp(xs[0][None])[0]]
+    hidden = []
+    for x in xs:
+        seen = []
+        handle = block.mlp_writer.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0]))
+        block.run_mlp(x[None])
+        handle.remove()
+        hidden.append(seen[0].view(-1, seen[0].shape[-1]))
+    alone = [hidden[0].clone()]
+    alone[0][:, list(nodes)] = 0
+    for neuron, values in zip(nodes, hidden[1:], strict=True):
+        alone.append(torch.zeros_like(values))
+        alone[-1][:, neuron] = values[:, neuron]
+    bias = block.mlp_writer(torch.zeros_like(alone[0]))
+    outs = [block.mlp_writer(alone[0]), *(block.mlp_writer(values) - bias for values in alone[1:])]
+    if block.mlp_post is None:
+        return outs
+    root = (sum(outs).square().mean(-1, keepdim=True) + block.mlp_post.eps).sqrt()
+    return [out / root * block.mlp_post.gain for out in outs]
 
 
 def heads_out(block, z: torch.Tensor, n_heads: int, *, frozen: bool = False) -> list[torch.Tensor]:
@@ -68,11 +94,10 @@ def masked_logits(
             for i, column in enumerate(columns)
         ]
         z = model.attend(layer, torch.stack(values, 1)[None], calls[layer])[0].flatten(1)
-        resid_mid = seen(graph.mlp_column(layer), graph.upstream_of_mlp(layer)) if graph.parallel else None
+        inputs_at = range(graph.mlp_columns(layer).start, graph.mlp_columns(layer).stop)
+        before = [seen(column, graph.upstream_of_mlp(layer)) for column in inputs_at] if graph.parallel else None
         online += heads_out(block, z, model.heads.q, frozen=frozen)
         if (bias := block.output_bias()) is not None:
             constant = constant + bias
-        if resid_mid is None:
-            resid_mid = seen(graph.mlp_column(layer), graph.upstream_of_mlp(layer))
-        online.append(block.run_mlp(resid_mid[None])[0])
+        online += mlp_out(model, layer, before or [seen(c, graph.upstream_of_mlp(layer)) for c in inputs_at])
     return model.unembed(seen(len(graph.readers) - 1, len(online))[-1:])

@@ -44,21 +44,30 @@ class WriterValues:
     heads: list[Float[Tensor, "batch pos head d_head"]]
     """Per layer, z over the post-norm's divisor (1 without a post-norm)."""
     mlps: list[Float[Tensor, "batch pos d_model"]]
-    """Per layer, what the MLP adds to the stream."""
+    """Per layer, what the MLP adds to the stream, without the neurons that are nodes."""
+    neurons: list[Float[Tensor, "batch pos _"]] = field(default_factory=list)
+    """Where neurons are nodes: per layer, what those write with over the post-norm's divisor."""
 
     @classmethod
     def of(cls, model: Model, activations: ActivationCache) -> "WriterValues":
         """The writers' outputs in a recorded pass, out of reach of its gradients."""
         heads = [recorded_heads(model, activations, layer) for layer in range(len(activations.z))]
-        return cls(activations.resid_pre[0].detach().float(), heads, [m.detach().float() for m in activations.mlp_out])
+        mlps, neurons = [m.detach().float() for m in activations.mlp_out], [n.detach() for n in activations.neurons]
+        for layer, values in enumerate(neurons):
+            mlps[layer] = mlps[layer] - join_neurons(model, layer, values)
+        return cls(activations.resid_pre[0].detach().float(), heads, mlps, neurons)
+
+    def mlp(self, model: Model, layer: int) -> Float[Tensor, "batch pos d_model"]:
+        """What the MLP adds to the stream, the neurons that are nodes among it."""
+        return self.mlps[layer] + (join_neurons(model, layer, self.neurons[layer]) if self.neurons else 0.0)
 
     def tensors(self) -> list[Tensor]:
         """All tensors in one order."""
-        return [self.embed, *self.heads, *self.mlps]
+        return [self.embed, *self.heads, *self.mlps, *self.neurons]
 
     def _like(self, tensors: list[Tensor]) -> "WriterValues":
         n = len(self.heads)
-        return WriterValues(tensors[0], tensors[1 : n + 1], tensors[n + 1 :])
+        return WriterValues(tensors[0], tensors[1 : n + 1], tensors[n + 1 : 2 * n + 1], tensors[2 * n + 1 :])
 
     def minus(self, other: "WriterValues") -> "WriterValues":
         """Tensor by tensor, this minus `other`."""
@@ -75,6 +84,13 @@ class WriterValues:
     def at(self, rows: Int[Tensor, " batch"], positions: Int[Tensor, " batch"]) -> "WriterValues":
         """One position a prompt; the axis stays, of length 1."""
         return self._like([t[rows, positions][:, None] for t in self.tensors()])
+
+
+def join_neurons(
+    model: Model, layer: int, values: Float[Tensor, "batch pos neuron"]
+) -> Float[Tensor, "batch pos d_model"]:
+    """What a block's neuron nodes add to the stream when their scaled outputs are `values`; float32."""
+    return values @ model.blocks[layer].neuron_weights(model.graph.neurons_of(layer))
 
 
 def scaled_heads(
@@ -122,6 +138,9 @@ def writer_vectors(
         z = values.heads[layer].flatten(0, 1).transpose(0, 1)  # head, batch * pos, d_head
         torch.bmm(z, block.head_weights(), out=vectors[graph.head_rows(layer)].view(len(z), -1, d_model))
         vectors[graph.mlp_row(layer)] = values.mlps[layer]
+        for row, neuron in enumerate(graph.neurons_of(layer), graph.mlp_row(layer) + 1):
+            weight = block.neuron_weights([neuron])[0]
+            vectors[row] = values.neurons[layer][..., row - graph.mlp_row(layer) - 1, None] * weight
     return vectors
 
 

@@ -105,6 +105,11 @@ def rules_of(name: str | Rules) -> Rules:
     return RULES[name]
 
 
+def with_rules(method: str, rules: Rules) -> str:
+    """The name of a method, with its rules where they are not plain."""
+    return method if rules == PLAIN else f"{method}, rules {rules}"
+
+
 @dataclass
 class Fired:
     """How often each rule acted, and where it has to act."""

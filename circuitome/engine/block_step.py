@@ -19,10 +19,12 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from circuitome.engine.ablation import scaled_heads
 from circuitome.graph.model_graph import Graph
+from circuitome.models.block import Block, weight_of
+from circuitome.models.hooks import hooked
 from circuitome.models.inputs import Inputs
 from circuitome.models.model import Call, Model
 
@@ -53,7 +55,7 @@ def stream_read(streams: Streams, graph: Graph, column: int) -> Float[Tensor, "b
     if layer == graph.n_layers:
         assert streams.final is not None, "the pass was recorded without its end"
         return streams.final
-    return (streams.resid_mid if column == graph.mlp_column(layer) else streams.resid_pre)[layer]
+    return (streams.resid_mid if column >= graph.mlp_column(layer) else streams.resid_pre)[layer]
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,9 @@ class Edit:
     mlp_in: Change | None = None
     """The residual that the MLP reads [copies, batch, pos, d_model]."""
     mlp_out: Change | None = None
-    """What the MLP adds to the stream [copies, batch, pos, d_model]."""
+    """What the MLP adds to the stream [copies, batch, pos, d_model]; where neurons are nodes, what the others add."""
+    neurons: Change | None = None
+    """Scaled outputs of the neurons that are nodes [copies, batch, pos, neuron]."""
 
 
 UNCHANGED = Edit()
@@ -116,6 +120,42 @@ class BlockStep:
         with self.model.reserved():
             return self.model.blocks[layer].run_mlp(x.to(self.model.dtype)).float()
 
+    def mlp_parts(
+        self, layer: int, parts: Sequence[int], x: Float[Tensor, "part rows d_model"]
+    ) -> Float[Tensor, "part rows d_model"]:
+        """What an MLP (part 0) and its neurons that are nodes (1, 2, ...) write, each for a residual x of its own.
+
+        The MLP is then its other neurons; float32. Under a post-norm the divisor is that of all together: give all.
+        """
+        nodes, block = self.graph.neurons_of(layer), self.model.blocks[layer]
+        if not nodes:
+            return self.mlp(layer, x)
+        with self.model.reserved():
+            x, vectors = x.to(self.model.dtype), list[Tensor]()
+            if parts[0] == 0:
+                vectors.append(self._rest(block, nodes, x[0]))
+            if neurons := [nodes[part - 1] for part in parts if part]:
+                values = block.neuron_values(neurons, x[-len(neurons) :])
+                weights = weight_of(block.mlp_writer).detach().T[neurons].float()
+                vectors += list(values.float()[..., None] * weights[:, None])
+        written = torch.stack(vectors)
+        if block.mlp_post is None:
+            return written
+        return written * block.mlp_post.gain / block.mlp_post.sigma(written.sum(0))
+
+    @staticmethod
+    def _rest(block: Block, nodes: Sequence[int], x: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows d_model"]:
+        """What an MLP without the neurons `nodes` writes, in front of a post-norm; float32."""
+        gone = torch.tensor(nodes, device=x.device)
+
+        def without(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (args[0].index_fill(-1, gone, 0.0), *args[1:])
+
+        with hooked(block.mlp_writer.register_forward_pre_hook, without):
+            for part in (block.mlp_norm, *block.mlp):
+                x = x if part is None else part(x)
+        return x.float()
+
     # Whole blocks, in the model's dtype
 
     def run(
@@ -156,12 +196,31 @@ class BlockStep:
 
         Of the last block, unless its MLP is edited, there is only the position read: nothing else is needed of it.
         """
-        if layer == self.graph.n_layers - 1 and edit.mlp_in is None and edit.mlp_out is None:
+        changed = edit.mlp_in or edit.mlp_out or edit.neurons
+        if layer == self.graph.n_layers - 1 and changed is None:
             middle, seen = self.at_read(middle)[:, :, None], self.at_read(seen)[:, :, None]
         seen = seen if edit.mlp_in is None else edit.mlp_in(seen)
+        if self.graph.neurons_of(layer) and (edit.mlp_out or edit.neurons):
+            return middle + self._mlp_changed(layer, seen, edit)
         with self.model.reserved():
             written = self.model.blocks[layer].run_mlp(seen.flatten(0, 1)).unflatten(0, seen.shape[:2])
         return middle + (written if edit.mlp_out is None else edit.mlp_out(written))
+
+    def _mlp_changed(self, layer: int, x: Float[Tensor, "copies batch pos d_model"], edit: Edit) -> Tensor:
+        """What an MLP adds to the stream some of whose neurons are nodes, these or the others changed."""
+        block, nodes, shares = self.model.blocks[layer], list(self.graph.neurons_of(layer)), list[Tensor]()
+
+        def note(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            values = args[0][..., nodes].float()
+            shares.append(values if block.mlp_post is None else values / block.mlp_post.sigma(output))
+
+        with self.model.reserved(), hooked(block.mlp_writer.register_forward_hook, note):
+            written = block.run_mlp(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        neurons, weights = shares[0].reshape(*x.shape[:3], -1), block.neuron_weights(nodes)
+        rest = written.float() - neurons @ weights
+        neurons = neurons if edit.neurons is None else edit.neurons(neurons)
+        rest = rest if edit.mlp_out is None else edit.mlp_out(rest)
+        return (rest + neurons @ weights).to(written.dtype)
 
     def at_read(self, x: Float[Tensor, "copies batch pos d_model"]) -> Float[Tensor, "copies batch d_model"]:
         """A stream at the position read; it may be there already, as the only one."""

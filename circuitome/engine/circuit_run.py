@@ -79,7 +79,7 @@ def _ablated_streams(model: Model, ablated: WriterValues) -> tuple[list[Tensor],
         resid_pre.append(stream)
         after = stream + block.join_heads(ablated.heads[layer])
         resid_mid.append(stream if model.graph.parallel else after)
-        stream = after + ablated.mlps[layer]
+        stream = after + ablated.mlp(model, layer)
     return resid_pre, resid_mid, stream
 
 
@@ -106,7 +106,10 @@ class Reach:
 
     @classmethod
     def of(cls, graph: Graph, open_edges: Bool[Tensor, "writers readers"], *, coupled: bool) -> "Reach":
-        """Go back from the logits, block by block. `coupled`: heads share a post-norm, so each needs all inputs."""
+        """Go back from the logits, block by block.
+
+        `coupled`: heads share a post-norm, so each needs all inputs; the neurons of an MLP that are nodes do as well.
+        """
         columns, everywhere = (torch.zeros(len(graph.readers), dtype=torch.bool) for _ in range(2))
         rows, wide = (torch.zeros(len(graph.writers), dtype=torch.bool) for _ in range(2))
         columns[-1] = True
@@ -116,10 +119,11 @@ class Reach:
             wide[part] = (open_edges[part] & everywhere).any(1)
 
         for layer in reversed(range(graph.n_layers)):
-            row, column = graph.mlp_row(layer), graph.mlp_column(layer)
+            mlp, mlp_in = graph.mlp_rows(layer), graph.mlp_columns(layer)
             heads, span = graph.head_rows(layer), graph.attention_columns(layer)
-            visit(slice(row, row + 1))
-            columns[column], everywhere[column] = rows[row], wide[row]
+            visit(mlp)
+            for needed, part in ((columns, rows), (everywhere, wide)):
+                needed[mlp_in] = part[mlp].any() if coupled else part[mlp]
             visit(heads)
             inputs = graph.inputs[heads, span]
             used, used_wide = (
@@ -188,7 +192,7 @@ class CircuitRun:
         if self.reach.rows[0]:
             self._store([0], (self.base.clean_embed - self.base.ablated.embed).flatten(0, 1)[None], last=False)
         for layer in range(self.graph.n_layers):
-            for part in (self._heads(layer, keep), self._mlp(layer, keep)):
+            for part in (self._heads(layer, keep), self._mlps(layer, keep)):
                 if part is not None and keep:
                     self.parts.append(part)
         return self._seen(self.base.final, [len(self.graph.readers) - 1], len(self.used), last=True)[0]
@@ -211,12 +215,12 @@ class CircuitRun:
         return seen
 
     def _store(self, slots: list[int], difference: Tensor, *, last: bool) -> None:
-        where = slice(slots[0], slots[-1] + 1)  # the slots of a block's heads follow one another
+        where = torch.tensor(slots, device=self.delta.device)
         if last:
-            self.delta[where, self.at_read] = difference
+            self.delta[where[:, None], self.at_read] = difference
         else:
             self.delta[where] = difference
-        self.ran[where] = True
+        self.ran[slots] = True
 
     def _active(self, columns: slice, upto: int) -> list[int]:
         """Those of some readers that matter and can differ from their ablated selves."""
@@ -252,19 +256,40 @@ class CircuitRun:
             values = self.model.blocks[layer].split(self.base.projected[layer], copy=True)
         return values.index_copy(2, torch.tensor(readers, device=values.device), online)
 
-    def _mlp(self, layer: int, keep: bool) -> Ran | None:
-        """Run the MLP of a block if an open edge leaves it, only at the position read if no other one matters."""
-        row, column = self.graph.mlp_row(layer), self.graph.mlp_column(layer)
-        slot, upto = self.before[row], self.before[self.graph.upstream_of_mlp(layer)]
-        if not self.reach.rows[row] or not self._active(slice(column, column + 1), upto):
+    def _mlps(self, layer: int, keep: bool) -> Ran | None:
+        """Run the MLP of a block, and its neurons that are nodes, if open edges leave them.
+
+        Only at the position read if no other one matters.
+        """
+        rows, span = self.graph.mlp_rows(layer), self.graph.mlp_columns(layer)
+        slot, upto = self.before[rows.start], self.before[self.graph.upstream_of_mlp(layer)]
+        used = self.reach.rows[rows].nonzero().flatten().tolist()
+        columns = self._active(span, upto) if used else []
+        if not columns:
             return None
-        last = not bool(self.reach.wide[row])
-        seen = self._seen(self.base.resid_mid[layer], [column], upto, last=last).requires_grad_(keep)
+        if self.model.blocks[layer].mlp_post is not None:
+            columns = list(range(span.start, span.stop))  # the post-norm's divisor is that of all
+        run = [column - span.start for column in columns]
+        written = [part for part in used if part in run]
+        last = not bool(self.reach.wide[rows].any())
+        seen = self._seen(self.base.resid_mid[layer], columns, upto, last=last).requires_grad_(keep)
         with torch.set_grad_enabled(keep):
-            ablated = self.at(self.base.ablated.mlps[layer].flatten(0, 1), last=last)
-            difference = self.steps.mlp(layer, seen) - ablated
-        self._store([slot], difference.detach(), last=last)
-        return Ran([column], [slot], upto, seen, difference, last=last)
+            online = self.steps.mlp_parts(layer, run, seen)
+            ablated = self.at(ablated_parts(self.model, self.base, layer, written), last=last)
+            difference = online[[run.index(part) for part in written]] - ablated
+        slots = [slot + used.index(part) for part in written]
+        self._store(slots, difference.detach(), last=last)
+        return Ran(columns, slots, upto, seen, difference, last=last)
+
+
+def ablated_parts(model: Model, base: Baseline, layer: int, parts: Sequence[int]) -> Float[Tensor, "part rows d_model"]:
+    """What an MLP (part 0) and its neurons that are nodes (1, 2, ...) write when ablated, at all rows of the batch."""
+    vectors = [base.ablated.mlps[layer].flatten(0, 1) for part in parts if part == 0]
+    if neurons := [part - 1 for part in parts if part]:
+        nodes = model.graph.neurons_of(layer)
+        weights = model.blocks[layer].neuron_weights([nodes[i] for i in neurons])
+        vectors += list(base.ablated.neurons[layer].flatten(0, 1).T[neurons][..., None] * weights[:, None])
+    return torch.stack(vectors)
 
 
 def is_coupled(model: Model) -> bool:

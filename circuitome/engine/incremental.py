@@ -13,7 +13,7 @@ from torch import Tensor
 
 from circuitome.engine.batches import DEFAULT_MEMORY, Batch
 from circuitome.engine.block_step import stream_read
-from circuitome.engine.circuit_run import Baseline, CircuitRun, Reach, is_coupled
+from circuitome.engine.circuit_run import Baseline, CircuitRun, Reach, ablated_parts, is_coupled
 from circuitome.engine.partial_forward import MOST_COPIES
 from circuitome.errors import MemoryBudgetError
 from circuitome.graph.circuits import Circuit
@@ -140,9 +140,9 @@ class IncrementalCircuit:
             span = graph.attention_columns(layer)
             if inputs := self._moved_inputs(range(span.start, span.stop), change):
                 self._move(self._moved_heads(layer, inputs, change), change)
-            for column, x in self._moved_inputs([graph.mlp_column(layer)], change).items():
-                ablated = self._at(column, self.base.ablated.mlps[layer].flatten(0, 1))
-                self._move({graph.mlp_row(layer): self.steps.mlp(layer, x) - ablated}, change)
+            span = graph.mlp_columns(layer)
+            if inputs := self._moved_inputs(range(span.start, span.stop), change):
+                self._move(self._moved_mlps(layer, inputs, change), change)
         final = self._moved_inputs([logits], change)
         return final[logits] if final else self.inputs[logits].expand(change.copies, -1, -1)
 
@@ -205,6 +205,31 @@ class IncrementalCircuit:
             rows.start + head: (z if self.wide[rows.start + head] else z[:, self.at_read])[..., head, :] @ weight
             for head, weight in zip(heads, weights, strict=True)
         }
+
+    def _moved_mlps(
+        self, layer: int, inputs: Mapping[int, Tensor], change: "_Change"
+    ) -> dict[int, Float[Tensor, "copies rows d_model"]]:
+        """By row, how an MLP and its neuron nodes, some of which see `inputs`, differ from their ablated selves."""
+        span, first = self.graph.mlp_columns(layer), self.graph.mlp_row(layer)
+        if self.model.blocks[layer].mlp_post is not None:  # its divisor is that of all
+            there = [column for column in range(span.start, span.stop) if column in self.inputs]
+            inputs = {c: inputs.get(c, self.inputs[c].expand(change.copies, -1, -1)) for c in there}
+        moved = dict[int, Tensor]()
+        for wide in (True, False):  # those that matter everywhere, and those that do where the logits are read
+            parts = [column - span.start for column in sorted(inputs) if self.everywhere[column] is wide]
+            if not parts:
+                continue
+            x = torch.stack([inputs[span.start + part] for part in parts]).flatten(1, 2)
+            ablated = ablated_parts(self.model, self.base, layer, parts)
+            ablated = ablated if wide else ablated[:, self.at_read]
+            online = self.steps.mlp_parts(layer, parts, x).unflatten(1, (change.copies, -1)) - ablated[:, None]
+            for i, part in enumerate(parts):
+                if self.reached[first + part]:
+                    narrow = (
+                        wide and not self.wide[first + part]
+                    )  # under a post-norm, beside one that matters everywhere
+                    moved[first + part] = online[i][:, self.at_read] if narrow else online[i]
+        return moved
 
     def _owners(self, columns: Iterable[int]) -> list[int]:
         """Rows of the writers whose inputs `columns` are."""

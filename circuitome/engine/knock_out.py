@@ -35,9 +35,11 @@ class KnockOut:
         """A block's heads and MLP ablated in the copies whose set holds them."""
         graph, ablated = self.model.graph, self.base.ablated
         heads, mlp = sets[:, graph.head_rows(layer)], sets[:, graph.mlp_row(layer)]
+        neurons = sets[:, graph.mlp_rows(layer)][:, 1:]
         return Edit(
             heads=_swapped(heads[:, None, None, :, None], ablated.heads[layer]),
             mlp_out=_swapped(mlp[:, None, None, None], ablated.mlps[layer]),
+            neurons=_swapped(neurons[:, None, None], ablated.neurons[layer]) if ablated.neurons else None,
         )
 
 

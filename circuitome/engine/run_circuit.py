@@ -6,11 +6,12 @@ from torch import Tensor
 
 from circuitome.engine.circuit_run import check_graph, circuit_logits
 from circuitome.engine.readout import check_numbers
-from circuitome.engine.setting import Setting, method
+from circuitome.engine.setting import Setting, method, on_neurons
 from circuitome.graph.circuits import Circuit
 
 
 @method
+@on_neurons
 def run_circuit(setting: Setting, circuit: Circuit) -> Float[Tensor, "prompts vocab"]:
     """Logits [prompts, vocab] after the last token of each clean prompt, with every edge outside `circuit` ablated.
 

@@ -143,7 +143,9 @@ class Setting:
     def key(self) -> tuple[str, ...]:
         """What decides a result besides the method's own arguments: weights, prompts with their metric, ablation."""
         data = "" if self.prompts is None else self.prompts.data_hash()
-        return weights_hash(self.model), data, self.ablation
+        graph = self.model.graph
+        nodes = (str((graph.neurons, graph.apart)),) if graph.neurons else ()
+        return weights_hash(self.model), data, self.ablation, *nodes
 
     def kept(self, search: str, *arguments: Any) -> Checkpoint:
         """The file of a search with these arguments (plain JSON); that of another search or model is refused."""
@@ -151,6 +153,7 @@ class Setting:
         return Checkpoint(self.checkpoint, search, *key)
 
 
+F = TypeVar("F", bound=Callable[..., Any])
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
 OPTIONS = tuple(field.name for field in fields(Setting) if field.name not in ("model", "prompts"))
@@ -180,6 +183,11 @@ def method(function: Callable[Concatenate[Setting, P], R]) -> Method[P, R]:
     @functools.wraps(function)
     def call(first: Any, /, *args: Any, **kwargs: Any) -> Any:
         if isinstance(first, Setting):
+            if first.model.graph.neurons and not getattr(function, "on_neurons", False):
+                raise InputError(
+                    f"{function.__name__} knows MLPs as one node each, and neurons of this model are nodes. "
+                    "Give it the model without them: model.with_neurons([])."
+                )
             with first.model.reserved():
                 return function(first, *args, **kwargs)
         if not isinstance(first, Model):
@@ -197,6 +205,12 @@ def method(function: Callable[Concatenate[Setting, P], R]) -> Method[P, R]:
 
     call.__signature__ = _signature(function)  # type: ignore[attr-defined]  # what `help` and notebooks show
     return call
+
+
+def on_neurons(function: F) -> F:
+    """Mark a method that also runs on a model some of whose neurons are nodes (`Model.with_neurons`)."""
+    function.on_neurons = True  # type: ignore[attr-defined]
+    return function
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature:

@@ -38,7 +38,9 @@ def load_on_graph(path: str | Path, kind: str) -> tuple[Graph, dict[str, Tensor]
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} cannot be read as safetensors: {error}") from error
     shape = json.loads(header["graph"])
-    return Graph(**{**shape, "embeds": tuple(shape["embeds"])}), tensors, header
+    neurons = tuple(map(tuple, shape.get("neurons", ())))
+    tuples = {"embeds": tuple(shape["embeds"]), "neurons": neurons, "apart": tuple(shape.get("apart", ()))}
+    return Graph(**{**shape, **tuples}), tensors, header
 
 
 def node_edges(graph: Graph, mask: Tensor) -> Iterator[tuple[str, str, int, int]]:

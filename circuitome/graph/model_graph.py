@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from jaxtyping import Bool, Float
@@ -9,6 +10,9 @@ from torch import Tensor
 
 from circuitome.errors import InputError, unknown_name
 from circuitome.graph.node import EMBEDDINGS, Edge, Node, split_edge
+
+IN_MLP = ("mlp", "neuron")
+"""Kinds of nodes that read where an MLP does."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,11 @@ class Graph:
     """True where attention and MLP of a block read the same residual (GPT-NeoX), so no head reaches its own MLP."""
     embeds: tuple[str, ...] = ("embed",)
     """Kinds of the nodes that write before block 0."""
+    neurons: tuple[tuple[int, ...], ...] = ()
+    """By block, the neurons of its MLP that are nodes of their own, m5.n123, ascending; m5 is then what the others
+    write together. Empty where no neuron is a node."""
+    apart: tuple[int, ...] = ()
+    """Blocks in whose MLP these neurons are the only nodes: m5 has no edges, the others are in no circuit."""
 
     @cached_property
     def writer_nodes(self) -> tuple[Node, ...]:
@@ -45,6 +54,7 @@ class Graph:
         for layer in range(self.n_layers):
             nodes += [Node.head(layer, head) for head in range(self.n_heads)]
             nodes += [Node.mlp(layer)] * self.mlps
+            nodes += [Node("neuron", layer, neuron) for neuron in self.neurons_of(layer)]
         return tuple(nodes)
 
     @cached_property
@@ -55,6 +65,7 @@ class Graph:
             nodes += [Node("head", layer, head, "q") for head in range(self.n_heads)]
             nodes += [Node("kv", layer, head, part) for part in "kv" for head in range(self.n_kv_heads)]
             nodes += [Node("mlp", layer, input="in")] * self.mlps
+            nodes += [Node("neuron", layer, neuron, "in") for neuron in self.neurons_of(layer)]
         return (*nodes, Node("logits"))
 
     def matrix(self, values: Float[Tensor, " edges"]) -> Float[Tensor, "writers readers"]:
@@ -80,21 +91,41 @@ class Graph:
 
     def head_rows(self, layer: int) -> slice:
         """Rows of the heads of `layer`."""
-        start = len(self.embeds) + layer * (self.n_heads + self.mlps)
+        start = len(self.embeds) + layer * (self.n_heads + self.mlps) + self._neurons_before[layer]
         return slice(start, start + self.n_heads)
 
     def mlp_row(self, layer: int) -> int:
         """Row of the MLP of `layer`."""
         return self.head_rows(layer).stop
 
+    def mlp_rows(self, layer: int) -> slice:
+        """Rows of the MLP of `layer` and of its neurons, if any are nodes."""
+        row = self.mlp_row(layer)
+        return slice(row, row + self.mlps + len(self.neurons_of(layer)))
+
     def attention_columns(self, layer: int) -> slice:
         """Columns of the q, k and v readers of `layer`."""
-        start = layer * (self.attention_readers + self.mlps)
+        start = layer * (self.attention_readers + self.mlps) + self._neurons_before[layer]
         return slice(start, start + self.attention_readers)
 
     def mlp_column(self, layer: int) -> int:
         """Column of the MLP input of `layer`."""
         return self.attention_columns(layer).stop
+
+    def mlp_columns(self, layer: int) -> slice:
+        """Columns of the inputs of the MLP of `layer` and of its neurons, if any are nodes."""
+        column = self.mlp_column(layer)
+        return slice(column, column + self.mlps + len(self.neurons_of(layer)))
+
+    def neurons_of(self, layer: int) -> tuple[int, ...]:
+        """The neurons of the MLP of `layer` that are nodes."""
+        return self.neurons[layer] if self.neurons else ()
+
+    @cached_property
+    def _neurons_before(self) -> tuple[int, ...]:
+        """Number of neuron nodes before each block, and at the end of all."""
+        counts = [len(self.neurons_of(layer)) for layer in range(self.n_layers)]
+        return tuple(accumulate(counts, initial=0))
 
     def upstream_of_attention(self, layer: int) -> int:
         """Number of writers before the attention of `layer`: rows [0, this) can reach it."""
@@ -108,12 +139,15 @@ class Graph:
     @cached_property
     def mask(self) -> Bool[Tensor, "writers readers"]:
         """True where an edge exists: where the writer has written before the reader reads."""
-        written = torch.tensor([2 * node.layer + (node.kind == "mlp") for node in self.writer_nodes])
+        written = torch.tensor([2 * node.layer + (node.kind in IN_MLP) for node in self.writer_nodes])
         written[: len(self.embeds)] = -1
         late = 0 if self.parallel else 1
-        read = torch.tensor([2 * node.layer + late * (node.kind == "mlp") for node in self.reader_nodes])
+        read = torch.tensor([2 * node.layer + late * (node.kind in IN_MLP) for node in self.reader_nodes])
         read[-1] = 2 * self.n_layers
-        return written[:, None] < read
+        mask = written[:, None] < read
+        for layer in self.apart:
+            mask[self.mlp_row(layer)] = mask[:, self.mlp_column(layer)] = False
+        return mask
 
     @cached_property
     def n_edges(self) -> int:
@@ -128,7 +162,7 @@ class Graph:
             if node.kind == "head":
                 kv = Node("kv", node.layer, self.kv_head(node.index))
                 return node.reads("q"), kv.reads("k"), kv.reads("v")
-            return (node.reads("in"),) if node.kind == "mlp" else ()
+            return (node.reads("in"),) if node.kind in IN_MLP else ()
 
         return tuple(tuple(map(self.column, inputs(node))) for node in self.writer_nodes)
 

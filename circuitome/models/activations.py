@@ -26,6 +26,8 @@ class ActivationCache:
     """Residual [batch, pos, d_model] that each MLP reads, before its norm."""
     mlp_out: list[Tensor] = field(default_factory=list)
     """What each MLP adds to the stream [batch, pos, d_model]."""
+    neurons: list[Tensor] = field(default_factory=list)
+    """Where neurons are nodes: what those of each block write with, over a post-norm's divisor [batch, pos, neuron]."""
     final: Tensor | None = None
     """Residual [batch, pos, d_model] in front of the final norm."""
     logits: Tensor | None = None
@@ -39,9 +41,15 @@ class ActivationCache:
 
 @contextmanager
 def recording(
-    blocks: Sequence[Block], final_norm: nn.Module, activations: ActivationCache, start: int = 0
+    blocks: Sequence[Block],
+    final_norm: nn.Module,
+    activations: ActivationCache,
+    start: int = 0,
+    neurons: Sequence[Sequence[int]] = (),
 ) -> Iterator[None]:
     """Inside, a forward pass writes what it shows on `activations`, from position `start` on; but for the logits.
+
+    `neurons` are those of each block that are nodes.
 
     What q, k, v, the MLPs and the final norm read is recorded as views of their own, so that a gradient taken with
     respect to one of them comes through that reader alone and not through the residual connection beside it.
@@ -56,6 +64,9 @@ def recording(
         for block in blocks:
             for handle in _record_block(block, activations, start):
                 stack.callback(handle.remove)
+        for block, which in zip(blocks, neurons, strict=False):
+            hook = _record_neurons(block, which, activations, start)
+            stack.callback(block.mlp_writer.register_forward_hook(hook).remove)
         stack.callback(final_norm.register_forward_pre_hook(final, prepend=True).remove)
         yield
 
@@ -102,3 +113,21 @@ def _record_block(block: Block, activations: ActivationCache, start: int) -> lis
         first_mlp.register_forward_pre_hook(resid_mid),
         last_mlp.register_forward_hook(mlp_out),
     ]
+
+
+def _record_neurons(
+    block: Block, which: Sequence[int], activations: ActivationCache, start: int
+) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    """A hook of the MLP's last projection that writes down what some neurons write with."""
+    index = list(which)
+
+    def note(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        values = args[0][..., index].float()
+        if block.mlp_post is not None:
+            values = values / block.mlp_post.sigma(output)
+        batch = len(activations.z[-1])
+        values = values.reshape(batch, args[0][..., 0].numel() // batch, len(index))
+        # An MLP that runs at one position alone has its values put in place by whoever asked for that.
+        activations.neurons.append(values if values.shape[1] == 1 else _from(start, values))
+
+    return note

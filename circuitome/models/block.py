@@ -162,10 +162,31 @@ class Block:
         parts = [part for module in self.mlp for part in module.modules()]
         return [part for part in parts if getattr(getattr(part, "weight", None), "ndim", 0) == 2][-1]
 
-    def neuron_weights(self) -> Float[Tensor, "neuron d_model"]:
-        """Output weights of each neuron, float32, with the gain of a post-norm folded in, as in `head_weights`."""
-        weight = weight_of(self.mlp_writer).detach().T.float()
+    @property
+    def mlp_readers(self) -> list[nn.Module]:
+        """The MLP's projections that read the residual stream: gate and up, the two as one module, or the only one."""
+        parts = [part for module in self.mlp for part in module.modules()]
+        return [part for part in parts if getattr(getattr(part, "weight", None), "ndim", 0) == 2][:-1]
+
+    def neuron_weights(self, neurons: Sequence[int] | None = None) -> Float[Tensor, "neuron d_model"]:
+        """Output weights of each neuron (or of some), float32, a post-norm's gain folded in; see `head_weights`."""
+        weight = weight_of(self.mlp_writer).detach().T
+        weight = (weight if neurons is None else weight[list(neurons)]).float()
         return weight * self.mlp_post.gain if self.mlp_post else weight
+
+    def neuron_values(
+        self, neurons: Sequence[int], x: Float[Tensor, "neuron rows d_model"]
+    ) -> Float[Tensor, "neuron rows"]:
+        """What some neurons write with, each for a residual of its own, in the model's dtype."""
+        width, which = weight_of(self.mlp_writer).shape[1], list(neurons)
+        normed = self.mlp_norm(x) if self.mlp_norm else x
+        inputs = list[Tensor]()
+        for module in self.mlp_readers:
+            weight, bias = weight_of(module).detach(), _bias_or_zero(module)
+            for start in range(0, len(weight), width):  # a fused projection holds gate and up, one behind the other
+                rows = [start + neuron for neuron in which]
+                inputs.append((normed @ weight[rows][..., None])[..., 0] + bias[rows][:, None])
+        return self.activation(inputs[0]) * inputs[1] if self.gated else self.activation(inputs[0])
 
     def mlp_bias(self) -> Float[Tensor, " d_model"] | None:
         """Bias of the MLP's last projection, float32: a part of the stream that is no neuron's; None without one."""

@@ -1,8 +1,9 @@
 """A Hugging Face causal language model with its residual stream in view. The model itself is never changed."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from copy import copy
 from dataclasses import replace
 from operator import attrgetter
 from typing import Any
@@ -16,7 +17,7 @@ from circuitome.errors import InputError, UnsupportedModelError
 from circuitome.graph.model_graph import Graph
 from circuitome.graph.node import Node
 from circuitome.models.activations import ActivationCache, recording
-from circuitome.models.block import Block, Heads
+from circuitome.models.block import Block, Heads, weight_of
 from circuitome.models.families import Family, family_of
 from circuitome.models.hooks import hooked, replaced
 from circuitome.models.inputs import Inputs, OnePassLayer
@@ -63,6 +64,37 @@ class Model:
         """In `running_rows`: which prompts a pass runs, and of how many; None where a pass runs all, in order."""
         self._lock = threading.RLock()
         self._reservations = 0
+
+    def with_neurons(self, neurons: Iterable[str | Node], *, apart: Iterable[int] = ()) -> "Model":
+        """The same model with some neurons as nodes of its graph, m5.n123 with the input m5.n123.in.
+
+        The node m5 is then what the other neurons of that MLP write together, and reads for them alone, so that the
+        full circuit is still the model. In the blocks `apart`, m5 has no edges: what is not a node there is in no
+        circuit. Nothing is copied: both views share weights and module hooks.
+
+        >>> model = cm.load("tracr-reverse")
+        >>> model.with_neurons(["m1.n0", "m1.n4"]).graph.n_edges - model.graph.n_edges
+        36
+
+        Raises `InputError` for a node that is no neuron of this model, and for a block that it has not.
+        """
+        if missing := [layer for layer in apart if not 0 <= layer < len(self.blocks)]:
+            raise InputError(f"There is no block {missing[0]}: {self.name} has {len(self.blocks)}, counted from 0.")
+        chosen: list[set[int]] = [set() for _ in self.blocks]
+        for name in neurons:
+            node = name if isinstance(name, Node) else Node.parse(name)
+            if node.kind != "neuron" or node.input or node.position is not None:
+                raise InputError(f"{node} is no neuron; neurons are named like m5.n123.")
+            if not node.layer < len(self.blocks):
+                raise InputError(f"There is no {node}: {self.name} has {len(self.blocks)} blocks, counted from 0.")
+            width = weight_of(self.blocks[node.layer].mlp_writer).shape[1]
+            if not node.index < width:
+                raise InputError(f"There is no {node}: an MLP of {self.name} has {width} neurons, counted from 0.")
+            chosen[node.layer].add(node.index)
+        view = copy(self)
+        nodes = tuple(tuple(sorted(layer)) for layer in chosen) if any(chosen) else ()
+        view.graph = replace(self.graph, neurons=nodes, apart=tuple(sorted(set(apart))))
+        return view
 
     def __repr__(self) -> str:
         return f"Model({self.name}, {self.hf.config.model_type}, {self.graph.n_edges} edges, {self.dtype})"
@@ -124,10 +156,11 @@ class Model:
         """
         width = getattr(self.hf.config, "intermediate_size", None) or 4 * self.d_model
         attention = self.heads.readers * self.heads.width
+        nodes = self.d_model * sum(map(len, self.graph.neurons)) * (1 + gradients)  # a vector for each neuron node
         numbers = 6 * self.d_model + attention
         if gradients:
             numbers += 4 * width + 10 * self.d_model + 3 * attention
-        return len(self.blocks) * numbers * max(4, self.dtype.itemsize)
+        return (len(self.blocks) * numbers + nodes) * max(4, self.dtype.itemsize)
 
     def logits(self, inputs: Inputs) -> Float[Tensor, "batch vocab"]:
         """Logits after the token at `inputs.read`, from the plain model."""
@@ -146,13 +179,18 @@ class Model:
         """
         activations = ActivationCache()
         with self.reserved(), ExitStack() as stack:
-            stack.enter_context(recording(self.blocks, self.final_norm.module, activations, start))
+            neurons = self.graph.neurons
+            stack.enter_context(recording(self.blocks, self.final_norm.module, activations, start, neurons))
             stack.enter_context(self._only_at(inputs.read) if logits else self._ending_at_final_norm())
             if not whole:
                 stack.enter_context(self._last_mlp_only_at(inputs))
             output = self._call(inputs)
             if output is not None:
                 activations.logits = output.logits[:, 0]
+        if neurons and not whole:
+            rows, like = torch.arange(len(inputs.read), device=inputs.read.device), activations.mlp_out[-1]
+            placed = activations.neurons[-1].new_zeros(*like.shape[:2], len(neurons[-1]))
+            activations.neurons[-1] = placed.index_put((rows, inputs.read - start), activations.neurons[-1][:, 0])
         return activations
 
     def embeddings(self, inputs: Inputs) -> Float[Tensor, "batch pos d_model"]:

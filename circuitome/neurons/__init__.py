@@ -4,7 +4,8 @@ scores = cm.neurons.scores(model, task)     # every neuron: change of the metric
 edges = cm.neurons.edges(model, task)       # the strongest of all edges between neurons, heads, embedding, logits
 """
 
+from circuitome.neurons.graph_scores import graph_scores
 from circuitome.neurons.neuron_edges import NeuronEdges, edges
 from circuitome.neurons.neuron_scores import NeuronScores, scores
 
-__all__ = ["NeuronEdges", "NeuronScores", "edges", "scores"]
+__all__ = ["NeuronEdges", "NeuronScores", "edges", "graph_scores", "scores"]

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from circuitome.discovery.attribution.contraction import gradients_at
 from circuitome.engine.ablation import WriterValues
+from circuitome.engine.backward_rules import PLAIN, Rules, backward_rules
 from circuitome.engine.batches import Batch
 from circuitome.engine.readout import check_numbers
 from circuitome.engine.setting import Setting
@@ -87,9 +88,7 @@ def apart(x: Tensor, batch: int) -> Float[Tensor, "batch pos width"]:
 
 def input_projections(block: Block) -> list[nn.Module]:
     """The MLP's projections that read the residual stream: gate and up, the two as one module, or the only one."""
-    parts = [part for module in block.mlp for part in module.modules()]
-    wide = [part for part in parts if getattr(getattr(part, "weight", None), "ndim", 0) == 2]
-    return wide[:-1]
+    return block.mlp_readers
 
 
 def split_inputs(block: Block, values: Sequence[Tensor], dim: int = -1) -> list[Tensor]:
@@ -163,14 +162,22 @@ class Gradients:
     """At the residual stream behind each block."""
     final: Tensor
     """At what the logits read."""
+    frozen: bool
+    """Whether divisors of norms pass no gradient."""
 
     @classmethod
     def at(
-        cls, model: Model, inputs: Inputs, start: Float[Tensor, "batch pos d_model"], metric: Callable[[Tensor], Tensor]
+        cls,
+        model: Model,
+        inputs: Inputs,
+        start: Float[Tensor, "batch pos d_model"],
+        metric: Callable[[Tensor], Tensor],
+        rules: Rules = PLAIN,
     ) -> "Gradients":
         """The gradients with embeddings `start`. Raises `NumericsError` where the metric is not finite."""
         leaf = start.to(model.dtype).detach().requires_grad_(True)
         with (
+            backward_rules(model, rules),
             torch.enable_grad(),
             model.frozen_parameters(),
             model.starting_from(leaf),
@@ -188,10 +195,12 @@ class Gradients:
             for layers in (activations.projected, cache.inputs)
         )
         behind = list(grads)
-        return cls(model, activations, cache.apart(len(start)), projected, read, behind, behind[-1])
+        return cls(model, activations, cache.apart(len(start)), projected, read, behind, behind[-1], rules.norm)
 
 
-def path_points(setting: Setting, batch: Batch, steps: int) -> tuple[Pass, Pass, Iterator[Gradients]]:
+def path_points(
+    setting: Setting, batch: Batch, steps: int, rules: Rules = PLAIN
+) -> tuple[Pass, Pass, Iterator[Gradients]]:
     """Clean and ablated pass of a batch, and gradients at `steps` midpoints between their embeddings (1: clean)."""
     model, rows = setting.model, list(batch.rows)
     clean = Pass.of(model, batch.clean)
@@ -201,7 +210,7 @@ def path_points(setting: Setting, batch: Batch, steps: int) -> tuple[Pass, Pass,
         for step in range(steps):
             share = (step + 0.5) / steps if steps > 1 else 1.0
             start = ablated.writers.embed + share * (clean.writers.embed - ablated.writers.embed)
-            yield Gradients.at(model, batch.clean, start, lambda logits: setting.task.score(logits, rows))
+            yield Gradients.at(model, batch.clean, start, lambda logits: setting.task.score(logits, rows), rules)
 
     return clean, ablated, points()
 

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitome.engine.backward_rules import PLAIN, Rules, rules_of, with_rules
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
 from circuitome.graph.node import Node
@@ -67,14 +68,21 @@ class NeuronEdges(Shown):
 
 
 @method
-def edges(setting: Setting, *, layers: Sequence[int] | None = None, steps: int = 5, keep: int = KEPT) -> NeuronEdges:
+def edges(
+    setting: Setting,
+    *,
+    layers: Sequence[int] | None = None,
+    steps: int = 5,
+    keep: int = KEPT,
+    rules: str | Rules = "plain",
+) -> NeuronEdges:
     """The `keep` strongest of all edges between neurons, heads, the embedding and the logits.
 
     Every MLP is taken apart into its neurons, or those of `layers` alone are looked at: writers m5.n123 and readers
     m5.n123.in beside a9.h6, a9.h6.q, embed and logits. A score is that of `eap_ig` with midpoints (`steps=1`: of `eap`)
     with a neuron as a node; the scores of a layer's neurons sum to that of their MLP. SmolLM2-135M has 1.1 billion such
-    edges; what is held are factors as thin as the tokens of all prompts. Source of the score: Hanna et al. 2024,
-    arXiv:2403.17806; the factorisation is ours.
+    edges; what is held are factors as thin as the tokens of all prompts. `rules` are those of `eap`. Source of the
+    score: Hanna et al. 2024, arXiv:2403.17806; the factorisation is ours.
 
     >>> model, task = cm.load("tracr-reverse"), cm.ground_truth.task("tracr-reverse", 16)
     >>> found = cm.neurons.edges(model, task, ablation="zero", keep=50)
@@ -82,15 +90,17 @@ def edges(setting: Setting, *, layers: Sequence[int] | None = None, steps: int =
     (50, True)
 
     Raises `InputError` for steps or keep < 1, for mean ablation, a layer that does not exist and for a model without
-    MLPs; `NumericsError` where the metric is not finite; `MemoryBudgetError` where not even one prompt fits.
+    MLPs; `NumericsError` where the metric is not finite; `MemoryBudgetError` where not even one prompt fits; as
+    `backward_rules` where rules cannot act.
     """
     check_neurons(setting, steps)
+    rules = rules_of(rules)
     n_layers = setting.model.graph.n_layers
     if keep < 1:
         raise InputError(f"keep must be at least 1, got {keep}.")
     if missing := [layer for layer in layers or () if not 0 <= layer < n_layers]:
         raise InputError(f"There is no MLP in layer {missing[0]}; {setting.model.name} has layers 0 to {n_layers - 1}.")
-    factors = Factors.of(setting, steps)
+    factors = Factors.of(setting, steps, rules)
     wanted = range(n_layers) if layers is None else sorted(set(layers))
     kept, total = Strongest(keep), 0
     blocks = list(factors.pairs(wanted))
@@ -99,7 +109,7 @@ def edges(setting: Setting, *, layers: Sequence[int] | None = None, steps: int =
         kept.add(writers.names, readers.names, values)
         total += values.numel()
         setting.progress("scoring edges of neurons", done + 1, len(blocks))
-    name = "eap" if steps == 1 else f"eap-ig, {steps} steps"
+    name = with_rules("eap" if steps == 1 else f"eap-ig, {steps} steps", rules)
     return NeuronEdges(*kept.sorted(), total, setting.task.unit, name)
 
 
@@ -128,11 +138,11 @@ class Factors:
     logits: Readers
 
     @classmethod
-    def of(cls, setting: Setting, steps: int) -> "Factors":
+    def of(cls, setting: Setting, steps: int, rules: Rules = PLAIN) -> "Factors":
         """The factors of all prompts, whose tokens follow one another."""
         model, changes, reads = setting.model, list[Pass](), list[list[Read]]()
         for batch in setting.batches("scoring neurons", gradients=True):
-            clean, ablated, points = path_points(setting, batch, steps)
+            clean, ablated, points = path_points(setting, batch, steps, rules)
             neurons = [there - here for there, here in zip(ablated.neurons, clean.neurons, strict=True)]
             changes.append(Pass(ablated.writers.minus(clean.writers), neurons))
             total: list[Read] = []
@@ -210,20 +220,27 @@ def reads_of(model: Model, point: Gradients, steps: int) -> list[Read]:
                 point.activations.resid_pre[layer],
                 projected - _attention_constants(block),
                 block.split(point.projected[layer]) / steps,
+                point.frozen,
             )
         )
         gradient = torch.stack(split_inputs(block, point.inputs[layer]), -1) / steps
-        reads.append(_read(block.mlp_norm, point.activations.resid_mid[layer], inputs - _constants(block), gradient))
+        resid_mid = point.activations.resid_mid[layer]
+        reads.append(_read(block.mlp_norm, resid_mid, inputs - _constants(block), gradient, point.frozen))
     return [*reads, _read(None, point.final, point.final, point.final[:, :, None] / steps)]
 
 
-def _read(norm: Norm | None, resid: Tensor, given: Tensor, gradient: Tensor) -> Read:
-    """What readers leave behind at one point: residual, what their columns give, and the gradient at that."""
+def _read(norm: Norm | None, resid: Tensor, given: Tensor, gradient: Tensor, frozen: bool = False) -> Read:
+    """What readers leave behind at one point: residual, what their columns give, and the gradient at that.
+
+    `frozen`: the norm's divisor passes no gradient, so it has no slope.
+    """
     g = gradient.flatten(0, 1)
     if norm is None:
         return Read(g, ())
     x = resid.detach().flatten(0, 1)
     sigma = norm.sigma(x)[..., None]
+    if frozen:
+        return Read(g / sigma, ())
     slope = (given.flatten(0, 1) * g).sum(-1) / (x.shape[-1] * sigma[..., 0].square())
     return Read(g / sigma, ((norm.centre(x), slope),))
 

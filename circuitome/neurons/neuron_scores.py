@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitome.engine.setting import Setting, method
+from circuitome.engine.backward_rules import Rules, rules_of, with_rules
+from circuitome.engine.setting import Setting, method, on_neurons
 from circuitome.errors import InputError
 from circuitome.graph.node import Node
 from circuitome.neurons.factors import Gradients, Pass, path_points
@@ -50,30 +51,33 @@ class NeuronScores(Shown):
 
 
 @method
-def scores(setting: Setting, *, steps: int = 5) -> NeuronScores:
+@on_neurons
+def scores(setting: Setting, *, steps: int = 5, rules: str | Rules = "plain") -> NeuronScores:
     """The score of every neuron, the gradient averaged over `steps` midpoints between ablated and clean embeddings.
 
-    See the formula of the module; `steps=1` takes the gradient on the clean run (attribution patching). Costs three
-    forward passes and `steps` forward-backwards. Sources: Kramár et al. 2024, arXiv:2403.00745 (AtP); Hanna et al.
-    2024, arXiv:2403.17806 (the path).
+    See the formula of the module; `steps=1` takes the gradient on the clean run (attribution patching). `rules` are
+    those of `eap`; with "relp" one step does what takes many without. Costs three forward passes and `steps`
+    forward-backwards. Sources: Kramár et al. 2024, arXiv:2403.00745 (AtP); Hanna et al. 2024, arXiv:2403.17806 (the
+    path); Jafari et al. 2025, arXiv:2508.21258 (RelP).
 
     >>> model, task = cm.load("tracr-reverse"), cm.ground_truth.task("tracr-reverse", 16)
     >>> cm.neurons.scores(model, task, ablation="zero").values.shape[0] == model.graph.n_layers
     True
 
     Raises `InputError` for steps < 1, for mean ablation and for a model without MLPs; `NumericsError` where the metric
-    is not finite; `MemoryBudgetError` where not even one prompt fits.
+    is not finite; `MemoryBudgetError` where not even one prompt fits; as `backward_rules` where rules cannot act.
     """
     check_neurons(setting, steps)
+    rules = rules_of(rules)
     total: Tensor | None = None
     for batch in setting.batches("scoring neurons", gradients=True):
-        clean, ablated, points = path_points(setting, batch, steps)
+        clean, ablated, points = path_points(setting, batch, steps, rules)
         for point in points:
             part = _scores_at(point, clean, ablated) / steps
             total = part if total is None else total + part
     assert total is not None
     name = "attribution patching" if steps == 1 else f"integrated gradients, {steps} steps"
-    return NeuronScores(total.cpu() / len(setting.task), setting.task.unit, name)
+    return NeuronScores(total.cpu() / len(setting.task), setting.task.unit, with_rules(name, rules))
 
 
 def _scores_at(point: Gradients, clean: Pass, ablated: Pass) -> Float[Tensor, "layer neuron"]:

@@ -13,11 +13,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitome.discovery.search.matryoshka import STEPS, mattr
-from circuitome.engine.setting import Setting, method
+from circuitome.engine.setting import Setting, method, on_neurons
 from circuitome.errors import InputError
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
 from circuitome.graph.node import Node
+from circuitome.neurons.graph_scores import graph_scores
 from circuitome.results import Estimate, Shown, intervals
 from circuitome.tasks.held_out import Split, split
 from circuitome.tasks.task import Task
@@ -92,6 +93,7 @@ class Smallest(Shown):
 
 
 @method
+@on_neurons
 def smallest(
     setting: Setting,
     *,
@@ -122,7 +124,9 @@ def smallest(
     assert prompts.sizing is not None and prompts.held_out is not None
     search = setting.but(prompts=prompts.search)
     folder = setting.checkpoint
-    scores = mattr(search.but(checkpoint=None if folder is None else folder / "mattr.safetensors"), steps=steps)
+    start = graph_scores(search) if setting.model.graph.neurons else None
+    learned = search.but(checkpoint=None if folder is None else folder / "mattr.safetensors")
+    scores = mattr(learned, steps=steps, start=start)
     judge = Judge(Evaluator(_kept(setting, prompts.sizing, "sizing")), faithful)
     front = walk(judge, scores)
     circuit, reached = _first_inside(judge, front)

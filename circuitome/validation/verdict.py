@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitome.engine.circuit_run import check_graph
-from circuitome.engine.setting import Setting, method
+from circuitome.engine.setting import Setting, method, on_neurons
 from circuitome.errors import InputError
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
@@ -124,6 +124,7 @@ class Verdict(Shown):
 
 
 @method
+@on_neurons
 def validate(
     setting: Setting,
     circuit: Circuit,

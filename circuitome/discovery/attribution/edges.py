@@ -22,7 +22,7 @@ from torch import Tensor
 
 from circuitome.discovery.attribution.contraction import Enter, ReaderGradients, contract, reader_gradients
 from circuitome.engine.ablation import WriterValues
-from circuitome.engine.backward_rules import PLAIN, Rules, rules_of
+from circuitome.engine.backward_rules import Rules, rules_of, with_rules
 from circuitome.engine.batches import Batch, tokens_within
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError, unknown_name
@@ -61,7 +61,7 @@ def eap(setting: Setting, *, loss: str = "metric", rules: str | Rules = "plain")
     distance = loss if loss != "metric" and loss in LOSSES else ""
     setting.check_slope("EAP", distance)
     rules = rules_of(rules)
-    return _attribute(setting, loss, _with_rules("eap", rules), partial(_at_clean, rules=rules))
+    return _attribute(setting, loss, with_rules("eap", rules), partial(_at_clean, rules=rules))
 
 
 @method
@@ -110,7 +110,7 @@ def eap_ig(
     _check_variant(setting, steps, variant)
     check_path(path, setting.ablation, variant)
     name, scorer = _scorer(steps, variant, path, rules)
-    return _attribute(setting, loss, _with_rules(name, rules), scorer)
+    return _attribute(setting, loss, with_rules(name, rules), scorer)
 
 
 def _check_variant(setting: Setting, steps: int, variant: str) -> None:
@@ -149,10 +149,6 @@ def _scorer(steps: int, variant: str, path: str, rules: Rules) -> "tuple[str, Sc
     if variant == "clean-corrupted":
         return "clean-corrupted", partial(_along_inputs, alphas=(1.0, 0.0), rules=rules)
     return f"eap-ig, {steps} steps", partial(_along_inputs, alphas=middles, rules=rules)
-
-
-def _with_rules(method: str, rules: Rules) -> str:
-    return method if rules == PLAIN else f"{method}, rules {rules}"
 
 
 Metric = Callable[[Float[Tensor, "point_batch vocab"]], Float[Tensor, " point_batch"]]

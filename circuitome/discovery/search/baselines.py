@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitome.engine.readout import check_numbers
-from circuitome.engine.setting import Setting, method
+from circuitome.engine.setting import Setting, method, on_neurons
 from circuitome.graph.edge_scores import EdgeScores
 from circuitome.models.block import weight_of
 from circuitome.models.norms import Norm
@@ -44,6 +44,7 @@ def magnitude(setting: Setting) -> EdgeScores:
 
 
 @method
+@on_neurons
 def random_scores(setting: Setting) -> EdgeScores:
     """Scores drawn evenly from [0, 1), so that `top(n)` is a random circuit; the same for the setting's seed.
 

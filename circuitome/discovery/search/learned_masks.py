@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitome.discovery.attribution.edges import eap_ig
 from circuitome.discovery.search.mask_objective import MaskObjective, log_ranks
 from circuitome.engine.checkpoint import Checkpoint
-from circuitome.engine.setting import Setting, method
+from circuitome.engine.setting import Setting, method, on_neurons
 from circuitome.errors import InputError
 from circuitome.graph.edge_scores import EdgeScores
 
@@ -90,11 +91,12 @@ def edge_pruning(setting: Setting, *, edges: int = 1000, steps: int = 240, loss:
     objective = MaskObjective(setting, loss)
     _check("edges", edges, graph.n_edges, steps)
     kept = setting.kept("edge-pruning", setting.seed, loss, edges, steps)
-    chances = _learn(objective, graph.matrix, STEEPNESS * log_ranks(setting), START * edges, edges, steps, kept)
+    chances = _learn(objective, graph.matrix, STEEPNESS * log_ranks(eap_ig(setting)), START * edges, edges, steps, kept)
     return EdgeScores(graph, -graph.matrix(chances), "chance of being open", f"edge-pruning, {edges} edges, {loss}")
 
 
 @method
+@on_neurons
 def subnetwork_probing(setting: Setting, *, nodes: int = 100, steps: int = 240, loss: str = "both") -> EdgeScores:
     """Edge scores from one mask a writer, after learning a circuit of `nodes` writers.
 

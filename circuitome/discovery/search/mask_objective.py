@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitome.discovery.attribution.edges import eap_ig
 from circuitome.engine.batches import DEFAULT_MEMORY, group_rows, make_batch
 from circuitome.engine.circuit_run import Baseline, baseline
 from circuitome.engine.masked_run import masked_final
 from circuitome.engine.readout import check_numbers
 from circuitome.engine.setting import Setting
 from circuitome.errors import MemoryBudgetError, unknown_name
+from circuitome.graph.edge_scores import EdgeScores
 from circuitome.models.model import Model
 from circuitome.tasks.losses import kl
 from circuitome.tasks.task import Task
@@ -25,9 +25,9 @@ PROMPTS = 8
 """Prompts a step."""
 
 
-def log_ranks(setting: Setting) -> Float[Tensor, " edges"]:
-    """Minus the logarithm of each edge's rank by |EAP-IG|, 0 for the strongest: where learning starts."""
-    strength = eap_ig(setting).values[setting.model.graph.mask].abs()
+def log_ranks(scores: EdgeScores) -> Float[Tensor, " edges"]:
+    """Minus the logarithm of each edge's rank by |score|, 0 for the strongest: where learning starts."""
+    strength = scores.values[scores.graph.mask].abs()
     ranks = torch.empty_like(strength)
     ranks[strength.argsort(descending=True, stable=True)] = torch.arange(1.0, len(strength) + 1)
     return -ranks.log()

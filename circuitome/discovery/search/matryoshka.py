@@ -16,8 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitome.discovery.attribution.edges import eap_ig
 from circuitome.discovery.search.mask_objective import MaskObjective, log_ranks
-from circuitome.engine.setting import Setting, method
+from circuitome.engine.setting import Setting, method, on_neurons
 from circuitome.errors import InputError
 from circuitome.graph.edge_scores import EdgeScores
 from circuitome.graph.model_graph import Graph
@@ -43,28 +44,34 @@ SAVE_EVERY = 10
 
 
 @method
-def mattr(setting: Setting, *, steps: int = STEPS, loss: str = "both") -> EdgeScores:
+@on_neurons
+def mattr(setting: Setting, *, steps: int = STEPS, loss: str = "both", start: EdgeScores | None = None) -> EdgeScores:
     """Edge scores whose `.top(k)` is trained to do the task as the model does, for every size k at once.
 
     A score is minus one over the rank that the edge has come to, in [-1, 0] at the start and a little beyond later;
     as everywhere, negative helps. `loss`, averaged over minibatches of prompts and over sizes: "kl" (KL(clean ||
     circuit), nats), "metric" (squared difference of each prompt's metric from the clean model's, as a share of the
-    gap) or "both". The same seed gives the same scores on one machine; the setting's checkpoint keeps the state, from
-    which the same call goes on after a stop.
+    gap) or "both". Learning starts from the ranks of |start|, by default |EAP-IG|; where neurons are nodes give
+    `cm.neurons.graph_scores`. The same seed gives the same scores on one machine; the setting's checkpoint keeps the
+    state, from which the same call goes on after a stop.
 
     >>> model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
     >>> scores = cm.mattr(model, task, steps=40)
     >>> scores.top(13) == cm.ground_truth.true_circuit(model, task)
     True
 
-    Raises `InputError` unless steps >= 1, `UnknownNameError` for another loss or ablation, `NumericsError` at NaN,
-    `MemoryBudgetError` where not even one prompt fits, `RunError` if the checkpoint belongs to another run.
+    Raises `InputError` unless steps >= 1 and `start` is of the model's graph, `UnknownNameError` for another loss or
+    ablation, `NumericsError` at NaN, `MemoryBudgetError` where not even one prompt fits, `RunError` if the checkpoint
+    belongs to another run.
     Source: Arora et al. 2026, arXiv:2609.25518, section 3; the module's first lines say what is ours.
     """
     if steps < 1:
         raise InputError(f"steps must be at least 1, got {steps}.")
     training = Training(MaskObjective(setting, loss), steps)
-    return training.run(log_ranks(setting), "learning which edges matter")
+    start = eap_ig(setting) if start is None else start
+    if start.graph != setting.model.graph:
+        raise InputError(f"start has scores for {start.graph}; {setting.model.name} has {setting.model.graph}.")
+    return training.run(log_ranks(start), "learning which edges matter")
 
 
 @dataclass

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitome.engine.setting import Setting, method
+from circuitome.engine.setting import Setting, method, on_neurons
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
 from circuitome.graph.model_graph import Graph
@@ -80,6 +80,7 @@ class Curve(Shown):
 
 
 @method
+@on_neurons
 def faithfulness(setting: Setting, circuit: Circuit) -> Faithfulness:
     """Normalised faithfulness of `circuit`: (F(C) - F(0)) / (F(M) - F(0)), F the mean metric (Hanna et al. 2024).
 
@@ -94,6 +95,7 @@ def faithfulness(setting: Setting, circuit: Circuit) -> Faithfulness:
 
 
 @method
+@on_neurons
 def faithfulness_curve(
     setting: Setting,
     scores: EdgeScores,
