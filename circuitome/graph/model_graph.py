@@ -1,5 +1,6 @@
 """The edge graph of a decoder: writers, readers, and which writer can reach which reader. No model, no weights."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -7,6 +8,7 @@ from itertools import accumulate
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from typing_extensions import override
 
 from circuitome.errors import InputError, unknown_name
 from circuitome.graph.node import EMBEDDINGS, Edge, Node, split_edge
@@ -47,6 +49,24 @@ class Graph:
     apart: tuple[int, ...] = ()
     """Blocks in whose MLP these neurons are the only nodes: m5 has no edges, the others are in no circuit."""
 
+    def with_neurons(self, neurons: Iterable[str | Node], apart: Iterable[int] = ()) -> "Graph":
+        """The same graph with some neurons as nodes; see `Model.with_neurons`.
+
+        Raises `InputError` for a node that is no neuron, and for a block that the graph has not.
+        """
+        chosen: list[set[int]] = [set() for _ in range(self.n_layers)]
+        for name in neurons:
+            node = name if isinstance(name, Node) else Node.parse(name)
+            if node.kind != "neuron" or node.input or node.position is not None:
+                raise InputError(f"{node} is no neuron; neurons are named like m5.n123.")
+            if node.layer >= self.n_layers:
+                raise InputError(f"There is no {node}: there are {self.n_layers} blocks, counted from 0.")
+            chosen[node.layer].add(node.index)
+        if missing := [layer for layer in apart if not 0 <= layer < self.n_layers]:
+            raise InputError(f"There is no block {missing[0]}: there are {self.n_layers}, counted from 0.")
+        nodes = tuple(tuple(sorted(layer)) for layer in chosen) if any(chosen) else ()
+        return replace(self, neurons=nodes, apart=tuple(sorted(set(apart))))
+
     @cached_property
     def writer_nodes(self) -> tuple[Node, ...]:
         """The writers, row by row."""
@@ -67,6 +87,12 @@ class Graph:
             nodes += [Node("mlp", layer, input="in")] * self.mlps
             nodes += [Node("neuron", layer, neuron, "in") for neuron in self.neurons_of(layer)]
         return (*nodes, Node("logits"))
+
+    @override
+    def __str__(self) -> str:
+        text = f"a graph of {self.n_layers} blocks, {self.n_heads} heads and {self.n_kv_heads} key/value heads a block"
+        nodes = f", {sum(map(len, self.neurons))} neurons as nodes" if self.neurons or self.apart else ""
+        return text + (", attention and MLP in parallel" if self.parallel else "") + nodes
 
     def matrix(self, values: Float[Tensor, " edges"]) -> Float[Tensor, "writers readers"]:
         """One number an edge, in the order of `mask.nonzero()`, as a matrix; 0 where no edge exists."""

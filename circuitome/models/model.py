@@ -74,26 +74,17 @@ class Model:
 
         >>> model = cm.load("tracr-reverse")
         >>> model.with_neurons(["m1.n0", "m1.n4"]).graph.n_edges - model.graph.n_edges
-        36
+        26
 
         Raises `InputError` for a node that is no neuron of this model, and for a block that it has not.
         """
-        if missing := [layer for layer in apart if not 0 <= layer < len(self.blocks)]:
-            raise InputError(f"There is no block {missing[0]}: {self.name} has {len(self.blocks)}, counted from 0.")
-        chosen: list[set[int]] = [set() for _ in self.blocks]
-        for name in neurons:
-            node = name if isinstance(name, Node) else Node.parse(name)
-            if node.kind != "neuron" or node.input or node.position is not None:
-                raise InputError(f"{node} is no neuron; neurons are named like m5.n123.")
-            if not node.layer < len(self.blocks):
-                raise InputError(f"There is no {node}: {self.name} has {len(self.blocks)} blocks, counted from 0.")
-            width = weight_of(self.blocks[node.layer].mlp_writer).shape[1]
-            if not node.index < width:
-                raise InputError(f"There is no {node}: an MLP of {self.name} has {width} neurons, counted from 0.")
-            chosen[node.layer].add(node.index)
         view = copy(self)
-        nodes = tuple(tuple(sorted(layer)) for layer in chosen) if any(chosen) else ()
-        view.graph = replace(self.graph, neurons=nodes, apart=tuple(sorted(set(apart))))
+        view.graph = self.graph.with_neurons(neurons, apart)
+        for layer, nodes in enumerate(view.graph.neurons):
+            width = weight_of(self.blocks[layer].mlp_writer).shape[1] if nodes else 0
+            if nodes and nodes[-1] >= width:
+                node = Node("neuron", layer, nodes[-1])
+                raise InputError(f"There is no {node}: an MLP of {self.name} has {width} neurons, counted from 0.")
         return view
 
     def __repr__(self) -> str:

@@ -126,13 +126,16 @@ def _strongest_cells(block: HeatMap, values: dict[tuple[int, int], float], conso
 def circuit(block: CircuitMap, console: Console) -> None:
     """Heads across, layers upwards; a darker sign for a node that more of the circuit's score touches; then edges."""
     sizes = _strengths(block)
-    top = max((size for node, size in sizes.items() if Node.parse(node).kind in ("head", "mlp")), default=0.0) or 1.0
+    parts = ("head", "mlp", "neuron")
+    top = max((size for node, size in sizes.items() if Node.parse(node).kind in parts), default=0.0) or 1.0
     heads = _heads(block, sizes, console.width - 10)
     wide = max(1, len(str(heads[-1] if heads else 0)))
-    header = [f"{head:<{wide}}" for head in heads] + ["mlp"] * block.shape.mlps
+    neurons = block.shape.neurons
+    header = [f"{head:<{wide}}" for head in heads] + ["mlp"] * block.shape.mlps + ["neurons"] * bool(neurons)
     _line(console, f"{'layer':>5}", [(words, "bold") for words in header])
     for layer in reversed(range(block.shape.layers)):
         names = [str(Node.head(layer, head)) for head in heads] + [str(Node.mlp(layer))] * block.shape.mlps
+        names += [str(Node("neuron", layer, neuron)) for neuron in (neurons[layer] if neurons else ())]
         signs = [_shade(sizes.get(name, 0.0) / top) for name in names]
         if any(sign != " " for sign in signs):
             _line(console, f"{layer:>5}", [(f"{sign:<{wide}}", "") for sign in signs])

@@ -76,7 +76,8 @@ class Reopened:
         model = load(asked)
         if weights_hash(model) != self.manifest["model"]["weights_hash"]:
             raise RunError(f"The weights of {asked} are not those of {self.folder}. {self._again()}")
-        return model
+        nodes = self.manifest.get("neuron_nodes")
+        return model.with_neurons(nodes["neurons"], apart=nodes["apart"]) if nodes else model
 
     @cached_property
     def prompts(self) -> Split:
@@ -107,7 +108,9 @@ class Reopened:
         if "model" not in self.manifest:
             raise self._without("model", "find")
         shape = self.manifest["model"]
-        return Graph(shape["layers"], shape["heads"], shape["kv_heads"], parallel=shape["parallel"])
+        graph = Graph(shape["layers"], shape["heads"], shape["kv_heads"], parallel=shape["parallel"])
+        nodes = self.manifest.get("neuron_nodes")
+        return graph.with_neurons(nodes["neurons"], nodes["apart"]) if nodes else graph
 
     @cached_property
     def circuit(self) -> Circuit:

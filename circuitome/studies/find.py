@@ -9,8 +9,9 @@ import circuitome as cm
 from circuitome.errors import InputError
 from circuitome.present.blocks import Block, Figure, Lede, Lines, Numbers
 from circuitome.studies.context import Context
+from circuitome.studies.neuron_nodes import check_nodes, neuron_record, neuron_table, neuron_work, with_nodes
 from circuitome.studies.pieces import circuit_map, example_pairs, figure, percent, scored_edges, series_of, size_lines
-from circuitome.studies.settings import Flag, PromptSettings
+from circuitome.studies.settings import Flag, PromptSettings, WholeNumbers
 from circuitome.studies.settings import Numbers as SeveralNumbers
 from circuitome.studies.study import Findings, Study, Work
 from circuitome.studies.validate import criteria
@@ -42,6 +43,12 @@ class Find(PromptSettings):
     """A circuit of that size instead, by mattr or --method; about one edge in seventy by default."""
     held_out: str | None = None
     """Prompts to measure on: a file, or a task; by default another draw. Rows of --data are split for smallest."""
+    nodes: str = "mlps"
+    """What is a node beside the heads: mlps, or neurons, the strongest ones of the MLPs taken apart."""
+    neurons: int | None = None
+    """Of --nodes neurons: how many neurons can be nodes; 300 by default."""
+    layers: WholeNumbers = ()
+    """Of --nodes neurons: blocks whose MLPs are taken apart, with commas between; all by default."""
     ablation: str = "corrupted"
     """What edges outside the circuit carry: corrupted, zero, mean, mean-position or by-role."""
     steps: int | None = None
@@ -86,6 +93,7 @@ class Find(PromptSettings):
         if not 0 < self.faithful < 1:
             raise InputError(f"--faithful is the share of the gap to keep, between 0 and 1; got {self.faithful}.")
         check_ablation(self.ablation)
+        check_nodes(self.nodes, self.neurons, self.layers, self.asked(), self.ablation)
         rules_of(self.rules or "plain")
         check_path(self.path or "inputs", self.ablation)
         super().check()
@@ -111,10 +119,11 @@ def work(settings: Find, context: Context) -> Work:
     graph, asked = context.model.graph, settings.asked()
     size = circuit_size(settings.edges, context.model)
     forward, backward = named(asked).work(settings.options(), graph)
+    apart = neuron_work(settings.nodes, settings.neurons)
     return Work.over(
         context.task,
-        forward=forward + QUICK_VERDICT * (asked == "smallest"),
-        backward=backward,
+        forward=forward + QUICK_VERDICT * (asked == "smallest") + apart,
+        backward=backward + bool(apart),
         circuit=len({*default_sizes(graph), size}) * (1 + RANDOM_CIRCUITS),
         notes={} if asked == "smallest" else {"edges": size},
     )
@@ -125,10 +134,11 @@ def run(settings: Find, context: Context) -> Findings:
     from circuitome.studies.methods import Search, named
 
     asked, prompts = settings.asked(), context.prompts
-    size = circuit_size(settings.edges, context.model)
+    setting = with_nodes(context.setting, settings.nodes, settings.neurons, settings.layers)
+    size = circuit_size(settings.edges, setting.model)
     method = named(asked)
-    result = method.run(Search(context.setting, size, settings.options(), context.folder, settings.faithful, prompts))
-    judged = context.setting.but(prompts=prompts.held_out or prompts.search)
+    result = method.run(Search(setting, size, settings.options(), context.folder, settings.faithful, prompts))
+    judged = setting.but(prompts=prompts.held_out or prompts.search)
     curve = curve_of(judged, result)
     scores, intervals = result.scores, None
     if result.smallest is not None:
@@ -138,10 +148,11 @@ def run(settings: Find, context: Context) -> Findings:
     measured = Measured(
         result=result,
         curve=curve,
-        own=None if prompts.held_out is None else cm.faithfulness(context.setting, result.circuit),
+        own=None if prompts.held_out is None else cm.faithfulness(setting, result.circuit),
         verdict=None if result.smallest is None else quick_verdict(judged, result, context),
         edges=scored_edges(scores, result.circuit, intervals),
         unit=scores.unit,
+        neurons=described_neurons(judged, result),
     )
     about = {
         "name": asked,
@@ -157,7 +168,12 @@ def run(settings: Find, context: Context) -> Findings:
         results=results(settings, context, measured),
         blocks=blocks(settings, context, measured),
         tensors=tensors(measured, intervals),
-        more={"method": about, "edges": len(result.circuit), **held_out_record(context)},
+        more={
+            "method": about,
+            "edges": len(result.circuit),
+            **neuron_record(result.circuit.graph),
+            **held_out_record(context),
+        },
     )
 
 
@@ -177,6 +193,8 @@ class Measured:
     """The circuit's edges, each with its score."""
     unit: str
     """Unit of these scores."""
+    neurons: "tuple[cm.neurons.DescribedNeuron, ...]"
+    """The circuit's neurons, where neurons are nodes."""
 
     @property
     def at(self) -> int:
@@ -206,6 +224,12 @@ def curve_of(judged: "Setting", result: "Result") -> "cm.Curve":
 def quick_verdict(judged: "Setting", result: "Result", context: Context) -> "cm.Verdict":
     """The quick verdict on held-out prompts; what it measures is kept for `--resume`."""
     return cm.validate(judged.but(checkpoint=context.folder), result.circuit, quick=True)
+
+
+def described_neurons(judged: "Setting", result: "Result") -> "tuple[cm.neurons.DescribedNeuron, ...]":
+    """What the circuit's neurons do on the prompts that it is measured on."""
+    names = [name for name in result.circuit.without_dangling().nodes if cm.Node.parse(name).kind == "neuron"]
+    return cm.neurons.describe(judged, names) if names else ()
 
 
 def held_out_record(context: Context) -> dict[str, Any]:
@@ -239,7 +263,7 @@ def results(settings: Find, context: Context, measured: Measured) -> dict[str, A
     found: dict[str, Any] = {
         "edges": len(measured.result.circuit),
         "edges_on_a_path": len(kept),
-        "all_edges": context.model.graph.n_edges,
+        "all_edges": measured.result.circuit.graph.n_edges,
         "nodes": len(kept.nodes),
         "clean": share.model.to_dict(),
         "ablated": share.empty.to_dict(),
@@ -275,12 +299,13 @@ def blocks(settings: Find, context: Context, measured: Measured) -> list[Block]:
         Lede(text=lede(settings, context, measured)),
         Numbers(items=tuple(cards(settings, context, measured))),
         circuit_map(
-            context.model.graph,
+            measured.result.circuit.graph,
             measured.edges,
             unit=measured.unit,
             title="The circuit",
             note=f"Method: {measured.result.scores.method}.",
         ),
+        *neuron_table(measured.neurons, measured.edges, measured.unit),
     ]
     if smallest is not None and measured.verdict is not None:
         parts += [criteria(measured.verdict.to_dict()["criteria"]), front_of(smallest)]
@@ -291,7 +316,7 @@ def blocks(settings: Find, context: Context, measured: Measured) -> list[Block]:
 def lede(settings: Find, context: Context, measured: Measured) -> str:
     """How few edges do how much, on which prompts, and what the quick verdict says."""
     circuit, share, held_out = measured.result.circuit, measured.circuit, context.prompts.held_out
-    kept, smallest, total = circuit.without_dangling(), measured.result.smallest, context.model.graph.n_edges
+    kept, smallest, total = circuit.without_dangling(), measured.result.smallest, circuit.graph.n_edges
     text = (
         f"{len(circuit):,} of {total:,} edges recover {percent(share.share)} of the {context.task.measure} "
         f"between the {settings.ablation} and the clean model; random circuits of that size recover "
@@ -301,6 +326,7 @@ def lede(settings: Find, context: Context, measured: Measured) -> str:
         text += f"No circuit kept {settings.faithful:.0%} on the prompts that choose the size; this came nearest.\n"
     dangling = len(circuit) - len(kept)
     text += f"{len(kept.nodes)} nodes"
+    text += f", {len(measured.neurons)} of them neurons" if circuit.graph.neurons else ""
     text += f"; {dangling:,} of the edges lie on no path from input to logits. " if dangling else ". "
     if held_out is None:
         return text + "The circuit was chosen on these same prompts; circuitome validate tests it."
@@ -315,7 +341,7 @@ def lede(settings: Find, context: Context, measured: Measured) -> str:
 
 def cards(settings: Find, context: Context, measured: Measured) -> list[Figure]:
     """The headline numbers."""
-    circuit, share, total = measured.result.circuit, measured.circuit, context.model.graph.n_edges
+    circuit, share, total = measured.result.circuit, measured.circuit, measured.result.circuit.graph.n_edges
     items = [
         figure("Faithfulness", share.share, "share of the gap that the circuit keeps; 1 is the whole model"),
         figure(

@@ -20,6 +20,7 @@ from circuitome.errors import InputError, unknown_name
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
 from circuitome.graph.model_graph import Graph
+from circuitome.neurons.node_graph import graph_scores
 from circuitome.tasks.held_out import Split
 from circuitome.tasks.losses import LOSSES
 from circuitome.validation.smallest import Smallest, smallest
@@ -120,6 +121,28 @@ def _scored(function: Callable[..., EdgeScores], **fixed: Any) -> Callable[[Sear
     return run
 
 
+def _attributed(function: Callable[..., EdgeScores]) -> Callable[[Search], Result]:
+    """EAP or EAP-IG; where neurons are nodes, their form for such graphs."""
+
+    def run(search: Search) -> Result:
+        if not search.setting.model.graph.neurons:
+            return _scored(function)(search)
+        for name in ("path", "loss"):
+            if name in search.options:
+                raise InputError(
+                    f"--{name} is not for graphs with neurons; they are scored by the metric along inputs."
+                )
+        return _scored(graph_scores, **({"steps": 1} if function is eap else {}))(search)
+
+    return run
+
+
+def _ranked(search: Search) -> Result:
+    """Matryoshka attribution, from the scores that suit the graph."""
+    start = graph_scores(search.setting) if search.setting.model.graph.neurons else None
+    return _scored(mattr, start=start)(search)
+
+
 def _atp(*, grad_drop: bool = False) -> Callable[[Search], Result]:
     """Attribution of nodes: its circuit is the edges between the strongest."""
 
@@ -215,9 +238,9 @@ METHODS: dict[str, Method] = {
         True,
         "minus one over the rank that the edge has come to: -1 matters most",
     ),
-    "eap": Method(_scored(eap), "edge attribution patching: one gradient, on the clean run", ("rules",)),
+    "eap": Method(_attributed(eap), "edge attribution patching: one gradient, on the clean run", ("rules",)),
     "eap-ig": Method(
-        _scored(eap_ig),
+        _attributed(eap_ig),
         "the gradient averaged along the path from ablated to clean embeddings",
         ("steps", "rules", "path"),
         LOSSES,
@@ -255,7 +278,7 @@ METHODS: dict[str, Method] = {
         "negative means the edge helps",
     ),
     "mattr": Method(
-        _scored(mattr),
+        _ranked,
         "Matryoshka attribution: one ranking of edges, learned by running circuits of all sizes",
         ("steps",),
         MASK_LOSSES,

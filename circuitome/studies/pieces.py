@@ -120,16 +120,21 @@ def example_pairs(model: "cm.Model", task: "cm.Task", metrics: Mapping[str, "Ten
     return blocks.Pairs(title="Example prompts", pairs=pairs, unit=task.unit, where="page")
 
 
-def shape_of(graph: "cm.Graph") -> blocks.Shape:
-    """The grid of a graph."""
+def shape_of(graph: "cm.Graph", edges: Iterable[blocks.Edge] = ()) -> blocks.Shape:
+    """The grid of a graph, with the neurons at the ends of `edges`."""
     sizes = {"layers": graph.n_layers, "heads": graph.n_heads, "kv_heads": graph.n_kv_heads}
-    return blocks.Shape(**sizes, mlps=bool(graph.mlps), parallel=graph.parallel)
+    ends = {Node.parse(end).whole for edge in edges for end in (edge.source, edge.reader)} if graph.neurons else set()
+    drawn = [
+        sorted(n.index for n in ends if n.kind == "neuron" and n.layer == layer) for layer in range(graph.n_layers)
+    ]
+    neurons = tuple(map(tuple, drawn)) if any(drawn) else ()
+    return blocks.Shape(**sizes, mlps=bool(graph.mlps), parallel=graph.parallel, neurons=neurons)
 
 
 def circuit_map(graph: "cm.Graph", edges: Iterable[blocks.Edge], **options: Any) -> blocks.CircuitMap:
     """A circuit on its model's grid, strongest |score| first."""
     ranked = sorted(edges, key=lambda edge: -abs(edge.score or 0.0))
-    return blocks.CircuitMap(shape=shape_of(graph), edges=tuple(ranked), **options)
+    return blocks.CircuitMap(shape=shape_of(graph, ranked), edges=tuple(ranked), **options)
 
 
 def scored_edges(scores: "cm.EdgeScores", circuit: "cm.Circuit", intervals: "Tensor | None") -> list[blocks.Edge]:

@@ -59,7 +59,8 @@ def run(settings: Validate, context: Context) -> Findings:
     from circuitome.validation.tests.minimality import shrink
 
     reopened, ablation, setting = context.reopened, context.ablation, judged(context)
-    knows = context.model.name in KNOWN and ablation in ("corrupted", "zero")
+    whole = not context.model.graph.neurons
+    knows = whole and context.model.name in KNOWN and ablation in ("corrupted", "zero")
     verdict = cm.validate(
         setting.but(checkpoint=context.folder),
         reopened.circuit,

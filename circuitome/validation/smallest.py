@@ -18,7 +18,7 @@ from circuitome.errors import InputError
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
 from circuitome.graph.node import Node
-from circuitome.neurons.graph_scores import graph_scores
+from circuitome.neurons.node_graph import graph_scores
 from circuitome.results import Estimate, Shown, intervals
 from circuitome.tasks.held_out import Split, split
 from circuitome.tasks.task import Task

@@ -54,7 +54,7 @@ def test_sizes_fill_the_logarithm_of_their_range_evenly():
 def test_learning_starts_from_the_ranks_of_eap_ig():
     setting = Setting(tiny("llama"), random_task(3))
     graph = setting.model.graph
-    start = graph.matrix(log_ranks(setting).exp())
+    start = graph.matrix(log_ranks(cm.eap_ig(setting)).exp())
     assert cm.EdgeScores(graph, start).top(20) == cm.eap_ig(setting).top(20)
     assert float(start.max()) == 1.0
 
@@ -63,7 +63,7 @@ def test_a_step_lowers_the_loss_of_the_size_it_was_taken_at():
     setting = Setting(tiny("neox-parallel"), random_task(3))
     training = Training(MaskObjective(setting, "both"), 20, sizes=(30, 31))
     training.moments = {name: torch.zeros(setting.model.graph.n_edges) for name in ("average", "square")}
-    scores = log_ranks(setting)
+    scores = log_ranks(cm.eap_ig(setting))
     graph, losses = setting.model.graph, []
     for step in range(12):
         losses.append(float(training.objective(graph.matrix(open_masks(scores, 30, 0.5)), 0)))

@@ -27,7 +27,7 @@ GIVEN = {
         "Verdict",
     ),
     *("Atlas", "Copying", "HeadScore", "Induction", "Repeated", "MaskCheck", "NeedlePrompt", "SinkMass", "Explanation"),
-    *("MlpExplanation", "NeuronEdges", "NeuronScores"),
+    *("MlpExplanation", "DescribedNeuron", "NeuronEdges", "NeuronScores"),
     *("Features", "RoleVerdict", "ConvNet", "Expanded", "Factored", "Composition", "Lens", "LogitAttribution"),
     *("TokenPairs", "Tokens"),
 }

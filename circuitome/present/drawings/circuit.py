@@ -79,7 +79,10 @@ class Drawing:
 
     def radius(self, node: str) -> float:
         """Radius of a node: from 30 % to all of the grid's reach, growing with strength."""
-        return self.grid.reach * (0.3 + 0.7 * self.share(node)) if self.live(node) else 1.5
+        most = self.grid.reach
+        if Node.parse(node).kind == "neuron":
+            most = min(most, 0.42 * self.grid.neuron_cell)
+        return most * (0.3 + 0.7 * self.share(node)) if self.live(node) else 1.5
 
     @cached_property
     def top(self) -> float:
@@ -92,8 +95,8 @@ class Drawing:
 
 
 def is_part(node: str) -> bool:
-    """Whether a node is a head, a key/value head or an MLP, which are drawn as circles and brackets."""
-    return Node.parse(node).kind in ("head", "kv", "mlp")
+    """Whether a node is a head, a key/value head, an MLP or a neuron, which are drawn as circles and brackets."""
+    return Node.parse(node).kind in ("head", "kv", "mlp", "neuron")
 
 
 def draw(block: CircuitMap) -> Drawing:

@@ -65,8 +65,18 @@ class Grid:
 
     @property
     def across(self) -> float:
-        """Width of the columns of heads and the MLP."""
-        return (self.shape.heads + 1.25 * self.shape.mlps) * self.cell.x
+        """Width of the columns of heads, the MLP and its neurons."""
+        return (self.shape.heads + 1.25 * self.shape.mlps) * self.cell.x + self.neuron_columns * self.neuron_cell
+
+    @cached_property
+    def neuron_columns(self) -> int:
+        """The most neurons that are drawn in one layer."""
+        return max(map(len, self.shape.neurons), default=0)
+
+    @property
+    def neuron_cell(self) -> float:
+        """Distance of two neurons."""
+        return min(22.0, max(9.0, 420 / max(1, self.neuron_columns)))
 
     @cached_property
     def origin(self) -> Point:
@@ -86,7 +96,8 @@ class Grid:
     @property
     def right(self) -> float:
         """Right end of the layers' hairlines."""
-        return self.column(self.shape.heads - (not self.shape.mlps)) + 0.4 * self.cell.x
+        last = self.column(self.shape.heads - (not self.shape.mlps)) + 0.4 * self.cell.x
+        return last + self.neuron_columns * self.neuron_cell
 
     def row(self, layer: int) -> float:
         """Height of the heads of `layer`."""
@@ -96,6 +107,10 @@ class Grid:
         """Horizontal place of `head`; one past the last is the MLP."""
         gap = 0.25 if head >= self.shape.heads else 0.0
         return self.origin.x + (head + 0.5 + gap) * self.cell.x
+
+    def neuron(self, i: int) -> float:
+        """Horizontal place of the `i`-th neuron that is drawn in a layer."""
+        return self.column(self.shape.heads) + 0.5 * self.cell.x + (i + 0.5) * self.neuron_cell
 
     @cached_property
     def nodes(self) -> dict[str, Point]:
@@ -109,6 +124,8 @@ class Grid:
             places |= {str(Node.head(layer, head)): Point(self.column(head), self.row(layer)) for head in heads}
             if self.shape.mlps:
                 places[str(Node.mlp(layer))] = Point(self.column(self.shape.heads), self.row(layer) - lift)
+            for i, neuron in enumerate(self.shape.neurons[layer] if self.shape.neurons else ()):
+                places[str(Node("neuron", layer, neuron))] = Point(self.neuron(i), self.row(layer) - lift)
         return places | {"logits": Point(centre, 20.0)}
 
     @cached_property
@@ -135,7 +152,9 @@ class Grid:
         node = Node.parse(site).whole
         if node.kind == "kv" and not self.shared:
             return str(Node.head(node.layer, node.index))
-        return str(Node.mlp(node.layer)) if node.kind in ("neuron", "feature") else str(node)
+        if node.kind in ("neuron", "feature") and str(node) not in self.nodes:
+            return str(Node.mlp(node.layer))
+        return str(node)
 
     def layer(self, site: str) -> int:
         """Layer of a writer or reader; embeddings are one below the first block, the logits one above the last."""

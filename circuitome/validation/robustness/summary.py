@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from circuitome.discovery.attribution.edges import eap, eap_ig
-from circuitome.engine.setting import Setting, method
+from circuitome.engine.setting import Setting, method, on_neurons
 from circuitome.errors import InputError
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
@@ -34,6 +34,7 @@ DROP = 0.1
 
 
 @method
+@on_neurons
 def robustness(setting: Setting, circuit: Circuit, scores: EdgeScores | None = None) -> dict[str, Any]:
     """What becomes of a circuit when heads, prompts, tasks or methods change, as plain JSON values by section.
 

@@ -1,0 +1,85 @@
+"""Circuits of heads and neurons: found, opened again, tested, exported."""
+
+import pytest
+from command import run
+from shown import blocks_of, check_shown, lede_of
+
+import circuitome as cm
+
+GIVEN = {"--model": "tracr-reverse", "--ablation": "zero", "--nodes": "neurons", "--n": "32"}
+
+
+def given(**more):
+    options = GIVEN | {f"--{name}": value for name, value in more.items()}
+    return ("find", "tracr-reverse", *(text for option in options.items() for text in option))
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    from circuitome.studies.find import STUDY, Find
+    from circuitome.studies.frame import perform
+
+    out = tmp_path_factory.mktemp("neurons") / "run"
+    settings = Find(
+        task="tracr-reverse",
+        model="tracr-reverse",
+        ablation="zero",
+        nodes="neurons",
+        neurons=60,
+        layers=(0, 1),
+        n=32,
+        steps=60,
+    )
+    perform(STUDY, settings, out=out)
+    return out
+
+
+@pytest.mark.slow
+def test_the_circuit_has_neurons_that_the_page_shows_and_that_come_back(found):
+    run_ = cm.open(found)
+    names = [name for name in run_.circuit.nodes if ".n" in name]
+    assert names and all(name.startswith(("m0.", "m1.")) for name in names)
+    assert run_.circuit.graph == run_.model.graph == run_.graph and run_.graph.apart == (0, 1)
+    assert f"{len(names)} of them neurons" in lede_of(found)
+    rows = blocks_of(found)["Neurons of the circuit"].rows
+    assert {row[0] for row in rows} == set(names) and rows[0][1] >= rows[-1][1]
+    text, page = check_shown(found)
+    assert "neurons" in text and f'data-node="{names[0]}"' in page
+    share = cm.faithfulness(run_.model, run_.circuit, run_.held_out, ablation="zero").share
+    assert share.value == pytest.approx(run_.results["faithfulness"]["value"], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_it_is_tested_and_written_out(capsys, found, tmp_path):
+    code, printed, error = run(capsys, "validate", found, "--quick", "--out", tmp_path / "verdict")
+    assert code == 0, error
+    assert "minimality" in printed
+    code, _, error = run(capsys, "export", found, "--to", "csv", "--out", tmp_path / "circuit.csv")
+    assert code == 0, error
+    assert ".n" in (tmp_path / "circuit.csv").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["eap", "eap-ig", "mattr"])
+def test_other_methods_rank_the_same_edges(capsys, tmp_path, method):
+    steps = {"steps": "30"} if method == "mattr" else {}
+    code, _, error = run(capsys, *given(neurons="20", method=method, edges="30", **steps), "--out", tmp_path / "run")
+    assert code == 0, error
+    opened = cm.open(tmp_path / "run")
+    assert opened.scores.graph == opened.graph and len(opened.circuit) == 30
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "acdc"}, "acdc knows MLPs as one node each"),
+        ({"neurons": "0"}, "must be at least 1, got 0"),
+        ({"nodes": "neuron"}, "Did you mean 'neurons'"),
+        ({"nodes": "mlps", "neurons": "5"}, "add --nodes neurons"),
+        ({"ablation": "mean"}, "corrupted or zero"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(capsys, tmp_path, options, message):
+    code, _, error = run(capsys, *given(**options), "--out", tmp_path / "run")
+    assert code == 1 and message in error
+    assert list(tmp_path.iterdir()) == []
