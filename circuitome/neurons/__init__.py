@@ -5,9 +5,9 @@ edges = cm.neurons.edges(model, task)       # the strongest of all edges between
 apart = cm.neurons.take_apart(model, task)  # the model with its strongest neurons as nodes: circuits of them run on it
 """
 
-from circuitome.neurons.node_graph import graph_scores
 from circuitome.neurons.neuron_edges import NeuronEdges, edges
 from circuitome.neurons.neuron_scores import NeuronScores, scores
+from circuitome.neurons.node_graph import graph_scores
 from circuitome.neurons.nodes import DescribedNeuron, describe, take_apart
 
 __all__ = [
