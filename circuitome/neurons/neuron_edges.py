@@ -32,6 +32,8 @@ from circuitome.neurons.factors import (
 from circuitome.neurons.neuron_scores import check_neurons
 from circuitome.results import Shown
 
+PASS_MEMORY = 400_000_000
+"""Bytes of a pass with gradients where no budget is given: no slower than more, beside factors that stay."""
 KEPT = 10_000
 """Edges that are kept where nobody says how many."""
 
@@ -140,6 +142,7 @@ class Factors:
     @classmethod
     def of(cls, setting: Setting, steps: int, rules: Rules = PLAIN) -> "Factors":
         """The factors of all prompts, whose tokens follow one another."""
+        setting = setting if setting.max_memory else setting.but(max_memory=PASS_MEMORY)
         model, changes, reads = setting.model, list[Pass](), list[list[Read]]()
         for batch in setting.batches("scoring neurons", gradients=True):
             clean, ablated, points = path_points(setting, batch, steps, rules)

@@ -323,7 +323,8 @@ def lede(settings: Find, context: Context, measured: Measured) -> str:
         f"{percent(measured.curve.random[measured.at])}.\n"
     )
     if smallest is not None and not smallest.reached:
-        text += f"No circuit kept {settings.faithful:.0%} on the prompts that choose the size; this came nearest.\n"
+        text += f"No circuit kept {settings.faithful:.0%} on the prompts that choose the size; this came nearest"
+        text += "; more neurons as nodes (--neurons) may help.\n" if circuit.graph.neurons else ".\n"
     dangling = len(circuit) - len(kept)
     text += f"{len(kept.nodes)} nodes"
     text += f", {len(measured.neurons)} of them neurons" if circuit.graph.neurons else ""
