@@ -121,6 +121,20 @@ class Circuit(Shown):
         touched = self.mask.any(1) | (self.graph.inputs & self.mask.any(0)).any(1)
         return tuple(name for name, on in zip(self.graph.writers, touched.tolist(), strict=True) if on)
 
+    def with_whole_mlps(self) -> "Circuit":
+        """The circuit in the graph without neurons: an edge of a neuron is there one of its MLP.
+
+        >>> model = cm.load("tracr-reverse").with_neurons(["m0.n3"])
+        >>> print(cm.Circuit.of(model.graph, ["embed->m0.n3.in", "m0.n3->logits"]).with_whole_mlps())
+        embed->m0.in
+        m0->logits
+        """
+        graph = self.graph.with_neurons([])
+        rows, columns = (torch.tensor(places) for places in self.graph.places_in(graph))
+        mask = torch.zeros_like(graph.mask)
+        mask[rows[self.mask.nonzero()[:, 0]], columns[self.mask.nonzero()[:, 1]]] = True
+        return Circuit(graph, mask)
+
     def without_dangling(self) -> "Circuit":
         """The edges that lie on a path from an embedding to the logits inside the circuit.
 

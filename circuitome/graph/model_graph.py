@@ -67,6 +67,16 @@ class Graph:
         nodes = tuple(tuple(sorted(layer)) for layer in chosen) if any(chosen) else ()
         return replace(self, neurons=nodes, apart=tuple(sorted(set(apart))))
 
+    def places_in(self, whole: "Graph") -> tuple[list[int], list[int]]:
+        """Row of each writer and column of each reader in the same graph without neurons: those of a neuron's MLP."""
+
+        def of(node: Node) -> Node:
+            return Node("mlp", node.layer, input=node.input) if node.kind == "neuron" else node
+
+        return [whole.row(of(node)) for node in self.writer_nodes], [
+            whole.column(of(node)) for node in self.reader_nodes
+        ]
+
     @cached_property
     def writer_nodes(self) -> tuple[Node, ...]:
         """The writers, row by row."""

@@ -188,3 +188,11 @@ def test_files_keep_neuron_nodes(model, tmp_path):
     circuit = some_circuit(model.with_neurons(NEURONS, apart=[1]), 0.3)
     circuit.save(tmp_path / "circuit.safetensors")
     assert cm.Circuit.load(tmp_path / "circuit.safetensors") == circuit
+
+
+def test_neurons_become_their_mlps_again():
+    model = tiny("llama").with_neurons(NEURONS, apart=[0])
+    names = ["embed->m0.n3.in", "embed->m0.n17.in", "m0.n3->m2.n5.in", "m2.n5->logits", "a1.h2->a2.kv1.k", "m1->m2.in"]
+    whole = cm.Circuit.of(model.graph, names).with_whole_mlps()
+    assert whole.graph == tiny("llama").graph
+    assert set(whole) == {"embed->m0.in", "m0->m2.in", "m2->logits", "a1.h2->a2.kv1.k", "m1->m2.in"}
