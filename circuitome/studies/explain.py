@@ -10,6 +10,7 @@ from circuitome.present import formats
 from circuitome.present.blocks import Block, Cell, Figure, HeatMap, Lede, Note, Numbers, RoleClass, Roles, Table, table
 from circuitome.studies import explained_mlps
 from circuitome.studies.context import Context
+from circuitome.studies.explain_cost import passes
 from circuitome.studies.pieces import example_pairs, figure, rounded
 from circuitome.studies.settings import Names, RunSettings
 from circuitome.studies.study import Findings, Study, Work
@@ -55,8 +56,19 @@ class Explain(RunSettings):
 
 
 def work(settings: Explain, context: Context) -> Work:
-    """Measured on SmolLM2: the heads cost as much as a dozen bare passes."""
-    return Work.over(context.task, forward=12.5 + explained_mlps.COST)
+    """Passes by heads, MLPs and prompts."""
+    from circuitome.engine.ablation import UNALIGNED
+
+    circuit, aligned = context.reopened.circuit, context.ablation not in UNALIGNED
+    heads = settings.heads or heads_of(circuit)
+    return Work.over(context.task, forward=passes(circuit, heads, context.task, aligned=aligned))
+
+
+def heads_of(circuit: "cm.Circuit") -> tuple[str, ...]:
+    """Names of a circuit's heads."""
+    from circuitome.graph.node import Node
+
+    return tuple(name for name in circuit.nodes if Node.parse(name).kind == "head")
 
 
 def run(settings: Explain, context: Context) -> Findings:

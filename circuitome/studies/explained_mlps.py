@@ -19,8 +19,6 @@ COLUMNS = (
     ("feeds", "text", None, "", "inputs to which the circuit's edges lead from it", False),
 )
 """What is said of each MLP, as fields of columns; effects are shares of the gap of clean and ablated metric."""
-COST = 8.0
-"""Forward passes that explaining the MLPs costs; measured on SmolLM2."""
 LISTED, ON_TERMINAL, NAMED = 3, 8, 3
 """Names in a cell, rows of the terminal's table, MLPs in the sentence."""
 CLEAR = 0.05

@@ -80,7 +80,9 @@ def changes_by_hand(model, layer):
             kept.remove()
             difference = torch.zeros(len(pair.clean), 24)
             difference[at] = (written[0] - written[1])[at]
-            put = model.final_norm.module.register_forward_pre_hook(lambda module, args, more=difference: args[0] + more)
+            put = model.final_norm.module.register_forward_pre_hook(
+                lambda module, args, more=difference: args[0] + more
+            )
             logits.append(model.hf(torch.tensor([pair.clean])).logits[0, at])
             put.remove()
         changes += (logits[1].softmax(-1) - logits[2].softmax(-1)) / len(TASK.pairs)

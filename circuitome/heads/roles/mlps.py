@@ -20,7 +20,7 @@ from circuitome.graph.node import Node
 from circuitome.heads.roles.ablations import ABLATED_EVERYWHERE
 from circuitome.heads.roles.features import intervals
 from circuitome.heads.roles.measure import scale_of
-from circuitome.heads.roles.positions import Places, places
+from circuitome.heads.roles.positions import END, Places, places
 from circuitome.heads.roles.rules import Interval
 from circuitome.models.model import Model
 from circuitome.results import Shown
@@ -159,7 +159,7 @@ def explain_mlps(setting: Setting, circuit: Circuit) -> MlpExplanation:
         scale = scale_of(*metrics)
         # Decided over all prompts, so that it does not depend on how they are cut into batches.
         clear = (effects[0].mean(0).abs() >= CLEAR * scale).tolist()
-        by_role = _role_effects(some, where, layers, clear)
+        by_role = _role_effects(some, where, layers, effects[1], clear)
     tokens = [_extremes(setting.model, change) for change in changes]
     return MlpExplanation(
         circuit=circuit,
@@ -205,15 +205,15 @@ def _whole_effects(
 
 
 def _role_effects(
-    setting: Setting, where: Places, layers: Sequence[int], clear: Sequence[bool]
+    setting: Setting, where: Places, layers: Sequence[int], last: Float[Tensor, "some mlp"], clear: Sequence[bool]
 ) -> Float[Tensor, "some mlp role"]:
-    """Effects of the MLPs that are `clear` at the token of each role; NaN for the others."""
+    """Effects of the MLPs that are `clear` at the token of each role; NaN for the others. `last`: those at the last."""
     effects = torch.full((len(setting.task), len(layers), len(where.names)), torch.nan)
     for batch in setting.batches() if any(clear) else ():
         run, rows = _Run(setting, batch, where), list(batch.rows)
         for place, layer in enumerate(layers):
             if clear[place]:
-                effects[rows, place] = run.by_role(layer)
+                effects[rows, place] = run.by_role(layer, last[rows, place])
             setting.progress("ablating MLPs token by token", place + 1, len(layers))
     return effects
 
@@ -231,7 +231,7 @@ class _Run:
         assert activations.final is not None
         self.final = batch.clean.at_read(activations.final).float()
         self.metric = -self.readout(self.final[None])[0]
-        self.marks = _marks(setting, batch, where)
+        self.marks, self.end = _marks(setting, batch, where), where.names.index(END)
         self.there = where.at[list(batch.rows)] >= 0
 
     @property
@@ -245,8 +245,7 @@ class _Run:
 
     def effects(self, layer: int) -> Float[Tensor, "3 batch"]:
         """Effects at all positions, at the last and on the logits alone."""
-        end, rows = torch.zeros_like(self.marks[0]), torch.arange(len(self.final))
-        end[rows, self.batch.clean.read.cpu()] = 1
+        end = self.marks[self.end]
         direct = self.readout.effects(self.final, self._at_read(layer)[None])[1]
         return torch.cat([self._ablated(layer, torch.stack([torch.ones_like(end), end])), direct.cpu()])
 
@@ -266,9 +265,17 @@ class _Run:
         """What an MLP writes more where the answer is read when it is ablated."""
         return self.batch.clean.at_read(self.change.mlps[layer])
 
-    def by_role(self, layer: int) -> Float[Tensor, "batch role"]:
-        """Effects at the token of each role; NaN where a prompt has none."""
-        return torch.where(self.there, self._ablated(layer, self.marks).T, torch.nan)
+    def by_role(self, layer: int, last: Float[Tensor, " batch"]) -> Float[Tensor, "batch role"]:
+        """Effects at the token of each role; NaN where a prompt has none. `last` is known already, for the role "end".
+
+        A token in the prefix that clean and corrupted prompts share is not ablated: there, nothing changes.
+        """
+        effects = torch.zeros(self.marks.shape[:2])
+        effects[self.end] = last
+        run_on = [role for role, marks in enumerate(self.marks) if role != self.end and bool(marks.any())]
+        if run_on:
+            effects[run_on] = self._ablated(layer, self.marks[run_on])
+        return torch.where(self.there, effects.T, torch.nan)
 
     def _ablated(self, layer: int, masks: Float[Tensor, "copies batch pos"]) -> Float[Tensor, "copies batch"]:
         """Effect of ablating the MLP where each mask says."""
