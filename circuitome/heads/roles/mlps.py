@@ -32,6 +32,8 @@ LEAST_CHANGE = 0.001
 """Change of a token's probability from which on it is named."""
 CLEAR = 0.02
 """Share of the gap from which on an MLP is ablated token by token."""
+THIRDS = ("early", "middle", "late")
+"""Thirds of a model's layers."""
 
 TokenChanges = tuple[tuple[str, float], ...]
 """Tokens as text, each with the change of its probability."""
@@ -95,6 +97,22 @@ class MlpExplanation(Shown):
             if abs(effect.value) >= CLEAR * self.scale and excludes_zero(effect)
         }
         return max(effects, key=lambda role: effects[role], default="")
+
+    @cached_property
+    def classes(self) -> dict[tuple[str, str], tuple[str, ...]]:
+        """The MLPs that surely matter, strongest first, by third of the model's layers and by where they act.
+
+        Thirds are "early", "middle" and "late"; the second name is that of `acts_at`. Surely: ablating the MLP there,
+        or at all positions, changes the metric by at least 2 % of the scale, and the 99 % interval excludes 0.
+        """
+        whole, classes = intervals(self.all_positions) if self.names else [], dict[tuple[str, str], list[str]]()
+        for place in self.ranked:
+            sure = abs(whole[place].value) >= CLEAR * self.scale and excludes_zero(whole[place])
+            if sure or self.acts_at(place):
+                third = THIRDS[3 * Node.parse(self.names[place]).layer // self.circuit.graph.n_layers]
+                classes.setdefault((third, self.acts_at(place)), []).append(self.names[place])
+        order = [(third, role) for third in THIRDS for role in ("", *self.roles)]
+        return {name: tuple(classes[name]) for name in order if name in classes}
 
     def reads(self, name: str) -> tuple[str, ...]:
         """The writers from which the circuit's edges lead into an MLP."""
