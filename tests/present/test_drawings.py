@@ -138,7 +138,7 @@ def test_several_inputs_of_an_arrow_stand_together_and_get_room() -> None:
     diagram = roles_drawing.Diagram(replace(roles(), arrows=(*arrows, ("duplicate token", "S-inhibition", "in", 3.0))))
     assert [arrow.label for arrow in diagram.arrows] == ["q", "qkv", ""]
     short, long, _ = diagram.arrows
-    assert long.place.x < short.place.x and short.place.x - long.place.x > 4 * 11  # the sides from which they come
+    assert short.place.x - long.place.x == pytest.approx(144 * 4 / 6)  # as letters and a space are to all of them
     assert "through q, k, v: 2" in long.said
     low = roles().classes[0]
     placed = replace(low, name=f"early MLPs at {low.position}"), replace(low, name="early MLPs at no", position="")

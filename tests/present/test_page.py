@@ -169,7 +169,6 @@ def test_missing_numbers_become_null_and_are_not_written(bad: Any) -> None:
     assert not re.search(r"\b(nan|inf)\b", parsed.text, re.I)
 
 
-@pytest.mark.slow
 def test_quoted_tokens_of_a_table_stay_whole_and_its_texts_get_room() -> None:
     cells = ('" Mary"\N{NO-BREAK SPACE}+0.1, "a\\"b" c', 7.0)
     written = page(
@@ -180,6 +179,7 @@ def test_quoted_tokens_of_a_table_stay_whole_and_its_texts_get_room() -> None:
     assert f"--letters:{len(cells[0])}" in styles and styles.count(None) == len(styles) - 1
 
 
+@pytest.mark.slow
 def test_same_document_same_page(whole: str) -> None:
     assert page(copy.deepcopy(every())) == whole
 

@@ -87,7 +87,7 @@ def acting(*strong):
 
 
 def test_mlps_are_grouped_by_third_and_by_where_they_surely_act():
-    mlps = acting((-0.5, "first"), (-0.9, "first"), (0.3, "end"), (-0.2, None), (0.1, ""), (0.001, ""))
+    mlps = acting((-0.5, "first"), (-0.9, "first"), (0.3, "end"), (-0.9, None), (0.1, ""), (0.001, ""))
     assert mlps.classes == {("early", "first"): ("m1", "m0"), ("middle", "end"): ("m2",), ("late", ""): ("m4",)}
 
 
@@ -113,7 +113,7 @@ def box(name, *members, layer, mlps):
 
 
 def test_of_mlps_the_strongest_ways_are_drawn_with_their_inputs_together():
-    edges = ["a0.h0->m1.in", "a0.h1->m1.in", "a1.h0->m1.in", "m1->a2.h0.q", "m1->a2.kv0.v", "m1->logits"]
+    edges = ["a0.h0->m1.in", "a0.h1->m1.in", "a1.h0->m1.in", "m1->a2.h0.q", "m1->a2.kv0.v", "m1->logits", "m0->a1.h0.q"]
     circuit = Circuit.of(tiny("llama").graph, [*edges, "a0.h0->a2.h0.q", "a0.h0->a2.kv0.k", "a2.h0->logits"])
     classes = [
         box("first", "a0.h0", "a0.h1", layer=0, mlps=False),
@@ -127,6 +127,22 @@ def test_of_mlps_the_strongest_ways_are_drawn_with_their_inputs_together():
         ("first", "third", "q", 1.0),
         ("middle MLP", "third", "q, v", 2.0),
         ("third", "logits", "logits", 1.0),
+    ]
+
+
+def test_ways_of_mlps_lead_upwards_and_their_inputs_are_named_in_order():
+    """By edges the MLP feeds "wide" most, whose mean layer is below it, so that an arrow would lead down."""
+    edges = ["m1->a2.h3.q", "m1->a2.kv1.k", "m1->a2.kv1.v", "m1->logits", "m0->a1.kv0.v", "m0->a2.h0.q"]
+    circuit = Circuit.of(tiny("llama").graph, edges)
+    classes = [
+        box("early MLP", "m0", layer=0, mlps=True),
+        box("wide", "a0.h0", "a0.h1", "a2.h3", layer=2 / 3, mlps=False),
+        box("middle MLP", "m1", layer=1, mlps=True),
+        box("late", "a1.h0", "a2.h0", layer=1.5, mlps=False),
+    ]
+    assert sorted(arrows(circuit, classes)) == [
+        ("early MLP", "late", "q, v", 2.0),
+        ("middle MLP", "logits", "logits", 1.0),
     ]
 
 
