@@ -163,3 +163,9 @@ def test_the_cost_counts_what_is_left_to_run_and_the_tokens_that_run():
 def test_a_dry_run_asks_for_what_the_circuit_holds(no_heads):
     expected = cost(explain.STUDY, explain.Explain(run=str(no_heads)))
     assert expected.passes["forward"] > 5 and expected.texts == 6
+
+
+def test_an_explanation_of_mlps_shows_its_boxes_and_every_mlp():
+    mlps = acting((-0.5, "first"), (0.3, "end"), (0.1, ""))
+    assert "early MLP" in mlps._repr_html_() and mlps.plot()._repr_html_().count("MLP") >= 3
+    assert list(mlps.to_pandas()["MLP"]) == ["m0", "m1", "m2"]
