@@ -167,5 +167,5 @@ def test_a_dry_run_asks_for_what_the_circuit_holds(no_heads):
 
 def test_an_explanation_of_mlps_shows_its_boxes_and_every_mlp():
     mlps = acting((-0.5, "first"), (0.3, "end"), (0.1, ""))
-    assert "early MLP" in mlps._repr_html_() and mlps.plot()._repr_html_().count("MLP") >= 3
+    assert "early MLP" in mlps._repr_html_() and mlps.plot().svg.count("MLP") >= 3
     assert list(mlps.to_pandas()["MLP"]) == ["m0", "m1", "m2"]
