@@ -306,7 +306,7 @@ class Roles(Block):
     classes: tuple[RoleClass, ...]
     """The boxes, in the order of layers."""
     arrows: tuple[tuple[str, str, str, Number], ...]
-    """From class, to class, through which input (q, k, v, in or logits), and how strongly."""
+    """From class, to class, through which inputs (q, k, v, in or logits; several with commas), and how strongly."""
     positions: tuple[str, ...] = ()
     """Named token positions from left to right."""
     block: Literal["roles"] = "roles"

@@ -138,6 +138,12 @@ def texts(table: Table) -> list[list[str]]:
     ]
 
 
+def letters(table: Table, index: int) -> int:
+    """Letters of a column's longest cell or heading, which decide how far a page may squeeze a column of texts."""
+    column = table.columns[index]
+    return max(len(column.name), *(len(cell_text(row[index], column, 0)) for row in table.rows), 0)
+
+
 def _signed(text: str, value: Number) -> str:
     return f"+{text}" if value is not None and value > 0 else text
 

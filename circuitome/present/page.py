@@ -20,8 +20,8 @@ from circuitome.runs.store import plain
 
 OPEN_PAIRS = 4
 """Prompt pairs shown without opening the fold."""
-QUOTED = re.compile("&#34;(?:(?!&#34;).){0,32}&#34;")
-"""A short text in quotes, escaped."""
+QUOTED = re.compile(r"&#34;(?:\\(?:&#34;|.)|(?!&#34;)[^\\]){0,32}&#34;")
+"""A short text in quotes, escaped; it may hold quotes behind a backslash."""
 REPEATED = ("command", "sign", "title", "blocks", "results", "prompts")
 """Facts that stand elsewhere on the page."""
 

@@ -1,22 +1,23 @@
-"""The heads of a finished run's circuit named, on the very prompts, weights and ablation that it was found with."""
+"""The heads and MLPs of a finished run's circuit explained, on the prompts, weights and ablation it was found with."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import circuitome as cm
 from circuitome.present import formats
-from circuitome.present.blocks import Block, Cell, Figure, HeatMap, Lede, Note, Numbers, RoleClass, Roles, Table, table
+from circuitome.present.blocks import Block, Cell, Figure, HeatMap, Lede, Note, Numbers, Roles, Table, table
 from circuitome.studies import explained_mlps
 from circuitome.studies.context import Context
+from circuitome.studies.explain_cost import passes
+from circuitome.studies.explained_roles import Attention, attends, attention_of, diagram
 from circuitome.studies.pieces import example_pairs, figure, rounded
 from circuitome.studies.settings import Names, RunSettings
 from circuitome.studies.study import Findings, Study, Work
 
 SIGN = (
-    "An effect is the change of the metric when the head is ablated: negative where it helps. Tests of attention and "
-    "copying are 0 by chance and 1 at most. Intervals are 99 %, since many heads are asked at once."
+    "An effect is the change of the metric when the head or MLP is ablated: negative where it helps. Tests of a head's "
+    "attention and copying are 0 by chance and 1 at most. Intervals are 99 %, since many parts are asked at once."
 )
 COLUMNS = (
     ("head", "node", None, "", "the head"),
@@ -32,8 +33,6 @@ COLUMNS = (
 )
 """What is said of each head, as fields of columns; effects are shares of the gap of clean and ablated metric."""
 RESTING = ("unclear", "first token", "self")
-RELATIONS = ("previous token", "duplicate token", "induction")
-"""Roles that are a relation between tokens, at whatever position."""
 UNNAMED = 8
 """Unclear and resting heads in the terminal's table."""
 MAPPED = 30
@@ -42,40 +41,60 @@ LISTED = 3
 """Heads that are named as fed by one."""
 LIKELY = 0.05
 """Score from which on a role is named as the nearest or the next."""
-CLEARLY = 0.25
-"""Share of attention from which on a head says at which token its class acts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Explain(RunSettings):
-    """Name the role of every head of a finished run's circuit, with the evidence, and tell the circuit in words."""
+    """Name the role of every head of a finished run's circuit, say what its MLPs do, and tell the circuit in words."""
 
     heads: Names = ()
     """Heads to explain, with commas between, e.g. a9.h1,a5.h0; all of the circuit by default."""
 
 
 def work(settings: Explain, context: Context) -> Work:
-    """Measured on SmolLM2: the heads cost as much as a dozen bare passes."""
-    return Work.over(context.task, forward=12.5 + explained_mlps.COST)
+    """Passes by heads, MLPs and prompts."""
+    from circuitome.engine.ablation import UNALIGNED
+
+    circuit, aligned = context.reopened.circuit, context.ablation not in UNALIGNED
+    heads = settings.heads or heads_of(circuit)
+    return Work.over(context.task, forward=passes(circuit, heads, context.task, aligned=aligned))
+
+
+def heads_of(circuit: "cm.Circuit") -> tuple[str, ...]:
+    """Names of a circuit's heads."""
+    from circuitome.graph.node import Node
+
+    return tuple(name for name in circuit.nodes if Node.parse(name).kind == "head")
 
 
 def run(settings: Explain, context: Context) -> Findings:
-    """Roles of the heads of a run's circuit, with their evidence."""
+    """Roles of the heads of a run's circuit, and what its MLPs do, with the evidence."""
     reopened, task, setting = context.reopened, context.task, context.setting
-    named = cm.heads.explain(setting, reopened.circuit, heads=settings.heads or None)
     mlps = cm.heads.explain_mlps(setting, reopened.circuit)
-    measured = named.measurements
-    clean, ablated = (setting.mean(metric, task.unit) for metric in (measured.metric, measured.ablated_metric))
-    results = {**numbers(named), "mlps": mlps.to_dict(), "clean": clean.to_dict(), "ablated": ablated.to_dict()}
+    named = None
+    if settings.heads or heads_of(reopened.circuit) or not mlps.names:  # without either, this says what is missing
+        named = cm.heads.explain(setting, reopened.circuit, heads=settings.heads or None)
+    kept = explained_mlps.metrics(setting) if named is None else tensors(named)
+    metrics = {"clean": kept["metric"], "ablated": kept["ablated_metric"]}
+    clean, ablated = (setting.mean(metric, task.unit) for metric in metrics.values())
     gap = figure("Clean", clean, "mean on clean prompts"), figure("Ablated", ablated, "mean with everything ablated")
-    pairs = example_pairs(context.model, task, {"clean": measured.metric, "ablated": measured.ablated_metric})
+    results = {
+        **(explained_mlps.numbers(mlps, kept) if named is None else numbers(named)),
+        "mlps": mlps.to_dict(),
+        "clean": clean.to_dict(),
+        "ablated": ablated.to_dict(),
+    }
+    if named is None:
+        told, shown = explained_mlps.opening(mlps, task.name), explained_mlps.alone(mlps, results, task.name, gap)
+    else:
+        told, shown = cm.heads.summary(named, task.name), blocks(named, mlps, results, task.name, gap)
     return Findings(
-        title=f"What the heads and MLPs do: {task.name} in {reopened.origin.model}",
+        title=f"What the {'MLPs' if named is None else 'heads and MLPs'} do: {task.name} in {reopened.origin.model}",
         sign=SIGN,
         results=results,
-        blocks=[*blocks(named, results, task.name, gap), pairs],
-        tensors={"circuit": reopened.circuit.mask, **tensors(named), **explained_mlps.tensors(mlps)},
-        more={"edges": len(reopened.circuit), "summary": cm.heads.summary(named, task.name)},
+        blocks=[*shown, example_pairs(context.model, task, metrics)],
+        tensors={"circuit": reopened.circuit.mask, **kept, **explained_mlps.tensors(mlps)},
+        more={"edges": len(reopened.circuit), "summary": f"{told} {explained_mlps.sentence(results)}".strip()},
     )
 
 
@@ -84,15 +103,15 @@ def numbers(named: "cm.heads.Explanation") -> dict[str, Any]:
     return {**named.to_dict(), "token_roles": list(named.measurements.places.names)}
 
 
-def pictured(named: "cm.heads.Explanation") -> list[Roles | Table]:
-    """The classes of heads and every head by role, for who has an explanation and no run."""
+def pictured(named: "cm.heads.Explanation", mlps: "cm.heads.MlpExplanation | None" = None) -> list[Roles | Table]:
+    """The classes of heads (and of MLPs) and every head by role, for who has an explanation and no run."""
     results = numbers(named)
     attention = attention_of(named)
     active, others = by_role(results["heads"])
     rows = (row(head, results, attention) for head in (*active, *others))
     note = f"Effects are in % of the gap of {results['scale']:.3f} {results['unit']}; strongest heads first."
     return [
-        roles(named, results, attention),
+        *diagram(named, mlps, results),
         table("Heads by role", COLUMNS, rows, note=note, top=len(active) + UNNAMED),
     ]
 
@@ -114,12 +133,14 @@ def tensors(named: "cm.heads.Explanation") -> dict[str, Any]:
     }
 
 
-Attention = Mapping[str, Sequence[Sequence[float]]]
-"""By head: mean attention from the token of each role to that of each; NaN where there is none."""
-
-
-def blocks(named: "cm.heads.Explanation", results: Mapping[str, Any], task: str, gap: Sequence[Figure]) -> list[Block]:
-    """The circuit in words, its classes of heads, every head by role, where they attend, and the evidence."""
+def blocks(
+    named: "cm.heads.Explanation",
+    mlps: "cm.heads.MlpExplanation",
+    results: Mapping[str, Any],
+    task: str,
+    gap: Sequence[Figure],
+) -> list[Block]:
+    """The circuit in words, its classes of heads and MLPs, every one by role, where heads attend, and the evidence."""
     from circuitome.heads.roles.narrative import overview
 
     heads = [head for group in by_role(results["heads"]) for head in group]
@@ -128,18 +149,13 @@ def blocks(named: "cm.heads.Explanation", results: Mapping[str, Any], task: str,
     evidence = "Every test of every head that was explained, in the order of the table."
     return [
         Lede(text=f"{opening}.\n{rest} {explained_mlps.sentence(results)}".strip()),
-        Numbers(items=(*counts(results), *gap)),
-        *pictured(named),
+        Numbers(items=(*counts(results), *explained_mlps.counts(mlps), *gap)),
+        *pictured(named, mlps),
         *explained_mlps.blocks(results),
         attended(results, heads[:MAPPED], attention_of(named)),
         Note(title="Evidence, head by head", text=evidence, where="page"),
         *(evidence_of(head, results["unit"]) for head in heads),
     ]
-
-
-def attention_of(named: "cm.heads.Explanation") -> Attention:
-    """Attention by head, of all heads that were explained."""
-    return dict(zip(named.heads, named.measurements.attention_by_role.tolist(), strict=True))
 
 
 def by_role(heads: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
@@ -163,44 +179,6 @@ def counts(results: Mapping[str, Any]) -> list[Figure]:
     return [Figure(name=name, value=value, style="count", about=about) for name, value, about in words]
 
 
-def roles(named: "cm.heads.Explanation", results: Mapping[str, Any], attention: Attention) -> Roles:
-    """Classes of heads in the order of their layers, what each does and where, and which feeds which."""
-    from circuitome.heads.roles.narrative import active, edges_between, said
-
-    heads = {head["head"]: head for head in results["heads"]}
-    layers = {
-        role: [named.measurements.heads[named.place(head)][0] for head in named.by_role[role]] for role in active(named)
-    }
-    classes = tuple(
-        RoleClass(
-            name=named.title(role),
-            members=named.by_role[role],
-            about=said(named, role),
-            position=acts_at([heads[name] for name in named.by_role[role]], results["token_roles"], attention),
-        )
-        for role in sorted(layers, key=lambda role: sum(layers[role]) / len(layers[role]))
-    )
-    arrows = tuple(
-        (named.title(start), end if end == "logits" else named.title(end), through, float(edges))
-        for (start, through, end), edges in edges_between(named).items()
-        if start != end
-    )
-    return Roles(
-        title="Roles",
-        note="Earliest layers first; arrows say how many edges of the circuit lead from one class of heads to another.",
-        classes=classes,
-        arrows=arrows,
-        positions=tuple(results["token_roles"]),
-    )
-
-
-def acts_at(heads: Sequence[Mapping[str, Any]], names: Sequence[str], attention: Attention) -> str:
-    """The role of the token from which most heads of a class attend; nothing where none attends clearly from one."""
-    attended_tokens = [attends(head, names, attention[head["head"]]) for head in heads]
-    starts = Counter(start for start, _, share in attended_tokens if share is not None and share >= CLEARLY)
-    return starts.most_common(1)[0][0] if starts else ""
-
-
 def row(head: Mapping[str, Any], results: Mapping[str, Any], attention: Attention) -> tuple[Cell, ...]:
     """A head's row under `COLUMNS`."""
     unclear = head["role"] == "unclear"
@@ -217,22 +195,6 @@ def row(head: Mapping[str, Any], results: Mapping[str, Any], attention: Attentio
         f"{second} {formats.rounded(score, 2)}" if score >= LIKELY else "",
         feeds(head["feeds"]),
     )
-
-
-def attends(
-    head: Mapping[str, Any], names: Sequence[str], attention: Sequence[Sequence[float]]
-) -> tuple[str, str, float | None]:
-    """From the token of which role a head attends most to which: from the end, unless it acts by a relation."""
-    if head["role"] not in RELATIONS:
-        return names[-1], head["attends_to"], formats.finite(head["attention"])
-    known = [
-        (value, names[i], names[j])
-        for i, shares in enumerate(attention)
-        for j, share in enumerate(shares)
-        if i != j > 0 and (value := formats.finite(share)) is not None
-    ]
-    value, start, end = max(known, default=(None, names[-1], names[0]))
-    return start, end, value
 
 
 def copies(features: Mapping[str, Any]) -> float | None:

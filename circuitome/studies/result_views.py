@@ -9,11 +9,12 @@ from circuitome.errors import InputError
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
 from circuitome.graph.node_scores import NodeScores
+from circuitome.heads.roles.mlps import MlpExplanation
 from circuitome.heads.roles.result import Explanation
 from circuitome.present import blocks, notebook
 from circuitome.present.export import rows_of
 from circuitome.results import EffectMap, Estimate, Samples
-from circuitome.studies import explain, pieces, validate
+from circuitome.studies import explain, explained_mlps, explained_roles, pieces, validate
 from circuitome.validation.faithfulness.share import Curve, Faithfulness
 from circuitome.validation.verdict import Verdict
 
@@ -138,6 +139,12 @@ def _attention(result: AttentionPatterns) -> list[blocks.AnyBlock]:
 @views.register
 def _explanation(result: Explanation) -> list[blocks.AnyBlock]:
     return [*explain.pictured(result)]
+
+
+@views.register
+def _mlps(result: MlpExplanation) -> list[blocks.AnyBlock]:
+    results = {"mlps": result.to_dict(), "scale": result.scale, "unit": result.unit, "token_roles": result.roles}
+    return [*explained_roles.diagram(None, result, results), *explained_mlps.blocks(results)]
 
 
 def _rows(matrix: Sequence[Sequence[Any]]) -> tuple[tuple[Any, ...], ...]:

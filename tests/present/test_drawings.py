@@ -132,6 +132,20 @@ def test_classes_stand_above_what_they_read_and_in_the_column_of_their_position(
     assert low.lines[-1] == "and 2 more"
 
 
+def test_several_inputs_of_an_arrow_stand_together_and_get_room() -> None:
+    """Of an MLP there is but one input, which nobody needs to be told."""
+    arrows = (("S-inhibition", "name mover", "q", 1.0), ("duplicate token", "name mover", "q, k, v", 2.0))
+    diagram = roles_drawing.Diagram(replace(roles(), arrows=(*arrows, ("duplicate token", "S-inhibition", "in", 3.0))))
+    assert [arrow.label for arrow in diagram.arrows] == ["q", "qkv", ""]
+    short, long, _ = diagram.arrows
+    assert short.place.x - long.place.x == pytest.approx(144 * 4 / 6)  # as letters and a space are to all of them
+    assert "through q, k, v: 2" in long.said
+    low = roles().classes[0]
+    placed = replace(low, name=f"early MLPs at {low.position}"), replace(low, name="early MLPs at no", position="")
+    titles = [item.title for item in roles_drawing.Diagram(replace(roles(), classes=placed)).boxes.values()]
+    assert titles == ["early MLPs", "early MLPs at no"]  # the column says the first one's position
+
+
 def test_boxes_never_lie_on_each_other() -> None:
     many = tuple(replace(roles().classes[0], name=f"class {i}", position="end" if i % 2 else "S2") for i in range(9))
     arrows = tuple((f"class {i}", f"class {i + 2}", "q", 1.0) for i in range(7))

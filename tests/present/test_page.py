@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from documents import CONTROL, HOSTILE, circuit_map, every, heat_map, hostile, pairs, routes, table
 
+from circuitome.present import blocks
 from circuitome.present.blocks import Document, Edge, HeatMap, Lede
 from circuitome.present.page import OPEN_PAIRS, page
 
@@ -166,6 +167,16 @@ def test_missing_numbers_become_null_and_are_not_written(bad: Any) -> None:
     parsed = Page(page(replace(every(), blocks=(circuit_map(edges=edges), cells, map_), facts={"seconds": bad})))
     assert parsed.data()[0]["edges"]["score"][-1] is None
     assert not re.search(r"\b(nan|inf)\b", parsed.text, re.I)
+
+
+def test_quoted_tokens_of_a_table_stay_whole_and_its_texts_get_room() -> None:
+    cells = ('" Mary"\N{NO-BREAK SPACE}+0.1, "a\\"b" c', 7.0)
+    written = page(
+        Document(title="", command="", sign="", blocks=[blocks.table("", ("word", ("n", "number")), [cells])])
+    )
+    assert re.findall('<span class="whole">(.*?)</span>', written) == ["&#34; Mary&#34;", "&#34;a\\&#34;b&#34;"]
+    styles = [attributes.get("style") for name, attributes in Page(written).elements if name == "th"]
+    assert f"--letters:{len(cells[0])}" in styles and styles.count(None) == len(styles) - 1
 
 
 @pytest.mark.slow

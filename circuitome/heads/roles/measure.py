@@ -72,13 +72,8 @@ class Measurements:
 
     @property
     def scale(self) -> float:
-        """What effects are shares of: the gap between the clean and the ablated metric.
-
-        Or the spread of the clean metric over prompts where that is larger, as in a model that does not do the task.
-        """
-        gap = float((self.metric - self.ablated_metric).mean())
-        spread = float(self.metric.std(correction=0)) if len(self.metric) > 1 else 0.0
-        return max(gap, spread, 1e-9)
+        """What effects are shares of, `scale_of` both metrics."""
+        return scale_of(self.metric, self.ablated_metric)
 
     def target(self, name: str) -> int:
         """Index of a target of attention from the end."""
@@ -97,6 +92,16 @@ class Measurements:
         to_answers, side = attention[:, -2:].max(-1)
         more = to_answers > attention.gather(1, role[:, None])[:, 0] + CLEARLY
         return torch.where(more, attention.shape[1] - 2 + side, role)
+
+
+def scale_of(metric: Float[Tensor, " prompts"], ablated_metric: Float[Tensor, " prompts"]) -> float:
+    """What effects are shares of: the gap between the clean and the ablated metric, mean over prompts.
+
+    Or the spread of the clean metric over prompts where that is larger, as in a model that does not do the task.
+    """
+    gap = float((metric - ablated_metric).mean())
+    spread = float(metric.std(correction=0)) if len(metric) > 1 else 0.0
+    return max(gap, spread, 1e-9)
 
 
 def measure(context: HeadContext) -> tuple[Measurements, list[AnswerBatch]]:

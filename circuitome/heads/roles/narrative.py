@@ -1,8 +1,9 @@
 """A circuit in words: one paragraph, made of the measured numbers and nothing else."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from circuitome.graph.circuits import Circuit
 from circuitome.heads.roles import rules
 from circuitome.heads.roles.features import intervals
 from circuitome.heads.roles.result import Explanation
@@ -179,15 +180,24 @@ def edges_between(explanation: Explanation) -> dict[tuple[str, str, str], int]:
 
     By (from, input, to); input and to are both "logits" there.
     """
-    graph, numbers = explanation.circuit.graph, dict[tuple[str, str, str], int]()
-    role_of = {graph.row(name): role for role in active(explanation) for name in explanation.by_role[role]}
-    for row, role in role_of.items():
-        for column in explanation.circuit.mask[row].nonzero().flatten().tolist():
+    roles = {name: role for role in active(explanation) for name in explanation.by_role[role]}
+    return class_edges(explanation.circuit, roles)
+
+
+def class_edges(circuit: Circuit, class_of: Mapping[str, str]) -> dict[tuple[str, str, str], int]:
+    """How many edges of a circuit lead from parts of one class into an input of parts of another, or into the logits.
+
+    `class_of` names the class of heads and MLPs. By (from, input, to); an input is q, k, v, or in for MLPs.
+    """
+    graph, numbers = circuit.graph, dict[tuple[str, str, str], int]()
+    classes = {graph.row(name): some for name, some in class_of.items()}
+    for row, start in classes.items():
+        for column in circuit.mask[row].nonzero().flatten().tolist():
             node = graph.reader_nodes[column]
-            kind = node.input or node.kind
-            ends = {role_of[reader] for reader in graph.rows_of[column] if reader in role_of}
-            for end in {"logits"} if kind == "logits" else ends if kind in INPUTS else ():
-                numbers[role, kind, end] = numbers.get((role, kind, end), 0) + 1
+            ends = {classes[reader] for reader in graph.rows_of[column] if reader in classes}
+            for end in sorted(ends) if node.input else ("logits",):
+                key = start, node.input or "logits", end
+                numbers[key] = numbers.get(key, 0) + 1
     return numbers
 
 

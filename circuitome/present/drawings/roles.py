@@ -1,8 +1,9 @@
-"""Classes of heads as boxes, arrows between them, and below the token positions at which they act."""
+"""Classes of heads and MLPs as boxes, arrows between them, and below the token positions at which they act."""
 
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 from circuitome.present import formats
 from circuitome.present.assets import rendered
@@ -19,7 +20,7 @@ NAMED, IN_LINE = 6, 3
 
 @dataclass(frozen=True)
 class Box:
-    """A class of heads, placed."""
+    """A class of heads or MLPs, placed."""
 
     role: RoleClass
     """The class."""
@@ -27,6 +28,11 @@ class Box:
     """Left end."""
     y: float
     """Upper end."""
+
+    @property
+    def title(self) -> str:
+        """Name of the class, without the position that its column says."""
+        return self.role.name.removesuffix(f" at {self.role.position}")
 
     @property
     def lines(self) -> list[str]:
@@ -191,30 +197,39 @@ class Diagram:
         ]
 
     def _slot(self, target: str, row: tuple[str, str, str, float | None]) -> float:
-        """Where along its target's lower end an arrow arrives, 0 to 1: in the order of where arrows come from."""
+        """Where along its target's lower end an arrow arrives, 0 to 1: in the order of where arrows come from.
+
+        Arrows with longer labels get more room.
+        """
         rows = [other for other in self.block.arrows if other[1] == target and other[0] in self.boxes]
         rows.sort(key=lambda other: (self.boxes[other[0]].middle, other[2]))
-        return (rows.index(row) + 0.5) / len(rows)
+        ends = list(accumulate((1 + len(_label(other)) for other in rows), initial=0))
+        return (ends[rows.index(row)] + 0.5) / ends[-1] if target != "logits" else (rows.index(row) + 0.5) / len(rows)
 
     def _arrow(self, row: tuple[str, str, str, float | None], slot: float, share: float) -> Arrow:
         source, target, through, strength = row
         start = Point(self.boxes[source].middle, self.boxes[source].y)
         if target == "logits":
-            end, label = Point(self.logits.x - 32 + 64 * slot, self.logits.y), ""
+            end = Point(self.logits.x - 32 + 64 * slot, self.logits.y)
         else:
             box = self.boxes[target]
-            end, label = Point(box.x + 12 + (BOX - 24) * slot, box.y + box.height), through
+            end = Point(box.x + 12 + (BOX - 24) * slot, box.y + box.height)
         pull = max(24.0, 0.5 * abs(start.y - end.y))
         path = f"M{start.x:.1f} {start.y:.1f}C{start.x:.1f} {start.y - pull:.1f} {end.x:.1f} {end.y + pull:.1f} "
         said = f"{source} \N{RIGHTWARDS ARROW} {target}, through {through}"
         said += "" if strength is None else f": {formats.plain(strength)}"
         return Arrow(
             path=f"{path}{end.x:.1f} {end.y + 5:.1f}",
-            label=label,
+            label=_label(row),
             place=Point(end.x + 5, end.y + 17),
             width=1 + 3 * share,
             said=said,
         )
+
+
+def _label(arrow: tuple[str, str, str, float | None]) -> str:
+    """What stands beside an arrow: inputs of heads without commas; nothing where the target has but one input."""
+    return "" if arrow[2] in ("in", "logits") else arrow[2].replace(", ", "")
 
 
 def svg(block: Roles) -> str:
