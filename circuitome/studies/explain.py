@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import circuitome as cm
 from circuitome.present import formats
@@ -15,10 +15,14 @@ from circuitome.studies.pieces import example_pairs, figure, rounded
 from circuitome.studies.settings import Names, RunSettings
 from circuitome.studies.study import Findings, Study, Work
 
+if TYPE_CHECKING:
+    from circuitome.engine.setting import Setting
+
 SIGN = (
     "An effect is the change of the metric when the head or MLP is ablated: negative where it helps. Tests of a head's "
     "attention and copying are 0 by chance and 1 at most. Intervals are 99 %, since many parts are asked at once."
 )
+OF_NEURONS = "Neurons of the circuit are explained as the MLPs that they belong to."
 COLUMNS = (
     ("head", "node", None, "", "the head"),
     ("role", "text", None, "", "its role, or unclear, with the nearest one"),
@@ -55,9 +59,21 @@ def work(settings: Explain, context: Context) -> Work:
     """Passes by heads, MLPs and prompts."""
     from circuitome.engine.ablation import UNALIGNED
 
-    circuit, aligned = context.reopened.circuit, context.ablation not in UNALIGNED
+    circuit, aligned = circuit_of(context), context.ablation not in UNALIGNED
     heads = settings.heads or heads_of(circuit)
     return Work.over(context.task, forward=passes(circuit, heads, context.task, aligned=aligned))
+
+
+def circuit_of(context: Context) -> "cm.Circuit":
+    """The run's circuit, with neurons as the MLPs that they belong to."""
+    circuit = context.reopened.circuit
+    return circuit.with_whole_mlps() if circuit.graph.neurons else circuit
+
+
+def setting_of(context: Context) -> "Setting":
+    """The setting in which that circuit is explained."""
+    setting = context.setting
+    return setting.but(model=setting.model.with_neurons([])) if setting.model.graph.neurons else setting
 
 
 def heads_of(circuit: "cm.Circuit") -> tuple[str, ...]:
@@ -69,11 +85,11 @@ def heads_of(circuit: "cm.Circuit") -> tuple[str, ...]:
 
 def run(settings: Explain, context: Context) -> Findings:
     """Roles of the heads of a run's circuit, and what its MLPs do, with the evidence."""
-    reopened, task, setting = context.reopened, context.task, context.setting
-    mlps = cm.heads.explain_mlps(setting, reopened.circuit)
+    task, setting, circuit = context.task, setting_of(context), circuit_of(context)
+    mlps = cm.heads.explain_mlps(setting, circuit)
     named = None
-    if settings.heads or heads_of(reopened.circuit) or not mlps.names:  # without either, this says what is missing
-        named = cm.heads.explain(setting, reopened.circuit, heads=settings.heads or None)
+    if settings.heads or heads_of(circuit) or not mlps.names:  # without either, this says what is missing
+        named = cm.heads.explain(setting, circuit, heads=settings.heads or None)
     kept = explained_mlps.metrics(setting) if named is None else tensors(named)
     metrics = {"clean": kept["metric"], "ablated": kept["ablated_metric"]}
     clean, ablated = (setting.mean(metric, task.unit) for metric in metrics.values())
@@ -88,13 +104,14 @@ def run(settings: Explain, context: Context) -> Findings:
         told, shown = explained_mlps.opening(mlps, task.name), explained_mlps.alone(mlps, results, task.name, gap)
     else:
         told, shown = cm.heads.summary(named, task.name), blocks(named, mlps, results, task.name, gap)
+    parts = "MLPs" if named is None else "heads and MLPs"
     return Findings(
-        title=f"What the {'MLPs' if named is None else 'heads and MLPs'} do: {task.name} in {reopened.origin.model}",
-        sign=SIGN,
+        title=f"What the {parts} do: {task.name} in {context.reopened.origin.model}",
+        sign=f"{SIGN} {OF_NEURONS}" if context.reopened.circuit.graph.neurons else SIGN,
         results=results,
         blocks=[*shown, example_pairs(context.model, task, metrics)],
-        tensors={"circuit": reopened.circuit.mask, **kept, **explained_mlps.tensors(mlps)},
-        more={"edges": len(reopened.circuit), "summary": f"{told} {explained_mlps.sentence(results)}".strip()},
+        tensors={"circuit": circuit.mask, **kept, **explained_mlps.tensors(mlps)},
+        more={"edges": len(circuit), "summary": f"{told} {explained_mlps.sentence(results)}".strip()},
     )
 
 

@@ -83,3 +83,12 @@ def test_settings_that_do_not_go_together_are_refused(capsys, tmp_path, options,
     code, _, error = run(capsys, *given(**options), "--out", tmp_path / "run")
     assert code == 1 and message in error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_it_is_explained_as_a_circuit_of_whole_mlps(capsys, found, tmp_path):
+    code, printed, error = run(capsys, "explain", found, "--out", tmp_path / "explained")
+    assert code == 0, error
+    assert "as the MLPs that they belong to" in " ".join(printed.split())
+    explained = cm.open(tmp_path / "explained")
+    assert explained.run.tensors["circuit"].shape == explained.model.with_neurons([]).graph.mask.shape
