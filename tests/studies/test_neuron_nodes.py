@@ -1,6 +1,7 @@
 """Circuits of heads and neurons: found, opened again, tested, exported."""
 
 import pytest
+import torch
 from command import run
 from shown import blocks_of, check_shown, lede_of
 
@@ -86,9 +87,13 @@ def test_settings_that_do_not_go_together_are_refused(capsys, tmp_path, options,
 
 
 @pytest.mark.slow
-def test_it_is_explained_as_a_circuit_of_whole_mlps(capsys, found, tmp_path):
-    code, printed, error = run(capsys, "explain", found, "--out", tmp_path / "explained")
+def test_it_is_explained_as_a_circuit_of_whole_mlps(capsys, tmp_path, folder, data):
+    options = ("--data", data, "--model", folder, "--nodes", "neurons", "--edges", "60", "--method", "eap")
+    assert run(capsys, "find", "letters", *options, "--out", tmp_path / "run")[0] == 0
+    code, printed, error = run(capsys, "explain", tmp_path / "run", "--out", tmp_path / "explained")
     assert code == 0, error
     assert "as the MLPs that they belong to" in " ".join(printed.split())
     explained = cm.open(tmp_path / "explained")
-    assert explained.run.tensors["circuit"].shape == explained.model.with_neurons([]).graph.mask.shape
+    found = cm.open(tmp_path / "run")
+    assert any(".n" in name for name in found.circuit.nodes)
+    assert torch.equal(explained.run.tensors["circuit"], found.circuit.with_whole_mlps().mask)
