@@ -52,6 +52,7 @@ def measured(model: cm.Model, name: str, seed: int) -> dict[str, object]:
         "own": own.value,
         "walk": [(len(circuit), round(share.value, 3)) for circuit, share in found.front],
         "verdict": {line.name: line.verdict for line in verdict.criteria},
+        "nulls": {name: max(values) for name, values in verdict.nulls.items()},
         "answer": verdict.answer,
         "forwards": round(searched / forward, 1),
         "forwards_with_verdict": round((time.process_time() - start) / forward, 1),

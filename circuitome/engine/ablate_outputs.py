@@ -80,6 +80,7 @@ def ablate(
     Raises `InputError` for "corrupted" and "mean-position", whose values belong to single prompts while a pass may run
     any, and as `ablated_rows`; `UnknownNameError` for another ablation.
     """
+    model = model.with_neurons([])
     rows = ablated_rows(model, writers)
     if ablation in ("corrupted", "mean-position", "by-role"):
         raise InputError(

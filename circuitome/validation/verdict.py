@@ -55,7 +55,7 @@ class Effort:
 
 
 FULL = Effort(50, 20, 30, 5, 1, 100, 50, True)
-QUICK = Effort(10, 3, 8, 0, 0, 0, 0, False)
+QUICK = Effort(44, 3, 8, 0, 0, 0, 0, False)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -196,3 +196,20 @@ def test_neurons_become_their_mlps_again():
     whole = cm.Circuit.of(model.graph, names).with_whole_mlps()
     assert whole.graph == tiny("llama").graph
     assert set(whole) == {"embed->m0.in", "m0->m2.in", "m2->logits", "a1.h2->a2.kv1.k", "m1->m2.in"}
+
+
+def test_ones_own_hand_knows_whole_mlps_whatever_the_nodes(model):
+    plain = model.with_neurons([])
+    ids = torch.tensor([TASK.pairs[0].clean])
+    for value in ("zero", "mean"):
+        logits = []
+        for view in (plain, model):
+            with torch.no_grad(), cm.ablate(view, ["m0", "a1.h2"], value=value, task=TASK):
+                logits.append(view.hf(ids).logits)
+        assert torch.equal(*logits)
+    with torch.no_grad(), cm.patch_in(model, ["m2"], source=[TASK.pairs[0].corrupted]):
+        patched = model.hf(ids).logits
+    with torch.no_grad(), cm.patch_in(plain, ["m2"], source=[TASK.pairs[0].corrupted]):
+        assert torch.equal(patched, plain.hf(ids).logits)
+    with pytest.raises(InputError, match=r"m0\.n3"), cm.ablate(model, ["m0.n3"], value="zero"):
+        pass

@@ -88,7 +88,8 @@ def part(model: Model, name: str) -> Node:
         return node
     if name not in model.graph.writers and (ours := translated(name, model.heads.q, model.heads.kv)):
         raise UnknownNameError(f"There is no part {name!r}. {ours}")
-    return model.graph.writer_nodes[model.graph.row(name)]
+    graph = model.graph.with_neurons([])
+    return graph.writer_nodes[graph.row(name)]
 
 
 def tap(model: Model, where: Site) -> Tap:

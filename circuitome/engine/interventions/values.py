@@ -135,11 +135,11 @@ def written(
     model: Model, prompts: Sequence[tuple[int, ...]], groups: Sequence[list[Node]], max_memory: int | None
 ) -> list[list[Float[Tensor, "pos chunk width"]]]:
     """By group of parts and by prompt: what the parts write, float32, in the model as it is now."""
-    task = as_task(prompts)
+    task, whole = as_task(prompts), model.with_neurons([])
     values: list[list[Tensor]] = [[torch.empty(0)] * len(prompts) for _ in groups]
     for batch in batches(model, task, shared_prefix=False, corrupted=False, max_memory=max_memory):
         with torch.no_grad(), model.running_rows(batch.rows, len(prompts)):
-            writers = WriterValues.of(model, model.record(batch.clean, logits=False))
+            writers = WriterValues.of(whole, whole.record(batch.clean, logits=False))
         for own, group in zip(values, groups, strict=True):
             for i, row in enumerate(batch.rows):
                 own[row] = _of(writers, group)[i, : len(prompts[row])].clone()
@@ -161,7 +161,7 @@ def means(
         task = as_task(prompts)
     if task is None:
         raise InputError('value="mean" is a mean over prompts: give prompts=... or task=....')
-    writers = AblationValues.of(model, task, "mean").means[EVERYWHERE]
+    writers = AblationValues.of(model.with_neurons([]), task, "mean").means[EVERYWHERE]
     return [_put(_of(writers, group)) for group in groups]
 
 
