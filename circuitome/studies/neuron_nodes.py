@@ -48,7 +48,7 @@ def with_nodes(setting: "Setting", nodes: str, neurons: int | None, layers: Sequ
 
 def neuron_work(nodes: str, neurons: int | None) -> float:
     """Forward passes that choosing neurons, and searching and running a graph with that many more nodes, costs."""
-    return 0.0 if nodes == "mlps" else 10.0 + 0.1 * (neurons or 300)
+    return 0.0 if nodes == "mlps" else 10.0 + 0.2 * (neurons or 300)
 
 
 def neuron_record(graph: "cm.Graph") -> dict[str, Any]:

@@ -94,10 +94,14 @@ def test_a_circuit_that_is_too_small_is_told_a_size_that_would_do(tmp_path):
 
 @pytest.mark.slow
 def test_an_audit_fails_by_its_exit_status_where_that_is_asked_for(capsys, tmp_path, found, quick):
-    verdict, _ = quick
-    assert verdict.manifest["answer"] != "ESTABLISHED"  # ten random circuits are too few to prove sufficiency
-    code, printed, _ = run(capsys, "validate", found, "--quick", "--strict", "--out", tmp_path / "run")
-    assert code == 3 and verdict.manifest["answer"] in printed and (tmp_path / "run").is_dir()
+    from circuitome.studies import find
+
+    assert quick[0].manifest["answer"] == "ESTABLISHED"
+    assert run(capsys, "validate", found, "--quick", "--strict", "--out", tmp_path / "passes")[0] == 0
+    small = tmp_path / "small"
+    perform(find.STUDY, find.Find(task="known-ioi", model="known-ioi", n=16, edges=2, ablation="zero"), out=small)
+    code, printed, _ = run(capsys, "validate", small, "--quick", "--strict", "--out", tmp_path / "fails")
+    assert code == 3 and "NOT ESTABLISHED" in printed and (tmp_path / "fails").is_dir()
 
 
 @pytest.fixture(scope="module")
