@@ -56,6 +56,7 @@ from .validation.faithfulness.share import Curve as Curve
 from .validation.faithfulness.share import Faithfulness as Faithfulness
 from .validation.faithfulness.share import faithfulness as faithfulness
 from .validation.faithfulness.share import faithfulness_curve as faithfulness_curve
+from .validation.robustness.consensus import stable as stable
 from .validation.smallest import smallest as smallest
 from .validation.verdict import Verdict as Verdict
 from .validation.verdict import validate as validate

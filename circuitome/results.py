@@ -190,6 +190,15 @@ def resample_means(
     return weights @ data / weights.sum(1, keepdim=True)
 
 
+def drawn_rows(n: int, *, draws: int, seed: int = 0, groups: Sequence[int] = ()) -> list[Int[Tensor, " drawn"]]:
+    """Rows that `resample_means` takes the means of: `draws` times, of `n` rows or of whole `groups` of them."""
+    units = _units(n, groups)
+    units = torch.arange(n) if units is None else units
+    count = int(units.max()) + 1
+    drawn = torch.randint(count, (draws, count), generator=torch.Generator().manual_seed(seed))
+    return [torch.cat([(units == unit).nonzero()[:, 0] for unit in chosen]) for chosen in drawn]
+
+
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Samples(Shown):
     """A number on every prompt for each cell of a table whose axes have labels: what one method measured of many parts.

@@ -13,6 +13,7 @@ from circuitome.studies.neuron_nodes import check_nodes, neuron_record, neuron_t
 from circuitome.studies.pieces import circuit_map, example_pairs, figure, percent, scored_edges, series_of, size_lines
 from circuitome.studies.settings import Flag, PromptSettings, WholeNumbers
 from circuitome.studies.settings import Numbers as SeveralNumbers
+from circuitome.studies.stable_edges import check_stable, stable_blocks, stable_results, stable_sentence
 from circuitome.studies.study import Findings, Study, Work
 from circuitome.studies.validate import criteria
 
@@ -41,6 +42,10 @@ class Find(PromptSettings):
     """Of smallest: the share of the gap between ablated and whole model that the circuit keeps on new prompts."""
     edges: int | None = None
     """A circuit of that size instead, by mattr or --method; about one edge in seventy by default."""
+    stable: float | None = None
+    """Keep only edges that come back in that share of draws of the prompts, e.g. 0.9."""
+    draws: int | None = None
+    """Of --stable: 100 by default, 5 where the method has to run on each."""
     held_out: str | None = None
     """Prompts to measure on: a file, or a task; by default another draw. Rows of --data are split for smallest."""
     nodes: str = "mlps"
@@ -92,8 +97,9 @@ class Find(PromptSettings):
         named(self.asked()).refuse(self.asked(), self.options())
         if not 0 < self.faithful < 1:
             raise InputError(f"--faithful is the share of the gap to keep, between 0 and 1; got {self.faithful}.")
+        check_stable(self.stable, self.draws, self.asked(), named(self.asked()))
         check_ablation(self.ablation)
-        check_nodes(self.nodes, self.neurons, self.layers, self.asked(), self.ablation)
+        check_nodes(self.nodes, self.neurons, self.layers, self.asked(), self.ablation, self.stable)
         rules_of(self.rules or "plain")
         check_path(self.path or "inputs", self.ablation)
         super().check()
@@ -120,24 +126,27 @@ def work(settings: Find, context: Context) -> Work:
     size = circuit_size(settings.edges, context.model)
     forward, backward = named(asked).work(settings.options(), graph)
     apart = neuron_work(settings.nodes, settings.neurons)
+    searches = 1 if settings.stable is None else named(asked).searches(settings.draws)
     return Work.over(
         context.task,
-        forward=forward + QUICK_VERDICT * (asked == "smallest") + apart,
-        backward=backward + bool(apart),
+        forward=searches * forward + QUICK_VERDICT * (asked == "smallest") + apart,
+        backward=searches * backward + bool(apart),
         circuit=len({*default_sizes(graph), size}) * (1 + RANDOM_CIRCUITS),
-        notes={} if asked == "smallest" else {"edges": size},
+        notes=({} if asked == "smallest" else {"edges": size}) | ({} if searches == 1 else {"searches": searches}),
     )
 
 
 def run(settings: Find, context: Context) -> Findings:
     """Search, then measure the circuit beside random ones: on held-out prompts, or where there are none on its own."""
-    from circuitome.studies.methods import Search, named
+    from circuitome.studies.methods import Search, named, stabilised
 
     asked, prompts = settings.asked(), context.prompts
     setting = with_nodes(context.setting, settings.nodes, settings.neurons, settings.layers)
     size = circuit_size(settings.edges, setting.model)
     method = named(asked)
-    result = method.run(Search(setting, size, settings.options(), context.folder, settings.faithful, prompts))
+    search = Search(setting, size, settings.options(), context.folder, settings.faithful, prompts)
+    stable = settings.stable
+    result = method.run(search) if stable is None else stabilised(asked, search, stable, settings.draws)
     judged = setting.but(prompts=prompts.held_out or prompts.search)
     curve = curve_of(judged, result)
     scores, intervals = result.scores, None
@@ -153,6 +162,7 @@ def run(settings: Find, context: Context) -> Findings:
         edges=scored_edges(scores, result.circuit, intervals),
         unit=scores.unit,
         neurons=described_neurons(judged, result),
+        stable=stable_results(judged, result.stable),
     )
     about = {
         "name": asked,
@@ -195,6 +205,8 @@ class Measured:
     """Unit of these scores."""
     neurons: "tuple[cm.neurons.DescribedNeuron, ...]"
     """The circuit's neurons, where neurons are nodes."""
+    stable: dict[str, Any] | None
+    """How many edges come back in which share of draws of prompts, where these chose the circuit."""
 
     @property
     def at(self) -> int:
@@ -254,6 +266,7 @@ def tensors(measured: Measured, intervals: "Tensor | None") -> dict[str, "Tensor
         "metrics": measured.circuit.samples.contiguous(),
         **({} if scores.samples is None else {"samples": scores.samples}),
         **({} if smallest is None else {"edge_effects": smallest.edges.samples}),
+        **({} if measured.result.stable is None else {"kept": measured.result.stable.kept}),
     }
 
 
@@ -278,6 +291,7 @@ def results(settings: Find, context: Context, measured: Measured) -> dict[str, A
             "random_range": [list(ends) for ends in curve.random_range],
             "random_circuits": curve.draws,
         },
+        "stable": measured.stable,
     }
     if (smallest := measured.result.smallest) is not None:
         assert measured.verdict is not None
@@ -310,6 +324,7 @@ def blocks(settings: Find, context: Context, measured: Measured) -> list[Block]:
     if smallest is not None and measured.verdict is not None:
         parts += [criteria(measured.verdict.to_dict()["criteria"]), front_of(smallest)]
     where = "on the prompts that chose them" if held_out is None else "on held-out prompts"
+    parts += stable_blocks(measured.stable, where)
     return [*parts, by_size(measured.curve, where), example_pairs(context.model, held_out or context.task, metrics)]
 
 
@@ -322,6 +337,7 @@ def lede(settings: Find, context: Context, measured: Measured) -> str:
         f"between the {settings.ablation} and the clean model; random circuits of that size recover "
         f"{percent(measured.curve.random[measured.at])}.\n"
     )
+    text += stable_sentence(measured.stable)
     if smallest is not None and not smallest.reached:
         text += f"No circuit kept {settings.faithful:.0%} on the prompts that choose the size; this came nearest"
         text += "; more neurons as nodes (--neurons) may help.\n" if circuit.graph.neurons else ".\n"

@@ -1,7 +1,7 @@
 """What `--method` can be: how each method is called, what it takes, and which circuit it means."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,10 @@ from circuitome.graph.model_graph import Graph
 from circuitome.neurons.node_graph import graph_scores
 from circuitome.tasks.held_out import Split
 from circuitome.tasks.losses import LOSSES
-from circuitome.validation.smallest import Smallest, smallest
+from circuitome.validation.faithfulness.evaluator import Evaluator
+from circuitome.validation.faithfulness.share import evaluate
+from circuitome.validation.robustness.consensus import RERUNS, StableCircuit, stable
+from circuitome.validation.smallest import Smallest, edge_effects, smallest
 
 THRESHOLD_SHARE = 1 / 500
 """ACDC's threshold where none is given, as a share of the loss between the clean and the ablated model."""
@@ -65,6 +68,8 @@ class Result:
     """What else there is to say; plain JSON."""
     smallest: Smallest | None = None
     """The search for the smallest circuit that the circuit comes from."""
+    stable: StableCircuit | None = None
+    """The draws of prompts that the circuit's edges come back in, where these chose it."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,22 @@ class Method:
     """What a score is."""
     note: str | None = None
     """What sets it apart in a comparison with the others."""
+    samples: bool = False
+    """Whether its scores are means over prompts that it keeps: other draws of prompts then cost nothing."""
+    sees_prompts: bool = True
+    """Whether its circuit depends on the prompts at all."""
+
+    def refuse_draws(self, name: str) -> None:
+        """Raises `InputError` where other prompts would not change the circuit of this method, called `name`."""
+        if not self.sees_prompts:
+            raise InputError(
+                f"--stable draws the prompts anew, and {name} looks at none of them: its circuit would be the same in "
+                "every draw. Take another --method."
+            )
+
+    def searches(self, draws: int | None) -> int:
+        """How many times it runs for so many draws of prompts (None: as many as by default), the first included."""
+        return 1 if self.samples else 1 + (draws or RERUNS)
 
     def refuse(self, name: str, settings: Mapping[str, Any]) -> None:
         """Raises `InputError` for a setting that this method, called `name`, does not take."""
@@ -109,6 +130,25 @@ def listed(names: Sequence[str]) -> str:
     """Names with commas between, and "or" before the last."""
     *first, last = names
     return f"{', '.join(first)} or {last}" if first else last
+
+
+def stabilised(name: str, search: Search, share: float, draws: int | None) -> Result:
+    """The circuit of a method's edges that come back in that share of draws of prompts."""
+    run, result = METHODS[name].run, METHODS[name].run(search)
+    again = stable(
+        search.kept("stable"),
+        method=lambda setting: run(replace(search, setting=setting, folder=None)),
+        size=search.edges if METHODS[name].samples else None,
+        draws=draws,
+        share=share,
+        whole=result,
+    )
+    result = replace(result, circuit=again.circuit, stable=again)
+    if result.smallest is None or result.smallest.prompts.held_out is None:
+        return result
+    measured = Evaluator(search.setting.but(prompts=result.smallest.prompts.held_out))
+    edges, shown = edge_effects(measured, again.circuit), evaluate(measured, [again.circuit])[0]
+    return replace(result, smallest=replace(result.smallest, circuit=again.circuit, edges=edges, faithfulness=shown))
 
 
 def _scored(function: Callable[..., EdgeScores], **fixed: Any) -> Callable[[Search], Result]:
@@ -238,13 +278,16 @@ METHODS: dict[str, Method] = {
         True,
         "minus one over the rank that the edge has come to: -1 matters most",
     ),
-    "eap": Method(_attributed(eap), "edge attribution patching: one gradient, on the clean run", ("rules",)),
+    "eap": Method(
+        _attributed(eap), "edge attribution patching: one gradient, on the clean run", ("rules",), samples=True
+    ),
     "eap-ig": Method(
         _attributed(eap_ig),
         "the gradient averaged along the path from ablated to clean embeddings",
         ("steps", "rules", "path"),
         LOSSES,
         lambda settings, graph: (4.0, settings.get("steps", 5)),
+        samples=True,
     ),
     "eap-ig-activations": Method(
         _scored(eap_ig, variant="activations"),
@@ -252,6 +295,7 @@ METHODS: dict[str, Method] = {
         ("steps", "rules"),
         LOSSES,
         lambda settings, graph: (4.0, settings.get("steps", 5) * (2 * graph.n_layers + 1)),
+        samples=True,
     ),
     "clean-corrupted": Method(
         _scored(eap_ig, variant="clean-corrupted"),
@@ -259,6 +303,7 @@ METHODS: dict[str, Method] = {
         ("rules",),
         LOSSES,
         lambda settings, graph: (4.0, 2.0),
+        samples=True,
     ),
     "exact": Method(
         _scored(exact),
@@ -266,6 +311,7 @@ METHODS: dict[str, Method] = {
         losses=LOSSES,
         work=lambda settings, graph: (0.3 * graph.n_edges, 0.0),
         resumes=True,
+        samples=True,
     ),
     "acdc": Method(
         _acdc,
@@ -327,14 +373,19 @@ METHODS: dict[str, Method] = {
             "Sees the clean prompts alone: also generic parts that every prediction needs, which no corrupted prompt "
             "changes; not which edges tell the right answer from the wrong one, which is what patching methods see."
         ),
+        samples=True,
     ),
     "random": Method(
-        _scored(random_scores), "edges drawn at random: what any method must beat", score="a random number"
+        _scored(random_scores),
+        "edges drawn at random: what any method must beat",
+        score="a random number",
+        sees_prompts=False,
     ),
     "magnitude": Method(
         _scored(magnitude),
         "size of the weights at both ends, no prompt looked at: what any method must beat",
         score="the product of the sizes of the output and the input weights",
+        sees_prompts=False,
     ),
 }
 """By name."""

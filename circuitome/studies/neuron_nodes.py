@@ -20,7 +20,9 @@ ABLATIONS = ("corrupted", "zero")
 """Ablations that neurons are chosen under."""
 
 
-def check_nodes(nodes: str, neurons: int | None, layers: Sequence[int], method: str, ablation: str) -> None:
+def check_nodes(
+    nodes: str, neurons: int | None, layers: Sequence[int], method: str, ablation: str, stable: float | None
+) -> None:
     """Raises `InputError` for settings of nodes that do not go together."""
     if nodes not in NODES:
         raise unknown_name("kind of nodes", nodes, NODES)
@@ -32,6 +34,8 @@ def check_nodes(nodes: str, neurons: int | None, layers: Sequence[int], method: 
         raise InputError(f"{method} knows MLPs as one node each. With --nodes neurons use {', '.join(METHODS)}.")
     if ablation not in ABLATIONS:
         raise InputError(f"Neurons are chosen under {' or '.join(ABLATIONS)} ablation, not {ablation}.")
+    if stable is not None and method in ("eap", "eap-ig"):
+        raise InputError(f"With neurons as nodes {method} keeps no scores of single prompts; use --stable with mattr.")
     if neurons is not None and neurons < 1:
         raise InputError(f"--neurons is how many neurons can be nodes and must be at least 1, got {neurons}.")
 

@@ -16,6 +16,7 @@ from circuitome.present.export import rows_of
 from circuitome.results import EffectMap, Estimate, Samples
 from circuitome.studies import explain, explained_mlps, explained_roles, pieces, validate
 from circuitome.validation.faithfulness.share import Curve, Faithfulness
+from circuitome.validation.robustness.consensus import StableCircuit
 from circuitome.validation.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -118,6 +119,16 @@ def _curve(result: Curve) -> list[blocks.AnyBlock]:
         pieces.series_of("random circuits", result.sizes, result.random, faint=True),
     ]
     return [pieces.size_lines(series)]
+
+
+@views.register
+def _stable(result: StableCircuit) -> list[blocks.AnyBlock]:
+    rows = [(f"at least {100 * share:g} % of draws", len(circuit)) for share, circuit in result.by_share().items()]
+    edges = pieces.scored_edges(result.scores, result.circuit, None)
+    return [
+        pieces.circuit_map(result.scores.graph, edges, title="Circuit", note=repr(result), unit=result.scores.unit),
+        blocks.table("Edges that come back", ("edges in", ("edges", "count")), rows),
+    ]
 
 
 @views.register

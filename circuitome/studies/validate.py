@@ -301,6 +301,7 @@ def robustness(sections: Mapping[str, Any]) -> list[Block]:
         "backups": ("Heads ablated, and who took over", _backups),
         "transfer": ("On other prompts and tasks", _transfer),
         "stability": ("On resampled prompts", _stability),
+        "rephrasing": ("In other words", _rephrasing),
         "methods": ("Overlap of methods (Jaccard of edges)", _methods),
     }
     parts: list[Block] = []
@@ -351,6 +352,23 @@ def _stability(title: str, measured: Mapping[str, Any]) -> Table:
     chance = measured["chance_edges"]
     note = f"Jaccard with the circuit of all prompts; random circuits share {chance:.3f} of their edges."
     columns = _columns("of", "mean, and 95 % of draws", style="estimate")
+    return table(title, columns, rows, note=note, where="page")
+
+
+def _rephrasing(title: str, measured: Mapping[str, Any]) -> Table:
+    note = (
+        f"Jaccard of the {measured['size']:,} strongest edges by EAP-IG between halves of the templates, and what it "
+        "is where prompts exchange their templates at random, with 95 % of draws. Below these, the wording changes the "
+        f"circuit more than other prompts do. {measured['template_specific']}".strip()
+    )
+    rows = (
+        (way["name"], way["groups"], way["between"], cell(way["exchanged"]), "template-specific" * way["specific"])
+        for way in measured["ways"]
+    )
+    columns = (
+        *("between", ("number of them", "count"), ("Jaccard", "number", 3)),
+        *(("where exchanged", "estimate", 3), ""),
+    )
     return table(title, columns, rows, note=note, where="page")
 
 

@@ -87,7 +87,7 @@ class Verdict(Shown):
     curve: tuple[tuple[float, float, float], ...] = ()
     """By size: share of the edges, faithfulness of the signed top, of the top by size."""
     robustness: dict[str, Any] = field(default_factory=dict)
-    """Backups, stability, shuffled labels, other prompts and tasks, other methods; see `robustness`."""
+    """Backups, stability, shuffled labels, other prompts, tasks, wordings and methods; see `robustness`."""
     known: dict[str, float] | None = None
     """Where the true circuit was given: precision, recall, AUROC of the scores over edges and nodes."""
 
@@ -109,8 +109,9 @@ class Verdict(Shown):
 
     @property
     def reason(self) -> str:
-        """Why, in a sentence."""
-        return criteria.answer(self.criteria)[1]
+        """Why, in a sentence; and one more where the circuit belongs to the wording of its prompts."""
+        specific = self.robustness.get("rephrasing", {}).get("template_specific", "")
+        return f"{criteria.answer(self.criteria)[1]} {specific}".strip()
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain JSON values."""

@@ -23,9 +23,10 @@ RESULTS = {
     ),
     "curve": None,
     "attention": cm.attention(MODEL, [[3, 4, 5], [6, 7]], ["a0.h1", "a2"]),
+    "stable": cm.stable(MODEL, TASK, method=cm.eap, size=40, share=0.5, whole=SCORES),
     "list": Samples(samples=SCORES.samples[:, :3], axes=(("a", "b", "c"),), unit="logits"),
 }
-PICTURES = ("scores", "circuit", "effects", "attention", "list")
+PICTURES = ("scores", "circuit", "stable", "effects", "attention", "list")
 
 
 @pytest.fixture(params=[name for name, result in RESULTS.items() if result is not None])

@@ -36,6 +36,7 @@ def test_find_writes_a_run_and_show_shows_it(capsys, tmp_path, folder, data, met
     found = load_run(out)
     assert int(found.tensors["circuit"].sum()) == 20
     assert found.tensors["scores"].shape == (16, 28)
+    assert ("samples" in found.tensors) == METHODS[method].samples
     assert found.manifest["task"]["n"] == 6
     assert run(capsys, "show", out)[1] == printed
     edges = blocks_of(out)["The circuit"].edges
@@ -145,6 +146,11 @@ BAD = [
     (("--method", "eap-ig", "--path", "way"), "no path of EAP-IG 'way'"),
     (("--loss", "k1"), "mattr cannot score by the loss k1. It takes both, kl or metric"),
     (("--method", "eap-ig", "--loss", "k1"), "eap-ig cannot score by the loss k1. It takes metric, kl or l2"),
+    (("--stable", "1.5"), "share of draws that an edge comes back in, above 0 up to 1; got 1.5"),
+    (("--stable", "0"), "above 0 up to 1; got 0"),
+    (("--draws", "9"), "give --stable 0.9 as well"),
+    (("--stable", "0.9", "--draws", "1"), "--draws must be at least 2, got 1"),
+    (("--method", "magnitude", "--stable", "0.9"), "magnitude looks at none of them"),
     (("--faithful", "1"), "--faithful is the share of the gap to keep"),
     (("--held-out", "greater-then"), "Did you mean 'greater-than'"),
     (("--data", "missing.jsonl"), "no data file missing.jsonl"),
@@ -208,6 +214,46 @@ def test_a_size_is_taken_from_the_same_ranking(capsys, tmp_path, smallest):
     sized = cm.open(tmp_path / "sized")
     assert sized.manifest["method"]["name"] == "mattr" and len(sized.circuit) == 13
     assert "held-out prompts, which the search did not see" in lede_of(tmp_path / "sized")
+
+
+STABLE = (
+    (("--method", "eap-ig", "--edges", 20), False),
+    (("--edges", 20, "--steps", 2), True),
+)
+
+
+@pytest.mark.parametrize(
+    ("options", "reruns"), [STABLE[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in STABLE[1:])]
+)
+def test_stable_keeps_the_edges_that_come_back(capsys, tmp_path, folder, data, options, reruns):
+    out = tmp_path / "run"
+    given = ("find", "--model", folder, "--data", data, "--stable", 0.6, "--draws", 4, *options, "--out", out)
+    code, _, error = run(capsys, *given)
+    assert code == 0, error
+    found = load_run(out)
+    told = found.manifest["results"]["stable"]
+    rows = {row["share"]: row for row in told["edges"]}
+    assert list(rows) == [0.5, 0.6, 0.7, 0.9, 1.0] and (told["draws"], told["reruns"]) == (4, reruns)
+    for share, row in rows.items():
+        assert row["edges"] == int((found.tensors["kept"] >= share).sum())
+        assert (row["faithfulness"] is None) == (row["edges"] == 0)
+    assert torch.equal(found.tensors["circuit"], found.tensors["kept"] >= 0.6)
+    assert rows[0.6]["edges"] == found.manifest["edges"] and rows[0.6]["edges"] < rows[0.5]["edges"]
+    assert rows[0.6]["faithfulness"] == pytest.approx(found.manifest["results"]["faithfulness"])
+    assert "come back in at least 60 % of 4 draws" in lede_of(out)
+    table = blocks_of(out)["Edges that come back"]
+    assert [row[1] for row in table.rows] == [*(row["edges"] for row in rows.values()), told["edges_of_all_prompts"]]
+    check_shown(out)
+
+
+@pytest.mark.slow
+def test_the_smallest_circuit_can_be_stable(capsys, tmp_path):
+    given = ("find", "known-ioi", "--model", "known-ioi", "--faithful", 0.9, "--steps", 20, "--out", tmp_path / "run")
+    code, _, error = run(capsys, *given, "--stable", 1, "--draws", 2)
+    assert code == 0, error
+    found = cm.open(tmp_path / "run")
+    assert torch.equal(found.circuit.mask, found.tensors["kept"] == 1) and found.results["stable"]["reruns"]
+    assert found.tensors["edge_effects"].shape == (len(found.held_out), len(found.circuit))
 
 
 @pytest.mark.slow

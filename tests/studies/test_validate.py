@@ -130,6 +130,7 @@ def test_the_whole_suite_reuses_scores_and_shows_all_its_evidence(whole):
         *("Faithfulness over prompts", "Faithfulness under other ablations", "Completeness", "Every set of nodes"),
         *("Minimality", "Single edges", "Areas under the curve", "Faithfulness by share of the edges"),
         *("Heads ablated, and who took over", "On other prompts and tasks", "On resampled prompts"),
+        "In other words",
         *("Overlap of methods (Jaccard of edges)", "Against the true circuit", "The verdict"),
     }
     assert expected <= set(blocks)

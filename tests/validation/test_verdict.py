@@ -45,7 +45,7 @@ def test_the_truth_passes_everything(verdict):
     assert verdict.variants["KL, empty circuit"].value > 0.1
     assert verdict.known is not None and verdict.known["precision"] == verdict.known["recall"] == 1
     assert {one.name for one in verdict.ablations} == {"zero", "mean", "mean-position"}
-    assert set(verdict.robustness) == {"backups", "stability", "shuffled", "transfer", "methods"}
+    assert set(verdict.robustness) == {"backups", "stability", "shuffled", "transfer", "rephrasing", "methods"}
     assert verdict["stability"].value > 0.9 and verdict["beats shuffled labels"].verdict == "pass"
     assert len(verdict.to_dict()["curve"]) == len(verdict.curve) and verdict.curve[-1][1] == pytest.approx(1, abs=1e-4)
 

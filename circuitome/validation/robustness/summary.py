@@ -17,12 +17,15 @@ from circuitome.tasks.task import Task
 from circuitome.validation.criteria import FAIL, PASS, Criterion, decided
 from circuitome.validation.robustness.backup_heads import backups
 from circuitome.validation.robustness.rediscovery import rediscovery
+from circuitome.validation.robustness.rephrasing import rephrasing
 from circuitome.validation.robustness.score_agreement import method_agreement
 from circuitome.validation.robustness.shuffled_labels import shuffled_null
 from circuitome.validation.robustness.stability import bootstrap_stability
 from circuitome.validation.robustness.transfer import transfer, variants_of
 from circuitome.validation.tests.hypotheses import ALPHA
 
+PARAPHRASE = "paraphrase"
+"""The variant of a task in other sentences."""
 OTHER_TASKS = 2
 """Other tasks that the circuit is tried on."""
 TOTALS = 4
@@ -42,6 +45,7 @@ def robustness(setting: Setting, circuit: Circuit, scores: EdgeScores | None = N
     - stability: the circuit of the same size on resampled prompts (`bootstrap_stability`).
     - shuffled: the same with answers and wrong answers exchanged at random (`shuffled_null`).
     - transfer: the circuit on another seed, paraphrases, templates and other tasks, and theirs here (`transfer`).
+    - rephrasing: whether the circuit changes more with the wording than with the prompts (`rephrasing`).
     - methods: overlap with the circuits of EAP and EAP-IG, and of `scores` where they come from elsewhere.
 
     Scores are those of EAP-IG; where `scores` are such and hold their samples, nothing is scored again.
@@ -68,7 +72,7 @@ def robustness(setting: Setting, circuit: Circuit, scores: EdgeScores | None = N
     return made
 
 
-SECTIONS = ("backups", "stability", "shuffled", "transfer", "methods")
+SECTIONS = ("backups", "stability", "shuffled", "transfer", "rephrasing", "methods")
 """Sections of `robustness`: methods of `_Sections`."""
 
 
@@ -77,6 +81,13 @@ class _Sections:
 
     def __init__(self, setting: Setting, circuit: Circuit, given: EdgeScores | None) -> None:
         self.setting, self.circuit, self.size, self.given = setting, circuit, len(circuit), given
+
+    @cached_property
+    def paraphrased(self) -> EdgeScores | None:
+        """Scores by EAP-IG of the task's paraphrases, where its generator has some."""
+        setting = self.setting
+        others = variants_of(setting.model, setting.task, seed=setting.seed, others=False)
+        return eap_ig(setting.but(prompts=others[PARAPHRASE])) if PARAPHRASE in others else None
 
     @cached_property
     def scores(self) -> EdgeScores:
@@ -103,7 +114,13 @@ class _Sections:
         others = variants_of(setting.model, setting.task, seed=setting.seed)
         tasks = {here: setting.task, **_few_others(others)}
         scores, circuits = {here: self.scores}, {here: self.circuit}
+        if self.paraphrased is not None:
+            scores[PARAPHRASE] = self.paraphrased
         return transfer(setting, tasks, size=self.size, scores=scores, circuits=circuits).to_dict()
+
+    def rephrasing(self) -> dict[str, Any]:
+        task, seed = self.setting.task, self.setting.seed
+        return rephrasing(task, self.scores, self.size, paraphrases=self.paraphrased, seed=seed).to_dict()
 
     def methods(self) -> dict[str, Any]:
         every = {"eap": eap(self.setting), "eap-ig": self.scores}
