@@ -36,7 +36,7 @@ def main() -> None:
     options = parser.parse_args()
     one_thread()
     model = cm.load("smollm2-135m")
-    path = HERE / "results" / f"neurons-{date.today()}.json"
+    path = HERE / "results" / f"neuron-circuits-{date.today()}.json"
     before = json.loads(path.read_text()) if options.write and path.is_file() else {}
     result = {"machine": machine(), "seed": options.seed, "tasks": before.get("tasks", {})}
     for name in options.tasks:
