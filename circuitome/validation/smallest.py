@@ -236,7 +236,7 @@ def without_idle(judge: Judge, circuit: Circuit) -> Circuit:
 
     One goes by itself, and only if the share of what is left, errors aside, is near enough to 1.
     """
-    if not any(Node.parse(name).kind in ("head", "mlp") for name in circuit.nodes):
+    if not any(Node.parse(name).kind in ("head", "mlp", "neuron") for name in circuit.nodes):
         return circuit
     masks = parts_of(circuit, readers=False)[1]
     metrics = judge.evaluator.parts(circuit, torch.cat([torch.zeros_like(masks[:1]), masks]), "leaving out idle nodes")
