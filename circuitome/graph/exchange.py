@@ -104,7 +104,7 @@ def attribution_graph(
     }
 
 
-FEATURE_TYPES = {"logits": "logit", "head": "head", "mlp": "mlp"}
+FEATURE_TYPES = {"logits": "logit", "head": "head", "mlp": "mlp", "neuron": "neuron"}
 """By kind of node: what Neuronpedia calls it; embeddings besides."""
 
 

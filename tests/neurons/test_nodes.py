@@ -1,5 +1,7 @@
 """Neurons as nodes of a graph: circuits with them against the slow exact form, on every family."""
 
+import json
+
 import pytest
 import torch
 from families import CONFIGS, random_task, tiny
@@ -13,6 +15,7 @@ from circuitome.engine.setting import Setting
 from circuitome.errors import InputError
 from circuitome.models.block import weight_of
 from circuitome.validation.faithfulness.evaluator import Evaluator
+from circuitome.validation.tests.completeness import layer_groups
 
 TASK = random_task(3)
 QUICK = ("gemma2", "neox-parallel")
@@ -213,3 +216,15 @@ def test_ones_own_hand_knows_whole_mlps_whatever_the_nodes(model):
         assert torch.equal(patched, plain.hf(ids).logits)
     with pytest.raises(InputError, match=r"m0\.n3"), cm.ablate(model, ["m0.n3"], value="zero"):
         pass
+
+
+def test_neurons_keep_their_kind_in_files_and_groups(tmp_path):
+    circuit = cm.Circuit.of(
+        tiny("llama").with_neurons(NEURONS).graph, ["embed->m0.n3.in", "m0.n3->m2.in", "m2->logits"]
+    )
+    circuit.to_neuronpedia(tmp_path / "graph.json")
+    kinds = {
+        node["node_id"]: node["feature_type"] for node in json.loads((tmp_path / "graph.json").read_text())["nodes"]
+    }
+    assert kinds == {"embed": "embedding", "m0.n3": "neuron", "m2": "mlp", "logits": "logit"}
+    assert layer_groups(circuit) == {"neurons of the first third": ["m0.n3"], "MLPs of the last third": ["m2"]}

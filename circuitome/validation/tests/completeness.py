@@ -117,12 +117,12 @@ def completeness(
 
 
 def layer_groups(circuit: Circuit) -> dict[str, list[str]]:
-    """Heads and MLPs of the first, middle and last third of the layers, those that the circuit has."""
+    """Heads, MLPs and neurons of the first, middle and last third of the layers, those that the circuit has."""
     graph = circuit.graph
     groups: dict[str, list[str]] = {}
     for row in node_rows(circuit):
         layer = graph.layer_of[row]
-        kind = "MLPs" if graph.writer_nodes[row].kind == "mlp" else "heads"
+        kind = {"mlp": "MLPs", "neuron": "neurons"}.get(graph.writer_nodes[row].kind, "heads")
         third = ("first", "middle", "last")[3 * layer // graph.n_layers]
         groups.setdefault(f"{kind} of the {third} third", []).append(graph.writers[row])
     return groups
