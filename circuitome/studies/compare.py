@@ -288,7 +288,11 @@ def blocks(context: Context, results: Mapping[str, Any], held: Mapping[str, Any]
     parts: list[Block] = [
         Lede(text=best(rows, results["random"], held, str(context.task.measure))),
         own_circuits(rows, held),
-        *([lines(every, "held_out", f"Held out: {held['n']} prompts of {held['name']}", "prompts")] if held else []),
+        *(
+            [lines(every, "held_out", "Faithfulness by size, held out", f"{held['n']} held-out prompts")]
+            if held
+            else []
+        ),
         of_scores(rows, exact),
         lines(every, "value", "Faithfulness by size", context.setting.over),
         by_size("Faithfulness by number of edges", "value", every, sizes),

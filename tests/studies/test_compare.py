@@ -47,7 +47,7 @@ def test_methods_stand_side_by_side(capsys, tmp_path, folder, data):
     every = {(row[0], row[1], row[2][0]) for row in blocks["Every circuit with its interval"].rows}
     assert measured < every and {name for name, *_ in every} == {*rows, "random circuits"}
     assert {line.name for line in blocks["Faithfulness by size"].series} == {name for name, *_ in every}
-    held = next(block for title, block in blocks.items() if title.startswith("Held out: 6 prompts"))
+    held = blocks["Faithfulness by size, held out"]
     (drawn,) = (line for line in held.series if line.name == "eap")
     assert drawn.y == tuple(p["held_out"] for p in rows["eap"]["points"]) and held.log_x
     text, page = check_shown(out)
