@@ -4,7 +4,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
@@ -20,28 +20,35 @@ from circuitome.studies.study import Findings, Study, Work
 
 if TYPE_CHECKING:
     from circuitome.studies.methods import Result
+    from circuitome.tasks.held_out import Split
 
 COMPARED = (
-    *("eap", "eap-ig", "clean-corrupted", "atp", "routes"),
+    *("eap", "eap-ig", "clean-corrupted", "atp", "routes", "mattr", "smallest"),
     *("edge-pruning", "subnetwork-probing", "acdc", "magnitude"),
 )
 """What is compared by default; random circuits are measured as well."""
 OPTIONS: dict[str, dict[str, Any]] = {"acdc": {"grouped": True}}
 """Options of methods in a comparison."""
+OWN_SIZES = ("smallest", "acdc", "edge-pruning", "subnetwork-probing")
+"""Methods whose circuits have the sizes that they come to; all others rank edges and give every size."""
+WITHOUT = 2.0
+"""What it costs to run the model without a circuit, in passes of circuits: nearly all edges are run. Measured."""
 RANDOM_CIRCUITS = 3
 """Random circuits of each size."""
+FORWARDS = 3
+"""Bare forward passes that are timed."""
 HELD_OUT = 64
 """Held-out prompts that are drawn where no file gives them."""
 RANDOM = "random circuits"
 SIGN = (
     "Faithfulness is the share of the metric's gap between the ablated and the whole model that a circuit recovers: "
-    "1 is the whole model, 0 nothing; circuits may overshoot."
+    "1 is the whole model, 0 nothing; circuits may overshoot. Brackets are 95 % intervals over prompts."
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compare(PromptSettings):
-    """Run several methods on the same prompts: faithfulness by circuit size, here and on held-out prompts."""
+    """Run several methods on the same prompts: held-out faithfulness by size, necessity, cost and stability."""
 
     methods: Names = COMPARED
     """Names that `circuitome methods` lists, with commas between; all but exact and random by default."""
@@ -74,11 +81,15 @@ def work(settings: Compare, context: Context) -> Work:
     from circuitome.studies.methods import METHODS
     from circuitome.validation.faithfulness.share import default_sizes
 
-    graph = context.model.graph
+    graph, held = context.model.graph, held_out(settings, context)
     costs = [METHODS[name].work(OPTIONS.get(name, {}), graph) for name in settings.methods]
-    circuits = len(default_sizes(graph)) * (2 * len(costs) + RANDOM_CIRCUITS)
+    places = 1 + (0 if held is None else len(held) / len(context.task))
+    sizes = [1 if name in OWN_SIZES else len(default_sizes(graph)) for name in settings.methods]
+    circuits = places * (sum(sizes) + len(default_sizes(graph)) * RANDOM_CIRCUITS)
+    without = WITHOUT * len(costs) * (places - 1 or 1)
     forward = sum(cost[0] for cost in costs) + 0.3 * settings.exact_edges
-    return Work.over(context.task, forward=forward, backward=sum(cost[1] for cost in costs), circuit=circuits)
+    backward = sum(cost[1] for cost in costs)
+    return Work.over(context.task, forward=forward, backward=backward, circuit=circuits + without)
 
 
 def run(settings: Compare, context: Context) -> Findings:
@@ -87,33 +98,19 @@ def run(settings: Compare, context: Context) -> Findings:
     Methods that learn a circuit of one size give that one point, ACDC one for each threshold; scores give circuits of
     every size. Finished methods are kept, so that a stopped run goes on.
     """
-    from circuitome.studies.methods import METHODS
-    from circuitome.validation.faithfulness.share import default_sizes
     from circuitome.validation.robustness.score_agreement import agreement
 
-    held, reference = held_out(settings, context), exact_scores(settings, context)
+    held, reference, forward = held_out(settings, context), exact_scores(settings, context), forward_seconds(context)
     rows, tensors = list[dict[str, Any]](), dict[str, Any]()
     for name in settings.methods:
-        result, seconds = searched(settings, context, name)
-        circuits = circuits_of(name, result, default_sizes(context.model.graph))
-        here, there = (shares(context, result.scores, circuits, task) for task in (context.task, held))
-        row: dict[str, Any] = {
-            "name": name,
-            "description": METHODS[name].what,
-            "seconds": round(seconds, 1),
-            "edges": len(result.circuit),
-            "points": [
-                {"edges": size, **share, "held_out": None if there is None else there[i]["value"]}
-                for i, (size, share) in enumerate(zip(circuits, here or [], strict=True))
-            ],
-            "note": METHODS[name].note,
-        }
+        result, took = searched(settings, context, name)
+        row = measured(context, name, result, held) | took | {"forwards": round(took["processor_seconds"] / forward, 1)}
         if reference is not None:
             near = agreement(result.scores, reference[0], reference[1])
             row |= {"pearson": near.pearson, "pearson_abs": near.pearson_abs, "spearman": near.spearman}
         rows.append(row)
         tensors |= {f"{name}.scores": result.scores.values, f"{name}.circuit": result.circuit.mask}
-    results = {"methods": rows, "random": random_shares(context)}
+    results = {"methods": rows, "random": random_shares(context, held), "seconds_of_a_forward": forward}
     about = None if held is None else {"name": held.name, "n": len(held), "source": held.source}
     exact_edges = 0 if reference is None else len(reference[1])
     return Findings(
@@ -124,6 +121,54 @@ def run(settings: Compare, context: Context) -> Findings:
         tensors=tensors,
         more={"held_out": about, "exact_edges": exact_edges},
     )
+
+
+def measured(context: Context, name: str, result: "Result", held: "cm.Task | None") -> dict[str, Any]:
+    """A method's circuits with their faithfulness here and on held-out prompts, and the necessity of its own."""
+    from circuitome.studies.methods import METHODS
+    from circuitome.validation.faithfulness.share import default_sizes
+
+    circuits = circuits_of(name, result, default_sizes(context.model.graph))
+    here = shares(context, result.scores, circuits, context.task)
+    there = None if held is None else shares(context, result.scores, circuits, held)
+    points = [
+        {"edges": size, **share, **_held_out(None if there is None else there[i])}
+        for i, (size, share) in enumerate(zip(circuits, here, strict=True))
+    ]
+    return {
+        "name": name,
+        "description": METHODS[name].what,
+        "edges": len(result.circuit),
+        "points": points,
+        "necessity": necessity(context, result.circuit, held or context.task),
+        "note": METHODS[name].note,
+    }
+
+
+def _held_out(share: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A share on held-out prompts as part of a point; None where there are none."""
+    ends_of = {"held_out": "value", "held_out_low": "low", "held_out_high": "high"}
+    return {name: None if share is None else share[end] for name, end in ends_of.items()}
+
+
+def necessity(context: Context, circuit: "cm.Circuit", task: "cm.Task") -> dict[str, Any]:
+    """The share of the gap that is lost without the circuit: (F(M) - F(rest)) / (F(M) - F(0)); value, low, high."""
+    rest = cm.faithfulness(context.setting.but(prompts=task), ~circuit).share
+    return {"value": 1 - rest.value, "low": 1 - rest.high, "high": 1 - rest.low}
+
+
+def forward_seconds(context: Context) -> float:
+    """Processor seconds of a bare forward pass over the prompts: the least of a few."""
+    import torch
+
+    times, setting = list[float](), context.setting
+    with torch.no_grad():
+        for _ in range(FORWARDS):
+            start = time.process_time()
+            for batch in setting.clean_batches():
+                setting.model.logits(batch.clean)
+            times.append(time.process_time() - start)
+    return min(times)
 
 
 def held_out(settings: Compare, context: Context) -> "cm.Task | None":
@@ -139,15 +184,13 @@ def held_out(settings: Compare, context: Context) -> "cm.Task | None":
 
 def circuits_of(name: str, result: "Result", sizes: Sequence[int]) -> dict[int, "cm.Circuit"]:
     """By size, the circuits that a method means."""
-    from circuitome.studies.methods import METHODS
-
-    if METHODS[name].resumes and name != "exact":
+    if name in OWN_SIZES:
         return dict(sorted({**result.others, len(result.circuit): result.circuit}.items()))
     return {size: result.scores.top(size) for size in sorted({*sizes, len(result.circuit)})}
 
 
-def searched(settings: Compare, context: Context, name: str) -> tuple["Result", float]:
-    """What a method gives and the seconds it took, from the file of a stopped run if it is there."""
+def searched(settings: Compare, context: Context, name: str) -> tuple["Result", dict[str, Any]]:
+    """What a method gives, its seconds and its stability, from the file of a stopped run if it is there."""
     from circuitome.studies.find import circuit_size
     from circuitome.studies.methods import METHODS, Result, Search
 
@@ -157,18 +200,49 @@ def searched(settings: Compare, context: Context, name: str) -> tuple["Result", 
         tensors, state = before
         scores = cm.EdgeScores(graph, tensors["scores"], state["unit"], state["method"])
         others = {int(k): cm.Circuit(graph, tensors[k]) for k in tensors if k.isdigit()}
-        return Result(scores, cm.Circuit(graph, tensors["circuit"]), others), state["seconds"]
-    start = time.perf_counter()
-    size = circuit_size(settings.edges, context.model)
+        return Result(scores, cm.Circuit(graph, tensors["circuit"]), others), state["took"]
+    size, apart = circuit_size(settings.edges, context.model), prompts_apart(settings, context)
     here = setting.but(progress=lambda what, done, total: setting.progress(f"{name}: {what}", done, total))
-    result = METHODS[name].run(Search(here, size, OPTIONS.get(name, {}), context.folder))
-    seconds = time.perf_counter() - start
+    folder = context.file(f"search-{name}")  # of its own: mattr and smallest would go on from each other's steps
+    if folder is not None and METHODS[name].resumes:
+        folder.mkdir(exist_ok=True)
+    start, started = time.perf_counter(), time.process_time()
+    result = METHODS[name].run(Search(here, size, OPTIONS.get(name, {}), folder, prompts=apart))
+    took = {
+        "seconds": round(time.perf_counter() - start, 1),
+        "processor_seconds": time.process_time() - started,
+        "stability": stability(result, settings.seed),
+    }
     masks = {str(n): circuit.mask for n, circuit in result.others.items()}
     kept.write(
         {"scores": result.scores.values, "circuit": result.circuit.mask, **masks},
-        {"unit": result.scores.unit, "method": result.scores.method, "seconds": seconds},
+        {"unit": result.scores.unit, "method": result.scores.method, "took": took},
     )
-    return result, seconds
+    return result, took
+
+
+def prompts_apart(settings: Compare, context: Context) -> "Split | None":
+    """Prompts on which smallest chooses its size, and the held-out ones; None where it has to split those at hand."""
+    from circuitome.tasks.held_out import Split
+
+    held = held_out(settings, context)
+    sizing = (
+        None
+        if held is None
+        else replace(settings.origin(), held_out=None).others(context.model, 2, [context.task, held])
+    )
+    return None if sizing is None else Split(context.task, sizing, held)
+
+
+def stability(result: "Result", seed: int) -> dict[str, float] | None:
+    """Jaccard of circuits of two draws of prompts, and of what resamples agree on; None for scores without samples."""
+    from circuitome.validation.robustness.stability import FEWEST_PROMPTS, shared_edges
+
+    samples = result.scores.samples
+    if samples is None or len(samples) < FEWEST_PROMPTS:
+        return None
+    plain, agreed = shared_edges(result.scores, len(result.circuit), seed=seed)
+    return {"draws": plain, "agreed": agreed}
 
 
 def exact_scores(settings: Compare, context: Context) -> tuple["cm.EdgeScores", "cm.Circuit"] | None:
@@ -183,25 +257,26 @@ def exact_scores(settings: Compare, context: Context) -> tuple["cm.EdgeScores", 
 
 
 def shares(
-    context: Context, scores: "cm.EdgeScores", circuits: dict[int, "cm.Circuit"], task: "cm.Task | None"
-) -> list[dict[str, Any]] | None:
+    context: Context, scores: "cm.EdgeScores", circuits: dict[int, "cm.Circuit"], task: "cm.Task"
+) -> list[dict[str, Any]]:
     """Faithfulness of each circuit: value, low, high."""
-    if task is None:
-        return None
     here = context.setting.but(prompts=task)
     curve = cm.faithfulness_curve(here, scores, sizes=list(circuits), draws=0, select=circuits.__getitem__)
     return [dict(zip(("value", "low", "high"), ends(point.share), strict=True)) for point in curve.circuits]
 
 
-def random_shares(context: Context) -> list[dict[str, Any]]:
-    """Random circuits: mean faithfulness by size, and the range over circuits."""
+def random_shares(context: Context, held: "cm.Task | None") -> list[dict[str, Any]]:
+    """Random circuits here and on held-out prompts: mean faithfulness by size, and the range over circuits."""
     import torch
 
     graph = context.model.graph
-    nothing = cm.EdgeScores(graph, torch.zeros(graph.mask.shape))
-    curve = cm.faithfulness_curve(context.setting, nothing, draws=RANDOM_CIRCUITS)
-    ranges = zip(curve.sizes, curve.random, curve.random_range, strict=True)
-    return [{"edges": size, "value": share.value, "low": low, "high": high} for size, share, (low, high) in ranges]
+    nothing, rows = cm.EdgeScores(graph, torch.zeros(graph.mask.shape)), list[list[dict[str, Any]]]()
+    for task in (context.task, *([] if held is None else [held])):
+        curve = cm.faithfulness_curve(context.setting.but(prompts=task), nothing, draws=RANDOM_CIRCUITS)
+        ranges = zip(curve.sizes, curve.random, curve.random_range, strict=True)
+        rows.append([{"edges": n, "value": share.value, "low": low, "high": high} for n, share, (low, high) in ranges])
+    there = rows[1] if held is not None else [None] * len(rows[0])
+    return [{**point, **_held_out(other)} for point, other in zip(rows[0], there, strict=True)]
 
 
 def blocks(context: Context, results: Mapping[str, Any], held: Mapping[str, Any] | None, exact: int) -> list[Block]:
@@ -212,21 +287,18 @@ def blocks(context: Context, results: Mapping[str, Any], held: Mapping[str, Any]
     sizes = sorted(size for size, count in counts.items() if count > 1) or sorted(counts)
     parts: list[Block] = [
         Lede(text=best(rows, results["random"], held, str(context.task.measure))),
-        own_circuits(rows, held, exact),
-        size_lines(
-            (
-                series_of(row["name"], [p["edges"] for p in row["points"]], row["points"], faint=row["name"] == RANDOM)
-                for row in every
-                if row["points"]
-            ),
-            note="Faithfulness of each method's circuits: 0 is the ablated run, 1 the whole model. Bands are 95 % "
-            f"intervals over {context.setting.over}, that of random circuits the range over circuits.",
-            where="page",
+        own_circuits(rows, held),
+        *(
+            [lines(every, "held_out", "Faithfulness by size, held out", f"{held['n']} held-out prompts")]
+            if held
+            else []
         ),
+        of_scores(rows, exact),
+        lines(every, "value", "Faithfulness by size", context.setting.over),
         by_size("Faithfulness by number of edges", "value", every, sizes),
     ]
     if held:
-        parts.append(by_size(f"On {held['n']} held-out prompts of {held['name']}", "held_out", rows, sizes))
+        parts.append(by_size(f"On {held['n']} held-out prompts of {held['name']}", "held_out", every, sizes))
     notes = [Note(text=f"{row['name']}: {row['note']}", where="terminal") for row in rows if row["note"]]
     return [*parts, every_circuit(every), what_methods_are(rows), *notes]
 
@@ -252,26 +324,71 @@ def best(
     )
 
 
-def own_circuits(rows: Sequence[Mapping[str, Any]], held: Mapping[str, Any] | None, exact: int) -> Table:
-    """Each method's own circuit, what it took, and how far its scores agree with exact ones."""
-    words = {"spearman": "Spearman", "pearson": "Pearson", "pearson_abs": "Pearson of sizes"} if exact else {}
+def lines(rows: Sequence[Mapping[str, Any]], key: str, title: str, over: str) -> Block:
+    """Faithfulness of every method's circuits by size, here or on held-out prompts."""
+    low, high = ("low", "high") if key == "value" else (f"{key}_low", f"{key}_high")
+    return size_lines(
+        (
+            series_of(
+                row["name"],
+                [point["edges"] for point in row["points"]],
+                [{"value": point[key], "low": point[low], "high": point[high]} for point in row["points"]],
+                faint=row["name"] == RANDOM,
+            )
+            for row in rows
+            if row["points"]
+        ),
+        title=title,
+        note="Faithfulness of each method's circuits: 0 is the ablated run, 1 the whole model. Bands are 95 % "
+        f"intervals over {over}, that of random circuits the range over circuits.",
+        where="page",
+    )
+
+
+def own_circuits(rows: Sequence[Mapping[str, Any]], held: Mapping[str, Any] | None) -> Table:
+    """Each method's own circuit: what it suffices for, what is lost without it, and what it took to find it."""
     columns = (
-        *("method", ("edges", "count"), ("faithfulness", "estimate", 3)),
-        *([("held out", "number", 3)] if held else []),
-        ("seconds", "number", 1),
-        *(Column(name, "number", 2, narrow=key == "spearman") for key, name in words.items()),
+        *("method", ("edges", "count"), ("here", "number", 2)),
+        *(("sufficiency", "estimate", 2), ("necessity", "estimate", 2), ("passes", "number", 1)),
     )
     rows_of_table = []
     for row in rows:
         point = own_point(row)
-        there = [point["held_out"]] if held else []
-        agreements = (row[key] for key in words)
-        rows_of_table.append((row["name"], point["edges"], cell(point), *there, row["seconds"], *agreements))
+        sufficiency = [point[name] for name in ("held_out", "held_out_low", "held_out_high")]
+        enough = tuple(sufficiency) if held else cell(point)
+        line = (row["name"], point["edges"], _rounded(point["value"]), enough, cell(row["necessity"]), row["forwards"])
+        rows_of_table.append(line)
+    where = f"on {held['n']} held-out prompts" if held else "on these same prompts"
     note = (
-        f"Correlations are with the exact scores of {exact} edges, half of them the strongest by EAP-IG; Spearman's is "
-        "of sizes."
+        "here: faithfulness on the prompts of the search. Sufficiency: share of the gap that the circuit alone keeps; "
+        f"necessity: share that the model without it loses; both {where}. passes: processor time of the search in bare "
+        "forward passes over its prompts."
     )
-    return table("The circuit of each method", columns, rows_of_table, note=note if exact else "")
+    return table("The circuit of each method", columns, rows_of_table, note=note)
+
+
+def of_scores(rows: Sequence[Mapping[str, Any]], exact: int) -> Table:
+    """How far each method's scores agree over draws of prompts, and with exact ones."""
+    words = {"spearman": "Spearman", "pearson": "Pearson", "pearson_abs": "Pearson of sizes"} if exact else {}
+    columns = (
+        *("method", ("two draws", "number", 2), ("resamples agree", "number", 2)),
+        *(Column(name, "number", 2, narrow=key == "spearman") for key, name in words.items()),
+    )
+    known = [(row, row["stability"] or {}) for row in rows]
+    lines_of_table = [
+        (row["name"], shared.get("draws"), shared.get("agreed"), *(row[key] for key in words)) for row, shared in known
+    ]
+    note = (
+        "two draws: share of edges (Jaccard) that the circuits of two disjoint halves of the prompts have in common; "
+        "resamples agree: the same of the edges that most bootstrap resamples of each half choose. Methods that keep "
+        "no scores of single prompts have neither."
+    )
+    correlations = (
+        f" Correlations are with the exact scores of {exact} edges, half of them the strongest by EAP-IG; Spearman's "
+        "is of sizes."
+    )
+    note += correlations if exact else ""
+    return table("The scores of each method", columns, lines_of_table, note=note)
 
 
 def by_size(title: str, key: str, rows: Sequence[Mapping[str, Any]], sizes: Sequence[int]) -> Table:

@@ -5,7 +5,9 @@ import torch
 from command import run
 from shown import blocks_of, check_shown, lede_of
 
+import circuitome as cm
 from circuitome.runs.store import load_run
+from circuitome.studies.compare import OPTIONS
 
 
 def compare(folder, data, out, *more):
@@ -27,18 +29,45 @@ def test_methods_stand_side_by_side(capsys, tmp_path, folder, data):
     assert int(found.tensors["eap.circuit"].sum()) == rows["eap"]["edges"] == 20
     assert not (tmp_path / "run.partial").exists()
     own = {row[0]: row for row in blocks["The circuit of each method"].rows}
-    assert own["eap"][1] == 20 and own["eap"][2][0] == next(
-        p["value"] for p in rows["eap"]["points"] if p["edges"] == 20
-    )
-    best = min(rows, key=lambda name: abs(1 - own[name][3]))
+    point = next(p for p in rows["eap"]["points"] if p["edges"] == 20)
+    assert own["eap"][1] == 20 and own["eap"][2] == pytest.approx(point["value"], abs=0.006)
+    assert own["eap"][3] == tuple(point[name] for name in ("held_out", "held_out_low", "held_out_high"))
+    model, given, circuit = cm.open(out).model, cm.open(out).task, cm.Circuit
+    for name in ("eap", "random"):  # what the model loses without the circuit: its complement, run by itself
+        rest = cm.faithfulness(model, ~circuit(model.graph, found.tensors[f"{name}.circuit"]), given)
+        assert rows[name]["necessity"]["value"] == pytest.approx(1 - rest.value, abs=1e-5)
+        assert own[name][4][0] == rows[name]["necessity"]["value"] and own[name][5] == rows[name]["forwards"] > 0
+    assert rows["acdc"]["forwards"] > rows["eap"]["forwards"]
+    of_scores = {row[0]: row for row in blocks["The scores of each method"].rows}
+    assert rows["acdc"]["stability"] is None and of_scores["acdc"][1:3] == (None, None)
+    assert of_scores["eap"][1:3] == tuple(rows["eap"]["stability"][name] for name in ("draws", "agreed"))
+    best = min(rows, key=lambda name: abs(1 - own[name][3][0]))
     assert f"Of 5 methods {best} comes nearest to the whole model" in lede_of(out)
     measured = {(name, p["edges"], p["value"]) for name, row in rows.items() for p in row["points"]}
     every = {(row[0], row[1], row[2][0]) for row in blocks["Every circuit with its interval"].rows}
     assert measured < every and {name for name, *_ in every} == {*rows, "random circuits"}
     assert {line.name for line in blocks["Faithfulness by size"].series} == {name for name, *_ in every}
+    held = blocks["Faithfulness by size, held out"]
+    (drawn,) = (line for line in held.series if line.name == "eap")
+    assert drawn.y == tuple(p["held_out"] for p in rows["eap"]["points"]) and held.log_x
     text, page = check_shown(out)
     assert "eap-ig" in printed and run(capsys, "show", out)[1] == printed
     assert "Sees the clean prompts alone" in " ".join(text.split()) and "edge attribution patching" in page
+
+
+@pytest.mark.slow
+def test_learned_rankings_give_every_size_and_the_smallest_circuit_one(capsys, tmp_path, monkeypatch):
+    for name in ("mattr", "smallest"):
+        monkeypatch.setitem(OPTIONS, name, {"steps": 30})
+    given = ("--model", "known-ioi", "--n", 32, "--methods", "mattr,smallest", "--exact-edges", 0, "--edges", 13)
+    code, _, error = run(capsys, "compare", "known-ioi", *given, "--out", tmp_path / "run")
+    assert code == 0, error
+    found = load_run(tmp_path / "run")
+    rows = {row["name"]: row for row in found.manifest["results"]["methods"]}
+    assert len(rows["mattr"]["points"]) > 3 and len(rows["smallest"]["points"]) == 1
+    # neither goes on from what the other has learned
+    assert rows["smallest"]["forwards"] > 0.8 * rows["mattr"]["forwards"] > 20
+    check_shown(tmp_path / "run")
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from circuitome.validation.robustness.score_agreement import (
     method_agreement,
     nodes_of,
 )
-from circuitome.validation.robustness.stability import Spread, bootstrap_stability
+from circuitome.validation.robustness.stability import Spread, bootstrap_stability, shared_edges
 
 GRAPH = Graph(2, 2, 1)
 
@@ -121,6 +121,25 @@ def test_a_spread_by_hand():
     assert spread.mean == 50 and spread.range == (pytest.approx(2.5), pytest.approx(97.5))
 
 
+def test_two_draws_share_what_all_prompts_agree_on():
+    same = noise(1).expand(12, -1).contiguous()
+    assert shared_edges(scores_of(same), 9) == (1.0, 1.0)
+    graph = tiny("llama").graph
+    plain, agreed = shared_edges(scores_of(noise(40, graph=graph), graph), 60, draws=30)
+    chance = chance_jaccard(60, graph.n_edges)
+    assert plain == pytest.approx(chance, abs=0.03) and agreed == pytest.approx(chance, abs=0.03)
+
+
+def test_resamples_agree_on_more_than_means_do_where_single_prompts_shout():
+    """Edges that matter a little on every prompt, and others that matter a lot on one: means choose the latter."""
+    n, graph = 32, tiny("llama").graph
+    samples = 0.01 * noise(n, graph=graph)
+    samples[:, :20] += 0.5
+    samples[torch.arange(12), 60 + torch.arange(12)] = 9.0
+    plain, agreed = shared_edges(scores_of(samples, graph), 20)
+    assert agreed > plain + 0.1
+
+
 def test_bad_input():
     scores = scores_of(noise(6))
     with pytest.raises(InputError, match=r"at least 4 of them, these scores are of 1"):
@@ -133,6 +152,10 @@ def test_bad_input():
         bootstrap_stability(scores, 9000)
     with pytest.raises(InputError, match=r"Circuits of 0 edges"):
         bootstrap_stability(scores, 0)
+    with pytest.raises(InputError, match=r"Two draws of prompts take at least 4, these scores are of 3"):
+        shared_edges(scores_of(noise(3)), 3)
+    with pytest.raises(InputError, match=r"hold no per-prompt samples"):
+        shared_edges(EdgeScores(GRAPH, scores.values), 3)
     with pytest.raises(InputError, match=r"Scores of different graphs"):
         compare_scores(scores, scores_of(noise(3, graph=Graph(1, 1, 1)), Graph(1, 1, 1)), 2)
     with pytest.raises(InputError, match=r"at least two methods, got eap"):

@@ -52,10 +52,10 @@ class Rephrased(Record):
         return self.between < self.exchanged.range[0]
 
     def __str__(self) -> str:
+        low, high = self.exchanged.range
         return (
             f"circuits of different {self.name} share {self.between:.2f} of their edges (Jaccard), those of as many "
-            f"prompts of all of them {self.exchanged.mean:.2f} [{self.exchanged.range[0]:.2f}, "
-            f"{self.exchanged.range[1]:.2f}]"
+            f"prompts drawn over all of them {self.exchanged.mean:.2f} [{low:.2f}, {high:.2f}]"
         )
 
 

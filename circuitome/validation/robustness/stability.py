@@ -5,6 +5,7 @@ found: no pass of the model. Source: Efron 1979 (bootstrap).
 """
 
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from circuitome.validation.robustness.score_agreement import chance_jaccard, che
 
 FEWEST_PROMPTS = 4
 """Prompts that resampling needs: two in each half."""
+BAGGED = 20
+"""Resamples of each half of the prompts whose circuits are held against each other."""
 NULL_DRAWS = 20
 """Random circuits that the chance overlap of nodes is taken from."""
 
@@ -137,6 +140,42 @@ def bootstrap_stability(scores: EdgeScores, size: int, *, draws: int = 100, seed
         kept,
         graph,
     )
+
+
+def shared_edges(scores: EdgeScores, size: int, *, draws: int = 10, seed: int = 0) -> tuple[float, float]:
+    """Jaccard of the circuits of two draws of prompts: of the strongest edges, and of those that resamples agree on.
+
+    The draws are halves of the prompts that share none, `draws` times; the values are means. For the second, each half
+    is resampled (`BAGGED` times): first come the edges in the most of the resamples' circuits, ties by |score|. Costs
+    no pass of the model. Raises as `bootstrap_stability`.
+    """
+    samples = samples_of(scores)
+    check_size(scores.top(size))
+    if len(samples) < FEWEST_PROMPTS:
+        raise InputError(f"Two draws of prompts take at least {FEWEST_PROMPTS}, these scores are of {len(samples)}.")
+    generator, half = torch.Generator().manual_seed(seed), len(samples) // 2
+    plain, agreed = list[float](), list[float]()
+    for _ in range(draws):
+        order = torch.randperm(len(samples), generator=generator)
+        sides = [samples[order[:half]], samples[order[half : 2 * half]]]
+        for circuits, choose in ((plain, _means), (agreed, partial(_agreed, size=size, generator=generator))):
+            first, second = (strongest(choose(side), size)[None] for side in sides)
+            circuits.append(float(jaccard(first, second)))
+    return sum(plain) / draws, sum(agreed) / draws
+
+
+def _means(samples: Float[Tensor, "prompts edges"]) -> Float[Tensor, " edges"]:
+    return samples.mean(0)
+
+
+def _agreed(samples: Float[Tensor, "prompts edges"], size: int, generator: torch.Generator) -> Float[Tensor, " edges"]:
+    """In how many resamples an edge is among the strongest, and below 1 its |mean| as a share of the largest."""
+    n = len(samples)
+    weights = torch.zeros(BAGGED, n)
+    drawn = torch.randint(n, (BAGGED, n), generator=generator)
+    means = weights.scatter_add_(1, drawn, torch.full(drawn.shape, 1 / n)) @ samples
+    sizes = samples.mean(0).abs()
+    return strongest(means, size).float().sum(0) + 0.5 * sizes / sizes.max().clamp(min=1e-30)
 
 
 def samples_of(scores: EdgeScores) -> Float[Tensor, "prompts edges"]:
