@@ -222,7 +222,7 @@ def test_neurons_keep_their_kind_in_files_and_groups(tmp_path):
     circuit = cm.Circuit.of(
         tiny("llama").with_neurons(NEURONS).graph, ["embed->m0.n3.in", "m0.n3->m2.in", "m2->logits"]
     )
-    circuit.to_neuronpedia(tmp_path / "graph.json")
+    circuit.to_json(tmp_path / "graph.json")
     kinds = {
         node["node_id"]: node["feature_type"] for node in json.loads((tmp_path / "graph.json").read_text())["nodes"]
     }
