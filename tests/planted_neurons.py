@@ -7,7 +7,7 @@ position before, or two before, copy tokens. So the input of each neuron is a su
 import torch
 from torch import nn
 
-from circuitome.models.known import KnownConfig, KnownForCausalLM
+from circuitome.models.known import KnownConfig, KnownForCausalLM, tokenizer_of
 from circuitome.models.model import Model
 from circuitome.neurons.text_windows import Windows, packed
 
@@ -87,3 +87,42 @@ def planted_windows(count: int = 60, *, length: int = LENGTH, seed: int = 0) -> 
         for i, start in enumerate(at.tolist()):
             rows[i, start : start + len(grams)] = torch.tensor(grams)
     return packed(rows.tolist())
+
+
+LANGUAGES = {"a": range(1, 12), "b": range(12, 23)}
+SPOKEN = {"a": (0, 1, 2), "b": (3, 4, 5)}
+
+
+def languages_model() -> Model:
+    """Two disjoint languages: three neurons fire on all tokens of each and raise its logits; fourteen know nothing."""
+    words = ["BOS", *(f"{name}{i}" for name, tokens in LANGUAGES.items() for i in range(len(tokens)))]
+    size, neurons = len(words), 20
+    sizes = {"hidden_size": size, "intermediate_size": neurons, "head_dim": 4, "num_attention_heads": 1}
+    config = KnownConfig(vocab_size=size, max_position_embeddings=LENGTH, output_size=size, vocabulary=words, **sizes)
+    hf = KnownForCausalLM(config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in hf.parameters():
+            parameter.zero_()
+        hf.embed_tokens.weight.copy_(torch.eye(size))
+        hf.lm_head.weight.copy_(torch.eye(size))
+        layer = hf.layers[0]
+        layer.fc1.weight.copy_((torch.rand(neurons, size, generator=generator) < 0.5).float())
+        layer.fc1.bias.fill_(-0.5)
+        for name, some in SPOKEN.items():
+            for neuron in some:
+                layer.fc1.weight[neuron] = 0.0
+                layer.fc1.weight[neuron, list(LANGUAGES[name])] = 1.0
+                layer.fc2.weight[list(LANGUAGES[name]), neuron] = 1.0
+    return Model(hf.eval(), tokenizer_of(config), "two-languages")
+
+
+def language_texts(count: int = 12, *, length: int = 32, seed: int = 0) -> dict[str, Windows]:
+    """Random tokens of each language behind BOS."""
+    generator = torch.Generator().manual_seed(seed)
+    texts = {}
+    for name, tokens in LANGUAGES.items():
+        rows = torch.randint(tokens.start, tokens.stop, (count, length), generator=generator)
+        rows[:, 0] = 0
+        texts[name] = packed(rows.tolist())
+    return texts

@@ -73,6 +73,9 @@ def checked(model: Model, name: str) -> Node:
 def random_neurons(model: Model, neurons: Sequence[str], seed: int) -> list[str]:
     """As many other neurons of the same layers, drawn at random; a seed draws the same.
 
+    >>> cm.neurons.random_neurons(cm.load("smollm2-135m"), ["m0.n1", "m3.n2"], 0)[0].startswith("m0.n")
+    True
+
     Raises `InputError` where a layer has too few others.
     """
     nodes = [checked(model, name) for name in dict.fromkeys(neurons)]

@@ -84,4 +84,4 @@ def neuron_context(model: Model, neuron: str, ids: Sequence[int]) -> NeuronConte
         handle.remove()
     (gradient,) = torch.autograd.grad(kept[0], leaf)
     contributions = (gradient.float() * leaf.detach().float()).sum(-1)[0]
-    return NeuronContext(neuron, float(kept[0]), contributions.cpu())
+    return NeuronContext(neuron, float(kept[0].detach()), contributions.cpu())

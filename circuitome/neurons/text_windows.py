@@ -95,11 +95,21 @@ def windows(
     if not rows:
         raise InputError("The texts hold fewer than two tokens, so nothing can be counted. Give texts with words.")
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
-    return packed([rows[i] for i in order], tokens, length)
+    return packed([rows[i] for i in order], tokens)
 
 
-def packed(rows: Sequence[Sequence[int]], tokens: int | None = None, length: int | None = None) -> Windows:
-    """Rows of token ids as windows, until there are `tokens`."""
+def packed(rows: Sequence[Sequence[int]], tokens: int | None = None) -> Windows:
+    """Rows of token ids as windows, until there are `tokens`.
+
+    A full window is as long as the longest row.
+
+    >>> cm.neurons.packed([[1, 2, 3], [4, 5]]).lengths.tolist()
+    [3, 2]
+
+    Raises `InputError` where there are no rows, or one is empty.
+    """
+    if not len(rows) or not all(map(len, rows)):
+        raise InputError("There are no windows, or one is empty. Give rows of token ids.")
     kept, total = list[Sequence[int]](), 0
     for row in rows:
         if tokens is not None and total >= tokens:
@@ -107,7 +117,7 @@ def packed(rows: Sequence[Sequence[int]], tokens: int | None = None, length: int
         kept.append(row)
         total += len(row)
     longest = max(map(len, kept))
-    ids = torch.zeros(len(kept), min(longest, length or longest), dtype=torch.int32)
+    ids = torch.zeros(len(kept), longest, dtype=torch.int32)
     for i, row in enumerate(kept):
         ids[i, : len(row)] = torch.tensor(row, dtype=torch.int32)
     return Windows(ids, torch.tensor([len(row) for row in kept], dtype=torch.int32))
