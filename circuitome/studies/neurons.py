@@ -21,8 +21,8 @@ LISTED, SHOWN = 500, 10
 """Neurons of a kind that a run names, and of these in a terminal."""
 RATES = (0.01, 0.001, 0.0001)
 """Shares of active tokens for which the chance to look dead is told."""
-COUNTED, DRAWS = 1.5, 3
-"""What counting costs in forward passes; sets of random neurons that detectors are compared with."""
+COUNTED, DRAWS, EVALUATED = 1.5, 3, 32
+"""What counting costs in forward passes; sets of random neurons that detectors are compared with; windows for that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +54,9 @@ def work(settings: Neurons, context: Context) -> Work:
     tokens = settings.tokens
     if settings.texts != "-":
         tokens = min(tokens, sum(map(len, documents(settings.texts))) // 3)
-    passes = COUNTED + (2 * (DRAWS + 2) * 1.2 if settings.off else 0.0)
-    return Work(texts=max(1, tokens // settings.length), tokens=min(tokens, settings.length), forward=passes)
+    count = max(1, tokens // settings.length)
+    passes = COUNTED + (2 * (DRAWS + 2) * min(1.0, EVALUATED / count) if settings.off else 0.0)
+    return Work(texts=count, tokens=min(tokens, settings.length), forward=passes)
 
 
 def run(settings: Neurons, context: Context) -> Findings:
@@ -186,12 +187,13 @@ def positional(census: "cm.neurons.Census", name: str) -> dict[str, Any]:
 def switched_off(setting: "Setting", census: "cm.neurons.Census") -> dict[str, Any]:
     """The loss with all token detectors off, after their tokens and elsewhere; and with positional neurons off."""
     effects: dict[str, Any] = {}
+    texts = census.windows.chosen(range(min(EVALUATED, len(census.windows))))
     names = census.names(census.detector == 1)
     if names:
         tokens = sorted({gram[0] for name in names for gram in census.detected(name)})
-        effects["token detectors"] = cm.neurons.off_effect(setting, names, census.windows, after=tokens, draws=DRAWS)
+        effects["token detectors"] = cm.neurons.off_effect(setting, names, texts, after=tokens, draws=DRAWS)
     if names := census.names(census.positional):
-        effects["positional neurons"] = cm.neurons.off_effect(setting, names, census.windows, draws=DRAWS)
+        effects["positional neurons"] = cm.neurons.off_effect(setting, names, texts, draws=DRAWS)
     keys = ("after", "elsewhere", "random_after", "random_elsewhere")
     return {
         kind: {
