@@ -38,6 +38,8 @@ def main() -> None:
     parser.add_argument("--source", default="en-us")
     parser.add_argument("--target", default="fr")
     parser.add_argument("--held", type=int, default=1000)
+    parser.add_argument("--windows", type=int, default=16, help="windows on which neurons are switched off")
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--n", type=int, default=12)
     parser.add_argument("--write", action="store_true", help="write the result under benchmarks/results")
     options = parser.parse_args()
@@ -55,11 +57,11 @@ def texts_of(model: cm.Model, options: argparse.Namespace) -> Any:
 
 
 def speed(model: cm.Model, options: argparse.Namespace) -> dict[str, Any]:
-    """Tokens a second of a census and of LAPE counts over those of bare passes, which come before and after."""
+    """Tokens a second of processor time of a census and of LAPE counts over those of bare passes around them."""
     cut = texts_of(model, options)
     seconds: dict[str, list[float]] = {"bare": [], "census": [], "language": []}
     half = len(cut) // 2
-    for _ in range(2):
+    for _ in range(options.repeats):
         timed(seconds["bare"], lambda: bare(model, cut))
         timed(seconds["census"], lambda: cm.neurons.census(model, cut))
         timed(seconds["bare"], lambda: bare(model, cut))
@@ -77,9 +79,9 @@ def speed(model: cm.Model, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def timed(seconds: list[float], work: Any) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     work()
-    seconds.append(time.perf_counter() - start)
+    seconds.append(time.process_time() - start)
 
 
 def bare(model: cm.Model, cut: "cm.neurons.Windows") -> None:
@@ -111,7 +113,7 @@ def census(model: cm.Model, options: argparse.Namespace) -> dict[str, Any]:
     result = counted(model, found)
     for entry in result["positional"]:
         del entry["curve"]
-    result["off"] = switched_off(Setting(model), found)
+    result["off"] = switched_off(Setting(model), found, options.windows)
     return result
 
 

@@ -184,10 +184,10 @@ def positional(census: "cm.neurons.Census", name: str) -> dict[str, Any]:
     }
 
 
-def switched_off(setting: "Setting", census: "cm.neurons.Census") -> dict[str, Any]:
+def switched_off(setting: "Setting", census: "cm.neurons.Census", windows: int = EVALUATED) -> dict[str, Any]:
     """The loss with all token detectors off, after their tokens and elsewhere; and with positional neurons off."""
     effects: dict[str, Any] = {}
-    texts = census.windows.chosen(range(min(EVALUATED, len(census.windows))))
+    texts = census.windows.chosen(range(min(windows, len(census.windows))))
     names = census.names(census.detector == 1)
     if names:
         tokens = sorted({gram[0] for name in names for gram in census.detected(name)})

@@ -59,7 +59,7 @@ def test_weights_of_noise_hold_no_such_neuron():
     model = tiny("llama")
     found = cm.neurons.census(model, random_windows([32] * 120))
     assert not (found.detector > 0).any() and not found.positional.any()
-    assert abs(float(found.information.mean())) < 0.01
+    assert abs(float(found.information.mean())) < 0.002  # 0.004 is the bias of 120 windows
 
 
 def dense(model, windows):

@@ -45,7 +45,7 @@ def test_a_language_that_is_more_active_gets_no_more_neurons_when_balanced():
 
     paper, even = _paper(active, 0.1, 0.9)[1], _balanced(active, 0.1, 0.9)[1]
     assert paper[0].sum() > 5 * paper[1].sum()
-    assert even[0].sum() == even[1].sum() > 0
+    assert even[0].sum() == even[1].sum() == 10
 
 
 def test_the_deactivation_matrix_is_diagonal_and_random_neurons_do_nothing():
