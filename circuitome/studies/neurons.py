@@ -185,13 +185,20 @@ def positional(census: "cm.neurons.Census", name: str) -> dict[str, Any]:
 
 
 def switched_off(setting: "Setting", census: "cm.neurons.Census", windows: int = EVALUATED) -> dict[str, Any]:
-    """The loss with all token detectors off, after their tokens and elsewhere; and with positional neurons off."""
+    """The loss with kinds of neurons off, all of a kind at once: after their tokens where they have some, and elsewhere.
+
+    Kinds are token detectors, neurons whose activations five tokens explain, and positional neurons.
+    """
     effects: dict[str, Any] = {}
     texts = census.windows.chosen(range(min(windows, len(census.windows))))
     names = census.names(census.detector == 1)
     if names:
         tokens = sorted({gram[0] for name in names for gram in census.detected(name)})
-        effects["token detectors"] = cm.neurons.off_effect(setting, names, texts, after=tokens, draws=DRAWS)
+        effect = cm.neurons.off_effect(setting, names, texts, after=tokens, draws=DRAWS)
+        effects["token detectors"] = effect
+    names, tokens = explained_by_few(census)
+    if names and tokens:
+        effects["few tokens"] = cm.neurons.off_effect(setting, names, texts, after=tokens, draws=DRAWS)
     if names := census.names(census.positional):
         effects["positional neurons"] = cm.neurons.off_effect(setting, names, texts, draws=DRAWS)
     keys = ("after", "elsewhere", "random_after", "random_elsewhere")
@@ -203,6 +210,17 @@ def switched_off(setting: "Setting", census: "cm.neurons.Census", windows: int =
         }
         for kind, effect in effects.items()
     }
+
+
+def explained_by_few(census: "cm.neurons.Census") -> tuple[list[str], list[int]]:
+    """Neurons whose activations five tokens explain, and the tokens of these on half of whose occurrences one fires."""
+    from circuitome.neurons.ngrams import EVENTS, FEW
+
+    number, events = census.coverage[:, 0], census.events[:, 0]
+    few = (number > 0) & (number <= FEW) & (events >= EVENTS)
+    parts = (part[:, 0] for part in (census.grams, census.gram_counts, census.gram_occurrences))
+    grams, counts, often = (part.transpose(1, 2)[few] for part in parts)
+    return census.names(few), grams[(grams >= 0) & (2 * counts >= often)].unique().tolist()
 
 
 def blocks(results: Mapping[str, Any]) -> list[Block]:
