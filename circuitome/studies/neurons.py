@@ -185,7 +185,7 @@ def positional(census: "cm.neurons.Census", name: str) -> dict[str, Any]:
 
 
 def switched_off(setting: "Setting", census: "cm.neurons.Census", windows: int = EVALUATED) -> dict[str, Any]:
-    """The loss with kinds of neurons off, all of a kind at once: after their tokens where they have some, and elsewhere.
+    """The loss with all neurons of a kind off: after their tokens where they have some, and elsewhere.
 
     Kinds are token detectors, neurons whose activations five tokens explain, and positional neurons.
     """
