@@ -27,6 +27,8 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Arguments that a block gives its attention besides the hidden states: masks, rotary tables, cache."""
 
 
+SHOWN = 200
+"""Characters of a text that a message shows."""
 HeldHeads = tuple[list[int], Callable[[Tensor], Tensor]]
 """Some heads of a block, and a function of their scaled outputs [batch, pos, head, d_head] that gives the changed."""
 
@@ -130,7 +132,8 @@ class Model:
         try:
             return list(tokenizer(text, **options).input_ids)
         except Exception as error:  # of no narrower type: a word that a tokenizer without an unknown token lacks
-            raise InputError(f"The tokenizer of {self.name} cannot spell {text!r}: {error}.") from None
+            shown = text if len(text) <= SHOWN else text[:SHOWN] + "..."
+            raise InputError(f"The tokenizer of {self.name} cannot spell {shown!r}: {error}.") from None
 
     def _need_tokenizer(self) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,39 @@ def read_text(path: str | None) -> str:
     if not text.strip():
         raise DataFileError(f"The text {path} is empty. Give a file with some text.")
     return text
+
+
+def documents(path: str | None) -> list[str]:
+    """The texts of a file, of all files below a folder, or of the standard input ("-"); None: the package's own.
+
+    A .txt file is one text; .jsonl and .csv files have one a row, in the column `text`. Raises `DataFileError`, with
+    file and line, for what cannot be read and for a folder without such files.
+    """
+    if path is None or (
+        path != "-" and Path(path).suffix.lower() not in (".jsonl", ".csv") and not Path(path).is_dir()
+    ):
+        return [read_text(path)]
+    if path == "-":
+        try:
+            return [text for text in [sys.stdin.buffer.read().decode()] if text.strip()]
+        except UnicodeDecodeError as error:
+            raise DataFileError(f"The standard input is not UTF-8 text ({error.reason}).") from None
+    if not Path(path).is_dir():
+        return read_texts(Path(path), None)[0]
+    files = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in (".txt", ".jsonl", ".csv"))
+    if not files:
+        raise DataFileError(f"The folder {path} holds no .txt, .jsonl or .csv file. Give one with texts.")
+    return [text for file in files for text in documents(str(file))]
+
+
+def by_name(folder: str) -> dict[str, list[str]]:
+    """Texts of each file and folder inside of a folder, by its name without suffix. Raises as `documents`."""
+    if not Path(folder).is_dir():
+        raise DataFileError(
+            f"{folder or 'The folder of texts'} is no folder. Give one with a file or folder a language."
+        )
+    entries = sorted(entry for entry in Path(folder).iterdir() if not entry.name.startswith("."))
+    return {entry.stem if entry.is_file() else entry.name: documents(str(entry)) for entry in entries}
 
 
 def text_hash(*texts: str) -> str:

@@ -28,6 +28,8 @@ GIVEN = {
     ),
     *("Atlas", "Copying", "HeadScore", "Induction", "Repeated", "MaskCheck", "NeedlePrompt", "SinkMass", "Explanation"),
     *("MlpExplanation", "DescribedNeuron", "NeuronEdges", "NeuronScores"),
+    *("Census", "Deactivation", "LanguageNeurons", "NeuronContext", "NeuronTokens", "OffEffect", "OutputLanguage"),
+    *("OwnTokens", "Windows"),
     *("Features", "RoleVerdict", "ConvNet", "Expanded", "Factored", "Composition", "Lens", "LogitAttribution"),
     *("TokenPairs", "Tokens"),
 }

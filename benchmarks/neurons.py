@@ -1,0 +1,141 @@
+"""The census and language neurons on SmolLM2: speed beside bare passes, memory, and what is found; prints JSON.
+
+    python benchmarks/neurons.py speed --texts FILE
+    python benchmarks/neurons.py census --texts FILE --tokens 300000 --checkpoint FILE
+    python benchmarks/neurons.py languages --texts DIR
+
+With --write each part becomes an entry of today's file under benchmarks/results. Texts are the user's own.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from speed import HERE, machine, one_thread
+
+import circuitome as cm
+from circuitome.engine.setting import Setting
+from circuitome.runs.texts import by_name, documents
+from circuitome.studies.languages import Languages, control, measured, split
+from circuitome.studies.neurons import measured as counted
+from circuitome.studies.neurons import switched_off
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("speed", "memory", "census", "languages"))
+    parser.add_argument("--texts", required=True)
+    parser.add_argument("--tokens", type=int, default=30_000)
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--source", default="en-us")
+    parser.add_argument("--target", default="fr")
+    parser.add_argument("--held", type=int, default=1000)
+    parser.add_argument("--windows", type=int, default=16, help="windows on which neurons are switched off")
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--n", type=int, default=12)
+    parser.add_argument("--write", action="store_true", help="write the result under benchmarks/results")
+    options = parser.parse_args()
+    one_thread()
+    result = PARTS[options.part](cm.load("smollm2-135m"), options)
+    print(json.dumps(result, indent=1))
+    if options.write:
+        path = HERE / "results" / f"neurons-{date.today().isoformat()}.json"
+        before = json.loads(path.read_text()) if path.exists() else {"date": date.today().isoformat()}
+        path.write_text(json.dumps({**before, "machine": machine(), options.part: result}, indent=1) + "\n")
+
+
+def texts_of(model: cm.Model, options: argparse.Namespace) -> Any:
+    return cm.neurons.windows(model, documents(options.texts), tokens=options.tokens)
+
+
+def speed(model: cm.Model, options: argparse.Namespace) -> dict[str, Any]:
+    """Tokens a second of processor time of a census and of LAPE counts over those of bare passes around them."""
+    cut = texts_of(model, options)
+    seconds: dict[str, list[float]] = {"bare": [], "census": [], "language": []}
+    half = len(cut) // 2
+    for _ in range(options.repeats):
+        timed(seconds["bare"], lambda: bare(model, cut))
+        timed(seconds["census"], lambda: cm.neurons.census(model, cut))
+        timed(seconds["bare"], lambda: bare(model, cut))
+        texts = {"a": cut.chosen(range(half)), "b": cut.chosen(range(half, len(cut)))}
+        timed(seconds["language"], lambda texts=texts: cm.neurons.language_neurons(model, texts, selection="paper"))
+    plain = median(seconds["bare"])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "tokens": cut.tokens,
+        "seconds": {name: [round(value, 1) for value in values] for name, values in seconds.items()},
+        "census_share_of_bare": round(plain / median(seconds["census"]), 3),
+        "language_share_of_bare": round(plain / median(seconds["language"]), 3),
+        "peak_bytes": peak,
+    }
+
+
+def timed(seconds: list[float], work: Any) -> None:
+    start = time.process_time()
+    work()
+    seconds.append(time.process_time() - start)
+
+
+def bare(model: cm.Model, cut: "cm.neurons.Windows") -> None:
+    with torch.no_grad():
+        for rows in cut.blocks():
+            model.logits(cut.inputs(model, rows))
+
+
+def memory(model: cm.Model, options: argparse.Namespace) -> dict[str, Any]:
+    """Peak memory of a census in a process of its own, over some tokens and over ten times as many."""
+    code = (
+        "import sys, resource, circuitome as cm; from circuitome.runs.texts import documents;"
+        "m = cm.load('smollm2-135m');"
+        "c = cm.neurons.census(m, documents(sys.argv[1]), tokens=int(sys.argv[2]));"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+    )
+    peaks = {}
+    for tokens in (options.tokens, 10 * options.tokens):
+        run = subprocess.run([sys.executable, "-c", code, options.texts, str(tokens)], capture_output=True, check=True)
+        peaks[str(tokens)] = int(run.stdout.split()[-1])
+    first, then = peaks.values()
+    return {"peak_bytes": peaks, "growth": round(then / first - 1, 4)}
+
+
+def census(model: cm.Model, options: argparse.Namespace) -> dict[str, Any]:
+    """What the census finds, and the loss with detectors and positional neurons off."""
+    cut = texts_of(model, options)
+    found = cm.neurons.census(model, cut, checkpoint=options.checkpoint)
+    result = counted(model, found)
+    for entry in result["positional"]:
+        del entry["curve"]
+    result["off"] = switched_off(Setting(model), found, options.windows)
+    return result
+
+
+def languages(model: cm.Model, options: argparse.Namespace) -> dict[str, Any]:
+    """Language neurons, the deactivation matrix, and the language of what is generated."""
+    settings = Languages(
+        texts=options.texts, tokens=options.tokens, held=options.held, source=options.source, target=options.target
+    )
+    apart = {name: split(settings, model, name, texts) for name, texts in by_name(options.texts).items()}
+    chosen = {name: some for name, (some, _) in apart.items()}
+    neurons = cm.neurons.language_neurons(model, chosen)
+    matrix = cm.neurons.deactivation(model, neurons, {k: held for k, (_, held) in apart.items()}, draws=1)
+    result = measured(neurons, matrix, {name: some.tokens for name, some in chosen.items()})
+    del result["names"]
+    openings = [model.decode(row[:24]) for row in apart[options.source][1].ids.tolist()][: options.n]
+    spoken = cm.neurons.output_language(model, neurons, openings, options.source, options.target)
+    result["control"] = control(settings, spoken)
+    return result
+
+
+PARTS = {"speed": speed, "memory": memory, "census": census, "languages": languages}
+
+
+if __name__ == "__main__":
+    main()

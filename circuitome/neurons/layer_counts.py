@@ -1,0 +1,155 @@
+"""What one pass over texts leaves of the neurons of a layer: sums, positions, n-grams, largest activations."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitome.neurons.ngrams import MIX, ORDERS, BlockGrams, GramCounts, gram_ids
+from circuitome.neurons.text_windows import Windows
+
+LEVELS, SMALLEST = 16, -8
+"""Powers of two of a histogram's bins, and the exponent below which activations are not told apart."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Where the counted tokens of some windows are: no padding, no first position, no special token."""
+
+    rows: Int[Tensor, " token"]
+    """Their places among batch and position as one axis."""
+    ids: Int[Tensor, " token"]
+    """Token ids."""
+    places: Int[Tensor, " token"]
+    """Window times length plus position."""
+    ends: tuple[int, ...]
+    """By window, one past its last counted token."""
+    full: Int[Tensor, " full"]
+    """Which counted tokens stand in full windows."""
+    positions: Int[Tensor, " full"]
+    """Their positions."""
+    shifted: Int[Tensor, " full"]
+    """The same, turned round by a random number of positions for each window."""
+    sample: Int[Tensor, " sample"]
+    """Which counted tokens go into the histograms."""
+    grams: Int[Tensor, "n token"]
+    """Ids of the n-grams that end there."""
+
+    @classmethod
+    def of(
+        cls, windows: Windows, rows: range, special: Int[Tensor, " special"], vocabulary: int, every: int
+    ) -> "Batch":
+        """The counted tokens of the windows `rows`; one of `every` goes into the histograms."""
+        lengths = windows.lengths[rows.start : rows.stop].long()
+        longest = int(lengths.max())
+        ids = windows.ids[rows.start : rows.stop, :longest].long()
+        at = torch.arange(longest).expand_as(ids)
+        counted = (at > 0) & (at < lengths[:, None]) & ~torch.isin(ids, special)
+        number = torch.arange(rows.start, rows.stop)
+        window, position = (x.expand_as(ids)[counted] for x in (number[:, None], at))
+        places = window * windows.length + position
+        full = (lengths == windows.length)[window - rows.start].nonzero()[:, 0]
+        turned = _hash(window[full]) % (windows.length - 1)
+        grams = gram_ids(ids, vocabulary)
+        return cls(
+            counted.flatten().nonzero()[:, 0],
+            ids[counted],
+            places,
+            tuple(counted.sum(1).cumsum(0).tolist()),
+            full,
+            position[full],
+            1 + (position[full] - 1 + turned) % (windows.length - 1),
+            (_hash(places) % every == 0).nonzero()[:, 0],
+            grams[:, counted],
+        )
+
+
+def _hash(numbers: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """A number of 24 bits that looks random."""
+    return (numbers + 1) * MIX >> 40 & 0xFFFFFF
+
+
+def block_grams(grams: Int[Tensor, "n token"]) -> tuple[BlockGrams, ...]:
+    """The n-grams of a block for every n."""
+    return tuple(BlockGrams.of(grams[i]) for i in range(len(ORDERS)))
+
+
+class LayerCounts:
+    """The sums of one layer, on the CPU."""
+
+    def __init__(self, neurons: int, length: int, keep: int) -> None:
+        self.sums = torch.zeros(4, neurons, dtype=torch.double)
+        """Active tokens; sums of a, of its square, and of a where active."""
+        self.positions = torch.zeros(2, length, neurons, dtype=torch.int32)
+        """Active tokens by position in full windows, and by position turned round."""
+        self.histogram = torch.zeros(2 * LEVELS, neurons, dtype=torch.int32)
+        """Sampled tokens by sign and size of a."""
+        self.top = torch.zeros(keep, neurons)
+        """Largest |a| with their signs, at most one a window; 0 where there are fewer."""
+        self.places = torch.full((keep, neurons), -1)
+        """Where they are."""
+        self.grams = GramCounts(neurons)
+        self.waiting = list[Tensor]()
+        """What fired in the batches of the block so far."""
+
+    def add(self, batch: Batch, fires: Float[Tensor, "token neuron"], written: Float[Tensor, "token neuron"]) -> None:
+        """Count what fired, and what was written, at a batch's counted tokens; n-grams wait for the block's end."""
+        active = fires.sum(0)
+        self.sums += torch.stack([active, written.sum(0), written.square().sum(0), (fires * written).sum(0)]).double()
+        if len(batch.full):
+            some = fires if len(batch.full) == len(fires) else fires[batch.full]
+            for table, positions in zip(self.positions, (batch.positions, batch.shifted), strict=True):
+                table += torch.zeros(table.shape).index_add_(0, positions, some).int()
+        self._add_histogram(written[batch.sample])
+        start = 0
+        for end in batch.ends:
+            if end > start:
+                self._add_largest(written[start:end], batch.places[start:end])
+            start = end
+        self.waiting.append(fires.bool())
+
+    def end_block(self, block: tuple[BlockGrams, ...], check: bool) -> None:
+        """Count the n-grams of the block's batches."""
+        fires = self.waiting[0] if len(self.waiting) == 1 else torch.cat(self.waiting)
+        self.waiting = []
+        self.grams.add(block, fires.float(), check)
+
+    def _add_histogram(self, written: Float[Tensor, "sample neuron"]) -> None:
+        level = torch.frexp(written).exponent.long().sub_(SMALLEST).clamp_(0, LEVELS - 1)
+        level[written == 0] = 0
+        bins = torch.where(written < 0, LEVELS - 1 - level, LEVELS + level)
+        self.histogram.scatter_add_(0, bins, torch.ones_like(bins, dtype=torch.int32))
+
+    def _add_largest(self, written: Float[Tensor, "token neuron"], places: Int[Tensor, " token"]) -> None:
+        """Let the largest |a| of a window take the place of the smallest kept; of equal ones the earlier stays."""
+        size = self.top.abs()
+        least = size.amin(0)
+        columns = (torch.maximum(written.amax(0), -written.amin(0)) > least).nonzero()[:, 0]
+        if not len(columns):
+            return
+        some = written[:, columns]
+        at = some.abs().argmax(0)
+        smallest = size[:, columns] == least[columns]
+        row = torch.where(smallest, self.places[:, columns], -2).argmax(0)
+        self.top[row, columns] = some[at, torch.arange(len(columns))]
+        self.places[row, columns] = places[at]
+
+    def largest(self) -> tuple[Float[Tensor, "keep neuron"], Int[Tensor, "keep neuron"]]:
+        """The largest activations, largest first, and their places."""
+        order = self.places.argsort(dim=0, stable=True)
+        top, places = self.top.gather(0, order), self.places.gather(0, order)
+        order = top.abs().argsort(dim=0, descending=True, stable=True)
+        return top.gather(0, order), places.gather(0, order)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """All that is held, by name."""
+        yield from ((name, getattr(self, name)) for name in ("sums", "positions", "histogram", "top", "places"))
+        yield from self.grams.tensors()
+
+    def restore(self, held: Mapping[str, Tensor]) -> None:
+        """Go on from what `tensors` gave."""
+        for name in ("sums", "positions", "histogram", "top", "places"):
+            setattr(self, name, held[name])
+        self.grams.restore(dict(held))

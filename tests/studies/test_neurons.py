@@ -1,0 +1,134 @@
+"""The studies `neurons`, `neuron` and `languages`: what they say, what they keep, and what they refuse."""
+
+import io
+import json
+from random import Random
+from types import SimpleNamespace
+
+import pytest
+from command import run
+from shown import blocks_of, check_shown, lede_of
+
+import circuitome as cm
+from circuitome.errors import DataFileError, InputError, RunError
+from circuitome.runs.store import load_run
+from circuitome.runs.texts import by_name, documents
+from circuitome.studies import languages, neuron, neurons
+from circuitome.studies.frame import cost, perform
+
+WORDS = [*"abcdefghijklmnop"]
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """A folder with texts of two languages that share no word."""
+    path, draw = tmp_path_factory.mktemp("texts"), Random(0)
+    for name, words in (("en", WORDS[:8]), ("de", WORDS[8:])):
+        (path / f"{name}.txt").write_text(" ".join(draw.choice(words) for _ in range(900)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, folder, texts):
+    settings = neurons.Neurons(model=str(folder), texts=str(texts), length=24, tokens=1500, off=True)
+    return perform(neurons.STUDY, settings, out=tmp_path_factory.mktemp("neurons") / "run")
+
+
+@pytest.mark.slow
+def test_the_run_says_what_the_census_found(made, folder, texts):
+    manifest, place = made[0].manifest, made[1]
+    results = manifest["results"]
+    model = cm.load(folder)
+    cut = cm.neurons.windows(model, documents(str(texts)), length=24, tokens=1500)
+    census = cm.neurons.census(model, cut)
+    kept = cm.neurons.Census.of(made[0].tensors, manifest["census"])
+    assert repr(kept) == repr(census) and kept.rule == census.rule
+    assert (kept.active == census.active).all() and (kept.grams == census.grams).all()
+    assert [row["dead"] for row in results["layers"]] == census.dead.sum(1).tolist()
+    assert results["tokens"] == census.tokens and results["neurons"] == 120
+    assert lede_of(place).startswith(f"Of 120 neurons, {int(census.dead.sum())} were never active on")
+    rows = blocks_of(place)["By layer"].rows
+    assert [row[0] for row in rows] == ["m0", "m1", "m2"]
+    assert all(effect["neurons"] for effect in results["off"].values())
+    check_shown(place)
+
+
+@pytest.mark.slow
+def test_one_neuron_of_the_run_and_anew(made, tmp_path, folder, capsys):
+    settings = neuron.Neuron(model=str(folder), neuron="m1.n3", run=str(made[1]))
+    one, place = perform(neuron.STUDY, settings, out=tmp_path / "one")
+    results, census = one.manifest["results"], cm.neurons.Census.of(made[0].tensors, made[0].manifest["census"])
+    assert results["active"] == int(census.active[1, 3]) and results["tokens"] == census.tokens
+    examples = results["examples"]
+    assert [example["value"] for example in examples] == pytest.approx(census.top[1, :10, 3].tolist(), rel=1e-4)
+    assert all(max(e["activations"], key=abs) == pytest.approx(e["value"]) for e in examples[:1])
+    assert [example["from"] is None for example in examples[:4]] == [False] * 3 + [True]
+    check_shown(place)
+    anew = ("neuron", "m1.n3", "--model", folder, "--texts", made[0].manifest["settings"]["texts"], "--tokens", 500)
+    code, printed, _ = run(capsys, *anew, "--out", tmp_path / "anew", "--json")
+    assert code == 0 and json.loads(printed)["results"]["tokens"] < census.tokens
+    with pytest.raises(RunError, match="is a run of neuron, not of neurons"):
+        perform(neuron.STUDY, neuron.Neuron(model=str(folder), neuron="m1.n3", run=str(place)), out=tmp_path / "no")
+    with pytest.raises(InputError, match=r"no neuron 'm1\.n99'"):
+        perform(neuron.STUDY, neuron.Neuron(model=str(folder), neuron="m1.n99", run=str(made[1])), out=tmp_path / "no")
+
+
+@pytest.mark.slow
+def test_languages_beside_random_neurons(tmp_path, folder, texts, monkeypatch):
+    monkeypatch.setattr("circuitome.neurons.language_effect.identifier", lambda names: lambda text: "en")
+    sizes = {"tokens": 600, "held": 200, "length": 24, "n": 2, "source": "de", "target": "en"}
+    settings = languages.Languages(model=str(folder), texts=str(texts), **sizes)
+    found, place = perform(languages.STUDY, settings, out=tmp_path / "run")
+    results = found.manifest["results"]
+    assert results["languages"] == ["de", "en"] and results["tokens"]["de"] == results["tokens"]["en"]
+    assert {name: sum(rows) for name, rows in results["neurons"].items()} == {"de": 1, "en": 1}
+    assert [way["share"]["value"] for way in results["control"]["ways"].values()] == [1.0] * 4
+    assert len(blocks_of(place)["Neurons switched off"].rows) == 4
+    check_shown(place)
+    assert load_run(place).tensors["active"].shape == (2, 3, 40)
+
+
+def test_texts_from_files_folders_and_the_standard_input(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("one\ntwo")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b.jsonl").write_text('{"text": "three"}\n{"text": "four"}\n')
+    (tmp_path / "sub" / "ignored.md").write_text("five")
+    assert documents(str(tmp_path)) == ["one\ntwo", "three", "four"]
+    assert by_name(str(tmp_path)) == {"a": ["one\ntwo"], "sub": ["three", "four"]}
+    assert documents(None)[0].startswith("There is a workshop")
+    for raw, expected in ((b"six", ["six"]), (b" ", [])):
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(raw)))
+        assert documents("-") == expected
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"\xff\xfe")))
+    with pytest.raises(DataFileError, match="not UTF-8"):
+        documents("-")
+    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xff")
+    (tmp_path / "empty").mkdir()
+    for path, message in (("bad.txt", "not UTF-8"), ("empty", "holds no .txt"), ("gone.txt", "cannot be read")):
+        with pytest.raises(DataFileError, match=message):
+            documents(str(tmp_path / path))
+    with pytest.raises(DataFileError, match="is no folder"):
+        by_name(str(tmp_path / "a.txt"))
+
+
+def test_what_is_refused_before_any_work(tmp_path, folder, texts):
+    for study, bad in (
+        (neurons.STUDY, neurons.Neurons(tokens=1)),
+        (neurons.STUDY, neurons.Neurons(length=1)),
+        (neuron.STUDY, neuron.Neuron(neuron="a1.h0")),
+        (languages.STUDY, languages.Languages()),
+        (languages.STUDY, languages.Languages(texts=str(texts), source="en")),
+        (languages.STUDY, languages.Languages(texts=str(texts), draws=0)),
+    ):
+        with pytest.raises(InputError):
+            perform(study, bad, out=tmp_path / "run")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "en.txt").write_text("a b c d")
+    for options, message in (
+        ({"texts": str(tmp_path / "one")}, "1 language"),
+        ({"texts": str(texts), "source": "en", "target": "fr"}, "no language 'fr'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            perform(languages.STUDY, languages.Languages(model=str(folder), **options), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert cost(neurons.STUDY, neurons.Neurons(model=str(folder), texts=str(texts), length=24)).seconds > 0
