@@ -14,6 +14,7 @@ from circuitome.errors import InputError
 from circuitome.graph.node import Node
 from circuitome.models.model import Model
 from circuitome.neurons.neuron_scores import scores
+from circuitome.tasks.task import Pair
 from circuitome.weights.folding import unembedding_rows
 from circuitome.weights.pairs import token_name
 
@@ -55,8 +56,8 @@ class DescribedNeuron:
 
     name: str
     """m5.n123."""
-    token: str
-    """The commonest token, as text, at which ablation changes it most."""
+    place: str
+    """Where ablation changes it most on most prompts: a token's role, or where it has none the token in quotes."""
     clean: float
     """What it writes with there, mean over prompts."""
     ablated: float
@@ -73,7 +74,7 @@ def describe(setting: Setting, neurons: Sequence[str], *, top: int = 5) -> tuple
     """Where on the task's prompts neurons change most when ablated, and the `top` tokens that they raise and lower.
 
     Tokens are those that the unembedding reads from the neuron's output weights alone, the final norm's gain folded in;
-    their sign is that of the neuron's mean activity at its token.
+    their sign is that of the neuron's mean activity there.
 
     >>> model, task = cm.load("tracr-reverse"), cm.ground_truth.task("tracr-reverse", 16)
     >>> cm.neurons.describe(model, task, ["m0.n0"], ablation="zero", top=2)[0].name
@@ -83,7 +84,7 @@ def describe(setting: Setting, neurons: Sequence[str], *, top: int = 5) -> tuple
     """
     view = setting.model.with_neurons(neurons)
     places = [(layer, i) for layer, nodes in enumerate(view.graph.neurons) for i in range(len(nodes))]
-    setting, kept = setting.but(model=view), dict[tuple[int, int], list[tuple[int, float, float]]]()
+    setting, kept = setting.but(model=view), dict[tuple[int, int], list[tuple[str, float, float]]]()
     for batch in setting.batches():
         with torch.no_grad():
             clean = WriterValues.of(view, view.record(batch.clean, logits=False))
@@ -92,24 +93,32 @@ def describe(setting: Setting, neurons: Sequence[str], *, top: int = 5) -> tuple
             here, there = (values.neurons[place[0]][..., place[1]] for values in (clean, ablated))
             at = ((here - there).abs() * batch.clean.real()).argmax(1)
             rows = torch.arange(len(at), device=at.device)
-            found = zip(*(t[rows, at].tolist() for t in (batch.clean.ids, here, there)), strict=True)
-            kept.setdefault(place, []).extend(found)
+            positions = batch.clean.positions.expand_as(batch.clean.ids)[rows, at].tolist()
+            found = [_place(view, setting.task.pairs[row], i) for row, i in zip(batch.rows, positions, strict=True)]
+            values = (t[rows, at].tolist() for t in (here, there))
+            kept.setdefault(place, []).extend(zip(found, *values, strict=True))
     names = {str(Node("neuron", layer, view.graph.neurons[layer][i])): (layer, i) for layer, i in places}
     order = dict.fromkeys(str(Node.parse(name)) for name in neurons)
     return tuple(_described(view, name, kept[names[name]], top) for name in order)
 
 
-def _described(model: Model, name: str, kept: Sequence[tuple[int, float, float]], top: int) -> DescribedNeuron:
-    ids, clean, ablated = zip(*kept, strict=True)
+def _place(model: Model, pair: Pair, position: int) -> str:
+    """The role of a token, or the token itself."""
+    role = next((name for name, at in pair.roles.items() if at == position), "")
+    return role or f'"{token_name(model, pair.clean[position])}"'
+
+
+def _described(model: Model, name: str, kept: Sequence[tuple[str, float, float]], top: int) -> DescribedNeuron:
+    found, clean, ablated = zip(*kept, strict=True)
     activity = sum(clean) / len(clean)
     node = Node.parse(name)
     logits = _logits(model, model.blocks[node.layer].neuron_weights([node.index])[0])
     up, down = (
         (sign * (1 if activity >= 0 else -1) * logits).topk(min(top, len(logits))).indices.tolist() for sign in (1, -1)
     )
-    common = Counter(ids).most_common(1)[0][0]
+    common = Counter(found).most_common(1)[0][0]
     raises, lowers = (tuple(token_name(model, i) for i in some) for some in (up, down))
-    return DescribedNeuron(name, token_name(model, common), activity, sum(ablated) / len(ablated), raises, lowers)
+    return DescribedNeuron(name, common, activity, sum(ablated) / len(ablated), raises, lowers)
 
 
 def _logits(model: Model, vector: Float[Tensor, " d_model"]) -> Float[Tensor, " vocab"]:

@@ -85,7 +85,7 @@ def neuron_table(neurons: "Sequence[cm.neurons.DescribedNeuron]", edges: "Iterab
         (
             neuron.name,
             strength[neuron.name],
-            formats.quoted(neuron.token),
+            neuron.place,
             neuron.clean,
             neuron.ablated,
             ", ".join(map(formats.quoted, neuron.raises)),
@@ -95,7 +95,7 @@ def neuron_table(neurons: "Sequence[cm.neurons.DescribedNeuron]", edges: "Iterab
     ]
     note = (
         "The sum is over the neuron's edges in the circuit. What it writes with is its activation (gate times up where "
-        "MLPs are gated), at the token where ablation changes it most, mean over prompts. Tokens are those whose "
+        "MLPs are gated), where ablation changes it most, mean over prompts. Tokens are those whose "
         "logits its output weights raise and lower by themselves when it acts as it does there."
     )
     return [table("Neurons of the circuit", columns, rows, note=note, top=12)]

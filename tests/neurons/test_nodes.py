@@ -1,6 +1,7 @@
 """Neurons as nodes of a graph: circuits with them against the slow exact form, on every family."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -228,3 +229,21 @@ def test_neurons_keep_their_kind_in_files_and_groups(tmp_path):
     }
     assert kinds == {"embed": "embedding", "m0.n3": "neuron", "m2": "mlp", "logits": "logit"}
     assert layer_groups(circuit) == {"neurons of the first third": ["m0.n3"], "MLPs of the last third": ["m2"]}
+
+
+def test_a_neuron_is_described_where_ablation_changes_it_most():
+    model = tiny("llama").with_neurons(["m2.n5"])
+    weight, row = model.blocks[2].neuron_weights([5])[0], model.graph.row("m2.n5")
+    places, clean = [], []
+    for pair in TASK.pairs:
+        acts = [
+            writer_outputs(model, ids)[row] @ weight / weight.square().sum() for ids in (pair.clean, pair.corrupted)
+        ]
+        places.append(int((acts[0] - acts[1]).abs().argmax()))
+        clean.append(float(acts[0][places[-1]]))
+    pairs = tuple(replace(pair, roles={"here": place}) for pair, place in zip(TASK.pairs, places, strict=True))
+    (found,) = cm.neurons.describe(model, replace(TASK, pairs=pairs), ["m2.n5"], top=3)
+    assert found.place == "here" and found.clean == pytest.approx(sum(clean) / len(clean), abs=1e-5)
+    with torch.no_grad():
+        logits = model.unembedding.weight @ (weight * model.final_norm.gain) * (1 if found.clean >= 0 else -1)
+    assert found.raises == tuple(f"#{i}" for i in logits.topk(3).indices.tolist())
