@@ -89,9 +89,11 @@ def describe(setting: Setting, neurons: Sequence[str], *, top: int = 5) -> tuple
         with torch.no_grad():
             clean = WriterValues.of(view, view.record(batch.clean, logits=False))
         ablated = setting.ablated_values(batch, clean)
+        real, last = batch.clean.real(), torch.zeros_like(batch.clean.real())
+        last[torch.arange(len(last)), batch.clean.read] = 1.0  # all that matters of the last block
         for place in places:
             here, there = (values.neurons[place[0]][..., place[1]] for values in (clean, ablated))
-            at = ((here - there).abs() * batch.clean.real()).argmax(1)
+            at = ((here - there).abs() * (last if place[0] == len(view.blocks) - 1 else real)).argmax(1)
             rows = torch.arange(len(at), device=at.device)
             positions = batch.clean.positions.expand_as(batch.clean.ids)[rows, at].tolist()
             found = [_place(view, setting.task.pairs[row], i) for row, i in zip(batch.rows, positions, strict=True)]

@@ -232,8 +232,8 @@ def test_neurons_keep_their_kind_in_files_and_groups(tmp_path):
 
 
 def test_a_neuron_is_described_where_ablation_changes_it_most():
-    model = tiny("llama").with_neurons(["m2.n5"])
-    weight, row = model.blocks[2].neuron_weights([5])[0], model.graph.row("m2.n5")
+    model = tiny("llama").with_neurons(["m1.n5"])
+    weight, row = model.blocks[1].neuron_weights([5])[0], model.graph.row("m1.n5")
     places, clean = [], []
     for pair in TASK.pairs:
         acts = [
@@ -242,8 +242,10 @@ def test_a_neuron_is_described_where_ablation_changes_it_most():
         places.append(int((acts[0] - acts[1]).abs().argmax()))
         clean.append(float(acts[0][places[-1]]))
     pairs = tuple(replace(pair, roles={"here": place}) for pair, place in zip(TASK.pairs, places, strict=True))
-    (found,) = cm.neurons.describe(model, replace(TASK, pairs=pairs), ["m2.n5"], top=3)
+    (found,) = cm.neurons.describe(model, replace(TASK, pairs=pairs), ["m1.n5"], top=3)
     assert found.place == "here" and found.clean == pytest.approx(sum(clean) / len(clean), abs=1e-5)
     with torch.no_grad():
         logits = model.unembedding.weight @ (weight * model.final_norm.gain) * (1 if found.clean >= 0 else -1)
     assert found.raises == tuple(f"#{i}" for i in logits.topk(3).indices.tolist())
+    ends = tuple(replace(pair, roles={"end": len(pair.clean) - 1}) for pair in TASK.pairs)
+    assert cm.neurons.describe(model, replace(TASK, pairs=ends), ["m2.n5"])[0].place == "end"  # of the last block
