@@ -17,7 +17,7 @@ from circuitome.models.model import Model
 from circuitome.neurons.activity import Rule, check_mlps, neurons_of, rule_of, watching_activity
 from circuitome.neurons.layer_counts import Batch, LayerCounts, block_grams
 from circuitome.neurons.ngrams import ORDERS, Coverage, Occurrences, detectors, spelled
-from circuitome.neurons.positional import INFORMED, WINDOWS, binned, information, kinds
+from circuitome.neurons.positional import INFORMED, KINDS, WINDOWS, binned, information, kinds
 from circuitome.neurons.text_windows import LENGTH, Windows, windows
 from circuitome.results import Shown, plain
 from circuitome.weights.folding import vocabulary
@@ -149,6 +149,30 @@ class Census(Shown):
             self.grams[row, n - 1, :, column][self.detects[row, n - 1, :, column]] if n else self.grams[:0, 0, 0, 0]
         )
         return [self.gram(n, number) for number in numbers.tolist()]
+
+    def fires_on(self, neuron: str, n: int = 1) -> list[tuple[tuple[int, ...], int, int]]:
+        """The n-grams that a neuron fires on most: the n-gram, how often it fired there, how often it stands there."""
+        row, column = self.at(neuron)
+        parts = (part[row, n - 1, :, column].tolist() for part in (self.grams, self.gram_counts, self.gram_occurrences))
+        return [(self.gram(n, gram), fired, often) for gram, fired, often in zip(*parts, strict=True) if gram >= 0]
+
+    def row(self, neuron: str) -> dict[str, Any]:
+        """All numbers of one neuron, as plain JSON values; n-grams as token ids."""
+        at = self.at(neuron)
+        return {
+            "neuron": neuron,
+            "active": int(self.active[at]) / self.tokens,
+            "tokens": self.tokens,
+            **{name: float(getattr(self, name)[at]) for name in ("mean", "deviation", "mean_active")},
+            "information": plain(float(self.information[at])),
+            "shuffled": plain(float(self.shuffled[at])),
+            "position": KINDS[int(self.kind[at])],
+            "coverage": self.coverage[at[0], :, at[1]].tolist(),
+            "certain": self.certain[at[0], :, at[1]].tolist(),
+            "detector": int(self.detector[at]),
+            "fires_on": {str(n): [[list(gram), *counts] for gram, *counts in self.fires_on(neuron, n)] for n in ORDERS},
+            "largest": [value for value in self.top[at[0], :, at[1]].tolist() if value],
+        }
 
     def looks_dead(self, rate: float) -> float:
         """Chance that a neuron with this share of active tokens shows none here, were tokens independent."""

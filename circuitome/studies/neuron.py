@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from typing_extensions import override
@@ -91,16 +90,13 @@ def opened(settings: Neuron, context: Context) -> tuple["cm.Model", "cm.neurons.
         texts = documents(settings.texts)
         return context.model, cm.neurons.census(context.setting, texts, tokens=settings.tokens, layers=layers)
     from circuitome.models.loading import weights_hash
-    from circuitome.runs.store import load_run
 
-    kept = load_run(Path(settings.run))
-    if kept.manifest.get("kind") != "neurons":
-        raise RunError(f"{settings.run} is a run of {kept.manifest.get('kind')}, not of neurons. Give one of neurons.")
-    name = kept.manifest["model"]["name"]
+    kept = cm.open(settings.run)
+    census, name = kept.census, kept.manifest["model"]["name"]
     model = context.model if name == settings.model else cm.load(name)
     if weights_hash(model) != kept.manifest["model"]["weights_hash"]:
         raise RunError(f"{settings.run} was made with other weights of {name}. Repeat {kept.manifest['command']}.")
-    return model, cm.neurons.Census.of(kept.tensors, kept.manifest["census"])
+    return model, census
 
 
 def measured(model: "cm.Model", census: "cm.neurons.Census", name: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitome.errors import InputError, RunError, unknown_name
+from circuitome.graph.node import Node
 from circuitome.present import notebook
 from circuitome.present.blocks import AnyBlock, Document
 from circuitome.present.export import PICTURES, figures
@@ -20,6 +21,8 @@ from circuitome.studies.result_views import frame
 
 if TYPE_CHECKING:
     import pandas
+
+    from circuitome.neurons.neuron_census import Census
 
 GRAPHS = ("graphml", "csv", "json", "neuronpedia")
 """What a run's circuit can be written as."""
@@ -101,13 +104,17 @@ class OpenedRun(Reopened):
         """Write one figure or table, or without `figure` the circuit, to a file.
 
         `to` is what the path ends with, unless given: png, svg, pdf, csv or json for figures; graphml, csv, json or
-        neuronpedia (json and neuronpedia are the attribution-graph schema) for the circuit, with its scores.
+        neuronpedia (json and neuronpedia are the attribution-graph schema) for the circuit, with its scores; jsonl for
+        a census, a line for each neuron.
         Raises `InputError` for another format and where the file cannot be written, `RunError` where there is no
         circuit.
         """
         to = to or Path(path).suffix.removeprefix(".")
         if figure is None and to in GRAPHS:
             self._export_circuit(Path(path), to)
+            return
+        if figure is None and to == "jsonl":
+            self._export_census(Path(path))
             return
         if figure is None and to in PICTURES:
             figure = next((name for name, block in self.figures.items() if notebook.plot(block) is not block), None)
@@ -125,6 +132,24 @@ class OpenedRun(Reopened):
             else:
                 tokens = [self.model.decode([token]) for token in self.task.pairs[0].clean]
                 circuit.to_json(path, scores, tokens)
+        except OSError as error:
+            raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+    @property
+    def census(self) -> "Census":
+        """Of a neurons run: what every neuron fires on."""
+        from circuitome.neurons.neuron_census import Census
+
+        if "census" not in self.manifest:
+            raise self._without("census", "neurons")
+        return Census.of(self.run.tensors, self.manifest["census"])
+
+    def _export_census(self, path: Path) -> None:
+        census = self.census
+        names = (str(Node("neuron", layer, i)) for layer in census.layers for i in range(census.active.shape[1]))
+        try:
+            with path.open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(census.row(name)) + "\n" for name in names)
         except OSError as error:
             raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
 

@@ -1,5 +1,7 @@
 """Circuits of heads and neurons: found, opened again, tested, exported."""
 
+import json
+
 import pytest
 import torch
 from command import run
@@ -97,3 +99,29 @@ def test_it_is_explained_as_a_circuit_of_whole_mlps(capsys, tmp_path, folder, da
     found = cm.open(tmp_path / "run")
     assert any(".n" in name for name in found.circuit.nodes)
     assert torch.equal(explained.run.tensors["circuit"], found.circuit.with_whole_mlps().mask)
+
+
+@pytest.mark.slow
+def test_a_census_says_what_a_circuits_neurons_fire_on(capsys, tmp_path, folder, data):
+    options = ("--data", data, "--model", folder, "--method", "eap", "--edges", "60")
+    assert run(capsys, "find", "letters", *options, "--nodes", "neurons", "--out", tmp_path / "run")[0] == 0
+    assert run(capsys, "find", "letters", *options, "--out", tmp_path / "whole")[0] == 0
+    texts = ("--length", "16", "--tokens", "400")
+    assert run(capsys, "neurons", "--model", folder, *texts, "--out", tmp_path / "census")[0] == 0
+    more = ("--census", tmp_path / "census", "--out", tmp_path / "explained")
+    code, _, error = run(capsys, "explain", tmp_path / "run", *more)
+    assert code == 0, error
+    found, census = cm.open(tmp_path / "run"), cm.open(tmp_path / "census").census
+    rows = {row[0]: row for row in blocks_of(tmp_path / "explained")["What its neurons fire on"].rows}
+    assert set(rows) == {name for name in found.circuit.nodes if ".n" in name}
+    for name, row in rows.items():
+        assert row[1] == pytest.approx(int(census.active[census.at(name)]) / census.tokens)
+        assert row[2].count("%") == min(5, len(census.fires_on(name)))
+    code, _, error = run(
+        capsys, "explain", tmp_path / "whole", "--census", tmp_path / "census", "--out", tmp_path / "no"
+    )
+    assert code == 1 and "has no neurons" in error
+    code, _, error = run(capsys, "export", tmp_path / "census", "--to", "jsonl", "--out", tmp_path / "census.jsonl")
+    assert code == 0, error
+    lines = [json.loads(line) for line in (tmp_path / "census.jsonl").read_text().splitlines()]
+    assert len(lines) == census.active.numel() and lines[5] == census.row(lines[5]["neuron"])
