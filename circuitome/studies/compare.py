@@ -394,7 +394,8 @@ def of_scores(rows: Sequence[Mapping[str, Any]], exact: int) -> Table:
 def by_size(title: str, key: str, rows: Sequence[Mapping[str, Any]], sizes: Sequence[int]) -> Table:
     """One number of the circuits of every size that several methods have, a row for each method."""
     points = [(row["name"], {point["edges"]: _rounded(point.get(key)) for point in row["points"]}) for row in rows]
-    numbers = ((name, *(values.get(size, "") for size in sizes)) for name, values in points)
+    shown = (line for line in points if any(size in line[1] for size in sizes))
+    numbers = ((name, *(values.get(size, "") for size in sizes)) for name, values in shown)
     return table(title, ("method", *((f"{size:,}", "number", 2) for size in sizes)), numbers)
 
 

@@ -65,6 +65,8 @@ def test_learned_rankings_give_every_size_and_the_smallest_circuit_one(capsys, t
     found = load_run(tmp_path / "run")
     rows = {row["name"]: row for row in found.manifest["results"]["methods"]}
     assert len(rows["mattr"]["points"]) > 3 and len(rows["smallest"]["points"]) == 1
+    by_size = blocks_of(tmp_path / "run")["Faithfulness by number of edges"]
+    assert all(any(value != "" for value in values) for _, *values in by_size.rows)
     # neither goes on from what the other has learned
     assert rows["smallest"]["forwards"] > 0.8 * rows["mattr"]["forwards"] > 20
     check_shown(tmp_path / "run")
