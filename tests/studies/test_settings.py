@@ -3,7 +3,7 @@
 import shlex
 import types
 from dataclasses import fields
-from typing import Annotated, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 from hypothesis import given, settings
@@ -36,6 +36,8 @@ def values(hint):
         if more == [...]:
             return st.lists(NAME if inside is str else PLAIN[inside], max_size=3).map(tuple)
         return st.tuples(*[NOT_AN_OPTION] * (1 + len(more)))
+    if get_origin(hint) is Literal:
+        return st.sampled_from(get_args(hint))
     return PLAIN[hint]
 
 

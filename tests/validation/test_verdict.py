@@ -170,7 +170,7 @@ def test_few_prompts_leave_verdicts_unclear(known):
     model, _, truth = known
     found = validate(model, truth, cm.ground_truth.task("known-ioi", 4), quick=True)
     assert found["equivalence"].verdict == "unclear" and "need at least 8" in found["equivalence"].note
-    assert found["sufficiency"].verdict == "unclear"
+    assert found["sufficiency"].verdict == "pass"  # a matter of random circuits, not of prompts
     assert found.to_dict()["criteria"][0]["name"] == "faithfulness"
 
 
