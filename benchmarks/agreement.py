@@ -8,6 +8,7 @@ prompts that the scores are from and on held-out ones, with circuits of the larg
 
 import argparse
 import json
+import math
 import time
 from datetime import date
 from pathlib import Path
@@ -77,7 +78,8 @@ def of_task(model: cm.Model, own: cm.Task, held_out: cm.Task, options: argparse.
     for name, row in rows.items():
         for what, among in {"sampled": sampled, "strongest": strongest, "both": sampled | strongest}.items():
             near = agreement(scores[name], exact, among)
-            row[what] = {key: round(getattr(near, key), 3) for key in ("pearson", "pearson_abs", "spearman")}
+            values = {key: getattr(near, key) for key in ("pearson", "pearson_abs", "spearman")}
+            row[what] = {key: None if math.isnan(value) else round(value, 3) for key, value in values.items()}
         print(own.name, name, json.dumps(row), flush=True)
     return {**about, "sampled_edges": len(sampled), "edges": len(sampled | strongest), "methods": rows}
 
