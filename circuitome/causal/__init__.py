@@ -9,8 +9,8 @@ verdict = cm.causal.locate(model, task, causal, "x14@end", held_out)  # beside c
 from circuitome.causal.alignment import AccuracyMap, Alignment, align, interchange
 from circuitome.causal.causal_model import CausalModel, model
 from circuitome.causal.located import Located, locate
-from circuitome.causal.ready import ready
 from circuitome.causal.subspaces import Subspace, das
+from circuitome.causal.task_models import ready
 
 __all__ = [
     "AccuracyMap",

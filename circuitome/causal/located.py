@@ -97,7 +97,7 @@ def locate(
     >>> model = cm.load("known-ioi")
     >>> task, other = (cm.ground_truth.task("known-ioi", 32, seed=seed) for seed in (0, 1))
     >>> cm.causal.locate(model, task, cm.causal.ready("known-ioi"), "x1@S2", other, variable="repeated", sizes=())
-    repeated: has no place at x1@S2, IIA 0.750 [0.750, 0.750]
+    repeated: has a place at x1@S2, IIA 0.750 [0.750, 0.750]
     """
     for k in sizes:
         check_size(k, setting.model.d_model)

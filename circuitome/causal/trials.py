@@ -266,6 +266,8 @@ class Draws:
     """Share of pairs in which the answer of the causal model is to change."""
     kept: dict[tuple[str, int, Any], frozenset[int]] = field(default_factory=dict)
     """Answers that were worked out before."""
+    compared: dict[tuple[int, int], list[bool]] = field(default_factory=dict)
+    """Pairs that were compared before."""
 
     def ids(self, variable: str, base: int, source: int) -> frozenset[int]:
         """The tokens that the causal model allows on `base` with the variable's value from `source`."""
@@ -282,8 +284,10 @@ class Draws:
 
     def changes(self, base: int, source: int) -> list[bool]:
         """By variable: whether what was right on the base alone is so no longer."""
-        right = self.right(base)
-        return [not self.ids(variable, base, source) & right for variable in self.variables]
+        if (base, source) not in self.compared:
+            right = self.right(base)
+            self.compared[base, source] = [not self.ids(name, base, source) & right for name in self.variables]
+        return self.compared[base, source]
 
     def drawn(self, base: Sequence[int], seed: int, tokens: Sequence[int]) -> dict[str, Any]:
         """Fields of `Trials` that follow from the sources that are drawn for these bases."""

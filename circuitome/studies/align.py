@@ -78,6 +78,17 @@ def causal_model(settings: Align) -> "CausalModel":
     return found
 
 
+def check_possible(settings: Align, model: "cm.Model") -> None:
+    """Raises `InputError` for a place or a size of subspaces that the model has not, before the work."""
+    from circuitome.causal.sites import Place
+    from circuitome.causal.subspaces import check_size
+
+    if settings.place is not None:
+        Place.parse(settings.place, model.graph)
+    for k in filter(None, settings.k):
+        check_size(k, model.d_model)
+
+
 def work(settings: Align, context: Context) -> Work:
     """Three passes to record, a part of a pass for every site and position, and what learning takes."""
     from circuitome.causal.sites import sites
@@ -103,8 +114,9 @@ def run(settings: Align, context: Context) -> Findings:
     """The map of every variable on the prompts, and the verdict on its best place from held-out ones."""
     causal, setting, prompts = causal_model(settings), context.setting, context.prompts
     assert prompts.held_out is not None, "held-out prompts are drawn or split off"
-    found = cm.causal.align(setting, causal, variables=settings.variables, kind=settings.sites, at=settings.at)
     sizes = tuple(k for k in settings.k if k)
+    check_possible(settings, context.model)
+    found = cm.causal.align(setting, causal, variables=settings.variables, kind=settings.sites, at=settings.at)
     verdicts = [
         cm.causal.locate(
             setting,
