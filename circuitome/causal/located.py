@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitome.causal.alignment import Project, answers_at, random_weights, right_at, shares, unchanged_right
+from circuitome.causal.alignment import AS_GOOD, Project, answers_at, random_weights, right_at, shares, unchanged_right
 from circuitome.causal.causal_model import CausalModel
 from circuitome.causal.sites import Place
 from circuitome.causal.subspaces import EPOCHS, Subspace, check_size, learned, random_subspaces
@@ -42,11 +42,11 @@ class Located:
     whole: Estimate
     """Interchange accuracy when the whole value of the place is interchanged."""
     k: int
-    """Size of the subspace; 0 where none was looked for."""
+    """Size of the subspace; 0 where the whole value is as good as no smaller one, or none was looked for."""
     accuracy: Estimate
     """Interchange accuracy in the subspace, or, without one, of the whole value: what controls are compared with."""
     sizes: dict[int, Estimate]
-    """By size tried: accuracy on the prompts on which the size was chosen."""
+    """By size tried, and for 0, the whole value: accuracy on the prompts on which the size was chosen."""
     controls: dict[str, Estimate]
     """By name: accuracy where there is nothing to be found."""
     above: dict[str, Estimate]
@@ -85,9 +85,9 @@ def locate(
 ) -> Located:
     """Whether a place holds a variable, by its accuracy on `held_out` prompts beside those of controls.
 
-    Subspaces of the `sizes` are learned on the setting's prompts (`das`); that with the highest accuracy on `sizing`
-    prompts (without them: the setting's), the smallest of equal ones, is judged on the held-out ones. Without sizes the
-    whole value of the place is. Controls have the same size, and as many steps: random directions (mean of `RANDOM`
+    Subspaces of the `sizes` are learned on the setting's prompts (`das`). The smallest that is as accurate on `sizing`
+    prompts (without them: the setting's) as the best of them and of the whole value, but for `AS_GOOD`, is judged on
+    the held-out ones; else the whole value. Controls have the same size, and as many steps: random directions (`RANDOM`
     draws), values from the sources of other pairs, a model of random weights; also no interchange, and the one answer
     that is right most often. The variable has a place where the accuracy lies above every control, by an interval of
     the difference on the same pairs.
@@ -106,7 +106,9 @@ def locate(
     chosen = searched if sizing is None else trials(setting.but(prompts=sizing), causal, [variable])
     subspaces = {k: learned(searched, place, variable, k, epochs=epochs) for k in sizes}
     by_size = {k: shares(chosen, _right(chosen, variable, place, found)) for k, found in subspaces.items()}
-    k = max(sorted(by_size), key=lambda size: by_size[size].value) if by_size else 0
+    if sizes:
+        by_size[0] = shares(chosen, _right(chosen, variable, place))
+    k = _smallest(by_size)
     whole, subspace = _right(judged, variable, place), subspaces.get(k)
     right = whole if subspace is None else _right(judged, variable, place, subspace)
     controls = _controls(searched, judged, place, k, epochs)
@@ -122,6 +124,12 @@ def locate(
         base_accuracy=judged.base_accuracy,
         subspace=subspace,
     )
+
+
+def _smallest(by_size: dict[int, Estimate]) -> int:
+    """The smallest of the sizes that are as accurate as the best; 0, the whole place, is the largest."""
+    enough = max((estimate.value for estimate in by_size.values()), default=0.0) - AS_GOOD
+    return next((k for k in sorted(by_size) if k and by_size[k].value >= enough), 0)
 
 
 def _said(pairs: Trials, place: str, subspace: Subspace | None) -> Tensor:

@@ -42,7 +42,7 @@ class Align(PromptSettings):
     place: str | None = None
     """Place to judge in place of each variable's best one: x14@end, mid3@S2, a5.h1@end, m4@S2."""
     k: WholeNumbers = (1, 4, 16)
-    """Sizes of subspaces to learn at that place (DAS), the best of which is judged; 0 alone: its whole value."""
+    """Sizes of subspaces to learn at that place (DAS), the smallest good enough is judged; 0 alone: its whole value."""
     held_out: str | None = None
     """File or task of the prompts to judge on; by default other prompts of the same task."""
 
