@@ -1,5 +1,6 @@
 """The public names and where they are defined; `circuitome/__init__.py` imports each when it is first used."""
 
+from . import causal as causal
 from . import errors as errors
 from . import heads as heads
 from . import neurons as neurons

@@ -7,7 +7,7 @@ from circuitome.studies.study import Study
 NAMES = (
     *("see", "check", "find", "measure", "patch", "path", "compare", "known", "validate", "explain"),
     *("heads", "neurons", "neuron", "languages", "induction", "retrieval", "stream", "trace", "routes"),
-    *("weights", "lens", "conv", "diff"),
+    *("weights", "lens", "conv", "diff", "align"),
 )
 """In the order of the help page."""
 STUDIES: dict[str, Study] = {name: import_module(f"circuitome.studies.{name}").STUDY for name in NAMES}

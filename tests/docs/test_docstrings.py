@@ -12,7 +12,7 @@ import torch
 import circuitome
 import circuitome as cm
 
-SPACES = (cm, cm.tasks, cm.heads, cm.neurons, cm.weights, cm.ground_truth)
+SPACES = (cm, cm.tasks, cm.causal, cm.heads, cm.neurons, cm.weights, cm.ground_truth)
 """Where public names are looked up."""
 GIVEN = {
     *(
@@ -31,7 +31,7 @@ GIVEN = {
     *("Census", "Deactivation", "LanguageNeurons", "NeuronContext", "NeuronTokens", "OffEffect", "OutputLanguage"),
     *("OwnTokens", "Windows"),
     *("Features", "RoleVerdict", "ConvNet", "Expanded", "Factored", "Composition", "Lens", "LogitAttribution"),
-    *("TokenPairs", "Tokens"),
+    *("AccuracyMap", "Alignment", "CausalModel", "Located", "Subspace", "TokenPairs", "Tokens"),
 }
 """Public classes that functions give, or that users do not make: the example is that of the function."""
 MODULES = [info.name for info in pkgutil.walk_packages(cm.__path__, "circuitome.") if "__main__" not in info.name]

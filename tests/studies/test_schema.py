@@ -15,6 +15,7 @@ COMMANDS = {
     "find": ("find", "known-ioi", *KNOWN, "--edges", "14"),
     "measure": ("measure", "known-ioi", *KNOWN),
     "patch": ("patch", "known-ioi", *KNOWN),
+    "align": ("align", "known-ioi", *KNOWN[:2], "--n", "32", "--k", "0"),
     "weights": ("weights", "a2.h0", "--model", "known-ioi"),
     "see": ("see", "Ann and Bob met then Bob gave to", "--model", "known-ioi"),
     "trace": ("trace", "Ann and Bob met then Bob gave to", "--model", "known-ioi"),

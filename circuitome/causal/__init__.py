@@ -1,0 +1,27 @@
+"""Causal abstraction: does a model compute what one thinks it computes, and where are the variables?
+
+causal = cm.causal.model(position=lambda first, S2: ..., answer=lambda position, first, second: ...)
+found = cm.causal.align(model, task, causal)                   # every variable at every place of the stream
+directions = cm.causal.das(model, task, causal, "x14@end")     # the directions there that hold it
+verdict = cm.causal.locate(model, task, causal, "x14@end", held_out)  # beside controls, on other prompts
+"""
+
+from circuitome.causal.alignment import AccuracyMap, Alignment, align, interchange
+from circuitome.causal.causal_model import CausalModel, model
+from circuitome.causal.located import Located, locate
+from circuitome.causal.subspaces import Subspace, das
+from circuitome.causal.task_models import ready
+
+__all__ = [
+    "AccuracyMap",
+    "Alignment",
+    "CausalModel",
+    "Located",
+    "Subspace",
+    "align",
+    "das",
+    "interchange",
+    "locate",
+    "model",
+    "ready",
+]

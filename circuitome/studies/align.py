@@ -1,0 +1,227 @@
+"""Causal abstraction: where in the model the variables of an algorithm are, and whether they are there at all."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
+
+import circuitome as cm
+from circuitome.errors import InputError, unknown_name
+from circuitome.present import blocks
+from circuitome.studies.context import Context
+from circuitome.studies.pieces import cell, figure, percent
+from circuitome.studies.settings import Names, PromptSettings, WholeNumbers
+from circuitome.studies.study import Findings, Study, Work
+
+if TYPE_CHECKING:
+    from circuitome.causal import AccuracyMap, CausalModel, Located
+    from circuitome.tasks.task import Task
+
+BUILTIN = "builtin"
+SIGN = (
+    "Interchange accuracy (IIA): a base prompt runs with the value that a place has on a source prompt; the share of "
+    "pairs in which the model then answers what the causal model does with the variable's value from the source."
+)
+LEARNING = 0.5
+"""Bare forward and backward passes of one epoch of learning at the middle of the model, at an average position."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Align(PromptSettings):
+    """Find the places in the model that play the variables of an algorithm of your own, with controls beside them."""
+
+    model_of: str = BUILTIN
+    """The causal model as file.py:NAME, made by cm.causal.model(...), or builtin: the one that the task comes with."""
+    variables: Names = ()
+    """Variables to look for; by default all that are not the answer."""
+    sites: str = "resid"
+    """resid (the stream in front of each block), mid (between attention and MLP), heads or mlps."""
+    at: Names = ()
+    """Roles of tokens to look at; by default all that every prompt has."""
+    place: str | None = None
+    """Place to judge in place of each variable's best one: x14@end, mid3@S2, a5.h1@end, m4@S2."""
+    k: WholeNumbers = (1, 4, 16)
+    """Sizes of subspaces to learn at that place (DAS), the smallest good enough is judged; 0 alone: its whole value."""
+    held_out: str | None = None
+    """File or task of the prompts to judge on; by default other prompts of the same task."""
+
+    @override
+    def check(self) -> None:
+        from circuitome.causal.sites import KINDS
+
+        if self.sites not in KINDS:
+            raise unknown_name("kind of sites", self.sites, KINDS)
+        if min(self.k, default=0) < 0 or (0 in self.k and len(self.k) > 1):
+            raise InputError(f"--k takes sizes of subspaces from 1 on, or 0 alone; got {', '.join(map(str, self.k))}.")
+        if self.model_of == BUILTIN:
+            cm.causal.ready(self.task)
+        super().check()
+
+    @override
+    def apart(self) -> tuple[str, ...]:
+        return "held_out", "sizing"
+
+
+def causal_model(settings: Align) -> "CausalModel":
+    """The causal model that the settings name. Raises `InputError` for something else."""
+    from circuitome.user_code import named_object
+
+    if settings.model_of == BUILTIN:
+        return cm.causal.ready(settings.task)
+    found = named_object(settings.model_of, "causal model")
+    if not isinstance(found, cm.causal.CausalModel):
+        raise InputError(
+            f"{settings.model_of} is a {type(found).__name__}. A causal model is made by cm.causal.model(...), each "
+            "variable a function of others."
+        )
+    return found
+
+
+def check_possible(settings: Align, model: "cm.Model") -> None:
+    """Raises `InputError` for a place or a size of subspaces that the model has not, before the work."""
+    from circuitome.causal.sites import Place
+    from circuitome.causal.subspaces import check_size
+
+    if settings.place is not None:
+        Place.parse(settings.place, model.graph)
+    for k in filter(None, settings.k):
+        check_size(k, model.d_model)
+
+
+def work(settings: Align, context: Context) -> Work:
+    """Three passes to record, a part of a pass for every site and position, and what learning takes."""
+    from circuitome.causal.sites import sites
+    from circuitome.causal.subspaces import EPOCHS
+
+    causal, graph, task = causal_model(settings), context.model.graph, context.task
+    positions = settings.at or [role for role, at in causal.roles_of(task.pairs[0]).items() if at is not None]
+    share = _behind(causal, task, positions)
+    count = len(sites(graph, settings.sites))
+    variables = len(settings.variables or causal.variables or (causal.output,))
+    sizes = [k for k in settings.k if k]
+    learned = variables * (len(sizes) + 2 * bool(sizes)) * EPOCHS * share / max(1, len(positions)) * LEARNING
+    return Work.over(task, forward=3 + 8 * variables + count * share / 2, backward=learned)
+
+
+def _behind(causal: "CausalModel", task: "Task", positions: Sequence[str]) -> float:
+    """Shares of the first prompt that lie behind each position, summed."""
+    roles, size = causal.roles_of(task.pairs[0]), task.pairs[0].answer_position + 1
+    return sum(max(0, size - roles.get(role, 0)) / size for role in positions)
+
+
+def run(settings: Align, context: Context) -> Findings:
+    """The map of every variable on the prompts, and the verdict on its best place from held-out ones."""
+    causal, setting, prompts = causal_model(settings), context.setting, context.prompts
+    assert prompts.held_out is not None, "held-out prompts are drawn or split off"
+    sizes = tuple(k for k in settings.k if k)
+    check_possible(settings, context.model)
+    found = cm.causal.align(setting, causal, variables=settings.variables, kind=settings.sites, at=settings.at)
+    verdicts = [
+        cm.causal.locate(
+            setting,
+            causal,
+            settings.place or place,
+            prompts.held_out,
+            variable=name,
+            sizing=prompts.sizing,
+            sizes=sizes,
+        )
+        for name, (place, _) in found.best.items()
+    ]
+    return Findings(
+        title=f"Does {settings.model} compute it so? {context.task.name}",
+        sign=f"{SIGN} Brackets are 95 % intervals over {setting.over}.",
+        results={"alignment": found.to_dict(), "verdicts": [verdict.to_dict() for verdict in verdicts]},
+        blocks=[
+            blocks.Lede(text=" ".join(map(_sentence, verdicts))),
+            blocks.Numbers(items=_headlines(found, verdicts)),
+            *(_map(accuracy, i) for i, accuracy in enumerate(found.maps.values())),
+            _controls(verdicts),
+            _variables(causal),
+        ],
+        tensors={
+            **{f"right.{name}": accuracy.samples for name, accuracy in found.maps.items()},
+            **{f"basis.{v.variable}": v.subspace.basis for v in verdicts if v.subspace is not None},
+        },
+        more={"model_of": settings.model_of, "variables": list(found.maps)},
+    )
+
+
+def _where(verdict: "Located") -> str:
+    directions = f"{verdict.k} direction{'s' * (verdict.k > 1)} of " if verdict.k else ""
+    return directions + verdict.place
+
+
+def _sentence(verdict: "Located") -> str:
+    """The verdict on a variable."""
+    strongest, value = max(verdict.controls.items(), key=lambda item: item[1].value)
+    share = f"{percent(verdict.accuracy)} of held-out pairs come out as the causal model says"
+    if verdict.holds:
+        return f"{verdict.variable} has a place: in {_where(verdict)}, {share} ({strongest}: {percent(value)})."
+    weak = [name for name, difference in verdict.above.items() if not difference.low > 0]
+    return (
+        f"{verdict.variable} has no place that stands out: in {_where(verdict)}, {share}, not surely more than "
+        f"with {' or '.join(weak)} ({percent(verdict.controls[weak[0]])})."
+    )
+
+
+def _headlines(found: "cm.causal.Alignment", verdicts: Sequence["Located"]) -> tuple[blocks.Figure, ...]:
+    agree = f"model and causal model agree on {found.pairs} of {found.prompts} prompts; the others are left out"
+    return (
+        figure("Base accuracy", found.base_accuracy, agree, "percent"),
+        *(figure(v.variable, v.accuracy, f"IIA on held-out prompts in {_where(v)}", "percent") for v in verdicts),
+    )
+
+
+def _map(accuracy: "AccuracyMap", number: int) -> blocks.HeatMap:
+    """One variable's accuracy at every place, layers upwards."""
+    low, high = accuracy.interval
+    values, lows, highs = (tuple(map(tuple, part.tolist())) for part in (accuracy.mean, low, high))
+    return blocks.HeatMap(
+        title=f"Where {accuracy.variable} is",
+        note=f"The causal model's answer changes in {accuracy.changed:.0%} of pairs; chance is {accuracy.chance:.0%}.",
+        rows=accuracy.axes[0],
+        columns=accuracy.axes[1],
+        values=values,
+        low=lows,
+        high=highs,
+        unit=accuracy.unit,
+        scale="positive",
+        chance=accuracy.chance,
+        labels=tuple(
+            tuple(accuracy.label(i, j) for j in range(len(accuracy.axes[1]))) for i in range(len(accuracy.axes[0]))
+        ),
+        upwards=True,
+        top=3,
+        folded=number > 3,
+    )
+
+
+def _controls(verdicts: Sequence["Located"]) -> blocks.Table:
+    """By variable: held-out accuracy, and that of each control at the same place and size."""
+    rows: list[tuple[Any, ...]] = []
+    marks: list[str] = []
+    for verdict in verdicts:
+        holds = "good" if verdict.holds else "unclear"
+        rows.append((verdict.variable, f"the place: {_where(verdict)}", cell(verdict.accuracy), None))
+        marks.append(holds)
+        if verdict.k:
+            rows.append((verdict.variable, f"the whole of {verdict.place}", cell(verdict.whole), None))
+            marks.append("")
+        for name, control in verdict.controls.items():
+            rows.append((verdict.variable, f"control: {name}", cell(control), cell(verdict.above[name])))
+            marks.append("")
+    columns = ("variable", "what is interchanged", ("IIA", "estimate", 2), ("place minus control", "estimate", 2))
+    note = "On held-out prompts. A variable has a place where every interval of the last column lies above 0."
+    return blocks.table("Held-out accuracy and controls", columns, rows, note=note, marks=tuple(marks))
+
+
+def _variables(causal: "CausalModel") -> blocks.Table:
+    """The causal model: what is computed from what."""
+    rows = [(name, ", ".join(causal.parents[name]), "answer" * (name == causal.output)) for name in causal.order]
+    note = f"Inputs: {', '.join(causal.inputs)}."
+    return blocks.table("The causal model", ("variable", "computed from", "is"), rows, note=note, where="page")
+
+
+STUDY = Study("align", Align, run, work)
