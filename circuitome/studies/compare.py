@@ -32,7 +32,7 @@ OPTIONS: dict[str, dict[str, Any]] = {"acdc": {"grouped": True}}
 OWN_SIZES = ("smallest", "acdc", "edge-pruning", "subnetwork-probing")
 """Methods whose circuits have the sizes that they come to; all others rank edges and give every size."""
 WITHOUT = 2.0
-"""What it costs to run the model without a circuit, in passes of circuits: nearly all edges are run. Measured."""
+"""About what it costs to run the model without a circuit, in passes of circuits: nearly all edges are run."""
 RANDOM_CIRCUITS = 3
 """Random circuits of each size."""
 FORWARDS = 3
@@ -82,7 +82,7 @@ def work(settings: Compare, context: Context) -> Work:
     from circuitome.validation.faithfulness.share import default_sizes
 
     graph, held = context.model.graph, held_out(settings, context)
-    costs = [METHODS[name].work(OPTIONS.get(name, {}), graph) for name in settings.methods]
+    costs = [METHODS[name].passes(OPTIONS.get(name, {}), graph, len(context.task)) for name in settings.methods]
     places = 1 + (0 if held is None else len(held) / len(context.task))
     sizes = [1 if name in OWN_SIZES else len(default_sizes(graph)) for name in settings.methods]
     circuits = places * (sum(sizes) + len(default_sizes(graph)) * RANDOM_CIRCUITS)

@@ -124,7 +124,7 @@ def work(settings: Find, context: Context) -> Work:
 
     graph, asked = context.model.graph, settings.asked()
     size = circuit_size(settings.edges, context.model)
-    forward, backward = named(asked).work(settings.options(), graph)
+    forward, backward = named(asked).passes(settings.options(), graph, len(context.task))
     apart = neuron_work(settings.nodes, settings.neurons)
     searches = 1 if settings.stable is None else named(asked).searches(settings.draws)
     return Work.over(

@@ -85,7 +85,8 @@ class Method:
     losses: tuple[str, ...] = ("metric",)
     """Losses it can be asked for; the first is the default."""
     work: Callable[[Mapping[str, Any], Graph], tuple[float, float]] = lambda settings, graph: (4.0, 1.0)
-    """About how many forward passes, and forward and backward ones, over all prompts it takes with some settings."""
+    """About how many forward passes, and forward and backward ones, over all prompts it takes with some settings; but
+    for steps of `learning`."""
     resumes: bool = False
     """Whether it keeps what is done so far, so that a stopped run can go on."""
     score: str = "the change of the metric when the edge is corrupted, mean over prompts: negative means the edge helps"
@@ -96,6 +97,15 @@ class Method:
     """Whether its scores are means over prompts that it keeps: other draws of prompts then cost nothing."""
     sees_prompts: bool = True
     """Whether its circuit depends on the prompts at all."""
+    learning: tuple[float, float, int] = (0.0, 0.0, 0)
+    """Of one that learns in steps: what a step costs, in forward and in forward-backward passes over 64 prompts, and how
+    many steps there are by default."""
+
+    def passes(self, settings: Mapping[str, Any], graph: Graph, prompts: int) -> tuple[float, float]:
+        """About how many passes it takes over so many prompts; a step of learning runs few, however many there are."""
+        (forward, backward), (step, step_back, steps) = self.work(settings, graph), self.learning
+        many = settings.get("steps", steps) * 64 / prompts if steps else 0.0
+        return forward + step * many, backward + step_back * many
 
     def refuse_draws(self, name: str) -> None:
         """Raises `InputError` where other prompts would not change the circuit of this method, called `name`."""
@@ -261,8 +271,8 @@ def default_threshold(search: Search) -> float:
 
 WALK_COST = 35.0
 """What it costs to walk along sizes and to leave out what is useless, in forward passes; measured on SmolLM2."""
-STEP_COST = 0.12
-"""What a step of mattr costs in forward passes over 64 prompts; measured on SmolLM2."""
+MATTR_STEPS, MASK_STEPS = (0.12, 0.0, STEPS), (0.0, 0.6, 240)
+"""What a step of mattr and one of learned masks cost, and how many there are; measured on SmolLM2."""
 SMALLER_END = "the smaller change of the metric when either end of the edge is corrupted: negative means it helps"
 """What a score of an edge is where nodes were attributed."""
 
@@ -274,9 +284,10 @@ METHODS: dict[str, Method] = {
         "the smallest circuit that keeps a share of the gap on prompts that the search did not see, by mattr's ranking",
         ("steps",),
         ("both",),
-        lambda settings, graph: (WALK_COST + STEP_COST * settings.get("steps", STEPS), 5.0),
+        lambda settings, graph: (WALK_COST, 5.0),
         True,
         "minus one over the rank that the edge has come to: -1 matters most",
+        learning=MATTR_STEPS,
     ),
     "eap": Method(
         _attributed(eap), "edge attribution patching: one gradient, on the clean run", ("rules",), samples=True
@@ -328,27 +339,30 @@ METHODS: dict[str, Method] = {
         "Matryoshka attribution: one ranking of edges, learned by running circuits of all sizes",
         ("steps",),
         MASK_LOSSES,
-        lambda settings, graph: (4.0 + STEP_COST * settings.get("steps", STEPS), 5.0),
+        lambda settings, graph: (4.0, 5.0),
         True,
         "minus one over the rank that the edge has come to: -1 matters most",
+        learning=MATTR_STEPS,
     ),
     "edge-pruning": Method(
         _learned(edge_pruning, "edges"),
         "a mask on every edge, learned by gradient descent for circuits of the given size; minutes",
         ("steps",),
         MASK_LOSSES,
-        lambda settings, graph: (4.0, 0.6 * settings.get("steps", 240)),
+        lambda settings, graph: (4.0, 0.0),
         True,
         "minus the chance that the edge's mask is open after learning: -1 is surely open",
+        learning=MASK_STEPS,
     ),
     "subnetwork-probing": Method(
         _learned(subnetwork_probing, "nodes"),
         "a mask on every head and MLP, learned by gradient descent; minutes",
         ("steps",),
         MASK_LOSSES,
-        lambda settings, graph: (4.0, 0.6 * settings.get("steps", 240)),
+        lambda settings, graph: (4.0, 0.0),
         True,
         "minus the smaller chance of being open of the edge's two nodes: -1 is surely open",
+        learning=MASK_STEPS,
     ),
     "atp": Method(
         _atp(),
