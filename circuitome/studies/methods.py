@@ -98,8 +98,8 @@ class Method:
     sees_prompts: bool = True
     """Whether its circuit depends on the prompts at all."""
     learning: tuple[float, float, int] = (0.0, 0.0, 0)
-    """Of one that learns in steps: what a step costs, in forward and in forward-backward passes over 64 prompts, and how
-    many steps there are by default."""
+    """Of one that learns in steps: what a step costs, in forward and in forward-backward passes over 64 prompts, and
+    how many steps there are by default."""
 
     def passes(self, settings: Mapping[str, Any], graph: Graph, prompts: int) -> tuple[float, float]:
         """About how many passes it takes over so many prompts; a step of learning runs few, however many there are."""
