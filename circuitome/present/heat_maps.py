@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from textwrap import wrap
 from typing import Any
 
 import altair as alt
@@ -18,6 +19,8 @@ CELL_WIDTH, CELL_HEIGHT = (13, 42), (11, 22)
 """Smallest and largest cell."""
 LETTER = 6.5
 """Width of a letter of a label."""
+LEGEND = 32
+"""Letters of a line below the colours, as long as those and their unit."""
 WRITTEN = 0.22
 """Cells with at least this share of the largest value have their number written into them, where it fits."""
 HALF, SWATCH = 5, 18
@@ -181,8 +184,10 @@ def _scale(block: HeatMap, largest: float) -> Any:
         layers.append(_text([{"words": unit}], align="left", dx=26).encode(x=alt.value(right), y=y, text="words:N"))
     foot = 24 + 14 * len(numbers)
     if block.low:
-        outline = _text([{"words": f"outlined: {certainty(block)}"}], align="left")
+        lines = wrap(f"outlined: {certainty(block)}", LEGEND)
+        outline = _text([{"words": "\n".join(lines)}], align="left", lineBreak="\n")
         layers.append(outline.encode(x=alt.value(0), y=alt.value(foot), text="words:N"))
+        foot += 13 * (len(lines) - 1)
     return alt.layer(*layers).properties(width=right, height=foot + (6 if block.low else -8))
 
 
