@@ -148,7 +148,7 @@ def validate(
 
     >>> model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
     >>> cm.validate(model, cm.ground_truth.true_circuit(model, task), task, quick=True).answer
-    'INCONCLUSIVE'
+    'ESTABLISHED'
     """
     check_graph(setting.model, circuit)
     if len(circuit) == 0:

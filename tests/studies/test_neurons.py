@@ -67,7 +67,7 @@ def test_one_neuron_of_the_run_and_anew(made, tmp_path, folder, capsys):
     anew = ("neuron", "m1.n3", "--model", folder, "--texts", made[0].manifest["settings"]["texts"], "--tokens", 500)
     code, printed, _ = run(capsys, *anew, "--out", tmp_path / "anew", "--json")
     assert code == 0 and json.loads(printed)["results"]["tokens"] < census.tokens
-    with pytest.raises(RunError, match="is a run of neuron, not of neurons"):
+    with pytest.raises(RunError, match="is a neuron run and holds no census"):
         perform(neuron.STUDY, neuron.Neuron(model=str(folder), neuron="m1.n3", run=str(place)), out=tmp_path / "no")
     with pytest.raises(InputError, match=r"no neuron 'm1\.n99'"):
         perform(neuron.STUDY, neuron.Neuron(model=str(folder), neuron="m1.n99", run=str(made[1])), out=tmp_path / "no")
