@@ -138,9 +138,6 @@ def writer_vectors(
         z = values.heads[layer].flatten(0, 1).transpose(0, 1)  # head, batch * pos, d_head
         torch.bmm(z, block.head_weights(), out=vectors[graph.head_rows(layer)].view(len(z), -1, d_model))
         vectors[graph.mlp_row(layer)] = values.mlps[layer]
-        for row, neuron in enumerate(graph.neurons_of(layer), graph.mlp_row(layer) + 1):
-            weight = block.neuron_weights([neuron])[0]
-            vectors[row] = values.neurons[layer][..., row - graph.mlp_row(layer) - 1, None] * weight
     return vectors
 
 

@@ -211,8 +211,7 @@ class BlockStep:
         block, nodes, shares = self.model.blocks[layer], list(self.graph.neurons_of(layer)), list[Tensor]()
 
         def note(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            values = args[0][..., nodes].float()
-            shares.append(values if block.mlp_post is None else values / block.mlp_post.sigma(output))
+            shares.append(block.neuron_shares(args[0][..., nodes], output))
 
         with self.model.reserved(), hooked(block.mlp_writer.register_forward_hook, note):
             written = block.run_mlp(x.flatten(0, 1)).unflatten(0, x.shape[:2])

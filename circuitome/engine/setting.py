@@ -156,6 +156,8 @@ class Setting:
 F = TypeVar("F", bound=Callable[..., Any])
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
+ON_NEURONS: set[Callable[..., Any]] = set()
+"""Methods that know neurons as nodes; see `on_neurons`."""
 OPTIONS = tuple(field.name for field in fields(Setting) if field.name not in ("model", "prompts"))
 """Fields of a `Setting` that a method takes as keywords when it is called with a model."""
 
@@ -183,7 +185,7 @@ def method(function: Callable[Concatenate[Setting, P], R]) -> Method[P, R]:
     @functools.wraps(function)
     def call(first: Any, /, *args: Any, **kwargs: Any) -> Any:
         if isinstance(first, Setting):
-            if first.model.graph.neurons and not getattr(function, "on_neurons", False):
+            if first.model.graph.neurons and function not in ON_NEURONS:
                 raise InputError(
                     f"{function.__name__} knows MLPs as one node each, and neurons of this model are nodes. "
                     "Give it the model without them: model.with_neurons([])."
@@ -209,7 +211,7 @@ def method(function: Callable[Concatenate[Setting, P], R]) -> Method[P, R]:
 
 def on_neurons(function: F) -> F:
     """Mark a method that also runs on a model some of whose neurons are nodes (`Model.with_neurons`)."""
-    function.on_neurons = True  # type: ignore[attr-defined]
+    ON_NEURONS.add(function)
     return function
 
 

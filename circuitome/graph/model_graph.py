@@ -56,14 +56,12 @@ class Graph:
         """
         chosen: list[set[int]] = [set() for _ in range(self.n_layers)]
         for name in neurons:
-            node = name if isinstance(name, Node) else Node.parse(name)
-            if node.kind != "neuron" or node.input or node.position is not None:
-                raise InputError(f"{node} is no neuron; neurons are named like m5.n123.")
+            node = Node.neuron(name)
             if node.layer >= self.n_layers:
-                raise InputError(f"There is no {node}: there are {self.n_layers} blocks, counted from 0.")
+                raise InputError(f"There is no {node}; there are layers 0 to {self.n_layers - 1}.")
             chosen[node.layer].add(node.index)
         if missing := [layer for layer in apart if not 0 <= layer < self.n_layers]:
-            raise InputError(f"There is no block {missing[0]}: there are {self.n_layers}, counted from 0.")
+            raise InputError(f"There is no MLP in layer {missing[0]}; there are layers 0 to {self.n_layers - 1}.")
         nodes = tuple(tuple(sorted(layer)) for layer in chosen) if any(chosen) else ()
         return replace(self, neurons=nodes, apart=tuple(sorted(set(apart))))
 

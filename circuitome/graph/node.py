@@ -83,6 +83,14 @@ class Node:
         return cls("mlp", layer)
 
     @classmethod
+    def neuron(cls, name: "str | Node") -> "Node":
+        """The neuron called `name`. Raises `InputError` for what is none, whatever the model."""
+        node = name if isinstance(name, Node) else cls.parse(name)
+        if node.kind != "neuron" or node.input or node.position is not None:
+            raise InputError(f"'{node}' is no neuron. Write a neuron as m5.n123: the MLP of block 5, its neuron 123.")
+        return node
+
+    @classmethod
     def parse(cls, text: str) -> "Node":
         """The node that `text` names. Raises `InputError` for text that is no name, whatever the model."""
         return _parse(text)

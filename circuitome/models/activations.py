@@ -122,9 +122,7 @@ def _record_neurons(
     index = list(which)
 
     def note(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        values = args[0][..., index].float()
-        if block.mlp_post is not None:
-            values = values / block.mlp_post.sigma(output)
+        values = block.neuron_shares(args[0][..., index], output)
         batch = len(activations.z[-1])
         values = values.reshape(batch, args[0][..., 0].numel() // batch, len(index))
         # An MLP that runs at one position alone has its values put in place by whoever asked for that.

@@ -159,14 +159,34 @@ class Block:
     @property
     def mlp_writer(self) -> nn.Module:
         """The projection of the MLP that writes to the stream; its input are the neurons' activations."""
-        parts = [part for module in self.mlp for part in module.modules()]
-        return [part for part in parts if getattr(getattr(part, "weight", None), "ndim", 0) == 2][-1]
+        return self._mlp_projections[-1]
 
     @property
     def mlp_readers(self) -> list[nn.Module]:
         """The MLP's projections that read the residual stream: gate and up, the two as one module, or the only one."""
+        return self._mlp_projections[:-1]
+
+    @property
+    def _mlp_projections(self) -> list[nn.Module]:
         parts = [part for module in self.mlp for part in module.modules()]
-        return [part for part in parts if getattr(getattr(part, "weight", None), "ndim", 0) == 2][:-1]
+        return [part for part in parts if getattr(getattr(part, "weight", None), "ndim", 0) == 2]
+
+    @property
+    def n_neurons(self) -> int:
+        """Number of the MLP's neurons."""
+        return int(weight_of(self.mlp_writer).shape[1])
+
+    def split_inputs(self, values: Sequence[Tensor], dim: int = -1) -> list[Tensor]:
+        """What `mlp_readers` gave, as gate and up, or the only input, of each neuron; a fused projection holds both."""
+        return [part for value in values for part in value.split(self.n_neurons, dim)]
+
+    def neuron_shares(self, values: Tensor, output: Tensor) -> Tensor:
+        """What neurons write with over the divisor of a post-norm (1 without), float32.
+
+        Times its row of `neuron_weights` it is what a neuron adds to the stream. `output` is what the MLP's last
+        projection made of all neurons.
+        """
+        return values.float() if self.mlp_post is None else values.float() / self.mlp_post.sigma(output)
 
     def neuron_weights(self, neurons: Sequence[int] | None = None) -> Float[Tensor, "neuron d_model"]:
         """Output weights of each neuron (or of some), float32, a post-norm's gain folded in; see `head_weights`."""
@@ -178,14 +198,13 @@ class Block:
         self, neurons: Sequence[int], x: Float[Tensor, "neuron rows d_model"]
     ) -> Float[Tensor, "neuron rows"]:
         """What some neurons write with, each for a residual of its own, in the model's dtype."""
-        width, which = weight_of(self.mlp_writer).shape[1], list(neurons)
-        normed = self.mlp_norm(x) if self.mlp_norm else x
-        inputs = list[Tensor]()
-        for module in self.mlp_readers:
-            weight, bias = weight_of(module).detach(), _bias_or_zero(module)
-            for start in range(0, len(weight), width):  # a fused projection holds gate and up, one behind the other
-                rows = [start + neuron for neuron in which]
-                inputs.append((normed @ weight[rows][..., None])[..., 0] + bias[rows][:, None])
+        which, normed = list(neurons), self.mlp_norm(x) if self.mlp_norm else x
+        weights = self.split_inputs([weight_of(module).detach() for module in self.mlp_readers], 0)
+        biases = self.split_inputs([_bias_or_zero(module) for module in self.mlp_readers], 0)
+        inputs = [
+            (normed @ weight[which][..., None])[..., 0] + bias[which][:, None]
+            for weight, bias in zip(weights, biases, strict=True)
+        ]
         return self.activation(inputs[0]) * inputs[1] if self.gated else self.activation(inputs[0])
 
     def mlp_bias(self) -> Float[Tensor, " d_model"] | None:

@@ -17,7 +17,7 @@ from circuitome.errors import InputError, UnsupportedModelError
 from circuitome.graph.model_graph import Graph
 from circuitome.graph.node import Node
 from circuitome.models.activations import ActivationCache, recording
-from circuitome.models.block import Block, Heads, weight_of
+from circuitome.models.block import Block, Heads
 from circuitome.models.families import Family, family_of
 from circuitome.models.hooks import hooked, replaced
 from circuitome.models.inputs import Inputs, OnePassLayer
@@ -81,13 +81,19 @@ class Model:
         Raises `InputError` for a node that is no neuron of this model, and for a block that it has not.
         """
         view = copy(self)
-        view.graph = self.graph.with_neurons(neurons, apart)
-        for layer, nodes in enumerate(view.graph.neurons):
-            width = weight_of(self.blocks[layer].mlp_writer).shape[1] if nodes else 0
-            if nodes and nodes[-1] >= width:
-                node = Node("neuron", layer, nodes[-1])
-                raise InputError(f"There is no {node}: an MLP of {self.name} has {width} neurons, counted from 0.")
+        view.graph = self.graph.with_neurons(map(self.neuron, neurons), apart)
         return view
+
+    def neuron(self, name: str | Node) -> Node:
+        """The neuron called `name`. Raises `InputError` for what is none of this model."""
+        node = Node.neuron(name)
+        if not self.graph.mlps:
+            raise InputError(f"{self.name} has no MLPs, so it has no neurons.")
+        if node.layer >= len(self.blocks):
+            raise InputError(f"There is no {node}; {self.name} has layers 0 to {len(self.blocks) - 1}.")
+        if node.index >= (count := self.blocks[node.layer].n_neurons):
+            raise InputError(f"There is no {node}; m{node.layer} has neurons 0 to {count - 1}.")
+        return node
 
     def __repr__(self) -> str:
         return f"Model({self.name}, {self.hf.config.model_type}, {self.graph.n_edges} edges, {self.dtype})"
@@ -159,11 +165,13 @@ class Model:
     def logits(self, inputs: Inputs) -> Float[Tensor, "batch vocab"]:
         """Logits after the token at `inputs.read`, from the plain model."""
         with self._only_at(inputs.read):
-            return self._call(inputs).logits[:, 0]  # type: ignore[no-any-return]
+            logits: Tensor = self._call(inputs).logits[:, 0]
+        return logits
 
     def every_logits(self, inputs: Inputs) -> Float[Tensor, "batch pos vocab"]:
         """Logits after every token of `inputs`, from the plain model."""
-        return self._call(inputs).logits  # type: ignore[no-any-return]
+        logits: Tensor = self._call(inputs).logits
+        return logits
 
     def record(self, inputs: Inputs, *, logits: bool = True, start: int = 0, whole: bool = True) -> ActivationCache:
         """One forward pass and what it showed, from position `start` on.
@@ -336,13 +344,14 @@ class Model:
         """Logits of a final residual, of all tokens or of some: final norm, unembedding, soft cap."""
         with self.reserved():
             normed, head = self.final_norm(resid), self.unembedding
+            logits: Tensor
             if tokens is None:
                 logits = head(normed)
             else:
                 weight, bias = head.weight, getattr(head, "bias", None)
                 logits = nn.functional.linear(normed, weight[tokens], None if bias is None else bias[tokens])
         cap = getattr(self.hf.config, "final_logit_softcapping", None)
-        return logits if cap is None else torch.tanh(logits / cap) * cap  # type: ignore[no-any-return]
+        return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def _call(self, inputs: Inputs) -> Any:
         """The model's own forward; None where a hook ended the pass early."""
@@ -460,4 +469,5 @@ def _stop(*args: Any) -> None:
 
 
 def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    return args[0] if args else kwargs["hidden_states"]  # type: ignore[no-any-return]
+    hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+    return hidden

@@ -1,6 +1,7 @@
 """LayerNorm and RMSNorm seen from the residual stream: scale, centring, and gain folded into what follows."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,7 +23,8 @@ class Norm:
 
     def __call__(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """The module's own output."""
-        return self.module(x)  # type: ignore[no-any-return]
+        normed: Tensor = self.module(x)
+        return normed
 
     @property
     def centred(self) -> bool:
@@ -44,7 +46,8 @@ class Norm:
     @property
     def eps(self) -> float:
         """Added to the variance."""
-        return float(getattr(self.module, "variance_epsilon", None) or self.module.eps)  # type: ignore[arg-type]
+        module: Any = self.module
+        return float(getattr(module, "variance_epsilon", None) or module.eps)
 
     def centre(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """The residual x as the norm divides it: minus its mean over coordinates under LayerNorm; float32."""

@@ -15,10 +15,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitome.errors import InputError
-from circuitome.models.block import Block, weight_of
+from circuitome.models.block import Block
 from circuitome.models.inputs import Inputs
 from circuitome.models.model import Model
-from circuitome.neurons.factors import input_projections
 
 Look = Callable[[int, Float[Tensor, "token neuron"], Float[Tensor, "token neuron"]], None]
 """Called with a layer, what its activation function is given, and what its neurons write with; padding included."""
@@ -30,7 +29,7 @@ def watching_activity(model: Model, look: Look, layers: Sequence[int] | None = N
     with torch.no_grad(), model.reserved(), ExitStack() as stack:
         for layer in range(len(model.blocks)) if layers is None else layers:
             read, write = _hooks(layer, model.blocks[layer], look)
-            first = input_projections(model.blocks[layer])[0]
+            first = model.blocks[layer].mlp_readers[0]
             stack.callback(first.register_forward_hook(read).remove)
             stack.callback(model.blocks[layer].mlp_writer.register_forward_pre_hook(write).remove)
         yield
@@ -38,7 +37,7 @@ def watching_activity(model: Model, look: Look, layers: Sequence[int] | None = N
 
 def _hooks(layer: int, block: Block, look: Look) -> tuple[Callable[..., None], Callable[..., None]]:
     """One hook that keeps the input of the activation function, and one that shows it with the neurons' activations."""
-    width, kept = neurons_of(block), list[Tensor]()
+    width, kept = block.n_neurons, list[Tensor]()
 
     def read(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         kept.append(output[..., :width])  # of a fused projection, the gate comes first
@@ -47,11 +46,6 @@ def _hooks(layer: int, block: Block, look: Look) -> tuple[Callable[..., None], C
         look(layer, kept.pop().reshape(-1, width).float(), args[0].reshape(-1, width).float())
 
     return read, write
-
-
-def neurons_of(block: Block) -> int:
-    """How many neurons the MLP of a block has."""
-    return int(weight_of(block.mlp_writer).shape[1])
 
 
 def check_mlps(model: Model) -> None:

@@ -28,7 +28,7 @@ from circuitome.engine.batches import Batch
 from circuitome.engine.readout import check_numbers
 from circuitome.engine.setting import Setting
 from circuitome.models.activations import ActivationCache
-from circuitome.models.block import Block, weight_of
+from circuitome.models.block import Block
 from circuitome.models.inputs import Inputs
 from circuitome.models.model import Model
 from circuitome.models.norms import Norm
@@ -86,24 +86,13 @@ def apart(x: Tensor, batch: int) -> Float[Tensor, "batch pos width"]:
     return x.reshape(batch, -1, x.shape[-1])
 
 
-def input_projections(block: Block) -> list[nn.Module]:
-    """The MLP's projections that read the residual stream: gate and up, the two as one module, or the only one."""
-    return block.mlp_readers
-
-
-def split_inputs(block: Block, values: Sequence[Tensor], dim: int = -1) -> list[Tensor]:
-    """Gate and up, or the only input, of each neuron; a fused projection gives both side by side."""
-    neurons = weight_of(block.mlp_writer).shape[1]
-    return [part for value in values for part in value.split(neurons, dim)]
-
-
 @contextmanager
 def watching_neurons(blocks: Sequence[Block]) -> Iterator[NeuronCache]:
     """Inside, a pass writes down what the neurons of some blocks read and write with."""
     cache = NeuronCache([], [], [])
     with ExitStack() as stack:
         for block in blocks:
-            projections = input_projections(block)
+            projections = block.mlp_readers
 
             def read(
                 module: nn.Module, args: tuple[Tensor, ...], output: Tensor, first: nn.Module = projections[0]
@@ -143,8 +132,7 @@ class Pass:
 
 def _scaled(block: Block, cache: NeuronCache, layer: int) -> Tensor:
     """A layer's activations over the divisor of its MLP's post-norm: a neuron's share of the stream is linear in it."""
-    values = cache.activations[layer].detach().float()
-    return values if block.mlp_post is None else values / block.mlp_post.sigma(cache.outputs[layer].detach())
+    return block.neuron_shares(cache.activations[layer].detach(), cache.outputs[layer].detach())
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from circuitome.errors import InputError, NumericsError
 from circuitome.graph.node import Node
 from circuitome.models.model import Model
-from circuitome.neurons.activity import check_mlps, neurons_of
 
 
 @contextmanager
@@ -39,7 +38,7 @@ def control(model: Model, *, off: Sequence[str] = (), set_to: Mapping[str, float
         raise NumericsError(f"{bad[0]} cannot be set to {held[bad[0]]}; give a finite number.")
     by_layer = dict[int, dict[int, float]]()
     for name, value in held.items():
-        node = checked(model, name)
+        node = model.neuron(name)
         by_layer.setdefault(node.layer, {})[node.index] = float(value)
     with model.locked(), ExitStack() as stack:
         for layer, values in by_layer.items():
@@ -57,19 +56,6 @@ def _holding(index: Tensor, values: Tensor) -> Any:
     return hook
 
 
-def checked(model: Model, name: str) -> Node:
-    """The neuron called `name`. Raises `InputError` for what is none of the model."""
-    check_mlps(model)
-    node = Node.parse(name)
-    if node.kind != "neuron" or node.input or node.position is not None:
-        raise InputError(f"{name!r} is no neuron. Write a neuron as m5.n123: the MLP of block 5, its neuron 123.")
-    if node.layer >= len(model.blocks):
-        raise InputError(f"There is no {name}; {model.name} has layers 0 to {len(model.blocks) - 1}.")
-    if node.index >= (width := neurons_of(model.blocks[node.layer])):
-        raise InputError(f"There is no {name}; m{node.layer} has neurons 0 to {width - 1}.")
-    return node
-
-
 def random_neurons(model: Model, neurons: Sequence[str], seed: int) -> list[str]:
     """As many other neurons of the same layers, drawn at random; a seed draws the same.
 
@@ -78,11 +64,11 @@ def random_neurons(model: Model, neurons: Sequence[str], seed: int) -> list[str]
 
     Raises `InputError` where a layer has too few others.
     """
-    nodes = [checked(model, name) for name in dict.fromkeys(neurons)]
+    nodes = [model.neuron(name) for name in dict.fromkeys(neurons)]
     generator, drawn = torch.Generator().manual_seed(seed), list[str]()
     for layer, count in sorted(Counter(node.layer for node in nodes).items()):
         taken = torch.tensor([node.index for node in nodes if node.layer == layer])
-        others = torch.ones(neurons_of(model.blocks[layer]))
+        others = torch.ones(model.blocks[layer].n_neurons)
         others[taken] = 0.0
         if int(others.sum()) < count:
             raise InputError(

@@ -23,7 +23,7 @@ from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError, unknown_name
 from circuitome.graph.node import Node
 from circuitome.models.model import Model
-from circuitome.neurons.activity import Rule, check_mlps, neurons_of, watching_activity
+from circuitome.neurons.activity import Rule, check_mlps, watching_activity
 from circuitome.neurons.layer_counts import Batch
 from circuitome.neurons.neuron_census import special_tokens, windows_at_once
 from circuitome.neurons.text_windows import LENGTH, Windows, windows
@@ -155,7 +155,7 @@ def _shortened(cut: Windows, tokens: int) -> Windows:
 def _count(setting: Setting, cut: Windows, what: str) -> tuple[Tensor, Tensor, Tensor, int]:
     """Share of tokens on which each neuron is active, mean of what it writes, mean of the stream, and tokens."""
     model, tell, special = setting.model, setting.tell(what), special_tokens(setting.model)
-    neurons = neurons_of(model.blocks[0])
+    neurons = model.blocks[0].n_neurons
     sums = torch.zeros(2, len(model.blocks), neurons, dtype=torch.double)
     stream = torch.zeros(len(model.blocks), model.d_model, dtype=torch.double)
     tokens, rule = 0, Rule()

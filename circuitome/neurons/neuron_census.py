@@ -14,7 +14,7 @@ from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError, MemoryBudgetError
 from circuitome.graph.node import Node
 from circuitome.models.model import Model
-from circuitome.neurons.activity import Rule, check_mlps, neurons_of, rule_of, watching_activity
+from circuitome.neurons.activity import Rule, check_mlps, rule_of, watching_activity
 from circuitome.neurons.layer_counts import Batch, LayerCounts, block_grams
 from circuitome.neurons.ngrams import ORDERS, Coverage, Occurrences, detectors, spelled
 from circuitome.neurons.positional import INFORMED, KINDS, WINDOWS, binned, information, kinds
@@ -256,7 +256,7 @@ class Counting:
         first = next(cut.blocks())
         sample = range(first.start, min(first.stop, first.start + self.at_once))
         self.rule: Rule = rule_of(self.model, quantile, cut.inputs(self.model, sample))
-        neurons = neurons_of(self.model.blocks[layers[0]])
+        neurons = self.model.blocks[layers[0]].n_neurons
         self.counts = {layer: LayerCounts(neurons, cut.length, keep) for layer in layers}
         self.occurrences = torch.zeros(self.vocabulary, dtype=torch.long)
         self.counted = torch.zeros(cut.length, dtype=torch.long)

@@ -25,9 +25,7 @@ from circuitome.neurons.factors import (
     Readers,
     Writers,
     folded,
-    input_projections,
     path_points,
-    split_inputs,
 )
 from circuitome.neurons.neuron_scores import check_neurons
 from circuitome.results import Shown
@@ -216,7 +214,7 @@ def reads_of(model: Model, point: Gradients, steps: int) -> list[Read]:
     reads = list[Read]()
     for layer, block in enumerate(model.blocks):
         projected = block.split([t.detach() for t in point.activations.projected[layer]]).float()
-        inputs = torch.stack(split_inputs(block, point.cache.inputs[layer]), -1).float()
+        inputs = torch.stack(block.split_inputs(point.cache.inputs[layer]), -1).float()
         reads.append(
             _read(
                 block.attention_norm,
@@ -226,7 +224,7 @@ def reads_of(model: Model, point: Gradients, steps: int) -> list[Read]:
                 point.frozen,
             )
         )
-        gradient = torch.stack(split_inputs(block, point.inputs[layer]), -1) / steps
+        gradient = torch.stack(block.split_inputs(point.inputs[layer]), -1) / steps
         resid_mid = point.activations.resid_mid[layer]
         reads.append(_read(block.mlp_norm, resid_mid, inputs - _constants(block), gradient, point.frozen))
     return [*reads, _read(None, point.final, point.final, point.final[:, :, None] / steps)]
@@ -286,8 +284,8 @@ def _neuron_columns(model: Model, layer: int) -> tuple[Sequence[str], Tensor]:
 
 
 def _input_weights(block: Block) -> Float[Tensor, "neuron column d_model"]:
-    weights = [weight_of(projection) for projection in input_projections(block)]
-    return torch.stack(split_inputs(block, weights, 0), 1).detach().float()
+    weights = [weight_of(projection) for projection in block.mlp_readers]
+    return torch.stack(block.split_inputs(weights, 0), 1).detach().float()
 
 
 def _attention_constants(block: Block) -> Float[Tensor, "reader d_head"]:
@@ -300,9 +298,9 @@ def _attention_constants(block: Block) -> Float[Tensor, "reader d_head"]:
 
 def _constants(block: Block) -> Tensor | float:
     """What each input of a neuron is where the normed residual is zero before the norm's bias."""
-    found: list[Any] = [getattr(module, "bias", None) for module in input_projections(block)]
+    found: list[Any] = [getattr(module, "bias", None) for module in block.mlp_readers]
     biases = [bias.detach().float() for bias in found if bias is not None]
-    constant: Tensor | float = torch.stack(split_inputs(block, biases), -1) if biases else 0.0
+    constant: Tensor | float = torch.stack(block.split_inputs(biases), -1) if biases else 0.0
     if (norm := block.mlp_norm) is not None and norm.bias is not None:
         constant = constant + _input_weights(block) @ norm.bias
     return constant

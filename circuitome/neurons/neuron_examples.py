@@ -10,9 +10,7 @@ from torch import Tensor, nn
 from circuitome.errors import InputError
 from circuitome.models.inputs import Inputs
 from circuitome.models.model import Model
-from circuitome.neurons.activity import neurons_of, watching_activity
-from circuitome.neurons.factors import input_projections
-from circuitome.neurons.held_neurons import checked
+from circuitome.neurons.activity import watching_activity
 from circuitome.neurons.text_windows import Windows
 
 
@@ -25,7 +23,7 @@ def neuron_activations(model: Model, neuron: str, texts: Windows) -> Float[Tenso
 
     Raises `InputError` for what is no neuron of the model.
     """
-    node = checked(model, neuron)
+    node = model.neuron(neuron)
     values = torch.full(texts.ids.shape, torch.nan)
     for rows in texts.blocks():
         inputs = texts.inputs(model, rows)
@@ -63,7 +61,7 @@ def neuron_context(model: Model, neuron: str, ids: Sequence[int]) -> NeuronConte
     Raises `InputError` for what is no neuron of the model and for no tokens. The contributions are of first order,
     gradient times input, and need not sum to the value.
     """
-    node = checked(model, neuron)
+    node = model.neuron(neuron)
     if not len(ids):
         raise InputError("The context has no tokens; give at least one.")
     block = model.blocks[node.layer]
@@ -74,9 +72,9 @@ def neuron_context(model: Model, neuron: str, ids: Sequence[int]) -> NeuronConte
     kept = list[Tensor]()
 
     def read(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        kept.append(output[..., : neurons_of(block)].reshape(len(ids), -1)[-1, node.index].float())
+        kept.append(output[..., : block.n_neurons].reshape(len(ids), -1)[-1, node.index].float())
 
-    handle = input_projections(block)[0].register_forward_hook(read)
+    handle = block.mlp_readers[0].register_forward_hook(read)
     try:
         with torch.enable_grad(), model.frozen_parameters(), model.starting_from(leaf):
             model.logits(inputs)

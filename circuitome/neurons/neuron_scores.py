@@ -18,6 +18,7 @@ from circuitome.engine.backward_rules import Rules, rules_of, with_rules
 from circuitome.engine.setting import Setting, method, on_neurons
 from circuitome.errors import InputError
 from circuitome.graph.node import Node
+from circuitome.neurons.activity import check_mlps
 from circuitome.neurons.factors import Gradients, Pass, path_points
 from circuitome.results import Shown
 
@@ -95,5 +96,4 @@ def check_neurons(setting: Setting, steps: int) -> None:
         raise InputError(f"steps must be at least 1, got {steps}.")
     if setting.ablation not in ("corrupted", "zero"):
         raise InputError(f"Neurons are ablated by corrupted or zero, not by {setting.ablation}.")
-    if not setting.model.graph.mlps:
-        raise InputError(f"{setting.model.name} has no MLPs, so it has no neurons.")
+    check_mlps(setting.model)

@@ -14,8 +14,8 @@ from circuitome.errors import InputError
 from circuitome.graph.node import Node
 from circuitome.models.model import Model
 from circuitome.neurons.neuron_scores import scores
+from circuitome.neurons.projections import projected
 from circuitome.tasks.task import Pair
-from circuitome.weights.folding import unembedding_rows
 from circuitome.weights.pairs import token_name
 
 NODES = 300
@@ -101,7 +101,8 @@ def describe(setting: Setting, neurons: Sequence[str], *, top: int = 5) -> tuple
             kept.setdefault(place, []).extend(zip(found, *values, strict=True))
     names = {str(Node("neuron", layer, view.graph.neurons[layer][i])): (layer, i) for layer, i in places}
     order = dict.fromkeys(str(Node.parse(name)) for name in neurons)
-    return tuple(_described(view, name, kept[names[name]], top) for name in order)
+    logits = projected(view, list(order))
+    return tuple(_described(view, name, kept[names[name]], logits[i], top) for i, name in enumerate(order))
 
 
 def _place(model: Model, pair: Pair, position: int) -> str:
@@ -110,20 +111,18 @@ def _place(model: Model, pair: Pair, position: int) -> str:
     return role or f'"{token_name(model, pair.clean[position])}"'
 
 
-def _described(model: Model, name: str, kept: Sequence[tuple[str, float, float]], top: int) -> DescribedNeuron:
+def _described(
+    model: Model,
+    name: str,
+    kept: Sequence[tuple[str, float, float]],
+    logits: Float[Tensor, " vocab"],
+    top: int,
+) -> DescribedNeuron:
     found, clean, ablated = zip(*kept, strict=True)
     activity = sum(clean) / len(clean)
-    node = Node.parse(name)
-    logits = _logits(model, model.blocks[node.layer].neuron_weights([node.index])[0])
     up, down = (
         (sign * (1 if activity >= 0 else -1) * logits).topk(min(top, len(logits))).indices.tolist() for sign in (1, -1)
     )
     common = Counter(found).most_common(1)[0][0]
     raises, lowers = (tuple(token_name(model, i) for i in some) for some in (up, down))
     return DescribedNeuron(name, common, activity, sum(ablated) / len(ablated), raises, lowers)
-
-
-def _logits(model: Model, vector: Float[Tensor, " d_model"]) -> Float[Tensor, " vocab"]:
-    """What the unembedding makes of a vector by itself, but for the final norm's divisor."""
-    norm, weight = model.final_norm, unembedding_rows(model)
-    return (weight @ norm.centre(vector * norm.gain).to(weight.dtype)).float()

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from circuitome.errors import InputError
 from circuitome.models.model import Model
-from circuitome.neurons.held_neurons import checked
 from circuitome.neurons.neuron_census import Census
 from circuitome.results import Shown
 from circuitome.weights.folding import behind, check_outputs_are_tokens, unembedding_rows
@@ -26,7 +25,7 @@ CHUNK = 256
 
 def projected(model: Model, neurons: Sequence[str]) -> Float[Tensor, "neuron vocab"]:
     """By neuron, what one unit of its activation adds to each logit, over the final norm's scale; mean 0."""
-    nodes = [checked(model, name) for name in neurons]
+    nodes = [model.neuron(name) for name in neurons]
     weights = {layer: model.blocks[layer].neuron_weights() for layer in {node.layer for node in nodes}}
     rows = torch.stack([weights[node.layer][node.index] for node in nodes])
     out = rows @ behind(model.final_norm, unembedding_rows(model)).T

@@ -75,7 +75,8 @@ def themed(drawing: str) -> str:
 def _drawn(specification: str) -> str:
     import vl_convert
 
-    return vl_convert.vegalite_to_svg(specification)  # type: ignore[no-any-return]
+    svg: str = vl_convert.vegalite_to_svg(specification)
+    return svg
 
 
 def _slim(drawing: str, title: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from typing_extensions import override
 
 import circuitome as cm
-from circuitome.errors import InputError, RunError
+from circuitome.errors import RunError
 from circuitome.present.blocks import Bars, Block, Figure, Lede, Lines, Numbers, Series, Tokens, table
 from circuitome.present.formats import percent
 from circuitome.studies.context import Context
@@ -44,11 +44,7 @@ class Neuron(ModelSettings):
     def check(self) -> None:
         from circuitome.graph.node import Node
 
-        node = Node.parse(self.neuron)
-        if node.kind != "neuron" or node.input or node.position is not None:
-            raise InputError(
-                f"{self.neuron!r} is no neuron. Write a neuron as m5.n123: the MLP of block 5, its neuron 123."
-            )
+        Node.neuron(self.neuron)
 
     @override
     def subject(self) -> str:
@@ -81,12 +77,9 @@ def run(settings: Neuron, context: Context) -> Findings:
 def opened(settings: Neuron, context: Context) -> tuple["cm.Model", "cm.neurons.Census"]:
     """The model and a census of the neuron's layer. Raises `RunError` for a run of another study or other weights."""
     if settings.run == ANEW:
-        from circuitome.graph.node import Node
-        from circuitome.neurons.held_neurons import checked
         from circuitome.runs.texts import documents
 
-        checked(context.model, settings.neuron)
-        layers = [Node.parse(settings.neuron).layer]
+        layers = [context.model.neuron(settings.neuron).layer]
         texts = documents(settings.texts)
         return context.model, cm.neurons.census(context.setting, texts, tokens=settings.tokens, layers=layers)
     from circuitome.models.loading import weights_hash
@@ -119,26 +112,20 @@ def measured(model: "cm.Model", census: "cm.neurons.Census", name: str) -> dict[
         "histogram": census.histogram[row, :, column].tolist(),
         "coverage": census.coverage[row, :, column].tolist(),
         "detector": int(census.detector[row, column]),
-        "grams": fired_on(model, census, row, column),
+        "grams": fired_on(model, census, name),
         "promoted": [list(pair) for pair in tokens.promoted],
         "suppressed": [list(pair) for pair in tokens.suppressed],
         "examples": examples(model, census, name),
     }
 
 
-def fired_on(model: "cm.Model", census: "cm.neurons.Census", row: int, column: int) -> list[dict[str, Any]]:
+def fired_on(model: "cm.Model", census: "cm.neurons.Census", name: str) -> list[dict[str, Any]]:
     """The n-grams on which it fires most."""
-    lists = []
-    for i in range(census.grams.shape[1]):
-        columns = (
-            part[row, i, :, column].tolist() for part in (census.grams, census.gram_counts, census.gram_occurrences)
-        )
-        for number, count, often in zip(*columns, strict=True):
-            if number >= 0:
-                gram = census.gram(i + 1, number)
-                text = model.decode(gram) if model.tokenizer else str(gram)
-                lists.append({"n": i + 1, "text": text, "fired": count, "occurs": often})
-    return lists
+    return [
+        {"n": n, "text": model.decode(gram) if model.tokenizer else str(gram), "fired": fired, "occurs": often}
+        for n in range(1, census.grams.shape[1] + 1)
+        for gram, fired, often in census.fires_on(name, n)
+    ]
 
 
 def examples(model: "cm.Model", census: "cm.neurons.Census", name: str) -> list[dict[str, Any]]:

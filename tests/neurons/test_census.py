@@ -12,7 +12,6 @@ from planted_neurons import BIGRAM, LENGTH, PLANTED, TOKEN, TRIGRAM, planted_mod
 import circuitome as cm
 from circuitome.errors import InputError, MemoryBudgetError
 from circuitome.neurons import neuron_census, ngrams, text_windows
-from circuitome.neurons.factors import input_projections, split_inputs
 from circuitome.neurons.layer_counts import _hash
 from circuitome.neurons.positional import KINDS
 
@@ -68,7 +67,7 @@ def dense(model, windows):
     for block in model.blocks:
         width = block.mlp_writer.weight.T.shape[0] if block.mlp_writer.weight.shape[1] == model.d_model else None
         handles.append(block.mlp_writer.register_forward_pre_hook(lambda m, args: written[-1].append(args[0])))
-        handles.append(input_projections(block)[0].register_forward_hook(lambda m, a, out: given[-1].append(out)))
+        handles.append(block.mlp_readers[0].register_forward_hook(lambda m, a, out: given[-1].append(out)))
         assert width is None or width > 0
     shape = (*windows.ids.shape, len(model.blocks), 40)
     arrays = torch.zeros(2, *shape)
@@ -78,7 +77,7 @@ def dense(model, windows):
         with torch.no_grad():
             model.hf(windows.ids[row : row + 1, :length].long())
         for layer, block in enumerate(model.blocks):
-            gate = split_inputs(block, given[-1][layer : layer + 1])[0]
+            gate = block.split_inputs(given[-1][layer : layer + 1])[0]
             arrays[0, row, :length, layer] = gate.reshape(length, -1)
             arrays[1, row, :length, layer] = written[-1][layer].reshape(length, -1)
     for handle in handles:

@@ -10,7 +10,6 @@ import circuitome as cm
 from circuitome.engine.setting import Setting
 from circuitome.errors import InputError
 from circuitome.graph.node import Node
-from circuitome.neurons.factors import input_projections, split_inputs
 from circuitome.neurons.neuron_edges import Factors, Strongest, block_scores
 
 TASK = random_task(3)
@@ -69,7 +68,7 @@ def test_a_single_edge_is_change_times_the_gradient_at_a_copy_of_the_stream(fami
     handles = [
         source.mlp_writer.register_forward_hook(lambda m, args, out: outputs.append((args[0].detach(), out.detach()))),
         target.mlp_ends[0].register_forward_pre_hook(lambda m, args: streams.append(args[0].detach())),
-        *(p.register_forward_hook(lambda m, args, out: inputs.append(out)) for p in input_projections(target)),
+        *(p.register_forward_hook(lambda m, args, out: inputs.append(out)) for p in target.mlp_readers),
     ]
     try:
         with torch.no_grad():
@@ -91,12 +90,12 @@ def test_a_single_edge_is_change_times_the_gradient_at_a_copy_of_the_stream(fami
 
     delta, weights = share(corrupted) - share(clean), source.neuron_weights()
     found = scores_of(model, 1, task=EVEN)
-    g = split_inputs(target, grads)
+    g = target.split_inputs(grads)
     for u in (0, 3):
         for v in (1, 2):
             x = streams[0].clone().requires_grad_(True)
             normed = target.mlp_norm(x) if target.mlp_norm else x
-            columns = split_inputs(target, [module(normed) for module in input_projections(target)])
+            columns = target.split_inputs([module(normed) for module in target.mlp_readers])
             value = sum((column[..., v] * gradient[..., v]).sum() for column, gradient in zip(columns, g, strict=True))
             (at_copy,) = torch.autograd.grad(value, x)
             expected = float((delta[..., u, None] * weights[u] * at_copy).sum()) / len(EVEN)

@@ -131,7 +131,7 @@ def test_a_neuron_alone_reads_and_writes_what_the_model_has(model):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("a0.h1", "is no neuron"), ("m3.n0", "3 blocks"), ("m0.n40", "40 neurons"), ("m0.n1.in", "is no neuron")],
+    [("a0.h1", "is no neuron"), ("m3.n0", "layers 0 to 2"), ("m0.n40", "neurons 0 to 39"), ("m0.n1.in", "is no neuron")],
 )
 def test_what_is_no_neuron_is_refused(name, message):
     with pytest.raises(InputError, match=message):
