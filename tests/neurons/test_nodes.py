@@ -131,7 +131,12 @@ def test_a_neuron_alone_reads_and_writes_what_the_model_has(model):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("a0.h1", "is no neuron"), ("m3.n0", "layers 0 to 2"), ("m0.n40", "neurons 0 to 39"), ("m0.n1.in", "is no neuron")],
+    [
+        ("a0.h1", "is no neuron"),
+        ("m3.n0", "layers 0 to 2"),
+        ("m0.n40", "neurons 0 to 39"),
+        ("m0.n1.in", "is no neuron"),
+    ],
 )
 def test_what_is_no_neuron_is_refused(name, message):
     with pytest.raises(InputError, match=message):
@@ -247,5 +252,24 @@ def test_a_neuron_is_described_where_ablation_changes_it_most():
     with torch.no_grad():
         logits = model.unembedding.weight @ (weight * model.final_norm.gain) * (1 if found.clean >= 0 else -1)
     assert found.raises == tuple(f"#{i}" for i in logits.topk(3).indices.tolist())
-    ends = tuple(replace(pair, roles={"end": len(pair.clean) - 1}) for pair in TASK.pairs)
-    assert cm.neurons.describe(model, replace(TASK, pairs=ends), ["m2.n5"])[0].place == "end"  # of the last block
+    # Of the last block only what is written where the answer is read matters.
+    (last,) = cm.neurons.describe(model, TASK, ["m2.n5"])
+    view, weight = model.with_neurons(["m2.n5"]), model.blocks[2].neuron_weights([5])[0]
+    outputs = [writer_outputs(view, pair.clean)[view.graph.row("m2.n5")][-1] for pair in TASK.pairs]
+    expected = sum(float(output @ weight / weight.square().sum()) for output in outputs) / len(outputs)
+    assert last.clean == pytest.approx(expected, abs=1e-5)
+
+
+def test_neurons_that_matter_at_one_position_stand_beside_others_that_matter_everywhere(model):
+    graph = model.graph
+    kv = graph.kv_head(1)
+    names = [
+        *("embed->m0.n3.in", "embed->m0.n17.in", "embed->a1.h1.q", "a0.h0->m0.n3.in" * (not graph.parallel)),
+        *(f"m0.n3->a1.kv{kv}.k", f"embed->a1.kv{kv}.v", f"embed->a0.kv{graph.kv_head(0)}.v", "embed->a0.h0.q"),
+        *("m0.n17->logits", "a1.h1->logits", "a0.h0->logits"),
+    ]
+    circuit = cm.Circuit.of(graph, [name for name in names if name])
+    gone = torch.stack([cm.Circuit.of(graph, [edge]).mask for edge in circuit])
+    parts = Evaluator(Setting(model, TASK)).parts(circuit, gone)
+    whole = Evaluator(Setting(model, TASK)).circuits([cm.Circuit(graph, circuit.mask & ~mask) for mask in gone])
+    torch.testing.assert_close(parts, whole, atol=3e-5, rtol=1e-5)
