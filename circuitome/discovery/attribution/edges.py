@@ -4,10 +4,11 @@
 
 the first-order change of the metric when v sees u's ablated value. Negative: the edge helps.
 The variants differ only in where the gradient is taken, and `rules` in what a gradient is (`backward_rules`). With
-conductance each step of the path has a gradient and a change of its own: along z_k = ablated + k / steps (clean -
-ablated) of the embeddings, k = 0..steps,
+conductance each step of the path has a gradient and a change of its own: along z_a = ablated + a / steps (clean -
+ablated) of the embeddings, a from 0 to steps,
 
-    score(u -> v) = mean over prompts of sum over k >= 1 and positions of < u(z_(k-1)) - u(z_k), gradient at v, z_k >.
+    score(u -> v) = mean over prompts of sum over k = 1..steps and positions of
+                    < u(z_(k-1)) - u(z_k), gradient at v on the run from z_(k-1/2) >.
 
 Sources: Syed et al. 2023, arXiv:2310.10348 (EAP); Hanna et al. 2024, arXiv:2403.17806 (EAP-IG); Wu, Tonin, Cevher 2026,
 arXiv:2606.16920 (conductance).
@@ -27,6 +28,7 @@ from circuitome.engine.batches import Batch, tokens_within
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError, unknown_name
 from circuitome.graph.edge_scores import EdgeScores
+from circuitome.models.model import Model
 from circuitome.tasks.losses import LOSSES, Loss, loss_of, loss_unit
 
 VARIANTS = ("inputs", "activations", "clean-corrupted")
@@ -89,9 +91,9 @@ def eap_ig(
 
     With many steps the scores of all edges that leave `embed` sum to metric(ablated) - metric(clean). With path
     "conductance", which multiplies each step's gradient by that step's change (formula of the module), so do those of
-    all edges across any cut between input and logits; its points are k / steps, k = 1..steps, as published, and their
-    error shrinks with the steps. It takes one more product of writers and readers a step. Source: Wu, Tonin, Cevher
-    2026, arXiv:2606.16920. `rules` as in `eap`; under rules other than plain, nothing sums up so.
+    all edges across any cut between input and logits, up to an error that shrinks with the square of the steps. It takes
+    one more forward pass and one more product of writers and readers a step. Source: Wu, Tonin, Cevher 2026,
+    arXiv:2606.16920, who take the gradient at a step's end, where the error shrinks with the steps. `rules` as in `eap`; under rules other than plain, nothing sums up so.
     `loss`, a name in `LOSSES`, may stand for the metric: with "kl" a score is minus the divergence from the clean model
     that corrupting the edge causes, in nats.
 
@@ -199,14 +201,23 @@ def _along_inputs(setting: Setting, batch: Batch, metric: Metric, alphas: Sequen
 
 
 def _conductance(setting: Setting, batch: Batch, metric: Metric, steps: int, rules: Rules) -> Tensor:
-    """Each step's change of the writers times the gradient at its end, added up over the steps."""
+    """Each step's change of the writers times the gradient in its middle, added up over the steps."""
+    model = setting.model
     clean, before = _endpoints(setting, batch)
+    middles, ends = (_between(before.embed, clean.embed, [(k + at) / steps for k in range(steps)]) for at in (0.5, 1.0))
     scores = torch.zeros(())
-    for point in _between(before.embed, clean.embed, [(k + 1) / steps for k in range(steps)]):
-        gradients, values = reader_gradients(setting.model, batch.clean, point[None], metric, rules=rules)
-        scores = scores + contract(setting.model, before.minus(values), gradients)
-        before = values
+    for k, (middle, end) in enumerate(zip(middles, ends, strict=True)):
+        gradients, _ = reader_gradients(model, batch.clean, middle[None], metric, rules=rules)
+        after = clean if k + 1 == steps else _values_from(model, batch, end)
+        scores = scores + contract(model, before.minus(after), gradients)
+        before = after
     return scores
+
+
+def _values_from(model: Model, batch: Batch, embeddings: Float[Tensor, "batch pos d_model"]) -> WriterValues:
+    """Outputs of all writers when the run starts from `embeddings`."""
+    with torch.no_grad(), model.starting_from(embeddings.to(model.dtype)):
+        return WriterValues.of(model, model.record(batch.clean, logits=False, whole=False))
 
 
 def _along_outputs(setting: Setting, batch: Batch, metric: Metric, alphas: Sequence[float], rules: Rules) -> Tensor:
