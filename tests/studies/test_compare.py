@@ -72,6 +72,23 @@ def test_learned_rankings_give_every_size_and_the_smallest_circuit_one(capsys, t
     check_shown(tmp_path / "run")
 
 
+def test_neurons_as_nodes_are_rows_of_their_own(capsys, tmp_path):
+    given = ("--model", "tracr-reverse", "--n", 16, "--ablation", "zero", "--exact-edges", 0, "--edges", 10)
+    options = ("--methods", "eap,eap-ig,acdc", "--neurons", 6)
+    code, text, error = run(capsys, "compare", "tracr-reverse", *given, *options, "--out", tmp_path / "run")
+    assert code == 0, error
+    found = load_run(tmp_path / "run")
+    names = [row["name"] for row in found.manifest["results"]["methods"]]
+    assert names == ["eap", "eap-ig", "acdc", "eap, neurons", "eap-ig, neurons"]
+    model = cm.load("tracr-reverse")
+    task = cm.ground_truth.task("tracr-reverse", 16)
+    view = model.with_neurons(found.manifest["neuron_nodes"]["neurons"], apart=found.manifest["neuron_nodes"]["apart"])
+    scores = cm.neurons.graph_scores(view, task, steps=1, ablation="zero")
+    assert found.tensors["eap, neurons.scores"].shape == scores.values.shape != found.tensors["eap.scores"].shape
+    assert "eap-ig, neurons" in text
+    check_shown(tmp_path / "run")
+
+
 @pytest.mark.slow
 def test_a_stopped_comparison_goes_on_with_the_methods_that_are_left(capsys, tmp_path, folder, data, stop, monkeypatch):
     whole, out, done = tmp_path / "whole", tmp_path / "run", []
@@ -111,6 +128,8 @@ BAD = [
     (("--held-out", "oii"), "no task or file of held-out prompts 'oii'. Did you mean 'ioi'"),
     (("--methods", ","), "nothing to compare"),
     (("--methods", "eap", "--edges", "191"), "outside 1..190"),
+    (("--methods", "eap", "--neurons", "0"), "must be at least 1, got 0"),
+    (("--methods", "acdc", "--neurons", "5"), "acdc knows MLPs as one node each"),
 ]
 
 
