@@ -7,11 +7,13 @@ by their own effects on the search prompts, go as long as the sizing prompts all
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuitome.discovery.search.mask_objective import MaskObjective
 from circuitome.discovery.search.matryoshka import STEPS, mattr
 from circuitome.engine.setting import Setting, method, on_neurons
 from circuitome.errors import InputError
@@ -36,6 +38,10 @@ REFUSED = 6
 """Parts or edges in a row that cannot go, after which no more are tried."""
 ROUNDS = 3
 """Rounds in which what is useless goes, at most."""
+WORTH = 0.02
+"""Share of a large circuit's edges that has to go in a round for another round."""
+LARGE = 300
+"""Edges of a circuit too large to measure each edge's own effect; slopes say which can go."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +137,7 @@ def smallest(
     front = walk(judge, scores)
     circuit, reached = _first_inside(judge, front)
     if reached:
+        circuit = without_faint(search, circuit, judge.keeps)
         circuit = without_useless(Evaluator(_kept(setting, prompts.search, "search")), circuit, judge.keeps)
         circuit = without_idle(judge, circuit)
     measured = Evaluator(_kept(setting, prompts.held_out, "held-out"))
@@ -212,6 +219,33 @@ def _first_inside(judge: Judge, front: Sequence[tuple[Circuit, Estimate]]) -> tu
     return min(front, key=lambda point: abs(point[1].value - 1))[0], False
 
 
+def without_faint(setting: Setting, circuit: Circuit, keeps: Callable[[Circuit], bool]) -> Circuit:
+    """A large circuit without the edges whose masks the metric hardly depends on, as long as `keeps` says so.
+
+    An edge's slope, the change of the mean metric with its mask, is what its leaving would change to first order. At
+    most half of the edges go at a time, those with the smallest slopes; how many is found by halves.
+    """
+    if len(circuit) <= LARGE:
+        return circuit
+    objective = MaskObjective(setting, "metric")
+    while len(circuit) > LARGE:
+        slopes = objective.metric_slope(circuit.mask.float())[circuit.mask].abs()
+        faintest = circuit.mask.nonzero()[slopes.argsort(stable=True)]
+        before = circuit
+        _, circuit = _most_that_go(partial(_without_first, before, faintest), len(before) // 2, keeps, before)
+        setting.progress("leaving out faint edges", LARGE, max(LARGE, len(circuit)))
+        if len(circuit) > (1 - WORTH) * len(before):
+            break
+    return circuit
+
+
+def _without_first(circuit: Circuit, edges: Int[Tensor, "edges 2"], count: int) -> Circuit:
+    """The circuit without the first so many of `edges`."""
+    gone = torch.zeros_like(circuit.mask)
+    gone[tuple(edges[:count].T)] = True
+    return _without(circuit, gone)
+
+
 def without_useless(evaluator: Evaluator, circuit: Circuit, keeps: Callable[[Circuit], bool]) -> Circuit:
     """The circuit without the parts, then the edges, that it can do without while `keeps` says that it may.
 
@@ -242,7 +276,7 @@ def without_idle(judge: Judge, circuit: Circuit) -> Circuit:
     metrics = judge.evaluator.parts(circuit, torch.cat([torch.zeros_like(masks[:1]), masks]), "leaving out idle nodes")
     changes = (metrics[1:] - metrics[0]).mean(1).abs() / abs(judge.evaluator.gap)
     for i in changes.argsort(stable=True).tolist():
-        smaller = Circuit(circuit.graph, circuit.mask & ~masks[i]).without_dangling()
+        smaller = _without(circuit, masks[i])
         if float(changes[i]) < IDLE and len(smaller) and judge.inside(judge.shares([smaller])[0][0], 0.0):
             circuit = smaller
     return circuit
@@ -255,17 +289,10 @@ def _as_many_as_can_go(
 
     Of those behind, each goes by itself if it can, until `REFUSED` in a row could not.
     """
-    best, fits, exceeds = circuit, 0, len(masks) + 1
-    while exceeds - fits > 1:
-        middle = (fits + exceeds) // 2
-        smaller = Circuit(circuit.graph, circuit.mask & ~masks[:middle].any(0)).without_dangling()
-        if len(smaller) and keeps(smaller):
-            best, fits = smaller, middle
-        else:
-            exceeds = middle
+    fits, best = _most_that_go(lambda count: _without(circuit, masks[:count].any(0)), len(masks), keeps, circuit)
     refused = 0
     for mask in masks[fits + 1 :]:
-        smaller = Circuit(circuit.graph, best.mask & ~mask).without_dangling()
+        smaller = _without(best, mask)
         if len(smaller) == len(best):
             continue
         if len(smaller) and keeps(smaller):
@@ -273,6 +300,26 @@ def _as_many_as_can_go(
         elif (refused := refused + 1) == REFUSED:
             break
     return best
+
+
+def _most_that_go(
+    without: Callable[[int], Circuit], most: int, keeps: Callable[[Circuit], bool], whole: Circuit
+) -> tuple[int, Circuit]:
+    """How many can go by `keeps`, at most `most`, found by halves, and what is left of the `whole` circuit."""
+    best, fits, exceeds = whole, 0, most + 1
+    while exceeds - fits > 1:
+        middle = (fits + exceeds) // 2
+        smaller = without(middle)
+        if len(smaller) and keeps(smaller):
+            best, fits = smaller, middle
+        else:
+            exceeds = middle
+    return fits, best
+
+
+def _without(circuit: Circuit, gone: Bool[Tensor, "writers readers"]) -> Circuit:
+    """The circuit without some edges, and without what then leads nowhere."""
+    return Circuit(circuit.graph, circuit.mask & ~gone).without_dangling()
 
 
 def edge_effects(evaluator: Evaluator, circuit: Circuit) -> EdgeEffects:

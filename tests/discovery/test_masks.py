@@ -15,12 +15,13 @@ from circuitome.discovery.search.learned_masks import (
     sample,
     subnetwork_probing,
 )
-from circuitome.discovery.search.mask_objective import MASK_LOSSES
+from circuitome.discovery.search.mask_objective import MASK_LOSSES, MaskObjective
 from circuitome.engine.ablation import AblationValues
 from circuitome.engine.batches import batches
 from circuitome.engine.circuit_run import baseline
 from circuitome.engine.masked_run import masked_final
 from circuitome.engine.run_circuit import run_circuit
+from circuitome.engine.setting import Setting
 from circuitome.errors import InputError, MemoryBudgetError, UnknownNameError
 from circuitome.graph.circuits import Circuit
 
@@ -85,6 +86,14 @@ def test_the_gradient_at_fully_open_masks_is_minus_eap(model, ablation):
     metric = TASK.score(soft_logits(model, z, ablation), range(len(TASK))).mean()
     (gradient,) = torch.autograd.grad(metric, z)
     torch.testing.assert_close(-gradient, eap(model, TASK, ablation=ablation).values, atol=1e-5, rtol=1e-4)
+
+
+def test_the_slope_of_the_metric_is_its_gradient_over_all_prompts(model):
+    z = drawn(model, 0.3).float() * 0.7
+    leaf = z.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(TASK.score(soft_logits(model, leaf), range(len(TASK))).mean(), leaf)
+    slopes = MaskObjective(Setting(model, TASK), "metric").metric_slope(z)
+    torch.testing.assert_close(slopes, gradient, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("log_alpha", [-2.0, -0.5, 0.0, 1.0, 2.5])

@@ -9,8 +9,16 @@ import circuitome as cm
 from circuitome.engine.setting import Setting
 from circuitome.errors import InputError, TaskError
 from circuitome.models.known import KNOWN
+from circuitome.validation import smallest
 from circuitome.validation.faithfulness.evaluator import Evaluator
-from circuitome.validation.smallest import Judge, edge_effects, walked_sizes, without_idle, without_useless
+from circuitome.validation.smallest import (
+    Judge,
+    edge_effects,
+    walked_sizes,
+    without_faint,
+    without_idle,
+    without_useless,
+)
 
 QUICK = ("tracr-reverse", "known-induction")
 WITHOUT_GAP = ("tracr-pair-balance",)
@@ -79,6 +87,24 @@ def test_what_is_useless_goes_and_what_is_needed_stays():
     useless = effects.samples.mean(0).abs() < 1e-4
     inside = truth.mask[(truth | spare).mask]
     assert not (useless & inside).any()
+
+
+def test_faint_edges_of_a_large_circuit_go_by_slopes(monkeypatch):
+    model, task = prompts("known-ioi")
+    truth = cm.ground_truth.true_circuit(model, task)
+    setting, whole = Setting(model, task), cm.Circuit.full(model.graph)
+    judge, sizes = Judge(Evaluator(setting), 0.99), list[int]()
+
+    def keeps(circuit):
+        sizes.append(len(circuit))
+        return judge.keeps(circuit)
+
+    assert without_faint(setting, whole, keeps) == whole and not sizes  # it is not large
+    monkeypatch.setattr(smallest, "LARGE", len(truth) + 2)
+    left = without_faint(setting, whole, keeps)
+    assert judge.keeps(left) and len(truth) <= len(left) < 0.7 * len(whole)  # slopes behind sharp attention are 0
+    assert len(sizes) < len(whole) // 4  # found by halves, not edge by edge
+    assert without_faint(setting, whole, lambda circuit: False) == whole
 
 
 def test_idle_nodes_go():

@@ -91,9 +91,10 @@ def eap_ig(
 
     With many steps the scores of all edges that leave `embed` sum to metric(ablated) - metric(clean). With path
     "conductance", which multiplies each step's gradient by that step's change (formula of the module), so do those of
-    all edges across any cut between input and logits, up to an error that shrinks with the square of the steps. It takes
-    one more forward pass and one more product of writers and readers a step. Source: Wu, Tonin, Cevher 2026,
-    arXiv:2606.16920, who take the gradient at a step's end, where the error shrinks with the steps. `rules` as in `eap`; under rules other than plain, nothing sums up so.
+    all edges across any cut between input and logits, up to an error that shrinks with the square of the steps. It
+    takes one more forward pass and one more product of writers and readers a step. Source: Wu, Tonin, Cevher 2026,
+    arXiv:2606.16920, who take the gradient at a step's end, where the error shrinks with the steps themselves.
+    `rules` as in `eap`; under rules other than plain, nothing sums up so.
     `loss`, a name in `LOSSES`, may stand for the metric: with "kl" a score is minus the divergence from the clean model
     that corrupting the edge causes, in nats.
 

@@ -83,6 +83,19 @@ class MaskObjective:
         check_numbers(total, "loss")
         return total.mean()
 
+    def metric_slope(self, z: Float[Tensor, "writers readers"]) -> Float[Tensor, "writers readers"]:
+        """Slope of the metric's mean over all prompts in every mask; where a mask is 0 it is 0."""
+        total = torch.zeros_like(z)
+        for group in range(len(self.groups)):
+            clean = self._clean(group)
+            leaf = z.to(clean.metric.device, copy=True).requires_grad_(True)
+            with self.model.frozen_parameters():
+                logits = self.model.unembed(masked_final(self.model, clean.base, leaf).to(self.model.dtype))
+                metric = self.task.score(logits, clean.base.batch.rows).sum()
+            check_numbers(metric, "metric")
+            total += torch.autograd.grad(metric, leaf)[0].to(z.device)
+        return total / len(self.task)
+
     def _clean(self, group: int) -> _Clean:
         """The group's baseline and clean logits; made afresh each time where all do not fit into memory."""
         if group in self.kept:
