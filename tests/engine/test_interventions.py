@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from by_hand import PROMPTS, close, padded, run
 from families import CONFIGS, tiny
 
 import circuitome as cm
@@ -19,7 +20,6 @@ from circuitome.tasks.task import Pair, Task
 
 QUICK = ["gemma2"]
 ALL = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS if name not in QUICK)]
-PROMPTS = [[5, 9, 33, 12, 7, 20, 41], [8, 30, 17, 25], [3, 4, 50, 6, 55, 22]]
 
 LLAMA = {"layers": "model.layers", "out": "self_attn.o_proj", "mlp": "mlp"}
 POST = {"post": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"}
@@ -37,22 +37,6 @@ def module(model, layer, name):
     names = MODULES.get(model.hf.config.model_type, LLAMA)
     block = attrgetter(names["layers"])(model.hf)[layer]
     return attrgetter(names[name])(block) if name in names else None
-
-
-def padded(side, prompts=PROMPTS):
-    width = max(map(len, prompts))
-    ids, mask = torch.zeros(len(prompts), width, dtype=torch.long), torch.zeros(len(prompts), width, dtype=torch.long)
-    for i, row in enumerate(prompts):
-        where = slice(width - len(row), width) if side == "left" else slice(0, len(row))
-        ids[i, where], mask[i, where] = torch.tensor(row), 1
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-def run(model, inputs):
-    """Logits at real tokens."""
-    places = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
-    out = model.hf(**inputs, position_ids=places, use_cache=False).logits
-    return out[inputs["attention_mask"].bool()]
 
 
 def cells(inputs, picked):
@@ -115,10 +99,6 @@ def hooks(model):
     return sum(
         len(m._forward_hooks) + len(m._forward_pre_hooks) + ("forward" in m.__dict__) for m in model.hf.modules()
     )
-
-
-def close(found, expected, tolerance=1e-6):
-    torch.testing.assert_close(found, expected, atol=tolerance * float(expected.abs().max()), rtol=0)
 
 
 AT = {

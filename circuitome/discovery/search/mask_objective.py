@@ -60,9 +60,8 @@ class MaskObjective:
         groups = group_rows(model, task, shared_prefix=self.shared, max_memory=setting.max_memory)
         order = [row for rows in groups for row in rows]
         self.groups = _parts(order, _prompts_within(model, task, budget))
-        tokens = sum(len(pair.clean) for pair in task.pairs)
-        self.keeps = tokens * model.bytes_per_token(gradients=False) <= budget
         self.kept: dict[int, _Clean] = {}
+        self.room = budget
         self.order: list[int] = []
         self.gap = self._gap()
 
@@ -97,7 +96,7 @@ class MaskObjective:
         return total / len(self.task)
 
     def _clean(self, group: int) -> _Clean:
-        """The group's baseline and clean logits; made afresh each time where all do not fit into memory."""
+        """The group's baseline and clean logits; made afresh each time where no more fit into memory."""
         if group in self.kept:
             return self.kept[group]
         rows = self.groups[group]
@@ -106,8 +105,10 @@ class MaskObjective:
             base = baseline(self.model, self.task, batch, self.setting.replacement)
             logits = self.model.logits(batch.clean)
         clean = _Clean(base, logits, self.task.score(logits, rows))
-        if self.keeps:
+        size = batch.clean.ids.numel() * self.model.bytes_per_token(gradients=False)
+        if size <= self.room:
             self.kept[group] = clean
+            self.room -= size
         return clean
 
     def _gap(self) -> float:

@@ -86,15 +86,19 @@ def _everywhere(whole: Tensor, chunks: tuple[int, ...], cells: Where, change: Ch
 
 @contextmanager
 def changing_parts(model: Model, nodes: list[Node], positions: Positions, change: Change) -> Iterator[None]:
-    """Inside, what some heads of one block, an MLP or the embedding write is what `change` makes of it.
+    """Inside, what some heads or neurons of one block, an MLP or the embedding write is what `change` makes of it.
 
     Heads: z [rows, some, head, d_head] in front of the output projection; under a post-norm z over its divisor, which
-    stays. An MLP and the embedding [rows, some, 1, d_model]: what is added to the stream, behind a post-norm.
+    stays. Neurons: what the MLP's last projection reads, [rows, some, neuron, 1]. An MLP and the embedding
+    [rows, some, 1, d_model]: what is added to the stream, behind a post-norm.
     """
     first = nodes[0]
     block = model.blocks[first.layer]
     with ExitStack() as stack:
-        if first.kind != "head":
+        if first.kind == "neuron":
+            where = Tap(block.mlp_writer, False, 1, tuple(node.index for node in nodes))
+            stack.enter_context(changing(where, positions, change))
+        elif first.kind != "head":
             where = tap(model, site_of(model, "embed" if first.kind == "embed" else f"{first}.out"))
             stack.enter_context(changing(where, positions, change))
         elif block.attention_post is None:

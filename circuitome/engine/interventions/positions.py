@@ -19,7 +19,10 @@ from circuitome.models.model import Model
 from circuitome.tasks.task import Task
 
 At = str | int | Sequence[int] | Sequence[Sequence[int]] | Tensor
-"""all, end, a role of a task, one position, several, or several for each prompt; negative ones count from the end."""
+"""all, prompt, generated, end, a role of a task, one position, several, or several for each prompt; negative ones count
+from the end."""
+PLACES = ("all", "prompt", "generated", "end")
+"""Words for positions in any prompts: every token, all but generated ones, only these, the last one of the prompt."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +114,7 @@ class Positions:
     def of(cls, at: Any, task: Task | None = None) -> "Positions":
         """Raises `InputError` for what is no position or for a role without a task, `UnknownNameError` for no role."""
         at = at.tolist() if hasattr(at, "tolist") else at
-        if at in ("all", "end"):
+        if isinstance(at, str) and at in PLACES:
             return cls(at)
         if isinstance(at, str):
             return cls([[position] for position in _of_role(at, task)], task)
@@ -125,8 +128,8 @@ class Positions:
             if all(_is_int(position) for own in rows for position in own):
                 return cls(rows)
         raise InputError(
-            f"at={at!r} is no position. Give all, end, a role of the task, a number, a list of numbers, or one such "
-            "list for each prompt."
+            f"at={at!r} is no position. Give {', '.join(PLACES)}, a role of the task, a number, a list of numbers, or "
+            "one such list for each prompt."
         )
 
     @property
@@ -162,7 +165,7 @@ class Positions:
                 "cannot be told. Inside an intervention at some positions run whole prompts (in circuitome's methods, "
                 'shared_prefix=False); or intervene at="all".'
             )
-        if run.goes_on and not self.everywhere:
+        if not self.everywhere and run.goes_on != (isinstance(self.at, str) and self.at == "generated"):
             return None
         if self._cells is None:
             self._cells = self._in(run)
@@ -172,7 +175,7 @@ class Positions:
         """The tokens meant in a whole pass."""
         if self.task is not None:
             _check_prompts(run, self.task)
-        if self.everywhere:
+        if isinstance(self.at, str) and self.at != "end":
             return _everywhere(run)
         return _some(run, [self._of_row(run, row) for row in range(len(run.rows))])
 

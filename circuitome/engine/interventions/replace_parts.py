@@ -31,22 +31,22 @@ def ablate(
 ) -> Iterator[None]:
     """Inside, what `parts` write is replaced in every forward pass of `model.hf`, `generate` included.
 
-    Parts are `embed`, heads `a9.h6`, all heads of a block `a9`, MLPs `m3`. A head's z is replaced in front of the
-    output projection; an MLP's output where it is added to the stream, behind a post-norm if there is one. Under a
-    post-norm behind the attention (Gemma 2/3, OLMo 2) a head's share of the stream is replaced, z over the norm's
-    divisor, and the divisor stays as it is: the definition of every method here (`BlockStep`). Under grouped-query
-    attention `a9.h6` is one query head. Dropout that stands behind a part still acts, in training mode, on what is put
-    in.
+    Parts are `embed`, heads `a9.h6`, all heads of a block `a9`, MLPs `m3`, neurons `m3.n12`. A head's z is replaced in
+    front of the output projection; an MLP's output where it is added to the stream, behind a post-norm if there is one;
+    a neuron's value in front of the MLP's last projection, behind the activation and the gate. Under a post-norm behind
+    the attention (Gemma 2/3, OLMo 2) a head's share of the stream is replaced, z over the norm's divisor, and the
+    divisor stays as it is: the definition of every method here (`BlockStep`). Under grouped-query attention `a9.h6` is
+    one query head. Dropout that stands behind a part still acts, in training mode, on what is put in.
 
-    `at`: "all"; "end", the last token of each prompt; a role of `task`; a number or a list of numbers, negative ones
-    counted from each prompt's end, padding not counted; or one list a prompt. Positions are those of the prompts in a
-    pass that starts without a cache; in passes that go on from its cache, as in `generate`, only "all" acts, on every
-    generated token.
+    `at`: "all"; "prompt", all but generated tokens; "generated", just these; "end", the last token of each prompt; a
+    role of `task`; a number or a list of numbers, negative ones counted from each prompt's end, padding not counted; or
+    one list a prompt. Positions are those of the prompts in a pass that starts without a cache; in passes that go on
+    from its cache, as in `generate`, only "all" and "generated" act, on every generated token.
 
     `value`: "zero"; "mean", over the tokens of `prompts` or of the task's corrupted prompts; "corrupted", what the part
     writes at the same position of the corrupted prompt, for passes over all prompts of `task` in order (generated
-    tokens keep their own values); or a tensor that broadcasts to what the part writes, [prompts, positions, d_head] for
-    a head and [prompts, positions, d_model] otherwise. Means and corrupted values are measured on entering, with the
+    tokens keep their own values); or a tensor that broadcasts to what the part writes, [prompts, positions, width]:
+    d_head for a head, 1 for a neuron, d_model otherwise. Means and corrupted values are measured on entering, with the
     interventions around this one in force; that is a pass over those prompts. Nothing else costs a pass.
 
     Interventions nest; at one place the outer one acts first. Other threads that use `model` wait.
@@ -135,7 +135,9 @@ def patch_in(
 def _source_positions(source_at: Any, rows: list[tuple[int, ...]]) -> list[list[int]]:
     """By source prompt, positions counted from its beginning."""
     at = Positions.of(source_at).at
-    if at == "all":
+    if at == "generated":
+        raise InputError("source_at says where in a prompt values come from, and a source has no generated tokens.")
+    if at in ("all", "prompt"):
         return [list(range(len(row))) for row in rows]
     if isinstance(at, str):
         return [[len(row) - 1] for row in rows]

@@ -79,13 +79,18 @@ def site(model: Model, name: str) -> Site:
 
 
 def part(model: Model, name: str) -> Node:
-    """The writer, or all heads of a block, called `name`. Raises `UnknownNameError`."""
+    """The writer, neuron, or all heads of a block, called `name`.
+
+    Raises `UnknownNameError`, and `InputError` for a neuron that does not exist.
+    """
     try:
         node = Node.parse(name)
     except InputError:
         node = None
     if node is not None and node.kind == "attention" and node.position is None and _exists(model, node):
         return node
+    if node is not None and node.kind == "neuron" and node.position is None and not node.input:
+        return model.neuron(node)
     if name not in model.graph.writers and (ours := translated(name, model.heads.q, model.heads.kv)):
         raise UnknownNameError(f"There is no part {name!r}. {ours}")
     graph = model.graph.with_neurons([])

@@ -1,18 +1,21 @@
 """What is put in place of what a part writes: zero, a mean, a given tensor, or values of other prompts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from circuitome.engine.ablation import EVERYWHERE, AblationValues, WriterValues
+from circuitome.engine.ablation import WriterValues
 from circuitome.engine.batches import batches
 from circuitome.engine.interventions.changes import Change
 from circuitome.engine.interventions.positions import Where
 from circuitome.engine.interventions.prompts import as_task
 from circuitome.errors import InputError, NumericsError, unknown_name
 from circuitome.graph.node import Node
+from circuitome.models.hooks import hooked
 from circuitome.models.model import Model
 from circuitome.tasks.task import Task
 
@@ -138,18 +141,35 @@ def written(
     task, whole = as_task(prompts), model.with_neurons([])
     values: list[list[Tensor]] = [[torch.empty(0)] * len(prompts) for _ in groups]
     for batch in batches(model, task, shared_prefix=False, corrupted=False, max_memory=max_memory):
-        with torch.no_grad(), model.running_rows(batch.rows, len(prompts)):
+        with torch.no_grad(), model.running_rows(batch.rows, len(prompts)), _neurons(model, groups) as neurons:
             writers = WriterValues.of(whole, whole.record(batch.clean, logits=False))
         for own, group in zip(values, groups, strict=True):
             for i, row in enumerate(batch.rows):
-                own[row] = _of(writers, group)[i, : len(prompts[row])].clone()
+                own[row] = _of(writers, neurons, group)[i, : len(prompts[row])].clone()
     return values
 
 
-def _of(writers: WriterValues, group: list[Node]) -> Float[Tensor, "batch pos chunk width"]:
-    first = group[0]
+@contextmanager
+def _neurons(model: Model, groups: Sequence[list[Node]]) -> Iterator[dict[int, Tensor]]:
+    """By block that has neurons among the parts: what the MLP's last projection read in the pass that ran inside."""
+    seen: dict[int, Tensor] = {}
+    with ExitStack() as stack:
+        for layer in {group[0].layer for group in groups if group[0].kind == "neuron"}:
+
+            def note(module: nn.Module, args: tuple[Any, ...], layer: int = layer) -> None:
+                seen[layer] = args[0].detach().float()
+
+            stack.enter_context(hooked(model.blocks[layer].mlp_writer.register_forward_pre_hook, note))
+        yield seen
+
+
+def _of(writers: WriterValues, neurons: Mapping[int, Tensor], group: list[Node]) -> Tensor:
+    """What some parts of one place write, [batch, pos, chunk, width]."""
+    first, which = group[0], [node.index for node in group]
+    if first.kind == "neuron":
+        return neurons[first.layer].view(*writers.embed.shape[:2], -1)[:, :, which, None]
     if first.kind == "head":
-        return writers.heads[first.layer][:, :, [node.index for node in group]]
+        return writers.heads[first.layer][:, :, which]
     return (writers.embed if first.kind == "embed" else writers.mlps[first.layer])[:, :, None]
 
 
@@ -157,12 +177,11 @@ def means(
     model: Model, task: Task | None, prompts: Sequence[tuple[int, ...]] | None, groups: Sequence[list[Node]]
 ) -> list[Change]:
     """By group of parts, their mean output over the tokens of `prompts`, or of the task's corrupted prompts."""
-    if prompts is not None:
-        task = as_task(prompts)
-    if task is None:
-        raise InputError('value="mean" is a mean over prompts: give prompts=... or task=....')
-    writers = AblationValues.of(model.with_neurons([]), task, "mean").means[EVERYWHERE]
-    return [_put(_of(writers, group)) for group in groups]
+    if prompts is None:
+        if task is None:
+            raise InputError('value="mean" is a mean over prompts: give prompts=... or task=....')
+        prompts = [pair.corrupted for pair in task.pairs]
+    return [_put(torch.cat(values).mean(0)) for values in written(model, prompts, groups, None)]
 
 
 def _put(mean: Tensor) -> Change:
@@ -178,8 +197,9 @@ def replacements(
 ) -> list[Change]:
     """What `value` says, by group of parts."""
     if isinstance(value, Tensor):
+        width = {"head": model.heads.width, "neuron": 1}
         for group in groups:
-            check_value(value, group[0], model.heads.width if group[0].kind == "head" else model.d_model)
+            check_value(value, group[0], width.get(group[0].kind, model.d_model))
         return [constant(value, ", ".join(map(str, group))) for group in groups]
     makers: dict[str, Callable[[], list[Change]]] = {
         "zero": lambda: [zero] * len(groups),
