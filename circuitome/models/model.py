@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from copy import copy
 from dataclasses import replace
 from operator import attrgetter
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -35,6 +35,14 @@ HeldHeads = tuple[list[int], Callable[[Tensor], Tensor]]
 
 class _Stop(Exception):
     """Ends a forward pass whose rest nobody needs."""
+
+
+@runtime_checkable
+class Edited(Protocol):
+    """Changes of a model's behaviour."""
+
+    def applied(self, model: "Model") -> AbstractContextManager[None]:
+        """Inside, the model has the changes."""
 
 
 class Model:
@@ -366,6 +374,10 @@ class Model:
                 )
             except _Stop:
                 return None
+
+    def edited(self, edit: Edited) -> AbstractContextManager[None]:
+        """Inside, every pass of `hf` has the changes of an edit (`cm.Edit`)."""
+        return edit.applied(self)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

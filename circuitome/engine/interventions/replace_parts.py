@@ -62,7 +62,7 @@ def ablate(
     ...     model.decode([int(model.hf(**prompt).logits[0, -1].argmax())])
     'Bob'
     """
-    groups = _groups(model, parts)
+    groups = part_groups(model, parts)
     positions = Positions.of(at, task)
     with model.locked():
         rows = None if prompts is None else token_ids(model, prompts)
@@ -88,7 +88,7 @@ def scale(
     ...     model.decode([int(model.hf(**prompt).logits[0, -1].argmax())])
     'BOS'
     """
-    groups = _groups(model, parts)
+    groups = part_groups(model, parts)
     positions = Positions.of(at, task)
     if not torch.isfinite(torch.tensor(float(factor))):
         raise NumericsError(f"Parts cannot be scaled by {factor}; give a finite number.")
@@ -121,7 +121,7 @@ def patch_in(
     ...     model.decode([int(model.hf(**prompt).logits[0, -1].argmax())])
     'Bob'
     """
-    groups = _groups(model, parts)
+    groups = part_groups(model, parts)
     positions = Positions.of(at, task)
     with model.locked():
         rows = token_ids(model, source)
@@ -151,7 +151,7 @@ def _source_positions(source_at: Any, rows: list[tuple[int, ...]]) -> list[list[
     ]
 
 
-def _groups(model: Model, parts: str | Node | Sequence[str | Node]) -> list[list[Node]]:
+def part_groups(model: Model, parts: str | Node | Sequence[str | Node]) -> list[list[Node]]:
     """The parts, each once: heads of a block together, since they are read in one place."""
     names = [parts] if isinstance(parts, str | Node) else list(parts)
     if not names:
