@@ -23,7 +23,11 @@ from .discovery.search.learned_masks import edge_pruning as edge_pruning
 from .discovery.search.learned_masks import subnetwork_probing as subnetwork_probing
 from .discovery.search.matryoshka import mattr as mattr
 from .discovery.search.pruning import acdc as acdc
+from .editing.directions import Direction as Direction
+from .editing.directions import direction as direction
 from .editing.edit import Edit as Edit
+from .editing.steering import Parts as Parts
+from .editing.steering import steer as steer
 from .engine.backward_rules import Rules as Rules
 from .engine.backward_rules import backward_rules as backward_rules
 from .engine.divergence import kl_metric as kl_metric

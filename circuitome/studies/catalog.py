@@ -6,7 +6,7 @@ from circuitome.studies.study import Study
 
 NAMES = (
     *("see", "check", "find", "measure", "patch", "path", "compare", "known", "validate", "explain"),
-    *("heads", "neurons", "neuron", "languages", "induction", "retrieval", "stream", "trace", "routes"),
+    *("heads", "neurons", "neuron", "languages", "steer", "induction", "retrieval", "stream", "trace", "routes"),
     *("weights", "lens", "conv", "diff", "align"),
 )
 """In the order of the help page."""

@@ -5,6 +5,7 @@ the smallest circuit whose share of the gap is near enough to 1 is taken, and pa
 by their own effects on the search prompts, go as long as the sizing prompts allow it.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,8 +31,10 @@ from circuitome.validation.tests.minimality import parts_of
 
 FIRST, GROWTH = 8, 1.2
 """Size of the smallest circuit on the walk, and of each next one as a multiple."""
+SMALL = 2_000
+"""Edges of a graph in which the walk goes through all sizes."""
 LARGEST = 1 / 7
-"""Share of all edges in the largest circuit on the walk."""
+"""Share of all edges in the largest circuit on the walk; where none is near enough to 1 it goes on from there."""
 IDLE = 0.01
 """Share of the gap below which a node counts as idle, as in the criterion of minimality."""
 REFUSED = 6
@@ -136,6 +139,9 @@ def smallest(
     judge = Judge(Evaluator(_kept(setting, prompts.sizing, "sizing")), faithful)
     front = walk(judge, scores)
     circuit, reached = _first_inside(judge, front)
+    if not reached and (further := walk(judge, scores, beyond=True)):
+        front = (*front, *further)
+        circuit, reached = _first_inside(judge, front)
     if reached:
         circuit = without_faint(search, circuit, judge.keeps)
         circuit = without_useless(Evaluator(_kept(setting, prompts.search, "search")), circuit, judge.keeps)
@@ -192,21 +198,29 @@ class Judge:
         return normalised(self.evaluator.setting, samples)
 
 
-def walk(judge: Judge, scores: EdgeScores) -> tuple[tuple[Circuit, Estimate], ...]:
-    """Circuits of the strongest edges by size, without what leads nowhere in them, each with its share."""
-    circuits = dict.fromkeys(scores.top(size).without_dangling() for size in walked_sizes(scores.graph.n_edges))
+def walk(judge: Judge, scores: EdgeScores, *, beyond: bool = False) -> tuple[tuple[Circuit, Estimate], ...]:
+    """Circuits of the strongest edges by size, without what leads nowhere in them, each with its share.
+
+    `beyond`: those larger than a walk usually goes, up to all edges but one step.
+    """
+    sizes = walked_sizes(scores.graph.n_edges, beyond=beyond)
+    circuits = dict.fromkeys(scores.top(size).without_dangling() for size in sizes)
     there = sorted((circuit for circuit in circuits if len(circuit)), key=len)
     judge.shares(there)  # all at once: batches are run through once
     return tuple((circuit, judge.estimate(circuit)) for circuit in there)
 
 
-def walked_sizes(edges: int) -> list[int]:
+def walked_sizes(edges: int, *, beyond: bool = False) -> list[int]:
     """Sizes on the walk through a graph of so many edges: each one in a small graph, then by a fifth."""
-    most = max(1, round(edges * LARGEST)) if edges > 2_000 else edges
-    sizes = [min(FIRST, most)] if edges > 2_000 else [1]
+    large = edges > SMALL
+    most = max(1, round(edges * LARGEST)) if large else edges
+    sizes = [min(FIRST, most)] if large else [1]
     while sizes[-1] < most:
         sizes.append(min(most, max(sizes[-1] + 1, round(sizes[-1] * GROWTH))))
-    return sizes
+    if not beyond:
+        return sizes
+    further = [round(most * GROWTH**step) for step in range(1, 1 + int(math.log(edges / most, GROWTH)))]
+    return further if large else []
 
 
 def _first_inside(judge: Judge, front: Sequence[tuple[Circuit, Estimate]]) -> tuple[Circuit, bool]:
