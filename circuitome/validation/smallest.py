@@ -115,7 +115,8 @@ def smallest(
 
     The task's prompts are those that the search sees; `sizing` are the ones that decide the size, `held_out` the ones
     that the result is measured on and nothing else. Where either is missing the task's own are split: half to search,
-    a quarter to size, a quarter to measure. On the sizing prompts the share has to be inside by one standard error.
+    a quarter to size, a quarter to measure. On the sizing prompts the share has to be inside by one standard error;
+    where no circuit's is, inside is enough; where none is inside, ever larger ones are tried, up to nearly all edges.
     `steps` are those of `mattr`. A share is (F(C) - F(0)) / (F(M) - F(0)), as in `faithfulness`: above 1 the circuit
     overshoots, which counts as much as falling short.
 
@@ -139,6 +140,9 @@ def smallest(
     judge = Judge(Evaluator(_kept(setting, prompts.sizing, "sizing")), faithful)
     front = walk(judge, scores)
     circuit, reached = _first_inside(judge, front)
+    if not reached:
+        judge.margin = 0.0
+        circuit, reached = _first_inside(judge, front)
     if not reached and (further := walk(judge, scores, beyond=True)):
         front = (*front, *further)
         circuit, reached = _first_inside(judge, front)
@@ -170,6 +174,8 @@ class Judge:
 
     def __init__(self, evaluator: Evaluator, faithful: float) -> None:
         self.evaluator, self.tolerance = evaluator, 1 - faithful
+        self.margin = 1.0
+        """Standard errors by which a share has to be inside."""
         evaluator.checked_gap()
 
     def shares(self, circuits: Sequence[Circuit]) -> list[tuple[float, float]]:
@@ -185,8 +191,8 @@ class Judge:
         return share, float(residuals.std()) / abs(self.evaluator.gap) / len(metric) ** 0.5
 
     def inside(self, share: float, error: float) -> bool:
-        """Whether a share is near enough to 1, by one standard error."""
-        return abs(share - 1) + error <= self.tolerance
+        """Whether a share is near enough to 1, by `margin` standard errors."""
+        return abs(share - 1) + self.margin * error <= self.tolerance
 
     def keeps(self, circuit: Circuit) -> bool:
         """Whether a circuit's share is near enough to 1."""
