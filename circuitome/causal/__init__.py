@@ -6,10 +6,12 @@ directions = cm.causal.das(model, task, causal, "x14@end")     # the directions 
 verdict = cm.causal.locate(model, task, causal, "x14@end", held_out)  # beside controls, on other prompts
 """
 
-from circuitome.causal.alignment import AccuracyMap, Alignment, align, interchange
+from circuitome.causal.alignment import AccuracyMap, Alignment, align
 from circuitome.causal.causal_model import CausalModel, model
+from circuitome.causal.interchanges import interchange
 from circuitome.causal.located import Located, locate
-from circuitome.causal.subspaces import Subspace, das
+from circuitome.causal.searches import das
+from circuitome.causal.subspaces import Subspace
 from circuitome.causal.task_models import ready
 
 __all__ = [

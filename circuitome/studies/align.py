@@ -84,15 +84,15 @@ def check_possible(settings: Align, model: "cm.Model") -> None:
     from circuitome.causal.subspaces import check_size
 
     if settings.place is not None:
-        Place.parse(settings.place, model.graph)
+        Place.parse(settings.place, model)
     for k in filter(None, settings.k):
         check_size(k, model.d_model)
 
 
 def work(settings: Align, context: Context) -> Work:
     """Three passes to record, a part of a pass for every site and position, and what learning takes."""
+    from circuitome.causal.searches import EPOCHS
     from circuitome.causal.sites import sites
-    from circuitome.causal.subspaces import EPOCHS
 
     causal, graph, task = causal_model(settings), context.model.graph, context.task
     positions = settings.at or [role for role, at in causal.roles_of(task.pairs[0]).items() if at is not None]
@@ -106,8 +106,10 @@ def work(settings: Align, context: Context) -> Work:
 
 def _behind(causal: "CausalModel", task: "Task", positions: Sequence[str]) -> float:
     """Shares of the first prompt that lie behind each position, summed."""
+    from circuitome.causal.trials import at_of
+
     roles, size = causal.roles_of(task.pairs[0]), task.pairs[0].answer_position + 1
-    return sum(max(0, size - roles.get(role, 0)) / size for role in positions)
+    return sum(max(0, size - min(at_of(roles.get(role, 0)))) / size for role in positions)
 
 
 def run(settings: Align, context: Context) -> Findings:

@@ -10,8 +10,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import circuitome as cm
-from circuitome.causal.alignment import align_trials, answers, bases_from, logits_at
-from circuitome.causal.sites import Place, sites
+from circuitome.causal.alignment import align_trials, answers
+from circuitome.causal.interchanges import bases_from, logits_at
+from circuitome.causal.sites import Part, Place, sites
 from circuitome.causal.trials import trials
 from circuitome.engine.setting import Setting
 from circuitome.errors import InputError, UnknownNameError
@@ -75,6 +76,10 @@ def by_hooks(model, base, source, role, site):
             module = model.final_norm.module if last else block.layer
         elif site.kind == "mid":
             difference, module = second.resid_mid[site.layer][0, theirs] - first.resid_mid[site.layer][0, where], None
+        elif site.kind in "qkv":
+            start = {"q": 0, "k": model.heads.q, "v": model.heads.q + model.heads.kv}[site.kind] + site.head
+            shown = [block.split(run.projected[site.layer])[0][:, start] for run in (first, second)]
+            return by_projections(model, base, block, start, where, shown[1][theirs])
         elif site.kind == "mlps":
             new, module = second.mlp_out[site.layer], block.mlp_ends[1]
         else:
@@ -103,6 +108,27 @@ def by_hooks(model, base, source, role, site):
             handle.remove()
 
 
+def by_projections(model, base, block, reader, where, new):
+    """Logits at the end of the base when one reader's value at a position is replaced where the projections give it."""
+    given = []
+
+    def put(module, args, output):
+        given.append(output)
+        if len(given) < len(block.projections):
+            return
+        values = block.split(given, copy=True)
+        values[0, where, reader] = new
+        for old, changed in zip(given, block.merge(values), strict=True):
+            old.copy_(changed)
+
+    handles = [module.register_forward_hook(put) for module in block.projections]
+    try:
+        return model.hf(torch.tensor([base.clean])).logits[0, -1]
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 FAMILIES = ["gpt2", "llama", "gemma3", "olmo2", "neox-parallel", "mistral-window", "opt"]
 
 
@@ -115,15 +141,15 @@ def test_it_equals_hooks_pair_by_pair(family):
     task, causal = random_words(model)
     pairs = trials(Setting(model, task), causal)
     every = torch.arange(len(pairs.base))
-    for kind in ("resid", "heads", "mlps", *(() if model.graph.parallel else ("mid",))):
-        said = answers(pairs, kind, range(len(pairs.roles)))
+    for kind in ("resid", "heads", "mlps", "q", "k", "v", *(() if model.graph.parallel else ("mid",))):
+        said = answers(pairs, sites(model.graph, kind), range(len(pairs.roles)))
         for number, site in enumerate(sites(model.graph, kind)):
             column, pair = number % len(pairs.roles), number % len(pairs.base)
-            place = Place(site, pairs.roles[column])
+            place = Place((Part(site, pairs.roles[column]),))
             base, source = (task.pairs[int(which[pair])] for which in (pairs.base, pairs.source))
             with torch.no_grad():
-                logits = logits_at(pairs, bases_from(pairs, place, every), place, every)
-            expected = by_hooks(model, base, source, place.role, site)[list(pairs.tokens)]
+                logits = logits_at(pairs, bases_from(pairs, [place], every), place, every)
+            expected = by_hooks(model, base, source, pairs.roles[column], site)[list(pairs.tokens)]
             torch.testing.assert_close(logits[pair], expected, atol=2e-4, rtol=1e-4)
             assert torch.equal(said[:, number, column], logits.argmax(1)), str(place)
 

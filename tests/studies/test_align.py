@@ -80,7 +80,7 @@ def test_a_causal_model_of_ones_own(capsys, tmp_path, own):
         (("--at", "S3"), "no position 'S3'. Did you mean 'S2'"),
         (("--place", "x9@end"), "There is no x9 in a model of 3 blocks"),
         (("--k", "-1"), "--k takes sizes of subspaces from 1 on, or 0 alone"),
-        (("--k", "400"), "1 to 64 directions, got k = 400"),
+        (("--k", "400"), "1 to 64 directions at this place, got k = 400"),
     ],
 )
 def test_what_cannot_be_aligned_is_refused(capsys, tmp_path, own, options, message):

@@ -1,0 +1,290 @@
+"""Searches for the part of a place that holds a variable, learned on some pairs; the model stays as it is.
+
+das        Distributed alignment search: k directions R. Geiger et al. 2024, arXiv:2303.02536.
+boundless  A rotation R of all of the place, of whose first directions a share b is kept, learned as well.
+           Wu et al. 2023, arXiv:2305.08809.
+mask       A share of each coordinate (each neuron), or of each head where the place is several: De Cao et al. 2022,
+           Csordas et al. 2021, and as a baseline of Mueller et al. 2025, arXiv:2504.13151.
+pca        The first k principal components of the place's values; nothing is learned.
+
+Learned is the cross-entropy of what the causal model answers. Only linear maps: with nonlinear ones models of random
+weights reach full accuracy (Sutter et al. 2025, arXiv:2507.08802).
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from typing_extensions import override
+
+from circuitome.causal.causal_model import CausalModel
+from circuitome.causal.interchanges import bases_from, logits_at
+from circuitome.causal.sites import Place
+from circuitome.causal.subspaces import (
+    Project,
+    Subspace,
+    check_size,
+    coordinates,
+    directions,
+    onto,
+    orthonormal,
+)
+from circuitome.causal.trials import Trials, trials
+from circuitome.engine.setting import Setting, method
+from circuitome.errors import unknown_name
+
+BATCH = 16
+"""Pairs of one step."""
+EPOCHS = 20
+"""Times that every base is seen, each time with another source."""
+MIXED = 0.1
+"""How much of random directions the first ones hold."""
+RATE = 0.01
+"""Learning rate of Adam on the free matrix, whose columns begin with length 1; it falls to 0 on the way."""
+BOUNDARY_RATE, MASK_RATE = 0.03, 0.2
+"""The same of the share of directions that is kept, and of the logits of masks."""
+SOFT, HARD = 50.0, 0.1
+"""Temperature of the boundary at the beginning and at the end, in directions; as in Wu et al. 2023."""
+MASK_SOFT, MASK_HARD = 1.0, 0.1
+"""Temperature of a mask's logits."""
+SPARSE = 0.3
+"""Weight of the share that a mask keeps, in nats."""
+
+
+class Search(Protocol):
+    """What is learned at a place: parameters, the projections that they stand for, and what is found in the end."""
+
+    parameters: list[tuple[Tensor, float]]
+    """What is learned, with its rate."""
+
+    def projects(self, done: float) -> list[Project]:
+        """By part of the place, the projection when a share of the steps is done, within reach of gradients."""
+
+    def penalty(self, done: float) -> Tensor | float:
+        """What is added to the loss."""
+
+    def bases(self) -> tuple[Tensor, ...]:
+        """The directions that are found."""
+
+
+class Directions(Search):
+    """k directions of each part."""
+
+    def __init__(self, pairs: Trials, place: Place, k: int) -> None:
+        self.free = [free.requires_grad_() for free in starts(pairs, place, k)]
+        self.parameters = [(free, RATE) for free in self.free]
+
+    @override
+    def projects(self, done: float) -> list[Project]:
+        return list(map(through, self.free))
+
+    @override
+    def penalty(self, done: float) -> float:
+        return 0.0
+
+    @override
+    def bases(self) -> tuple[Tensor, ...]:
+        return tuple(orthonormal(free.detach()) for free in self.free)
+
+
+class Bounded(Search):
+    """A rotation of each part, and the share of its directions that is kept."""
+
+    def __init__(self, pairs: Trials, place: Place, k: int) -> None:
+        self.free = [free.requires_grad_() for free in starts(pairs, place, None)]
+        self.share = [free.new_full((), 0.5).requires_grad_() for free in self.free]
+        self.parameters = [
+            *((free, RATE) for free in self.free),
+            *((share, BOUNDARY_RATE) for share in self.share),
+        ]
+
+    @override
+    def projects(self, done: float) -> list[Project]:
+        return [
+            weighted(orthonormal(free), kept_softly(share, len(free), SOFT + done * (HARD - SOFT)))
+            for free, share in zip(self.free, self.share, strict=True)
+        ]
+
+    @override
+    def penalty(self, done: float) -> Tensor:
+        return torch.stack(self.share).sum()
+
+    @override
+    def bases(self) -> tuple[Tensor, ...]:
+        kept = [
+            int((kept_softly(s.detach(), len(f), HARD) > 0.5).sum()) for f, s in zip(self.free, self.share, strict=True)
+        ]
+        return tuple(orthonormal(free.detach())[:, :k] for free, k in zip(self.free, kept, strict=True))
+
+
+class Masks(Search):
+    """A share of each coordinate of the values, or of each part where there are several."""
+
+    def __init__(self, pairs: Trials, place: Place, k: int) -> None:
+        self.widths = [values.shape[-1] for values in pairs.values_of(place)]
+        whole = len(self.widths) > 1
+        self.logits = [torch.zeros(1 if whole else w, device=pairs.model.device).requires_grad_() for w in self.widths]
+        self.parameters = [(logits, MASK_RATE) for logits in self.logits]
+
+    def _shares(self, done: float) -> list[Tensor]:
+        heat = MASK_SOFT * (MASK_HARD / MASK_SOFT) ** done
+        return [(logits / heat).sigmoid() for logits in self.logits]
+
+    @override
+    def projects(self, done: float) -> list[Project]:
+        return list(map(scaled, self._shares(done)))
+
+    @override
+    def penalty(self, done: float) -> Tensor:
+        return SPARSE * torch.cat(self._shares(done)).mean()
+
+    @override
+    def bases(self) -> tuple[Tensor, ...]:
+        kept = [
+            (logits.detach() > 0).expand(w).nonzero()[:, 0] for logits, w in zip(self.logits, self.widths, strict=True)
+        ]
+        return tuple(coordinates(rows.tolist(), w).to(rows.device) for rows, w in zip(kept, self.widths, strict=True))
+
+
+LEARNED: dict[str, Callable[[Trials, Place, int], Search]] = {"das": Directions, "boundless": Bounded, "mask": Masks}
+SEARCHES = (*LEARNED, "pca")
+"""Names of searches."""
+SIZED = ("das", "pca")
+"""Those that are told the size of the subspace; others learn it."""
+
+
+@method
+def das(
+    setting: Setting,
+    causal: CausalModel,
+    place: str,
+    *,
+    variable: str = "",
+    k: int = 1,
+    epochs: int = EPOCHS,
+    search: str = "das",
+) -> Subspace:
+    """The directions of a place that hold `variable` best, learned on the prompts of the setting.
+
+    Minimises the cross-entropy of what the causal model answers after the interchange, over all of its answers, when
+    values change in these directions alone: `k` of each part of the place (distributed alignment search). Adam begins
+    with those in which sources and bases differ most; every epoch has another source for each base, so that no pair is
+    learned by heart. Other searches (see `search`): `boundless` learns how many directions as well, `mask` which
+    coordinates (neurons of m5.n*@end), or which heads of a place with several; both pay for what they keep, and ignore
+    k. `pca` takes the first k principal components of the values and learns nothing. Judge the subspace on other
+    prompts: `cm.causal.interchange(..., subspace=subspace)`, or, beside controls, by `cm.causal.locate`.
+    `variable` is the first of the causal model by default.
+
+    Raises `InputError` for a place that does not exist or stands in front of the variable's inputs, and for more
+    directions than it has, `UnknownNameError` for another search; see `align` for the rest.
+    Source: Geiger et al. 2024, arXiv:2303.02536; Wu et al. 2023, arXiv:2305.08809; Mueller et al. 2025,
+    arXiv:2504.13151.
+
+    >>> model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 32)
+    >>> cm.causal.das(model, task, cm.causal.ready("known-ioi"), "x2@end", variable="repeated", k=8)
+    Subspace(repeated at x2@end, 8 directions)
+    """
+    variable = variable or causal.first
+    return learned(trials(setting, causal, [variable]), place, variable, k, epochs=epochs, search=search)
+
+
+def learned(
+    pairs: Trials,
+    place: str,
+    variable: str,
+    k: int,
+    *,
+    epochs: int = EPOCHS,
+    search: str = "das",
+    shuffled: bool = False,
+) -> Subspace:
+    """The part of a place that holds a variable best over the bases of `pairs`; see `das`.
+
+    `shuffled`, as a control: the causal model takes its values from the sources of other pairs.
+    """
+    model, where = pairs.model, Place.parse(place, pairs.model)
+    if search not in SEARCHES:
+        raise unknown_name("search", search, SEARCHES)
+    pairs.check_place(where, variable)
+    if search in SIZED:
+        for values in pairs.values_of(where):
+            check_size(k, values.shape[-1])
+    if search == "pca":
+        return Subspace(place, variable, tuple(components(pairs, where, k)), (), search)
+    found, losses = LEARNED[search](pairs, where, k), list[float]()
+    optimizer = torch.optim.Adam([{"params": [tensor], "lr": rate} for tensor, rate in found.parameters])
+    slower = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, epochs)
+    chunks = list(pairs.chunks(BATCH, gradients=True))
+    with model.frozen_parameters():
+        bases = [bases_from(pairs, [where], chunk) for chunk in chunks]
+        for epoch in range(epochs):
+            drawn, total = pairs if not epoch else pairs.redrawn(pairs.setting.seed + epoch), 0.0
+            expected = (drawn.shuffled if shuffled else drawn.expected)[pairs.index(variable)].to(model.device)
+            for number, (chunk, rest) in enumerate(zip(chunks, bases, strict=True)):
+                done = (epoch * len(chunks) + number) / max(1, epochs * len(chunks) - 1)
+                logits = logits_at(drawn, rest, where, chunk, found.projects(done))
+                loss = cross_entropy(logits, expected[chunk]) + found.penalty(done)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                total += float(loss.detach()) * len(chunk)
+            slower.step()
+            losses.append(total / len(pairs.base))
+            pairs.setting.progress(f"learning a part of {place}", epoch + 1, epochs)
+    return Subspace(place, variable, found.bases(), tuple(losses), search)
+
+
+def starts(pairs: Trials, place: Place, k: int | None) -> list[Float[Tensor, "width k"]]:
+    """Where learning begins: by part, the `k` directions in which values of sources and bases differ most, or all.
+
+    They are mixed with a little of everything, so that no direction begins with a gradient of exactly zero.
+    """
+    starts = []
+    for values in pairs.values_of(place):
+        changes = (values[pairs.source] - values[pairs.base]).flatten(0, 1)
+        size = changes.shape[-1] if k is None else k
+        _, _, most = torch.linalg.svd(changes, full_matrices=False)
+        start = directions(changes.shape[-1], size, pairs.setting.seed).to(changes)
+        start[:, : len(most)] = most[:size].T + MIXED * start[:, : len(most)]
+        starts.append(orthonormal(start).to(pairs.model.device))
+    return starts
+
+
+def components(pairs: Trials, place: Place, k: int) -> list[Float[Tensor, "width k"]]:
+    """By part, the first principal components of its values on the bases' prompts."""
+    values = [shown[pairs.base].flatten(0, 1) for shown in pairs.values_of(place)]
+    found = [torch.linalg.svd(shown - shown.mean(0), full_matrices=False)[2] for shown in values]
+    for most in found:
+        check_size(k, len(most))
+    return [most[:k].T for most in found]
+
+
+def through(free: Float[Tensor, "width k"]) -> Project:
+    """The projection onto the span of a free matrix's columns, within reach of its gradients."""
+    return onto(orthonormal(free))
+
+
+def scaled(share: Float[Tensor, " width"]) -> Project:
+    """A share of each coordinate of a change."""
+    return lambda change: change * share
+
+
+def weighted(basis: Float[Tensor, "width k"], weights: Float[Tensor, " k"]) -> Project:
+    """The projection in which each direction counts by its weight."""
+    return lambda change: (change @ basis * weights) @ basis.T
+
+
+def kept_softly(share: Float[Tensor, ""], width: int, heat: float) -> Float[Tensor, " width"]:
+    """Weights of directions: near 1 for the first `share` of them, near 0 for the others."""
+    place = torch.arange(width, device=share.device) + 0.5
+    return ((share * width - place) / heat).sigmoid()
+
+
+def cross_entropy(logits: Float[Tensor, "some tokens"], right: Bool[Tensor, "some tokens"]) -> Float[Tensor, ""]:
+    """Minus the log-probability of all right answers together, among all answers; mean over pairs that have any."""
+    some = right.any(1)
+    logits, right = logits[some], right[some]
+    chosen = logits.masked_fill(~right, -torch.inf)
+    return (logits.logsumexp(1) - chosen.logsumexp(1)).sum() / max(1, len(logits))
