@@ -12,7 +12,7 @@ from circuitome.causal.interchanges import interchange
 from circuitome.causal.located import Located, locate
 from circuitome.causal.searches import das
 from circuitome.causal.subspaces import Subspace
-from circuitome.causal.task_models import ready
+from circuitome.causal.task_models import boolean, ready
 
 __all__ = [
     "AccuracyMap",
@@ -21,6 +21,7 @@ __all__ = [
     "Located",
     "Subspace",
     "align",
+    "boolean",
     "das",
     "interchange",
     "locate",

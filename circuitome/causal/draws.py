@@ -117,6 +117,11 @@ class Draws:
             and all(self.ids(name, base, source) for name in self.variables)
         )
 
+    def with_sources(self, rows: Sequence[int]) -> list[int]:
+        """Those prompts that have a possible source among them."""
+        kept = [row for row in rows if any(self.possible(row, other) for other in rows)]
+        return kept if len(kept) == len(rows) else self.with_sources(kept)
+
     def drawn(self, base: Sequence[int], seed: int, tokens: Sequence[float]) -> dict[str, Any]:
         """Fields of `Trials` that follow from the sources that are drawn for these bases."""
         source = self.sources(base, seed)
@@ -152,11 +157,6 @@ class Draws:
         for row in base:
             tried = rng.sample(list(base), len(base))
             others = list(islice((other for other in tried if self.possible(row, other)), TRIED))
-            if not others:
-                raise InputError(
-                    f"No other of the {len(base)} prompts can lend its values to {_shown(self.inputs[row])}: with each "
-                    "of them the causal model has no answer, or roles have other numbers of tokens. Give more prompts."
-                )
             near = [counts[None], counts[self.kinds[row]]]
             ranked = [(_off(near, self.changes(row, other), self.share), place) for place, other in enumerate(others)]
             source.append(others[min(ranked)[1]])

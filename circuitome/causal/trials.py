@@ -247,6 +247,7 @@ def passes(setting: Setting, rows: Sequence[int]) -> Iterator[Passes]:
 def trials(setting: Setting, causal: CausalModel, variables: Sequence[str] = (), *, changed: float = CHANGED) -> Trials:
     """Pairs for the interchange of `variables` (all that are not the answer), one for every prompt that the model does.
 
+    Left out is also a prompt to which no other can lend its values; see `Draws.possible`.
     Raises `UnknownNameError` for a variable that is none, `InputError` where the model does less than half of the
     prompts or none changes an answer, and for an answer that is not one token.
     """
@@ -268,6 +269,7 @@ def trials(setting: Setting, causal: CausalModel, variables: Sequence[str] = (),
         for pair, counts in zip(task.pairs, (positions >= 0).sum(2).tolist(), strict=True)
     ]
     draws = Draws(setting, causal, variables, tuple(inputs), tuple(alone), says, changed, tuple(kinds))
+    kept = _enough(draws.with_sources(kept), task, model, of_all=False)
     Random(setting.seed).shuffle(kept)
     return Trials(
         setting=setting,
@@ -295,12 +297,18 @@ def _right_alone(setting: Setting, tokens: Sequence[float], answers: Sequence[fr
     return right
 
 
-def _enough(kept: list[int], task: Task, model: Model) -> list[int]:
-    if len(kept) < max(FEWEST, len(task) / 2):
+def _enough(kept: list[int], task: Task, model: Model, *, of_all: bool = True) -> list[int]:
+    if of_all and len(kept) < max(FEWEST, len(task) / 2):
         raise InputError(
             f"{model.name} answers {len(kept)} of {len(task)} prompts of {task.name} as the causal model does, and at "
             f"least half of them, and {FEWEST}, are needed: what the model does not compute has no place. "
             "Check the causal model, or take a model that does the task."
+        )
+    if len(kept) < FEWEST:
+        raise InputError(
+            f"{len(kept)} of {len(task)} prompts of {task.name} have another that can lend them its values; {FEWEST} "
+            "are needed. With the others the causal model has no answer, or roles have other numbers of tokens. Give "
+            "more prompts."
         )
     return kept
 

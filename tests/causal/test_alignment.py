@@ -79,7 +79,7 @@ def by_hooks(model, base, source, role, site):
         elif site.kind in "qkv":
             start = {"q": 0, "k": model.heads.q, "v": model.heads.q + model.heads.kv}[site.kind] + site.head
             shown = [block.split(run.projected[site.layer])[0][:, start] for run in (first, second)]
-            return by_projections(model, base, block, start, where, shown[1][theirs])
+            return by_projections(model, base, block, site, where, shown[1][theirs])
         elif site.kind == "mlps":
             new, module = second.mlp_out[site.layer], block.mlp_ends[1]
         else:
@@ -108,25 +108,24 @@ def by_hooks(model, base, source, role, site):
             handle.remove()
 
 
-def by_projections(model, base, block, reader, where, new):
+def by_projections(model, base, block, site, where, new):
     """Logits at the end of the base when one reader's value at a position is replaced where the projections give it."""
-    given = []
+    kind, heads = "qkv".index(site.kind), model.heads
 
     def put(module, args, output):
-        given.append(output)
-        if len(given) < len(block.projections):
-            return
-        values = block.split(given, copy=True)
-        values[0, where, reader] = new
-        for old, changed in zip(given, block.merge(values), strict=True):
-            old.copy_(changed)
+        if block.fused:
+            values = block.split([output], copy=True)
+            values[0, where, (0, heads.q, heads.q + heads.kv)[kind] + site.head] = new
+            return block.merge(values)[0].contiguous()
+        output = output.clone()
+        output[0, where].view(-1, heads.width)[site.head] = new
+        return output
 
-    handles = [module.register_forward_hook(put) for module in block.projections]
+    handle = block.projections[0 if block.fused else kind].register_forward_hook(put)
     try:
         return model.hf(torch.tensor([base.clean])).logits[0, -1]
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
 
 
 FAMILIES = ["gpt2", "llama", "gemma3", "olmo2", "neox-parallel", "mistral-window", "opt"]
