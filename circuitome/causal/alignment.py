@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from circuitome.causal.causal_model import CausalModel
 from circuitome.causal.interchanges import UNIT, right, shares, unchanged_right
-from circuitome.causal.sites import Part, Place, Site, added, sites
+from circuitome.causal.sites import Part, Place, Site, added, sites, units
 from circuitome.causal.suffixes import Suffixes
 from circuitome.causal.trials import Trials, trials
 from circuitome.engine.partial_forward import dense_copies
@@ -168,8 +168,9 @@ def _columns(pairs: Trials, at: Sequence[str]) -> list[int]:
 
 def _rows(pairs: Trials, kind: str, only: Sequence[str]) -> list[Site]:
     """The sites of a kind; those of some heads or MLPs alone where `only` names any."""
-    every = sites(pairs.model.graph, kind)
-    rows = [site for site in every if site.unit in only] if only else every
+    graph = pairs.model.graph
+    some = units(graph, only)
+    rows = [site for site in sites(graph, kind) if not only or site.unit in some]
     if not rows:
         raise InputError(f"None of {', '.join(only)} has a site of the kind {kind}. Take heads or mlps.")
     return rows

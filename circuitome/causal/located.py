@@ -58,6 +58,8 @@ class Located:
     """Share of held-out prompts on which model and causal model agree without any interchange."""
     subspace: Subspace | None
     """The directions that were learned."""
+    search: str
+    """How they were looked for."""
 
     @property
     def holds(self) -> bool:
@@ -70,7 +72,7 @@ class Located:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields but the directions, and the verdict, as plain JSON values."""
-        names = ("variable", "place", "whole", "k", "accuracy", "controls", "above", "base_accuracy", "holds")
+        names = ("variable", "place", "whole", "k", "accuracy", "controls", "above", "base_accuracy", "holds", "search")
         return {**plain_fields(self, *names), "sizes": {str(k): e.to_dict() for k, e in self.sizes.items()}}
 
 
@@ -128,6 +130,7 @@ def locate(
         above={name: shares(judged, right - values) for name, values in controls.items()},
         base_accuracy=judged.base_accuracy,
         subspace=subspace,
+        search=search,
     )
 
 

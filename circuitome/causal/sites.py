@@ -8,6 +8,7 @@ a5.h1@S2+a6.h0@S2  a5.h*@S2    several of these at once; all heads of a block
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -55,8 +56,8 @@ class Site:
 
     @property
     def unit(self) -> str:
-        """The node that the site belongs to, a5.h1 for its q as well."""
-        return str(Node.parse(str(self)).whole) if self.kind in ("heads", "q", "k", "v") else f"m{self.layer}"
+        """The node that the site belongs to, a5.h1 for its q as well, a5.kv0 for its k; the stream is its own."""
+        return str(self) if self.kind == NEURONS else str(Node.parse(str(self)).whole)
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,13 @@ def sites(graph: Graph, kind: str) -> list[Site]:
         )
     layers = range(graph.n_layers + (kind == "resid"))
     return [Site(kind, layer, head) for layer in layers for head in range(count(graph, kind))]
+
+
+def units(graph: Graph, names: Iterable[str]) -> set[str]:
+    """Names of nodes, with the key/value heads that the heads among them read."""
+    names = set(names)
+    heads = [node for node in map(Node.parse, names) if node.kind == "head"]
+    return names | {str(Node("kv", node.layer, graph.kv_head(node.index))) for node in heads}
 
 
 def count(graph: Graph, kind: str) -> int:
