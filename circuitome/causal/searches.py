@@ -11,8 +11,8 @@ Learned is the cross-entropy of what the causal model answers. Only linear maps:
 weights reach full accuracy (Sutter et al. 2025, arXiv:2507.08802).
 """
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -31,6 +31,7 @@ from circuitome.causal.subspaces import (
     onto,
     orthonormal,
 )
+from circuitome.causal.suffixes import Suffixes
 from circuitome.causal.trials import Trials, trials
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import unknown_name
@@ -39,20 +40,26 @@ BATCH = 16
 """Pairs of one step."""
 EPOCHS = 20
 """Times that every base is seen, each time with another source."""
+TRIED = 0.25
+"""Share of the epochs after which the better of two starts alone goes on."""
 MIXED = 0.1
-"""How much of random directions the first ones hold."""
-RATE = 0.01
+"""How much of random directions the principal ones are begun with."""
+RATE = 0.03
 """Learning rate of Adam on the free matrix, whose columns begin with length 1; it falls to 0 on the way."""
 BOUNDARY_RATE, MASK_RATE = 0.03, 0.2
 """The same of the share of directions that is kept, and of the logits of masks."""
-SOFT, HARD = 50.0, 0.1
-"""Temperature of the boundary at the beginning and at the end, in directions; as in Wu et al. 2023."""
+PRICE = 1.0
+"""Weight of the share that is kept, in nats."""
+SOFT, HARD = 0.0122, 0.1
+"""Temperature of the boundary at the beginning, in shares of the width, and at the end, in directions: 50 of 4,096 and
+0.1 in Wu et al. 2023."""
 MASK_SOFT, MASK_HARD = 1.0, 0.1
 """Temperature of a mask's logits."""
 SPARSE = 0.3
 """Weight of the share that a mask keeps, in nats."""
 
 
+@runtime_checkable
 class Search(Protocol):
     """What is learned at a place: parameters, the projections that they stand for, and what is found in the end."""
 
@@ -72,8 +79,8 @@ class Search(Protocol):
 class Directions(Search):
     """k directions of each part."""
 
-    def __init__(self, pairs: Trials, place: Place, k: int) -> None:
-        self.free = [free.requires_grad_() for free in starts(pairs, place, k)]
+    def __init__(self, starts: Sequence[Tensor]) -> None:
+        self.free = [start.clone().requires_grad_() for start in starts]
         self.parameters = [(free, RATE) for free in self.free]
 
     @override
@@ -92,8 +99,8 @@ class Directions(Search):
 class Bounded(Search):
     """A rotation of each part, and the share of its directions that is kept."""
 
-    def __init__(self, pairs: Trials, place: Place, k: int) -> None:
-        self.free = [free.requires_grad_() for free in starts(pairs, place, None)]
+    def __init__(self, starts: Sequence[Tensor]) -> None:
+        self.free = [start.clone().requires_grad_() for start in starts]
         self.share = [free.new_full((), 0.5).requires_grad_() for free in self.free]
         self.parameters = [
             *((free, RATE) for free in self.free),
@@ -102,14 +109,16 @@ class Bounded(Search):
 
     @override
     def projects(self, done: float) -> list[Project]:
+        for share in self.share:
+            share.data.clamp_(0, 1)
         return [
-            weighted(orthonormal(free), kept_softly(share, len(free), SOFT + done * (HARD - SOFT)))
+            weighted(orthonormal(free), kept_softly(share, len(free), heat(len(free), done)))
             for free, share in zip(self.free, self.share, strict=True)
         ]
 
     @override
     def penalty(self, done: float) -> Tensor:
-        return torch.stack(self.share).sum()
+        return PRICE * torch.stack(self.share).sum()
 
     @override
     def bases(self) -> tuple[Tensor, ...]:
@@ -122,10 +131,10 @@ class Bounded(Search):
 class Masks(Search):
     """A share of each coordinate of the values, or of each part where there are several."""
 
-    def __init__(self, pairs: Trials, place: Place, k: int) -> None:
-        self.widths = [values.shape[-1] for values in pairs.values_of(place)]
+    def __init__(self, starts: Sequence[Tensor]) -> None:
+        self.widths = [len(start) for start in starts]
         whole = len(self.widths) > 1
-        self.logits = [torch.zeros(1 if whole else w, device=pairs.model.device).requires_grad_() for w in self.widths]
+        self.logits = [start.new_zeros(1 if whole else len(start)).requires_grad_() for start in starts]
         self.parameters = [(logits, MASK_RATE) for logits in self.logits]
 
     def _shares(self, done: float) -> list[Tensor]:
@@ -148,7 +157,7 @@ class Masks(Search):
         return tuple(coordinates(rows.tolist(), w).to(rows.device) for rows, w in zip(kept, self.widths, strict=True))
 
 
-LEARNED: dict[str, Callable[[Trials, Place, int], Search]] = {"das": Directions, "boundless": Bounded, "mask": Masks}
+LEARNED: dict[str, Callable[[Sequence[Tensor]], Search]] = {"das": Directions, "boundless": Bounded, "mask": Masks}
 SEARCHES = (*LEARNED, "pca")
 """Names of searches."""
 SIZED = ("das", "pca")
@@ -170,11 +179,12 @@ def das(
 
     Minimises the cross-entropy of what the causal model answers after the interchange, over all of its answers, when
     values change in these directions alone: `k` of each part of the place (distributed alignment search). Adam begins
-    with those in which sources and bases differ most; every epoch has another source for each base, so that no pair is
-    learned by heart. Other searches (see `search`): `boundless` learns how many directions as well, `mask` which
-    coordinates (neurons of m5.n*@end), or which heads of a place with several; both pay for what they keep, and ignore
-    k. `pca` takes the first k principal components of the values and learns nothing. Judge the subspace on other
-    prompts: `cm.causal.interchange(..., subspace=subspace)`, or, beside controls, by `cm.causal.locate`.
+    once with random ones and once with those in which sources and bases differ most, and after a quarter of the epochs
+    goes on from the better ones; every epoch has another source for each base, so that no pair is learned by heart.
+    Other searches (see `search`): `boundless` learns how many directions as well, `mask` which coordinates (neurons of
+    m5.n*@end), or which heads of a place with several; both pay for what they keep, and ignore k. `pca` takes the first
+    k principal components of the values and learns nothing. Judge the subspace on other prompts:
+    `cm.causal.interchange(..., subspace=subspace)`, or, beside controls, by `cm.causal.locate`.
     `variable` is the first of the causal model by default.
 
     Raises `InputError` for a place that does not exist or stands in front of the variable's inputs, and for more
@@ -213,43 +223,75 @@ def learned(
             check_size(k, values.shape[-1])
     if search == "pca":
         return Subspace(place, variable, tuple(components(pairs, where, k)), (), search)
-    found, losses = LEARNED[search](pairs, where, k), list[float]()
-    optimizer = torch.optim.Adam([{"params": [tensor], "lr": rate} for tensor, rate in found.parameters])
-    slower = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, epochs)
+    size = k if search == "das" else None
+    begun = [random_starts(pairs, where, size)]
+    if search != "mask":
+        begun.append(principal_starts(pairs, where, size))
+    runs = [Learning(LEARNED[search](start), epochs) for start in begun]
     chunks = list(pairs.chunks(BATCH, gradients=True))
     with model.frozen_parameters():
         bases = [bases_from(pairs, [where], chunk) for chunk in chunks]
         for epoch in range(epochs):
-            drawn, total = pairs if not epoch else pairs.redrawn(pairs.setting.seed + epoch), 0.0
+            if epoch == max(1, round(TRIED * epochs)):
+                runs = [min(runs, key=lambda run: run.losses[-1])]
+            drawn = pairs if not epoch else pairs.redrawn(pairs.setting.seed + epoch)
             expected = (drawn.shuffled if shuffled else drawn.expected)[pairs.index(variable)].to(model.device)
-            for number, (chunk, rest) in enumerate(zip(chunks, bases, strict=True)):
-                done = (epoch * len(chunks) + number) / max(1, epochs * len(chunks) - 1)
-                logits = logits_at(drawn, rest, where, chunk, found.projects(done))
-                loss = cross_entropy(logits, expected[chunk]) + found.penalty(done)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                total += float(loss.detach()) * len(chunk)
-            slower.step()
-            losses.append(total / len(pairs.base))
+            for run in runs:
+                run.epoch(
+                    drawn,
+                    where,
+                    [(rest, c, expected[c]) for rest, c in zip(bases, chunks, strict=True)],
+                    epoch / epochs,
+                )
             pairs.setting.progress(f"learning a part of {place}", epoch + 1, epochs)
-    return Subspace(place, variable, found.bases(), tuple(losses), search)
+    best = min(runs, key=lambda run: run.losses[-1])
+    return Subspace(place, variable, best.search.bases(), tuple(best.losses), search)
 
 
-def starts(pairs: Trials, place: Place, k: int | None) -> list[Float[Tensor, "width k"]]:
-    """Where learning begins: by part, the `k` directions in which values of sources and bases differ most, or all.
+class Learning:
+    """A search on its way: its optimizer, and the mean loss of each epoch so far."""
+
+    def __init__(self, search: Search, epochs: int) -> None:
+        self.search, self.epochs, self.losses = search, epochs, list[float]()
+        self.optimizer = torch.optim.Adam([{"params": [tensor], "lr": rate} for tensor, rate in search.parameters])
+        self.slower = torch.optim.lr_scheduler.LinearLR(self.optimizer, 1.0, 0.0, epochs)
+
+    def epoch(
+        self, pairs: Trials, place: Place, batches: Sequence[tuple[Suffixes, Tensor, Tensor]], done: float
+    ) -> None:
+        """A step for each batch: bases from the place on, which pairs they are, and what is expected of them."""
+        total = 0.0
+        for number, (rest, chunk, expected) in enumerate(batches):
+            share = min(1.0, (done + number / len(batches) / self.epochs) / (1 - 1 / len(batches) / self.epochs))
+            logits = logits_at(pairs, rest, place, chunk, self.search.projects(share))
+            loss = cross_entropy(logits, expected) + self.search.penalty(share)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            total += float(loss.detach()) * len(chunk)
+        self.slower.step()
+        self.losses.append(total / len(pairs.base))
+
+
+def random_starts(pairs: Trials, place: Place, k: int | None) -> list[Float[Tensor, "width k"]]:
+    """By part, `k` random directions, or a whole random basis."""
+    widths = (values.shape[-1] for values in pairs.values_of(place))
+    drawn = [directions(w, w if k is None else k, pairs.setting.seed + number) for number, w in enumerate(widths)]
+    return [free.to(pairs.model.device) for free in drawn]
+
+
+def principal_starts(pairs: Trials, place: Place, k: int | None) -> list[Float[Tensor, "width k"]]:
+    """By part, the `k` directions in which values of sources and bases differ most, or all, these first.
 
     They are mixed with a little of everything, so that no direction begins with a gradient of exactly zero.
     """
-    starts = []
-    for values in pairs.values_of(place):
+    starts = random_starts(pairs, place, k)
+    for start, values in zip(starts, pairs.values_of(place), strict=True):
         changes = (values[pairs.source] - values[pairs.base]).flatten(0, 1)
-        size = changes.shape[-1] if k is None else k
         _, _, most = torch.linalg.svd(changes, full_matrices=False)
-        start = directions(changes.shape[-1], size, pairs.setting.seed).to(changes)
-        start[:, : len(most)] = most[:size].T + MIXED * start[:, : len(most)]
-        starts.append(orthonormal(start).to(pairs.model.device))
-    return starts
+        most = most[: start.shape[1]]
+        start[:, : len(most)] = most.T + MIXED * start[:, : len(most)]
+    return [orthonormal(start) for start in starts]
 
 
 def components(pairs: Trials, place: Place, k: int) -> list[Float[Tensor, "width k"]]:
@@ -274,6 +316,11 @@ def scaled(share: Float[Tensor, " width"]) -> Project:
 def weighted(basis: Float[Tensor, "width k"], weights: Float[Tensor, " k"]) -> Project:
     """The projection in which each direction counts by its weight."""
     return lambda change: (change @ basis * weights) @ basis.T
+
+
+def heat(width: int, done: float) -> float:
+    """Temperature of the boundary, in directions."""
+    return SOFT * width + done * (HARD - SOFT * width)
 
 
 def kept_softly(share: Float[Tensor, ""], width: int, heat: float) -> Float[Tensor, " width"]:
