@@ -44,8 +44,9 @@ TRIED = 0.25
 """Share of the epochs after which the better of two starts alone goes on."""
 MIXED = 0.1
 """How much of random directions the principal ones are begun with."""
-RATE = 0.03
-"""Learning rate of Adam on the free matrix, whose columns begin with length 1; it falls to 0 on the way."""
+RATE, GENTLE = 0.03, 0.01
+"""Learning rates of Adam on the free matrix, whose columns begin with length 1, from random directions and from
+principal ones, which a larger one drives away; they fall to 0 on the way."""
 BOUNDARY_RATE, MASK_RATE = 0.03, 0.2
 """The same of the share of directions that is kept, and of the logits of masks."""
 PRICE = 1.0
@@ -79,9 +80,9 @@ class Search(Protocol):
 class Directions(Search):
     """k directions of each part."""
 
-    def __init__(self, starts: Sequence[Tensor]) -> None:
+    def __init__(self, starts: Sequence[Tensor], rate: float) -> None:
         self.free = [start.clone().requires_grad_() for start in starts]
-        self.parameters = [(free, RATE) for free in self.free]
+        self.parameters = [(free, rate) for free in self.free]
 
     @override
     def projects(self, done: float) -> list[Project]:
@@ -99,11 +100,11 @@ class Directions(Search):
 class Bounded(Search):
     """A rotation of each part, and the share of its directions that is kept."""
 
-    def __init__(self, starts: Sequence[Tensor]) -> None:
+    def __init__(self, starts: Sequence[Tensor], rate: float) -> None:
         self.free = [start.clone().requires_grad_() for start in starts]
         self.share = [free.new_full((), 0.5).requires_grad_() for free in self.free]
         self.parameters = [
-            *((free, RATE) for free in self.free),
+            *((free, rate) for free in self.free),
             *((share, BOUNDARY_RATE) for share in self.share),
         ]
 
@@ -131,7 +132,7 @@ class Bounded(Search):
 class Masks(Search):
     """A share of each coordinate of the values, or of each part where there are several."""
 
-    def __init__(self, starts: Sequence[Tensor]) -> None:
+    def __init__(self, starts: Sequence[Tensor], rate: float) -> None:
         self.widths = [len(start) for start in starts]
         whole = len(self.widths) > 1
         self.logits = [start.new_zeros(1 if whole else len(start)).requires_grad_() for start in starts]
@@ -157,7 +158,11 @@ class Masks(Search):
         return tuple(coordinates(rows.tolist(), w).to(rows.device) for rows, w in zip(kept, self.widths, strict=True))
 
 
-LEARNED: dict[str, Callable[[Sequence[Tensor]], Search]] = {"das": Directions, "boundless": Bounded, "mask": Masks}
+LEARNED: dict[str, Callable[[Sequence[Tensor], float], Search]] = {
+    "das": Directions,
+    "boundless": Bounded,
+    "mask": Masks,
+}
 SEARCHES = (*LEARNED, "pca")
 """Names of searches."""
 SIZED = ("das", "pca")
@@ -224,10 +229,10 @@ def learned(
     if search == "pca":
         return Subspace(place, variable, tuple(components(pairs, where, k)), (), search)
     size = k if search == "das" else None
-    begun = [random_starts(pairs, where, size)]
+    begun = [(random_starts(pairs, where, size), RATE)]
     if search != "mask":
-        begun.append(principal_starts(pairs, where, size))
-    runs = [Learning(LEARNED[search](start), epochs) for start in begun]
+        begun.append((principal_starts(pairs, where, size), GENTLE))
+    runs = [Learning(LEARNED[search](*start), epochs) for start in begun]
     chunks = list(pairs.chunks(BATCH, gradients=True))
     with model.frozen_parameters():
         bases = [bases_from(pairs, [where], chunk) for chunk in chunks]

@@ -5,9 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 from families import tiny
+from random_words import numbers, random_words
 from referee import heads_out, inputs_of
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 import circuitome as cm
 from circuitome.causal.alignment import align_trials, answers
@@ -16,7 +15,6 @@ from circuitome.causal.sites import Part, Place, sites
 from circuitome.causal.trials import trials
 from circuitome.engine.setting import Setting
 from circuitome.errors import InputError, UnknownNameError
-from circuitome.tasks.task import Pair, Task
 
 PLACES = {
     ("known-ioi", "resid", "repeated"): {"x2@end"},
@@ -41,27 +39,6 @@ def test_variables_of_known_models_are_at_their_places_and_nowhere_else(name, ki
     others = accuracy.mean[accuracy.mean < 1]
     assert float(others.max()) <= 0.8 and float(others.median()) <= accuracy.chance + 0.01
     assert 0.4 <= accuracy.changed <= 0.6 and found.base_accuracy.value == 1
-
-
-def random_words(model, n=14, seed=0):
-    """Prompts of two lengths with the roles early and late, whose causal model is what the model happens to answer."""
-    generator = torch.Generator().manual_seed(seed)
-    pairs, said = [], {}
-    for i in range(n):
-        ids = tuple(torch.randint(3, 61, (6 + 2 * (i % 2),), generator=generator).tolist())
-        with torch.no_grad():
-            said[ids] = int(model.hf(torch.tensor([ids])).logits[0, -1, 3:].argmax()) + 3
-        roles = {"early": 1 + i % 2, "late": 3 + i % 2, "end": len(ids) - 1}
-        pairs.append(Pair(ids, (*ids[:-1], 3), (said[ids],), (), template=f"t{i % 2}", roles=roles))
-    causal = cm.causal.model(word=lambda prompt: f"{said[prompt]}", answer=lambda word: word)
-    return Task("random", tuple(pairs)), causal.reading(lambda tokens, pair: {"prompt": pair.clean})
-
-
-def numbers():
-    """A tokenizer whose words are the ids themselves."""
-    raw = Tokenizer(models.WordLevel({f"{i}": i for i in range(1, 61)} | {"?": 0}, unk_token="?"))
-    raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="?")
 
 
 def by_hooks(model, base, source, role, site):
