@@ -202,7 +202,7 @@ def _answers(
     rest: Suffixes,
     kind: str,
     layer: int,
-    change: Float[Tensor, "batch most head width"],
+    change: Float[Tensor, "batch most every width"],
     heads: Sequence[int],
 ) -> Int[Tensor, "head batch"]:
     """What the model answers with each of a block's changes by itself."""

@@ -54,6 +54,8 @@ PRICE = 1.0
 SOFT, HARD = 0.0122, 0.1
 """Temperature of the boundary at the beginning, in shares of the width, and at the end, in directions: 50 of 4,096 and
 0.1 in Wu et al. 2023."""
+BEGUN = 2.0
+"""Where logits of masks begin: nearly all is kept, since half a value is often no better than none of it."""
 MASK_SOFT, MASK_HARD = 1.0, 0.1
 """Temperature of a mask's logits."""
 SPARSE = 0.3
@@ -135,7 +137,8 @@ class Masks(Search):
     def __init__(self, starts: Sequence[Tensor], rate: float) -> None:
         self.widths = [len(start) for start in starts]
         whole = len(self.widths) > 1
-        self.logits = [start.new_zeros(1 if whole else len(start)).requires_grad_() for start in starts]
+        sizes = [1 if whole else width for width in self.widths]
+        self.logits = [s.new_full((n,), BEGUN).requires_grad_() for s, n in zip(starts, sizes, strict=True)]
         self.parameters = [(logits, MASK_RATE) for logits in self.logits]
 
     def _shares(self, done: float) -> list[Tensor]:
@@ -330,7 +333,7 @@ def heat(width: int, done: float) -> float:
 
 def kept_softly(share: Float[Tensor, ""], width: int, heat: float) -> Float[Tensor, " width"]:
     """Weights of directions: near 1 for the first `share` of them, near 0 for the others."""
-    place = torch.arange(width, device=share.device) + 0.5
+    place = torch.arange(width, device=share.device, dtype=share.dtype) + 0.5
     return ((share * width - place) / heat).sigmoid()
 
 

@@ -105,7 +105,7 @@ def test_the_last_letter_of_a_pattern_is_in_the_neurons_that_the_last_mlp_reads(
     model, causal = cm.load("tracr-detect-pattern"), cm.causal.ready("tracr-detect-pattern")
     reads = model.hf.layers[2].fc1.weight.abs().sum(0) > 0
     writes = model.hf.layers[0].fc2.weight[reads].abs().sum(0) > 0
-    place = f"m0.{','.join(f'n{i}' for i in writes.nonzero()[:, 0].tolist())}@end"
+    place = f"m0.{','.join(f'n{i}' for i in writes.nonzero()[:, 0].tolist())}@all"
     found = cm.causal.interchange(model, cm.ground_truth.task(model.name, 40), causal, place, variables=["is_c"])
     assert found["is_c"].value == 1
 

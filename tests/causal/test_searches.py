@@ -44,6 +44,7 @@ def test_gradients_of_a_rotation_and_its_boundary_are_those_of_finite_difference
     torch.testing.assert_close(whole(change), change)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variable", "neuron"), [("left", 0), ("right", 1)])
 def test_a_mask_keeps_the_one_neuron_that_holds_the_variable(variable, neuron):
     model, causal = cm.load("known-equality"), cm.causal.ready("known-equality")
@@ -101,6 +102,7 @@ def test_a_trained_network_holds_both_variables_and_one_of_random_weights_neithe
         assert float(right_at(held, variable, answers_at(held, place, anywhere)).mean()) <= chance + 0.1
 
 
+@pytest.mark.slow
 def test_other_searches_are_refused_and_sizes_are_judged_on_prompts_of_their_own():
     model, causal = cm.load("known-equality"), cm.causal.ready("known-equality")
     with pytest.raises(UnknownNameError, match="no search 'dbm'"):
