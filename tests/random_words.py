@@ -5,10 +5,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import circuitome as cm
+from circuitome.models.model import Model
 from circuitome.tasks.task import Pair, Task
 
 
-def random_words(model, n=14, seed=0):
+def random_words(model: Model, n: int = 14, seed: int = 0) -> tuple[Task, cm.causal.CausalModel]:
     """Prompts of two lengths with the roles early and late, whose causal model is what the model happens to answer."""
     generator = torch.Generator().manual_seed(seed)
     pairs, said = [], {}
@@ -22,7 +23,7 @@ def random_words(model, n=14, seed=0):
     return Task("random", tuple(pairs)), causal.reading(lambda tokens, pair: {"prompt": pair.clean})
 
 
-def numbers():
+def numbers() -> PreTrainedTokenizerFast:
     """A tokenizer whose words are the ids themselves."""
     raw = Tokenizer(models.WordLevel({f"{i}": i for i in range(1, 61)} | {"?": 0}, unk_token="?"))
     raw.pre_tokenizer = pre_tokenizers.Whitespace()

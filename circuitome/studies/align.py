@@ -134,7 +134,7 @@ def work(settings: Align, context: Context) -> Work:
     from circuitome.causal.sites import sites, units
 
     causal, graph, task = causal_model(settings), context.model.graph, context.task
-    positions = settings.at or [role for role, at in causal.roles_of(task.pairs[0]).items() if at is not None]
+    positions = settings.at or _possible(settings, causal, context)
     share = _behind(causal, task, positions)
     only = units(graph, candidates(settings, context.model))
     count = len([site for site in sites(graph, settings.sites) if not only or site.unit in only])
@@ -142,6 +142,18 @@ def work(settings: Align, context: Context) -> Work:
     sizes = [k for k in settings.k if k]
     learned = variables * (len(sizes) + 2 * bool(sizes)) * EPOCHS * share / max(1, len(positions)) * LEARNING
     return Work.over(task, forward=3 + 8 * variables + count * share / 2, backward=learned)
+
+
+def _possible(settings: Align, causal: "CausalModel", context: Context) -> list[str]:
+    """Roles of the first prompt at which a variable can be: at or behind the last token that it is computed from."""
+    from circuitome.causal.trials import at_of
+
+    last = {role: max(at_of(at)) for role, at in causal.roles_of(context.task.pairs[0]).items()}
+    variables = settings.variables or causal.variables or (causal.output,)
+    for name in variables:
+        causal.check_name(name)
+    needed = min(max((last.get(name, 0) for name in causal.sources_of(v)), default=0) for v in variables)
+    return [role for role, at in last.items() if at >= needed or not context.model.causal]
 
 
 def _behind(causal: "CausalModel", task: "Task", positions: Sequence[str]) -> float:
