@@ -70,6 +70,7 @@ def circuit(capsys, tmp_path):
     return tmp_path / "find"
 
 
+@pytest.mark.slow
 def test_only_parts_of_a_circuit_are_looked_at_and_explain_says_what_they_hold(capsys, tmp_path, circuit):
     options = ("--sites", "heads", "--run", circuit, "--k", 0, "--out", tmp_path / "align")
     code, _, error = run(capsys, *KNOWN, *options)
@@ -92,6 +93,7 @@ def test_only_parts_of_a_circuit_are_looked_at_and_explain_says_what_they_hold(c
     assert code == 1 and "is a find run. Give one of circuitome align" in " ".join(error.split())
 
 
+@pytest.mark.slow
 def test_directions_of_a_run_can_be_set(capsys, tmp_path):
     options = ("--variables", "repeated", "--place", "a1.h*@end", "--search", "mask", "--out", tmp_path / "run")
     code, _, error = run(capsys, *KNOWN, *options)
