@@ -9,12 +9,12 @@ verdict = cm.causal.locate(model, task, causal, "x14@end", held_out)  # beside c
 from circuitome.causal.alignment import AccuracyMap, Alignment, align
 from circuitome.causal.causal_model import CausalModel, model
 from circuitome.causal.interchanges import interchange
-from circuitome.causal.joint import Joint, joint
+from circuitome.causal.joint_interchange import Joint, joint
 from circuitome.causal.located import Located, locate
 from circuitome.causal.searches import das
-from circuitome.causal.set_variable import set_variable, value_means, whole
 from circuitome.causal.subspaces import Subspace
 from circuitome.causal.task_models import boolean, ready
+from circuitome.causal.variable_setting import set_variable, value_means, whole
 
 __all__ = [
     "AccuracyMap",

@@ -10,10 +10,10 @@ from referee import inputs_of
 
 import circuitome as cm
 from circuitome.causal.interchanges import answers_at, bases_from, logits_at
-from circuitome.causal.set_variable import set_variable, whole
 from circuitome.causal.sites import Place
 from circuitome.causal.subspaces import directions
 from circuitome.causal.trials import trials
+from circuitome.causal.variable_setting import set_variable, whole
 from circuitome.engine.setting import Setting
 from circuitome.errors import InputError
 
