@@ -25,8 +25,11 @@ LETTERS = [BOS, *"abcdefghijklmnop"]
 NAMES = ["Ann", "Bob", "Cid", "Dan", "Eve", "Fay", "Gus", "Hal"]
 WORDS = [BOS, *NAMES, "and", "met", "then", "gave", "to"]
 """Vocabulary of known-ioi."""
+ENTITIES = [f"e{i:02}" for i in range(40)]
+"""Things that known-equality compares; each is a random vector."""
+DIGITS = [str(digit) for digit in range(10)]
 EXACT = 48.0
-"""Sharpness of known-induction: exp(-24) is below float32's resolution, so its patterns are one position exactly."""
+"""Sharpness of all but known-ioi: exp(-24) is below float32's resolution, so its patterns are one position exactly."""
 SOFT = 20.0
 """Sharpness of known-ioi: patterns are off by about 5e-5, so that gradients through them do not vanish."""
 
@@ -35,7 +38,15 @@ class Draft:
     """A model under construction, all of its weights zero at first; the stream is cut into named slices."""
 
     def __init__(
-        self, vocabulary: list[str], slices: dict[str, int], *, layers: int, heads: int, width: int, length: int
+        self,
+        vocabulary: list[str],
+        slices: dict[str, int],
+        *,
+        layers: int,
+        heads: int,
+        width: int,
+        length: int,
+        neurons: int = 4,
     ) -> None:
         """`slices` follow token and place; `width` is d_head, `length` the number of positions."""
         sizes = {"token": len(vocabulary), "place": length, **slices}
@@ -49,7 +60,7 @@ class Draft:
                 num_hidden_layers=layers,
                 num_attention_heads=heads,
                 head_dim=width,
-                intermediate_size=4,
+                intermediate_size=neurons,
                 max_position_embeddings=length,
                 attention_scale=1.0,
                 is_causal=True,
@@ -90,6 +101,13 @@ class Draft:
         attention, row = self.hf.layers[layer].self_attn, (head + 1) * self.width - 1
         attention.q_proj.bias.detach()[row] = sharp / 2
         attention.k_proj.weight.detach()[row] = self.picks("token", [0])[0]
+
+    def neuron(self, layer: int, neuron: int, reads: Tensor, writes: Tensor, bias: float = 0.0) -> None:
+        """Set one neuron: it is relu(reads . x + bias), and adds its value times `writes` to the stream."""
+        mlp = self.hf.layers[layer]
+        mlp.fc1.weight.detach()[neuron] = reads
+        mlp.fc1.bias.detach()[neuron] = bias
+        mlp.fc2.weight.detach()[:, neuron] = writes
 
     def write(self, path: Path) -> None:
         """Save the model."""
@@ -184,7 +202,114 @@ def ioi() -> Draft:
     return draft
 
 
-DRAFTS = {"known-induction": induction, "known-ioi": ioi}
+def gather(draft: Draft, positions: dict[str, int], values: Tensor, asks: str = "?") -> None:
+    """From the token `asks`, a head of block 0 looks at each of some positions and copies `values` into its slice."""
+    last = draft.picks("token", draft.tokens(asks))
+    for head, (name, position) in enumerate(positions.items()):
+        place = draft.picks("place", [position])
+        draft.head(0, head, q=EXACT * last, k=place, v=values, out=draft.picks(name, list(range(len(values)))))
+
+
+def equality() -> Draft:
+    """Whether the first two of four things are the same just as the last two are (Geiger et al. 2024).
+
+    Prompts: BOS e03 e03 e17 e05 ? -> different. Things are random vectors of four numbers.
+
+    - a0.h0 to a0.h3: "?" copies the vectors of the four things into slices.
+    - m0: distance of the first two (neurons 0 to 7), of the last two (8 to 15): |w - x| by relu(w - x) + relu(x - w).
+    - m1: whether the first two are the same (neuron 0), and the last two (neuron 1): relu(1 - 10 distance).
+    - m2: whether one of these is true and the other is not (neurons 0 and 1).
+    """
+    words, size = [BOS, *ENTITIES, "?", "same", "different"], 4
+    slices = {"vector": size, "W": size, "X": size, "Y": size, "Z": size}
+    draft = Draft(
+        words,
+        {**slices, "far": 2, "equal": 2, "unlike": 1},
+        layers=3,
+        heads=4,
+        width=size,
+        length=6,
+        neurons=16,
+    )
+    vectors = torch.randn(len(ENTITIES), size, generator=torch.Generator().manual_seed(0))
+    draft.hf.embed_tokens.weight.detach()[1 : 1 + len(ENTITIES), draft.at["vector"]] = vectors
+    gather(draft, {"W": 1, "X": 2, "Y": 3, "Z": 4}, draft.picks("vector", list(range(size))))
+    far, equal, unlike = (draft.picks(name, list(range(n))) for name, n in (("far", 2), ("equal", 2), ("unlike", 1)))
+    for side, (one, other) in enumerate((("W", "X"), ("Y", "Z"))):
+        for i in range(size):
+            difference = (draft.picks(one, [i]) - draft.picks(other, [i]))[0]
+            for sign in (1, -1):
+                draft.neuron(0, 8 * side + 2 * i + (sign < 0), sign * difference, far[side])
+        draft.neuron(1, side, -10 * far[side], equal[side], bias=1.0)
+        draft.neuron(2, side, (equal[side] - equal[1 - side]), unlike[0])
+    answer = 10 * draft.picks("token", draft.tokens("?"))[0] - 20 * unlike[0]
+    draft.hf.lm_head.weight.detach()[draft.tokens("same", "different")] = torch.stack([answer, -answer])
+    return draft
+
+
+def boolean() -> Draft:
+    """The formula (a and b) or not c. Prompts: BOS T F T ? -> F.
+
+    - a0.h0 to a0.h2: "?" copies whether each of the three is T.
+    - m0: neuron 0 is `both`, relu(a + b - 1).
+    - m1: neuron 0 is 1 where the formula is false, relu(c - both).
+    """
+    draft = Draft(
+        [BOS, "T", "F", "?"],
+        {"a": 1, "b": 1, "c": 1, "both": 1, "false": 1},
+        layers=2,
+        heads=3,
+        width=2,
+        length=6,
+    )
+    gather(draft, {"a": 1, "b": 2, "c": 3}, draft.picks("token", draft.tokens("T")))
+    a, b, c, both, false = (draft.picks(name, [0])[0] for name in ("a", "b", "c", "both", "false"))
+    draft.neuron(0, 0, a + b, both, bias=-1.0)
+    draft.neuron(1, 0, c - both, false)
+    answer = 10 * draft.picks("token", draft.tokens("?"))[0] - 20 * false
+    draft.hf.lm_head.weight.detach()[draft.tokens("T", "F")] = torch.stack([answer, -answer])
+    return draft
+
+
+def addition() -> Draft:
+    """The tens digit of the sum of two numbers of two digits. Prompts: BOS 4 7 + 2 5 = -> 7.
+
+    - a0.h0 to a0.h3: "=" copies the values of the four digits.
+    - m0: neurons 0 and 1 are the carry, relu(x - 9) - relu(x - 10) for the sum x of the units; neuron 2 is the sum of
+      the tens.
+    - m1: the digit, as bumps relu(y - d + 1) - 2 relu(y - d) + relu(y - d - 1) of the sum y of both.
+    """
+    draft = Draft(
+        [BOS, *DIGITS, "+", "="],
+        {"a1": 1, "a0": 1, "b1": 1, "b0": 1, "carry": 1, "tens": 1, "digit": 10},
+        layers=2,
+        heads=4,
+        width=2,
+        length=7,
+        neurons=60,
+    )
+    value = (draft.picks("token", draft.tokens(*DIGITS)) * torch.arange(10.0)[:, None]).sum(0, keepdim=True)
+    gather(draft, {"a1": 1, "a0": 2, "b1": 4, "b0": 5}, value, "=")
+    a1, a0, b1, b0, carry, tens = (draft.picks(name, [0])[0] for name in ("a1", "a0", "b1", "b0", "carry", "tens"))
+    draft.neuron(0, 0, a0 + b0, carry, bias=-9.0)
+    draft.neuron(0, 1, a0 + b0, -carry, bias=-10.0)
+    draft.neuron(0, 2, a1 + b1, tens)
+    for total in range(20):
+        for i, weight in enumerate((1.0, -2.0, 1.0)):
+            draft.neuron(
+                1, 3 * total + i, carry + tens, weight * draft.picks("digit", [total % 10])[0], 1.0 - i - total
+            )
+    draft.hf.lm_head.weight.detach()[draft.tokens(*DIGITS)] = 10 * draft.picks("digit", list(range(10)))
+    return draft
+
+
+DRAFTS = {
+    "known-induction": induction,
+    "known-ioi": ioi,
+    "known-equality": equality,
+    "known-boolean": boolean,
+    "known-addition": addition,
+}
 
 
 def main() -> None:

@@ -16,8 +16,8 @@ from circuitome.tasks.task import Pair, Tokens
 
 Read = Callable[[Tokens, Pair], Mapping[str, Any]]
 """Gives the inputs of a causal model for the clean prompt of a pair."""
-Roles = Callable[[Pair], Mapping[str, int]]
-"""Gives the named positions of the clean prompt of a pair."""
+Roles = Callable[[Pair], Mapping[str, int | tuple[int, ...]]]
+"""Gives the named positions of the clean prompt of a pair; a role may be several tokens."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,6 +46,11 @@ class CausalModel:
     def variables(self) -> tuple[str, ...]:
         """What is computed on the way from the inputs to the answer."""
         return tuple(name for name in self.order if name != self.output)
+
+    @property
+    def first(self) -> str:
+        """The first of the variables; the answer where there is no other."""
+        return (self.variables or (self.output,))[0]
 
     def run(self, inputs: Mapping[str, Any], *, set: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The value of every input and variable; those in `set` have the value given there, whatever the others are.
@@ -81,7 +86,7 @@ class CausalModel:
     def reading(self, read: Read, roles: Roles | None = None) -> "CausalModel":
         """The same model with its own way to read inputs, and named positions, from a prompt.
 
-        `read(model, pair)` gives the inputs by name; `roles(pair)` positions in `pair.clean` by name.
+        `read(model, pair)` gives the inputs by name; `roles(pair)` positions in `pair.clean` by name, one or several.
         """
         return replace(self, read=read, roles=roles)
 
@@ -93,9 +98,16 @@ class CausalModel:
         for name in self.inputs:
             if name not in roles:
                 raise unknown_name("role", name, roles, self._hint(name))
-        return {name: tokens.decode([pair.clean[roles[name]]]) for name in self.inputs}
+        at = {name: [where] if isinstance(where := roles[name], int) else where for name in self.inputs}
+        return {name: tokens.decode([pair.clean[i] for i in where]) for name, where in at.items()}
 
-    def roles_of(self, pair: Pair) -> dict[str, int]:
+    def sources_of(self, variable: str) -> tuple[str, ...]:
+        """The inputs that a variable is computed from, through whatever other variables."""
+        if variable in self.inputs:
+            return (variable,)
+        return tuple(dict.fromkeys(name for parent in self.parents[variable] for name in self.sources_of(parent)))
+
+    def roles_of(self, pair: Pair) -> dict[str, int | tuple[int, ...]]:
         """The named positions of the clean prompt of a pair."""
         return dict(pair.roles if self.roles is None else self.roles(pair))
 

@@ -7,16 +7,19 @@ of; subspaces of random directions, no interchange, and one answer for all say w
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitome.causal.alignment import AS_GOOD, Project, answers_at, random_weights, right_at, shares, unchanged_right
+from circuitome.causal.alignment import AS_GOOD, random_weights
 from circuitome.causal.causal_model import CausalModel
+from circuitome.causal.interchanges import answers_at, right_at, shares, unchanged_right
+from circuitome.causal.searches import EPOCHS, SIZED, learned
 from circuitome.causal.sites import Place
-from circuitome.causal.subspaces import EPOCHS, Subspace, check_size, learned, random_subspaces
+from circuitome.causal.subspaces import Subspace, at_random
 from circuitome.causal.trials import Trials, trials
 from circuitome.engine.setting import Setting, method
 from circuitome.results import Estimate, plain_fields
@@ -55,6 +58,8 @@ class Located:
     """Share of held-out prompts on which model and causal model agree without any interchange."""
     subspace: Subspace | None
     """The directions that were learned."""
+    search: str
+    """How they were looked for."""
 
     @property
     def holds(self) -> bool:
@@ -67,7 +72,7 @@ class Located:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields but the directions, and the verdict, as plain JSON values."""
-        names = ("variable", "place", "whole", "k", "accuracy", "controls", "above", "base_accuracy", "holds")
+        names = ("variable", "place", "whole", "k", "accuracy", "controls", "above", "base_accuracy", "holds", "search")
         return {**plain_fields(self, *names), "sizes": {str(k): e.to_dict() for k, e in self.sizes.items()}}
 
 
@@ -82,10 +87,12 @@ def locate(
     sizing: Task | None = None,
     sizes: Sequence[int] = SIZES,
     epochs: int = EPOCHS,
+    search: str = "das",
 ) -> Located:
     """Whether a place holds a variable, by its accuracy on `held_out` prompts beside those of controls.
 
-    Subspaces of the `sizes` are learned on the setting's prompts (`das`). The smallest that is as accurate on `sizing`
+    Subspaces of the `sizes` are learned on the setting's prompts, or one by a `search` that learns its size (see
+    `das`; without sizes, none). The smallest that is as accurate on `sizing`
     prompts (without them: the setting's) as the best of them and of the whole value, but for `AS_GOOD`, is judged on
     the held-out ones; else the whole value. Controls have the same size, and as many steps: random directions (`RANDOM`
     draws), values from the sources of other pairs, a model of random weights; also no interchange, and the one answer
@@ -99,19 +106,19 @@ def locate(
     >>> cm.causal.locate(model, task, cm.causal.ready("known-ioi"), "x1@S2", other, variable="repeated", sizes=())
     repeated: has a place at x1@S2, IIA 0.750 [0.750, 0.750]
     """
-    for k in sizes:
-        check_size(k, setting.model.d_model)
-    variable = variable or (causal.variables or (causal.output,))[0]
+    variable = variable or causal.first
     searched, judged = (trials(part, causal, [variable]) for part in (setting, setting.but(prompts=held_out)))
     chosen = searched if sizing is None else trials(setting.but(prompts=sizing), causal, [variable])
-    subspaces = {k: learned(searched, place, variable, k, epochs=epochs) for k in sizes}
+    tried = sizes if search in SIZED else sizes[:1]
+    made = [learned(searched, place, variable, k, epochs=epochs, search=search) for k in tried]
+    subspaces = {subspace.k: subspace for subspace in made if subspace.k}
     by_size = {k: shares(chosen, _right(chosen, variable, place, found)) for k, found in subspaces.items()}
-    if sizes:
+    if by_size:
         by_size[0] = shares(chosen, _right(chosen, variable, place))
     k = _smallest(by_size)
     whole, subspace = _right(judged, variable, place), subspaces.get(k)
     right = whole if subspace is None else _right(judged, variable, place, subspace)
-    controls = _controls(searched, judged, place, k, epochs)
+    controls = _controls(searched, judged, place, subspace, epochs)
     return Located(
         variable=variable,
         place=place,
@@ -123,6 +130,7 @@ def locate(
         above={name: shares(judged, right - values) for name, values in controls.items()},
         base_accuracy=judged.base_accuracy,
         subspace=subspace,
+        search=search,
     )
 
 
@@ -134,8 +142,9 @@ def _smallest(by_size: dict[int, Estimate]) -> int:
 
 def _said(pairs: Trials, place: str, subspace: Subspace | None) -> Tensor:
     """What the model answers when a place, or a subspace of it, is interchanged."""
-    project: Project | None = None if subspace is None else subspace.project
-    return answers_at(pairs, Place.parse(place, pairs.model.graph), project)
+    where = Place.parse(place, pairs.model)
+    pairs.check_place(where, pairs.variables[0])
+    return answers_at(pairs, where, subspace)
 
 
 def _right(pairs: Trials, variable: str, place: str, subspace: Subspace | None = None) -> Tensor:
@@ -143,20 +152,26 @@ def _right(pairs: Trials, variable: str, place: str, subspace: Subspace | None =
     return right_at(pairs, variable, _said(pairs, place, subspace))
 
 
-def _controls(searched: Trials, judged: Trials, place: str, k: int, epochs: int) -> dict[str, Float[Tensor, " pairs"]]:
-    """By name: how the held-out pairs come out where there is nothing to be found."""
-    (variable,), model = judged.variables, judged.model
-    other = random_weights(model, judged.setting.seed)
-    searched_other, judged_other = searched.on(other), judged.on(other)
-    shuffled = learned(searched, place, variable, k, shuffled=True, epochs=epochs) if k else None
-    at_random = learned(searched_other, place, variable, k, epochs=epochs) if k else None
+def _controls(
+    searched: Trials, judged: Trials, place: str, subspace: Subspace | None, epochs: int
+) -> dict[str, Float[Tensor, " pairs"]]:
+    """By name: how the held-out pairs come out where there is nothing to be found, in a subspace of the same size."""
+    (variable,), other = judged.variables, random_weights(judged.model, judged.setting.seed)
+    shuffled = at_random_weights = None
+    if subspace is not None:
+        # What learns its own size would learn here that nothing is worth its price: controls have the judged size.
+        search = subspace.search if subspace.search in SIZED else "das"
+        k = max(1, round(subspace.k / len(subspace.bases)))
+        again = partial(learned, place=place, variable=variable, k=k, epochs=epochs, search=search)
+        shuffled, at_random_weights = again(searched, shuffled=True), again(searched.on(other))
     controls = {
         "no interchange": unchanged_right(judged, variable),
         "one answer for all": torch.full((len(judged.base),), judged.majority(variable)),
         "values of other pairs": judged.shuffled_right(variable, _said(judged, place, shuffled), DEALS),
-        "random weights": _right(judged_other, variable, place, at_random),
+        "random weights": _right(judged.on(other), variable, place, at_random_weights),
     }
-    if k:
-        some = random_subspaces(place, variable, model.d_model, k, count=RANDOM, seed=judged.setting.seed)
-        controls["random directions"] = torch.stack([_right(judged, variable, place, one) for one in some]).mean(0)
+    if subspace is not None:
+        seeds = (judged.setting.seed + 1 + number for number in range(RANDOM))
+        some = [_right(judged, variable, place, at_random(subspace, seed)) for seed in seeds]
+        controls["random directions"] = torch.stack(some).mean(0)
     return controls

@@ -1,11 +1,21 @@
 """Causal models of tasks and of models whose circuit is known, ready to be aligned."""
 
+import ast
+import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from circuitome.causal.causal_model import CausalModel, model
-from circuitome.errors import unknown_name
+from circuitome.causal.program_models import PROGRAM_MODELS, words
+from circuitome.errors import InputError, unknown_name
 from circuitome.tasks.task import Pair, Tokens
+
+FORMULA = (
+    *(ast.Expression, ast.Name, ast.Load, ast.Constant),
+    *(ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.Compare, ast.Eq, ast.NotEq),
+)
+"""What Boolean formulas are made of."""
 
 
 def ioi() -> CausalModel:
@@ -88,12 +98,72 @@ def known_induction() -> CausalModel:
         next=lambda letters: letters[letters.index(letters[-1]) + 1],
         answer=lambda next: next,
     )
-    return causal.reading(lambda tokens, pair: {"letters": _words(tokens, pair)})
+    return causal.reading(lambda tokens, pair: {"letters": words(tokens, pair)[: pair.answer_position]})
 
 
-def _words(tokens: Tokens, pair: Pair) -> tuple[str, ...]:
-    """The tokens of a known model's prompt up to the one that is read, without BOS."""
-    return tuple(tokens.decode([i]) for i in pair.clean[1 : pair.answer_position + 1])
+def known_equality() -> CausalModel:
+    """Of known-equality: whether the first two of four things are the same, and whether the last two are.
+
+    Variables: `left` and `right`. Inputs: W, X, Y, Z. Source: Geiger et al. 2024, arXiv:2303.02536.
+    """
+    return model(
+        left=lambda W, X: W == X,
+        right=lambda Y, Z: Y == Z,
+        answer=lambda left, right: "same" if left == right else "different",
+    )
+
+
+def known_addition() -> CausalModel:
+    """Of known-addition: the tens digit of a sum, from the sum of the tens and the carry of the units.
+
+    Variables: `carry` and `tens`. Inputs: the digits a1, a0, b1, b0.
+    """
+    return model(
+        carry=lambda a0, b0: int(a0) + int(b0) > 9,
+        tens=lambda a1, b1: int(a1) + int(b1),
+        answer=lambda carry, tens: str((tens + carry) % 10),
+    )
+
+
+def boolean(true: str = "True", false: str = "False", **formulas: str) -> CausalModel:
+    """The causal model of Boolean formulas: each is a variable, written with and, or, not, == and names.
+
+    Names without a formula are inputs, true where the token at their role is the word `true`; the answer is the word
+    `true` or `false`. Raises `InputError` for what is no such formula, and as `model`.
+
+    >>> causal = cm.causal.boolean("T", "F", both="a and b", answer="both or not c")
+    >>> causal, causal.run({"a": "T", "b": "F", "c": "T"})["answer"]
+    (CausalModel(a, b, c -> both -> answer), 'F')
+    """
+    made = model(**{name: _formula(name, text, formulas, true) for name, text in formulas.items()})
+    inner = made.functions[made.output]
+    return replace(
+        made,
+        functions={**made.functions, made.output: lambda **given: true if inner(**given) else false},
+    )
+
+
+def _formula(name: str, text: str, formulas: Mapping[str, str], true: str) -> Callable[..., bool]:
+    """A Boolean formula as a function of the names in it."""
+    try:
+        tree = ast.parse(text, mode="eval")
+    except SyntaxError as error:
+        raise InputError(f"The formula of {name!r} cannot be read: {text!r}: {error.msg}.") from None
+    if bad := [node for node in ast.walk(tree) if not isinstance(node, FORMULA)]:
+        raise InputError(
+            f"The formula of {name!r}, {text!r}, holds {type(bad[0]).__name__}; write it with and, or, not, == and "
+            "names."
+        )
+    names = dict.fromkeys(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
+    code = compile(tree, text, "eval")
+
+    def value(**given: Any) -> bool:
+        known = {name: value if name in formulas else value.strip() == true for name, value in given.items()}
+        return bool(eval(code, {"__builtins__": {}}, known))  # nothing but the nodes in FORMULA
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    value.__signature__ = inspect.Signature([inspect.Parameter(n, keyword) for n in names])  # type: ignore[attr-defined]
+    return value
 
 
 READY: dict[str, Callable[[], CausalModel]] = {
@@ -102,6 +172,10 @@ READY: dict[str, Callable[[], CausalModel]] = {
     "induction": induction,
     "known-ioi": known_ioi,
     "known-induction": known_induction,
+    "known-equality": known_equality,
+    "known-boolean": lambda: boolean("T", "F", both="a and b", answer="both or not c"),
+    "known-addition": known_addition,
+    **PROGRAM_MODELS,
 }
 """By name of the task: its causal model."""
 

@@ -8,26 +8,26 @@ nothing happens would look like the variable's own.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitome.causal.causal_model import CausalModel
-from circuitome.causal.sites import values_at
+from circuitome.causal.draws import Answers, Draws, gives_number
+from circuitome.causal.sites import Place, chosen, values_at
 from circuitome.causal.suffixes import Passes, passed
 from circuitome.engine.batches import tokens_within
 from circuitome.engine.setting import Setting
 from circuitome.errors import InputError, NumericsError, TaskError, unknown_name
 from circuitome.models.model import Model
 from circuitome.results import Estimate, mean
-from circuitome.tasks.task import Task, continuation
+from circuitome.tasks.task import Task
 
 CHANGED = 0.5
 """Share of pairs in which the answer of the causal model is to change."""
-TRIED = 65
-"""Prompts that are looked at as sources of one base."""
+NEAR = 0.02
+"""How far numbers may be apart to count as near one another."""
 FEWEST = 8
 """Prompts that the model must do, so that a share of them says something."""
 
@@ -44,26 +44,30 @@ class Trials:
     """The variables whose value is interchanged."""
     roles: tuple[str, ...]
     """Named positions that every prompt has, first to last."""
-    positions: Int[Tensor, "prompts roles"]
-    """Where they are in each prompt."""
+    positions: Int[Tensor, "prompts roles most"]
+    """Where they are in each prompt; a role of fewer tokens than the longest ends with -1."""
     right_alone: Float[Tensor, " prompts"]
     """1.0 for each prompt whose answer is the causal model's before anything is interchanged."""
     base: Int[Tensor, " pairs"]
     """The prompt that is run, of each pair."""
     source: Int[Tensor, " pairs"]
     """The prompt that the value comes from."""
-    tokens: tuple[int, ...]
-    """All answers of the causal model and of the task, wrong ones too: the model's answer is the likeliest of them."""
+    tokens: tuple[float, ...]
+    """All answers of the causal model and of the task, wrong ones too: the model's answer is the likeliest of them. Of
+    a model that gives one number in place of logits, all numbers that the causal model gives."""
     expected: Bool[Tensor, "variables pairs tokens"]
     """Which of them the causal model allows after the interchange of each variable."""
     shuffled: Bool[Tensor, "variables pairs tokens"]
     """The same with values from the sources of other pairs: a control."""
     before: Bool[Tensor, "pairs tokens"]
     """Which of them the causal model allows on the base alone."""
-    draws: "Draws"
+    draws: Draws
     """Where further sources come from."""
     recorded: dict[tuple[str, int], Tensor] = field(default_factory=dict)
-    """By kind of sites and block: what each prompt shows there, [prompts, roles, head, width]; filled when needed."""
+    """By kind of sites and block: what each prompt shows there, [prompts, roles, most, head, width]; filled when
+    needed."""
+    placed: dict[str, list[Tensor]] = field(default_factory=dict)
+    """By place: what each prompt shows at its parts, [prompts, most, width]; filled when needed."""
 
     @property
     def task(self) -> Task:
@@ -87,7 +91,7 @@ class Trials:
 
     def on(self, model: Model) -> "Trials":
         """The same pairs on another model."""
-        return replace(self, setting=self.setting.but(model=model), recorded={})
+        return replace(self, setting=self.setting.but(model=model), recorded={}, placed={})
 
     def redrawn(self, seed: int) -> "Trials":
         """The same bases, in the same order, with other sources."""
@@ -136,11 +140,55 @@ class Trials:
         lengths = torch.tensor([self.task.pairs[row].answer_position for row in self.base.tolist()])
         yield from lengths.argsort(stable=True).split(min(size, most or size))
 
-    def bases(self, chunk: Int[Tensor, " some"]) -> Passes:
-        """The base prompts of some pairs, run."""
-        return passed(self.model, self.task, self.base[chunk].tolist())
+    def bases(self, chunk: Int[Tensor, " some"], model: Model | None = None) -> Passes:
+        """The base prompts of some pairs, run; on a view of the model where one is given."""
+        return passed(model or self.model, self.task, self.base[chunk].tolist())
 
-    def values(self, kind: str, layer: int) -> Float[Tensor, "prompts roles head width"]:
+    def at(self, chunk: Int[Tensor, " some"], role: str) -> Int[Tensor, "some most"]:
+        """Where a role stands in the bases of some pairs."""
+        return self.positions[self.base[chunk], self.column(role)]
+
+    def values_of(self, place: Place) -> list[Float[Tensor, "prompts most width"]]:
+        """What each prompt shows at the parts of a place; float32. The first call for a place runs the prompts."""
+        if str(place) not in self.placed:
+            view, columns = place.view(self.model), [self.column(part.role) for part in place.parts]
+            values: list[Tensor] = []
+            for run in passes(self.setting.but(model=view), self.base.tolist()):
+                here, within = list(run.rows), torch.arange(len(run.rows))[:, None]
+                for number, (part, column) in enumerate(zip(place.parts, columns, strict=True)):
+                    shown = values_at(view, run.activations, part.site.kind, part.site.layer)
+                    shown = chosen(view, part.site, shown)[within, self.positions[here, column].clamp(min=0)].float()
+                    if number == len(values):
+                        values.append(shown.new_zeros(len(self.task), *shown.shape[1:]))
+                    values[number][here] = shown
+            self.placed[str(place)] = values
+        return self.placed[str(place)]
+
+    def needed(self, variable: str) -> Int[Tensor, " pairs"]:
+        """Position in each base of the last token that the variable is computed from; 0 where no role says it."""
+        inputs = self.causal.sources_of(variable)
+        roles = [self.causal.roles_of(self.task.pairs[row]) for row in self.base.tolist()]
+        last = [max((max(at_of(own[name])) for name in inputs if name in own), default=0) for own in roles]
+        return torch.tensor(last)
+
+    def early(self, role: str, variable: str) -> bool:
+        """Whether a role stands in front of a token that the variable is computed from, so that it cannot be there."""
+        if not self.model.causal:
+            return False
+        last = self.positions[self.base, self.column(role)].max(1).values
+        return bool((last < self.needed(variable)).all())
+
+    def check_place(self, place: Place, variable: str) -> None:
+        """Raises `InputError` for a place in front of the inputs of a variable."""
+        if early := [role for role in place.roles if self.early(role, variable)]:
+            known = {name for pair in self.task.pairs for name in self.causal.roles_of(pair)}
+            inputs = ", ".join(name for name in self.causal.sources_of(variable) if name in known)
+            raise InputError(
+                f"{variable!r} cannot be at {place}: {early[0]} stands in front of a token that it is computed from "
+                f"({inputs}), and no position sees a later one. Take a later token."
+            )
+
+    def values(self, kind: str, layer: int) -> Float[Tensor, "prompts roles most head width"]:
         """What each prompt shows at the sites of a kind in a block, at its roles; of prompts that are in no pair, 0.
 
         The first call for a kind runs the prompts, once for all blocks.
@@ -151,24 +199,40 @@ class Trials:
 
     def _record(self, kind: str) -> None:
         for run in passes(self.setting, self.base.tolist()):
-            at, here = self.positions[list(run.rows)], list(run.rows)
-            within = torch.arange(len(here))[:, None]
+            here = list(run.rows)
+            at, within = self.positions[here].clamp(min=0), torch.arange(len(here))[:, None, None]
             for layer in range(len(self.model.blocks) + (kind == "resid")):
                 picked = values_at(self.model, run.activations, kind, layer)[within, at]
                 whole = self.recorded.setdefault((kind, layer), picked.new_zeros(len(self.task), *picked.shape[1:]))
                 whole[here] = picked
 
-    def differences(self, kind: str, layer: int, role: int, chunk: Int[Tensor, " some"]) -> Float[Tensor, "some h w"]:
+    def differences(
+        self, kind: str, layer: int, role: int, chunk: Int[Tensor, " some"]
+    ) -> Float[Tensor, "some most head width"]:
         """Value on the source minus value on the base of some pairs, at a role; float32."""
         values = self.values(kind, layer)[:, role].float()
         return values[self.source[chunk]] - values[self.base[chunk]]
 
     def logits(self, final: Float[Tensor, "copies batch d_model"]) -> Float[Tensor, "copies batch tokens"]:
         """Logits of the answers for final residuals, float32. Raises `NumericsError` where they are no numbers."""
-        logits = self.model.unembed(final.flatten(0, 1), list(self.tokens)).float().unflatten(0, final.shape[:2])
+        logits = answer_logits(self.model, final.flatten(0, 1), self.tokens).unflatten(0, final.shape[:2])
         if not bool(logits.isfinite().all()):
             raise NumericsError(f"{self.model.name} gives logits that are no finite numbers under an interchange.")
         return logits
+
+
+def at_of(position: int | Sequence[int]) -> tuple[int, ...]:
+    """The tokens of a role, which may be one or several."""
+    return (position,) if isinstance(position, int) else tuple(position)
+
+
+def answer_logits(
+    model: Model, final: Float[Tensor, "batch d_model"], tokens: Sequence[float]
+) -> Float[Tensor, "batch tokens"]:
+    """Logits of some tokens, float32; of a number, those of a normal distribution around what the model gives."""
+    if not gives_number(model):
+        return model.unembed(final, [int(token) for token in tokens]).float()
+    return -(((model.unembed(final).float() - torch.tensor(tokens, device=final.device)) / NEAR) ** 2)
 
 
 def passes(setting: Setting, rows: Sequence[int]) -> Iterator[Passes]:
@@ -183,6 +247,7 @@ def passes(setting: Setting, rows: Sequence[int]) -> Iterator[Passes]:
 def trials(setting: Setting, causal: CausalModel, variables: Sequence[str] = (), *, changed: float = CHANGED) -> Trials:
     """Pairs for the interchange of `variables` (all that are not the answer), one for every prompt that the model does.
 
+    Left out is also a prompt to which no other can lend its values; see `Draws.possible`.
     Raises `UnknownNameError` for a variable that is none, `InputError` where the model does less than half of the
     prompts or none changes an answer, and for an answer that is not one token.
     """
@@ -192,15 +257,20 @@ def trials(setting: Setting, causal: CausalModel, variables: Sequence[str] = (),
     variables = tuple(variables) or causal.variables or (causal.output,)
     inputs = [causal.inputs_of(model, pair) for pair in task.pairs]
     alone = [causal.run(given) for given in inputs]
-    says = _Answers(setting, causal, inputs)
+    says = Answers(setting, causal, inputs)
     answers = [says.ids(values[causal.output], given) for values, given in zip(alone, inputs, strict=True)]
-    theirs = [token for pair in task.pairs for token in (*pair.answers, *pair.wrongs)]
+    theirs = [] if gives_number(model) else [token for pair in task.pairs for token in (*pair.answers, *pair.wrongs)]
     tokens = tuple(sorted({*theirs}.union(*answers)))
     right = _right_alone(setting, tokens, answers)
     kept = _enough([row for row, good in enumerate(right.tolist()) if good], task, model)
-    draws = Draws(setting, causal, variables, tuple(inputs), tuple(alone), says, changed)
+    roles, positions = _positions(causal, task, model)
+    kinds = [
+        (pair.template, *(int(count) for count in counts))
+        for pair, counts in zip(task.pairs, (positions >= 0).sum(2).tolist(), strict=True)
+    ]
+    draws = Draws(setting, causal, variables, tuple(inputs), tuple(alone), says, changed, tuple(kinds))
+    kept = _enough(draws.with_sources(kept), task, model, of_all=False)
     Random(setting.seed).shuffle(kept)
-    roles, positions = _positions(causal, task)
     return Trials(
         setting=setting,
         causal=causal,
@@ -214,184 +284,52 @@ def trials(setting: Setting, causal: CausalModel, variables: Sequence[str] = (),
     )
 
 
-class _Answers:
-    """Token ids of what a causal model answers."""
-
-    def __init__(self, setting: Setting, causal: CausalModel, inputs: Sequence[dict[str, Any]]) -> None:
-        self.setting, self.causal = setting, causal
-        model, task = setting.model, setting.task
-        # A text that stands in a prompt is the token that stands there, however the tokenizer would spell it alone.
-        spelled = {token for pair in task.pairs for token in (*pair.clean, *pair.answers, *pair.wrongs)}
-        self.known = {model.decode([token]): token for token in sorted(spelled, reverse=True)}
-
-    def ids(self, value: Any, inputs: dict[str, Any]) -> frozenset[int]:
-        """The tokens that a value of the answer allows. Raises `InputError` where it is not of one token each."""
-        texts = [value] if isinstance(value, str) else list(value) if isinstance(value, tuple | list | set) else None
-        if not texts or not all(isinstance(text, str) for text in texts):
-            raise InputError(
-                f"The variable {self.causal.output!r} must be a text, or several of which each is right; it is "
-                f"{value!r} for {_shown(inputs)}."
-            )
-        return frozenset(self._id(text, inputs) for text in texts)
-
-    def _id(self, text: str, inputs: dict[str, Any]) -> int:
-        if text not in self.known:
-            spelled = continuation(self.setting.model, text)
-            if len(spelled) != 1:
-                raise InputError(
-                    f"The model cannot say {text!r}, the value of {self.causal.output!r} for {_shown(inputs)}, in one "
-                    f"token: its tokenizer makes {len(spelled)} of it. Let the causal model give the first of them."
-                )
-            self.known[text] = spelled[0]
-        return self.known[text]
-
-
-@dataclass(frozen=True, eq=False)
-class Draws:
-    """Draws sources for bases, and knows what the causal model answers on one prompt with a value from another."""
-
-    setting: Setting
-    """The prompts."""
-    causal: CausalModel
-    """The causal model."""
-    variables: tuple[str, ...]
-    """The variables whose value is interchanged."""
-    inputs: tuple[dict[str, Any], ...]
-    """Inputs of each prompt."""
-    alone: tuple[dict[str, Any], ...]
-    """All values on each prompt."""
-    says: _Answers
-    """Token ids of answers."""
-    share: float
-    """Share of pairs in which the answer of the causal model is to change."""
-    kept: dict[tuple[str, int, Any], frozenset[int]] = field(default_factory=dict)
-    """Answers that were worked out before."""
-    compared: dict[tuple[int, int], list[bool]] = field(default_factory=dict)
-    """Pairs that were compared before."""
-
-    def ids(self, variable: str, base: int, source: int) -> frozenset[int]:
-        """The tokens that the causal model allows on `base` with the variable's value from `source`."""
-        value = self.alone[source][variable]
-        key = (variable, base, value if isinstance(value, str | int | float | bool | tuple) else source)
-        if key not in self.kept:
-            answer = self.causal.run(self.inputs[base], set={variable: value})[self.causal.output]
-            self.kept[key] = self.says.ids(answer, self.inputs[base])
-        return self.kept[key]
-
-    def right(self, base: int) -> frozenset[int]:
-        """The tokens that the causal model allows on `base` alone."""
-        return self.says.ids(self.alone[base][self.causal.output], self.inputs[base])
-
-    def changes(self, base: int, source: int) -> list[bool]:
-        """By variable: whether what was right on the base alone is so no longer."""
-        if (base, source) not in self.compared:
-            right = self.right(base)
-            self.compared[base, source] = [not self.ids(name, base, source) & right for name in self.variables]
-        return self.compared[base, source]
-
-    def drawn(self, base: Sequence[int], seed: int, tokens: Sequence[int]) -> dict[str, Any]:
-        """Fields of `Trials` that follow from the sources that are drawn for these bases."""
-        source = self.sources(base, seed)
-        allowed = [self.allowed(base, which) for which in (source, self.others(base, source, seed))]
-        answers = tuple(sorted({*tokens}.union(*(ids for table in allowed for rows in table for ids in rows))))
-        expected, shuffled = (torch.stack([_table(rows, answers) for rows in table]) for table in allowed)
-        before = _table([self.right(row) for row in base], answers)
-        found = {"source": torch.tensor(source), "tokens": answers, "before": before}
-        return {**found, "expected": expected, "shuffled": shuffled}
-
-    def allowed(self, base: Sequence[int], source: Sequence[int]) -> list[list[frozenset[int]]]:
-        """By variable and pair: the tokens that the causal model allows after the interchange."""
-        return [[self.ids(v, b, s) for b, s in zip(base, source, strict=True)] for v in self.variables]
-
-    def others(self, base: Sequence[int], source: Sequence[int], seed: int) -> list[int]:
-        """The sources dealt out anew among the bases of each template."""
-        rng, others, groups = Random(seed + 1), list(source), self.setting.task.groups
-        for group in sorted({groups[row] for row in base}):
-            places = [place for place, row in enumerate(base) if groups[row] == group]
-            dealt = rng.sample(places, len(places))
-            for place, other in zip(places, dealt, strict=True):
-                others[place] = source[other]
-        return others
-
-    def sources(self, base: Sequence[int], seed: int) -> list[int]:
-        """A source for each base, so that each variable's answer changes in nearly the asked share of pairs.
-
-        Of each base's sources, in random order, the first that brings the shares nearest, in all and within the base's
-        template. Raises `InputError` for a variable that changes no answer.
-        """
-        rng, source, groups = Random(seed), list[int](), self.setting.task.groups
-        counts: dict[int, list[int]] = {group: [0] * (len(self.variables) + 1) for group in (-1, *groups)}
-        for row in base:
-            others = [other for other in rng.sample(list(base), min(TRIED, len(base))) if other != row]
-            near = [counts[-1], counts[groups[row]]]
-            ranked = [(_off(near, self.changes(row, other), self.share), place) for place, other in enumerate(others)]
-            source.append(others[min(ranked)[1]])
-            for count in near:
-                for number, change in enumerate([*self.changes(row, source[-1]), 1]):
-                    count[number] += change
-        for variable, changed in zip(self.variables, counts[-1], strict=False):
-            if not changed:
-                raise InputError(
-                    f"The value of {variable!r} from another prompt changes the answer of the causal model on none of "
-                    f"the {len(base)} prompts, so that no place could be told from any other. Give prompts that differ "
-                    "in it."
-                )
-        return source
-
-
-def _off(counts: Sequence[Sequence[int]], new: Sequence[bool], share: float) -> float:
-    """How far shares are from `share` with one pair more; `counts` are those of changes by variable, and of pairs."""
-    return sum(
-        abs(count + change - share * (pairs + 1))
-        for *changes, pairs in counts
-        for count, change in zip(changes, new, strict=True)
-    )
-
-
-def _right_alone(setting: Setting, tokens: Sequence[int], answers: Sequence[frozenset[int]]) -> Tensor:
+def _right_alone(setting: Setting, tokens: Sequence[float], answers: Sequence[frozenset[float]]) -> Tensor:
     """1.0 for prompts on which the likeliest of `tokens` is an answer of the causal model."""
     right = torch.zeros(len(answers))
     for run in passes(setting, range(len(answers))):
         final = run.activations.final
         assert final is not None
         with torch.no_grad():
-            best = setting.model.unembed(run.inputs.at_read(final), list(tokens)).float().argmax(1).tolist()
+            best = answer_logits(setting.model, run.inputs.at_read(final), tokens).argmax(1).tolist()
         for row, token in zip(run.rows, best, strict=True):
             right[row] = float(tokens[token] in answers[row])
     return right
 
 
-def _enough(kept: list[int], task: Task, model: Model) -> list[int]:
-    if len(kept) < max(FEWEST, len(task) / 2):
+def _enough(kept: list[int], task: Task, model: Model, *, of_all: bool = True) -> list[int]:
+    if of_all and len(kept) < max(FEWEST, len(task) / 2):
         raise InputError(
             f"{model.name} answers {len(kept)} of {len(task)} prompts of {task.name} as the causal model does, and at "
             f"least half of them, and {FEWEST}, are needed: what the model does not compute has no place. "
             "Check the causal model, or take a model that does the task."
         )
+    if len(kept) < FEWEST:
+        raise InputError(
+            f"{len(kept)} of {len(task)} prompts of {task.name} have another that can lend them its values; {FEWEST} "
+            "are needed. With the others the causal model has no answer, or roles have other numbers of tokens. Give "
+            "more prompts."
+        )
     return kept
 
 
-def _positions(causal: CausalModel, task: Task) -> tuple[tuple[str, ...], Int[Tensor, "prompts roles"]]:
-    """The roles that every prompt has, and not behind the token that is read; first to last."""
-    by_prompt = [causal.roles_of(pair) for pair in task.pairs]
-    ends = [pair.answer_position for pair in task.pairs]
+def _positions(
+    causal: CausalModel, task: Task, model: Model
+) -> tuple[tuple[str, ...], Int[Tensor, "prompts roles most"]]:
+    """The roles that every prompt has, and not behind the token that is read, which sees none of these; in order."""
+    by_prompt = [{name: at_of(at) for name, at in causal.roles_of(pair).items()} for pair in task.pairs]
+    ends = [pair.answer_position if model.causal else len(pair.clean) for pair in task.pairs]
     names = [
         name
         for name in by_prompt[0]
-        if all(name in roles and roles[name] <= end for roles, end in zip(by_prompt, ends, strict=True))
+        if all(name in roles and max(roles[name]) <= end for roles, end in zip(by_prompt, ends, strict=True))
     ]
     if not names:
         raise TaskError(f"Prompts of task {task.name!r} have no role in common, so there is no position to compare.")
-    names.sort(key=lambda name: sum(roles[name] for roles in by_prompt))
+    names.sort(key=lambda name: sum(max(roles[name]) for roles in by_prompt))
     columns = {name: tuple(roles[name] for roles in by_prompt) for name in names}
     apart = {column: name for name, column in reversed(columns.items())}  # of two names of one position, the first
     names = [name for name in names if apart[columns[name]] == name]
-    return tuple(names), torch.tensor([columns[name] for name in names]).T
-
-
-def _table(rows: Sequence[frozenset[int]], tokens: Sequence[int]) -> Bool[Tensor, "pairs tokens"]:
-    return torch.tensor([[token in allowed for token in tokens] for allowed in rows])
-
-
-def _shown(inputs: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in inputs.items())
+    most = max(len(at) for name in names for at in columns[name])
+    filled = [[(*at, *[-1] * (most - len(at))) for at in columns[name]] for name in names]
+    return tuple(names), torch.tensor(filled).transpose(0, 1)

@@ -66,6 +66,8 @@ class Edit:
     """Q, k and v [copies, batch, pos, reader, d_head]."""
     heads: Change | None = None
     """Scaled outputs of the heads [copies, batch, pos, head, d_head], see `scaled_heads`."""
+    middle: Change | None = None
+    """The stream behind the attention [copies, batch, pos, d_model]; the MLP reads it unless it reads beside it."""
     mlp_in: Change | None = None
     """The residual that the MLP reads [copies, batch, pos, d_model]."""
     mlp_out: Change | None = None
@@ -183,6 +185,7 @@ class BlockStep:
                 added = None if edit.heads is None else self._shares_added(layer, z, out, edit.heads)
             middle = flat + (out if block.attention_post is None else block.attention_post(out))
         middle = (middle if added is None else middle + added).unflatten(0, x.shape[:2])
+        middle = middle if edit.middle is None else edit.middle(middle)
         return self.behind_attention(layer, middle, x if self.graph.parallel else middle, edit)
 
     def behind_attention(

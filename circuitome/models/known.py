@@ -39,6 +39,9 @@ KNOWN: dict[str, str] = {
     "tracr-detect-pattern": "whether the last three tokens are a b c",
     "known-induction": "after A B ... A, the token B (set by hand)",
     "known-ioi": "of two names, the one that was not said again (set by hand)",
+    "known-equality": "of four things, whether the first two are the same just as the last two (set by hand)",
+    "known-boolean": "(a and b) or not c (set by hand)",
+    "known-addition": "the tens digit of the sum of two numbers of two digits (set by hand)",
 }
 """Models that ship with the package: what each gives at every position."""
 

@@ -15,7 +15,10 @@ from circuitome.studies.settings import Names, PromptSettings, WholeNumbers
 from circuitome.studies.study import Findings, Study, Work
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from circuitome.causal import AccuracyMap, CausalModel, Located
+    from circuitome.engine.setting import Setting
     from circuitome.tasks.task import Task
 
 BUILTIN = "builtin"
@@ -36,20 +39,31 @@ class Align(PromptSettings):
     variables: Names = ()
     """Variables to look for; by default all that are not the answer."""
     sites: str = "resid"
-    """resid (the stream in front of each block), mid (between attention and MLP), heads or mlps."""
+    """resid (the stream in front of each block), mid (between attention and MLP), heads, mlps, or q, k, v of heads."""
+    run: str | None = None
+    """A run of find or explain: only heads or MLPs of its circuit are looked at, of explain those with active roles."""
     at: Names = ()
     """Roles of tokens to look at; by default all that every prompt has."""
     place: str | None = None
-    """Place to judge in place of each variable's best one: x14@end, mid3@S2, a5.h1@end, m4@S2."""
+    """Place to judge in place of each variable's best one: x14@end, a5.h1@S2, m4.n3,n17@end, several joined by +."""
+    search: str = "das"
+    """das (directions of the sizes --k), boundless (how many is learned too), mask (coordinates or heads), pca."""
     k: WholeNumbers = (1, 4, 16)
-    """Sizes of subspaces to learn at that place (DAS), the smallest good enough is judged; 0 alone: its whole value."""
+    """Sizes of subspaces to learn at that place, the smallest good enough is judged; 0 alone: its whole value."""
     held_out: str | None = None
     """File or task of the prompts to judge on; by default other prompts of the same task."""
 
     @override
     def check(self) -> None:
+        from circuitome.causal.searches import SEARCHES
         from circuitome.causal.sites import KINDS
 
+        if self.search not in SEARCHES:
+            raise unknown_name("search", self.search, SEARCHES)
+        if self.run is not None and self.sites in ("resid", "mid"):
+            raise InputError(
+                f"--run names heads and MLPs, and --sites {self.sites} has none. Take heads, mlps, q, k or v."
+            )
         if self.sites not in KINDS:
             raise unknown_name("kind of sites", self.sites, KINDS)
         if min(self.k, default=0) < 0 or (0 in self.k and len(self.k) > 1):
@@ -78,36 +92,76 @@ def causal_model(settings: Align) -> "CausalModel":
     return found
 
 
+def candidates(settings: Align, model: "cm.Model") -> tuple[str, ...]:
+    """Heads and MLPs of the run's circuit; of a run of explain, those with an active role. All where there is no run.
+
+    Raises `RunError` for a run without circuit, `InputError` for one of another model.
+    """
+    if settings.run is None:
+        return ()
+    from circuitome.studies.explain import RESTING
+
+    opened = cm.open(settings.run)
+    nodes = opened.circuit.nodes
+    if opened.graph.with_neurons([]) != model.graph:
+        raise InputError(f"The circuit of {settings.run} belongs to {opened.manifest['model']['name']}.")
+    resting = {head["head"] for head in opened.results.get("heads", ()) if head["role"] in RESTING}
+    return tuple(dict.fromkeys(str(_whole(name)) for name in nodes if name not in resting))
+
+
+def _whole(name: str) -> "cm.Node":
+    """A head or MLP; of a neuron, its MLP."""
+    node = cm.Node.parse(name)
+    return cm.Node.mlp(node.layer) if node.kind == "neuron" else node
+
+
 def check_possible(settings: Align, model: "cm.Model") -> None:
     """Raises `InputError` for a place or a size of subspaces that the model has not, before the work."""
     from circuitome.causal.sites import Place
     from circuitome.causal.subspaces import check_size
 
     if settings.place is not None:
-        Place.parse(settings.place, model.graph)
+        Place.parse(settings.place, model)
+        return
+    width = model.d_model if settings.sites in ("resid", "mid", "mlps") else model.heads.width
     for k in filter(None, settings.k):
-        check_size(k, model.d_model)
+        check_size(k, width)
 
 
 def work(settings: Align, context: Context) -> Work:
     """Three passes to record, a part of a pass for every site and position, and what learning takes."""
-    from circuitome.causal.sites import sites
-    from circuitome.causal.subspaces import EPOCHS
+    from circuitome.causal.searches import EPOCHS
+    from circuitome.causal.sites import sites, units
 
     causal, graph, task = causal_model(settings), context.model.graph, context.task
-    positions = settings.at or [role for role, at in causal.roles_of(task.pairs[0]).items() if at is not None]
+    positions = settings.at or _possible(settings, causal, context)
     share = _behind(causal, task, positions)
-    count = len(sites(graph, settings.sites))
+    only = units(graph, candidates(settings, context.model))
+    count = len([site for site in sites(graph, settings.sites) if not only or site.unit in only])
     variables = len(settings.variables or causal.variables or (causal.output,))
     sizes = [k for k in settings.k if k]
     learned = variables * (len(sizes) + 2 * bool(sizes)) * EPOCHS * share / max(1, len(positions)) * LEARNING
     return Work.over(task, forward=3 + 8 * variables + count * share / 2, backward=learned)
 
 
+def _possible(settings: Align, causal: "CausalModel", context: Context) -> list[str]:
+    """Roles of the first prompt at which a variable can be: at or behind the last token that it is computed from."""
+    from circuitome.causal.trials import at_of
+
+    last = {role: max(at_of(at)) for role, at in causal.roles_of(context.task.pairs[0]).items()}
+    variables = settings.variables or causal.variables or (causal.output,)
+    for name in variables:
+        causal.check_name(name)
+    needed = min(max((last.get(name, 0) for name in causal.sources_of(v)), default=0) for v in variables)
+    return [role for role, at in last.items() if at >= needed or not context.model.causal]
+
+
 def _behind(causal: "CausalModel", task: "Task", positions: Sequence[str]) -> float:
     """Shares of the first prompt that lie behind each position, summed."""
+    from circuitome.causal.trials import at_of
+
     roles, size = causal.roles_of(task.pairs[0]), task.pairs[0].answer_position + 1
-    return sum(max(0, size - roles.get(role, 0)) / size for role in positions)
+    return sum(max(0, size - min(at_of(roles.get(role, 0)))) / size for role in positions)
 
 
 def run(settings: Align, context: Context) -> Findings:
@@ -116,7 +170,10 @@ def run(settings: Align, context: Context) -> Findings:
     assert prompts.held_out is not None, "held-out prompts are drawn or split off"
     sizes = tuple(k for k in settings.k if k)
     check_possible(settings, context.model)
-    found = cm.causal.align(setting, causal, variables=settings.variables, kind=settings.sites, at=settings.at)
+    only = candidates(settings, context.model)
+    found = cm.causal.align(
+        setting, causal, variables=settings.variables, kind=settings.sites, at=settings.at, only=only
+    )
     verdicts = [
         cm.causal.locate(
             setting,
@@ -126,26 +183,70 @@ def run(settings: Align, context: Context) -> Findings:
             variable=name,
             sizing=prompts.sizing,
             sizes=sizes,
+            search=settings.search,
         )
         for name, (place, _) in found.best.items()
     ]
+    joint = together(setting.but(prompts=prompts.held_out), causal, verdicts)
     return Findings(
         title=f"Does {settings.model} compute it so? {context.task.name}",
         sign=f"{SIGN} Brackets are 95 % intervals over {setting.over}.",
-        results={"alignment": found.to_dict(), "verdicts": [verdict.to_dict() for verdict in verdicts]},
+        results={
+            "alignment": found.to_dict(),
+            "verdicts": [verdict.to_dict() for verdict in verdicts],
+            "joint": None if joint is None else joint.to_dict(),
+        },
         blocks=[
-            blocks.Lede(text=" ".join(map(_sentence, verdicts))),
+            blocks.Lede(text=" ".join([*map(_sentence, verdicts), *_of_all(joint)])),
             blocks.Numbers(items=_headlines(found, verdicts)),
             *(_map(accuracy, i) for i, accuracy in enumerate(found.maps.values())),
             _controls(verdicts),
+            *_sets(joint),
             _variables(causal),
         ],
         tensors={
             **{f"right.{name}": accuracy.samples for name, accuracy in found.maps.items()},
-            **{f"basis.{v.variable}": v.subspace.basis for v in verdicts if v.subspace is not None},
+            **{name: basis for verdict in verdicts for name, basis in _bases(verdict)},
         },
         more={"model_of": settings.model_of, "variables": list(found.maps)},
     )
+
+
+def together(setting: "Setting", causal: "CausalModel", verdicts: Sequence["Located"]) -> "cm.causal.Joint | None":
+    """All variables set at once at the places that were judged, on held-out prompts; None for a single variable."""
+    if len(verdicts) < 2:
+        return None
+    return cm.causal.joint(setting, causal, {v.variable: v.subspace or v.place for v in verdicts})
+
+
+def _bases(verdict: "Located") -> list[tuple[str, "Tensor"]]:
+    """The directions of each part of a place, by name: basis.position, basis.position.1 ..."""
+    bases = () if verdict.subspace is None else verdict.subspace.bases
+    return [(f"basis.{verdict.variable}" + (f".{i}" if i else ""), basis) for i, basis in enumerate(bases)]
+
+
+def _of_all(joint: "cm.causal.Joint | None") -> list[str]:
+    """The verdict over the whole alignment, in words."""
+    if joint is None:
+        return []
+    better = "more often" if joint.holds else "not surely more often"
+    return [
+        f"Set together, each from a prompt of its own, they give what the causal model says in "
+        f"{percent(joint.accuracy)} of pairs, {better} than no interchange ({percent(joint.unchanged)}) and one answer "
+        f"for all ({joint.majority:.0%})."
+    ]
+
+
+def _sets(joint: "cm.causal.Joint | None") -> list[blocks.Table]:
+    """Accuracy by set of variables that are set at once."""
+    if joint is None:
+        return []
+    rows = [(names.replace("+", ", "), cell(estimate)) for names, estimate in joint.sets.items()]
+    note = (
+        f"On held-out prompts, at the places judged above. Without any interchange: {percent(joint.unchanged)}; "
+        f"with one answer for all pairs: {joint.majority:.0%}."
+    )
+    return [blocks.table("Variables set together", ("variables", ("IIA", "estimate", 2)), rows, note=note)]
 
 
 def _where(verdict: "Located") -> str:

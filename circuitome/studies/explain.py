@@ -8,6 +8,7 @@ import circuitome as cm
 from circuitome.present import formats
 from circuitome.present.blocks import Block, Cell, Figure, HeatMap, Lede, Note, Numbers, Roles, Table, table
 from circuitome.studies import explained_mlps
+from circuitome.studies.aligned_parts import held_variables
 from circuitome.studies.context import Context
 from circuitome.studies.explain_cost import passes
 from circuitome.studies.explained_roles import Attention, attends, attention_of, diagram
@@ -56,6 +57,8 @@ class Explain(RunSettings):
     """Heads to explain, with commas between, e.g. a9.h1,a5.h0; all of the circuit by default."""
     census: str | None = None
     """A run of circuitome neurons on the same model, to say what the circuit's neurons fire on."""
+    alignment: str | None = None
+    """A run of circuitome align --sites heads (or mlps, q, k, v) on the same model, to say what variables they hold."""
 
 
 def work(settings: Explain, context: Context) -> Work:
@@ -90,6 +93,7 @@ def run(settings: Explain, context: Context) -> Findings:
     """Roles of the heads of a run's circuit, and what its MLPs do, with the evidence."""
     fired = fires_on(settings.census, context)  # first, since it may refuse
     task, setting, circuit = context.task, setting_of(context), circuit_of(context)
+    held = held_variables(settings.alignment, context.model, circuit)
     mlps = cm.heads.explain_mlps(setting, circuit)
     named = None
     if settings.heads or heads_of(circuit) or not mlps.names:  # without either, this says what is missing
@@ -113,7 +117,7 @@ def run(settings: Explain, context: Context) -> Findings:
         title=f"What the {parts} do: {task.name} in {context.reopened.origin.model}",
         sign=f"{SIGN} {OF_NEURONS}" if context.reopened.circuit.graph.neurons else SIGN,
         results=results,
-        blocks=[*shown, *fired, example_pairs(context.model, task, metrics)],
+        blocks=[*shown, *held, *fired, example_pairs(context.model, task, metrics)],
         tensors={"circuit": circuit.mask, **kept, **explained_mlps.tensors(mlps)},
         more={"edges": len(circuit), "summary": f"{told} {explained_mlps.sentence(results)}".strip()},
     )

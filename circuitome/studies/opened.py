@@ -22,6 +22,7 @@ from circuitome.studies.result_views import frame
 if TYPE_CHECKING:
     import pandas
 
+    from circuitome.causal import Subspace
     from circuitome.neurons.neuron_census import Census
 
 GRAPHS = ("graphml", "csv", "json", "neuronpedia")
@@ -135,6 +136,27 @@ class OpenedRun(Reopened):
         except OSError as error:
             raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
 
+    def subspace(self, variable: str) -> "Subspace":
+        """Of a run of align, the directions in which a variable was judged, for `cm.causal.set_variable`.
+
+        Raises `UnknownNameError` for a variable that it has not, `InputError` where it judged a whole place.
+        """
+        if self.kind != "align":
+            raise self._without("aligned variables", "align")
+        verdicts = {verdict["variable"]: verdict for verdict in self.results["verdicts"]}
+        if variable not in verdicts:
+            raise unknown_name("variable", variable, verdicts)
+        from circuitome.causal.subspaces import Subspace
+
+        verdict, first = verdicts[variable], f"basis.{variable}"
+        names = [first, *sorted((n for n in self.tensors if n.startswith(f"{first}.")), key=_number)]
+        if first not in self.tensors:
+            raise InputError(
+                f"{self.folder} judged the whole of {verdict['place']} for {variable!r}, not directions in it. Take "
+                f'cm.causal.whole(model, "{verdict["place"]}", "{variable}").'
+            )
+        return Subspace(verdict["place"], variable, tuple(self.tensors[name] for name in names), (), verdict["search"])
+
     @property
     def census(self) -> "Census":
         """Of a neurons run: what every neuron fires on."""
@@ -200,3 +222,8 @@ def _newest(study: str, runs: Path) -> Path:
     if not made:
         raise RunError(f"There is no {study} run in {runs}/. Make one: circuitome {study}.")
     return max(made, key=lambda folder: made[folder])
+
+
+def _number(name: str) -> int:
+    """The number at the end of a tensor's name."""
+    return int(name.rpartition(".")[2])

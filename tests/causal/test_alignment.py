@@ -5,17 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 from families import tiny
+from random_words import numbers, random_words
 from referee import heads_out, inputs_of
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 import circuitome as cm
-from circuitome.causal.alignment import align_trials, answers, bases_from, logits_at
-from circuitome.causal.sites import Place, sites
+from circuitome.causal.alignment import align_trials, answers
+from circuitome.causal.interchanges import bases_from, logits_at
+from circuitome.causal.sites import Part, Place, sites
 from circuitome.causal.trials import trials
 from circuitome.engine.setting import Setting
 from circuitome.errors import InputError, UnknownNameError
-from circuitome.tasks.task import Pair, Task
 
 PLACES = {
     ("known-ioi", "resid", "repeated"): {"x2@end"},
@@ -42,27 +41,6 @@ def test_variables_of_known_models_are_at_their_places_and_nowhere_else(name, ki
     assert 0.4 <= accuracy.changed <= 0.6 and found.base_accuracy.value == 1
 
 
-def random_words(model, n=14, seed=0):
-    """Prompts of two lengths with the roles early and late, whose causal model is what the model happens to answer."""
-    generator = torch.Generator().manual_seed(seed)
-    pairs, said = [], {}
-    for i in range(n):
-        ids = tuple(torch.randint(3, 61, (6 + 2 * (i % 2),), generator=generator).tolist())
-        with torch.no_grad():
-            said[ids] = int(model.hf(torch.tensor([ids])).logits[0, -1, 3:].argmax()) + 3
-        roles = {"early": 1 + i % 2, "late": 3 + i % 2, "end": len(ids) - 1}
-        pairs.append(Pair(ids, (*ids[:-1], 3), (said[ids],), (), template=f"t{i % 2}", roles=roles))
-    causal = cm.causal.model(word=lambda prompt: f"{said[prompt]}", answer=lambda word: word)
-    return Task("random", tuple(pairs)), causal.reading(lambda tokens, pair: {"prompt": pair.clean})
-
-
-def numbers():
-    """A tokenizer whose words are the ids themselves."""
-    raw = Tokenizer(models.WordLevel({f"{i}": i for i in range(1, 61)} | {"?": 0}, unk_token="?"))
-    raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="?")
-
-
 def by_hooks(model, base, source, role, site):
     """Logits at the end of the base when one site is replaced, with the modules' own hooks, one pair at a time."""
     block = model.blocks[min(site.layer, len(model.blocks) - 1)]
@@ -75,6 +53,10 @@ def by_hooks(model, base, source, role, site):
             module = model.final_norm.module if last else block.layer
         elif site.kind == "mid":
             difference, module = second.resid_mid[site.layer][0, theirs] - first.resid_mid[site.layer][0, where], None
+        elif site.kind in "qkv":
+            start = {"q": 0, "k": model.heads.q, "v": model.heads.q + model.heads.kv}[site.kind] + site.head
+            shown = [block.split(run.projected[site.layer])[0][:, start] for run in (first, second)]
+            return by_projections(model, base, block, site, where, shown[1][theirs])
         elif site.kind == "mlps":
             new, module = second.mlp_out[site.layer], block.mlp_ends[1]
         else:
@@ -103,6 +85,26 @@ def by_hooks(model, base, source, role, site):
             handle.remove()
 
 
+def by_projections(model, base, block, site, where, new):
+    """Logits at the end of the base when one reader's value at a position is replaced where the projections give it."""
+    kind, heads = "qkv".index(site.kind), model.heads
+
+    def put(module, args, output):
+        if block.fused:
+            values = block.split([output], copy=True)
+            values[0, where, (0, heads.q, heads.q + heads.kv)[kind] + site.head] = new
+            return block.merge(values)[0].contiguous()
+        output = output.clone()
+        output[0, where].view(-1, heads.width)[site.head] = new
+        return output
+
+    handle = block.projections[0 if block.fused else kind].register_forward_hook(put)
+    try:
+        return model.hf(torch.tensor([base.clean])).logits[0, -1]
+    finally:
+        handle.remove()
+
+
 FAMILIES = ["gpt2", "llama", "gemma3", "olmo2", "neox-parallel", "mistral-window", "opt"]
 
 
@@ -115,15 +117,15 @@ def test_it_equals_hooks_pair_by_pair(family):
     task, causal = random_words(model)
     pairs = trials(Setting(model, task), causal)
     every = torch.arange(len(pairs.base))
-    for kind in ("resid", "heads", "mlps", *(() if model.graph.parallel else ("mid",))):
-        said = answers(pairs, kind, range(len(pairs.roles)))
+    for kind in ("resid", "heads", "mlps", "q", "k", "v", *(() if model.graph.parallel else ("mid",))):
+        said = answers(pairs, sites(model.graph, kind), range(len(pairs.roles)))
         for number, site in enumerate(sites(model.graph, kind)):
             column, pair = number % len(pairs.roles), number % len(pairs.base)
-            place = Place(site, pairs.roles[column])
+            place = Place((Part(site, pairs.roles[column]),))
             base, source = (task.pairs[int(which[pair])] for which in (pairs.base, pairs.source))
             with torch.no_grad():
-                logits = logits_at(pairs, bases_from(pairs, place, every), place, every)
-            expected = by_hooks(model, base, source, place.role, site)[list(pairs.tokens)]
+                logits = logits_at(pairs, bases_from(pairs, [place], every), place, every)
+            expected = by_hooks(model, base, source, pairs.roles[column], site)[list(pairs.tokens)]
             torch.testing.assert_close(logits[pair], expected, atol=2e-4, rtol=1e-4)
             assert torch.equal(said[:, number, column], logits.argmax(1)), str(place)
 

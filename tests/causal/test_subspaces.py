@@ -4,8 +4,10 @@ import pytest
 import torch
 
 import circuitome as cm
-from circuitome.causal.alignment import random_weights, right_at
-from circuitome.causal.subspaces import cross_entropy, learned, orthonormal, through
+from circuitome.causal.alignment import random_weights
+from circuitome.causal.interchanges import right_at
+from circuitome.causal.searches import cross_entropy, learned, through
+from circuitome.causal.subspaces import orthonormal
 from circuitome.causal.trials import trials
 from circuitome.engine.setting import Setting
 from circuitome.errors import InputError
@@ -45,9 +47,9 @@ def test_directions_are_orthonormal_and_their_gradient_is_that_of_finite_differe
 def test_all_directions_are_the_whole_place_and_none_of_them_is_no_interchange():
     model, task, causal = cm.load("known-ioi"), known(), cm.causal.ready("known-ioi")
     turned = orthonormal(torch.randn(model.d_model, model.d_model, generator=torch.Generator().manual_seed(0)))
-    every = cm.causal.Subspace("x2@end", "repeated", turned, ())
-    for project, expected in ((None, 1), (every.project, 1), (torch.zeros_like, 0.5)):
-        found = cm.causal.interchange(model, task, causal, "x2@end", variables=["repeated"], project=project)
+    every, none = (cm.causal.Subspace("x2@end", "repeated", (basis,)) for basis in (turned, turned[:, :0]))
+    for subspace, expected in ((None, 1), (every, 1), (none, 0.5)):
+        found = cm.causal.interchange(model, task, causal, "x2@end", variables=["repeated"], subspace=subspace)
         assert found["repeated"].value == expected
 
 
@@ -86,7 +88,7 @@ def test_learning_is_the_same_for_the_same_seed_and_changes_no_parameter():
     model, causal = cm.load("known-ioi"), cm.causal.ready("known-ioi")
     before = {name: tensor.clone() for name, tensor in model.hf.state_dict().items()}
     pairs = trials(Setting(model, known(n=16)), causal, ["repeated"])
-    one, two = (learned(pairs, "x2@end", "repeated", 2, epochs=3) for _ in range(2))
+    one, two = (learned(pairs, "x2@end", "repeated", 2, epochs=4) for _ in range(2))
     assert torch.equal(one.basis, two.basis) and one.losses == two.losses and one.losses[-1] < one.losses[0]
     assert all(torch.equal(before[name], tensor) for name, tensor in model.hf.state_dict().items())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.hf.parameters())
@@ -105,5 +107,5 @@ def test_shuffled_values_are_those_of_sources_of_the_same_template():
 def test_subspaces_that_cannot_be_are_refused():
     model, causal = cm.load("known-ioi"), cm.causal.ready("known-ioi")
     for k in (0, 65):
-        with pytest.raises(InputError, match=f"1 to 64 directions, got k = {k}"):
+        with pytest.raises(InputError, match=f"1 to 64 directions at this place, got k = {k}"):
             cm.causal.das(model, known(), causal, "x2@end", k=k)

@@ -31,7 +31,7 @@ GIVEN = {
     *("Census", "Deactivation", "LanguageNeurons", "NeuronContext", "NeuronTokens", "OffEffect", "OutputLanguage"),
     *("OwnTokens", "Windows"),
     *("Features", "RoleVerdict", "ConvNet", "Expanded", "Factored", "Composition", "Lens", "LogitAttribution"),
-    *("AccuracyMap", "Alignment", "CausalModel", "Located", "Subspace", "TokenPairs", "Tokens"),
+    *("AccuracyMap", "Alignment", "CausalModel", "Joint", "Located", "Subspace", "TokenPairs", "Tokens"),
 }
 """Public classes that functions give, or that users do not make: the example is that of the function."""
 MODULES = [info.name for info in pkgutil.walk_packages(cm.__path__, "circuitome.") if "__main__" not in info.name]

@@ -7,6 +7,8 @@ import torch
 from command import run
 from shown import blocks_of, check_shown, lede_of
 
+import circuitome as cm
+from circuitome.errors import UnknownNameError
 from circuitome.runs.store import load_run
 
 KNOWN = ("align", "known-ioi", "--model", "known-ioi", "--n", "32")
@@ -60,6 +62,49 @@ def test_a_subspace_is_learned_chosen_and_kept(capsys, tmp_path):
     check_shown(out)
 
 
+@pytest.fixture
+def circuit(capsys, tmp_path):
+    """A run of find whose circuit is that of known-ioi."""
+    code, _, error = run(capsys, "find", *KNOWN[1:], "--edges", 14, "--out", tmp_path / "find")
+    assert code == 0, error
+    return tmp_path / "find"
+
+
+@pytest.mark.slow
+def test_only_parts_of_a_circuit_are_looked_at_and_explain_says_what_they_hold(capsys, tmp_path, circuit):
+    options = ("--sites", "heads", "--run", circuit, "--k", 0, "--out", tmp_path / "align")
+    code, _, error = run(capsys, *KNOWN, *options)
+    assert code == 0, error
+    found = load_run(tmp_path / "align").manifest["results"]
+    nodes = set(cm.open(circuit).circuit.nodes)
+    rows = found["alignment"]["maps"]["name"]["rows"]
+    assert rows == [name for name in rows if name in nodes] and len(rows) < 9
+    assert found["joint"]["accuracy"]["value"] == 1 and list(found["joint"]["sets"]) == ["repeated+name"]
+    assert "Set together, each from a prompt of its own" in " ".join(lede_of(tmp_path / "align").split())
+    code, printed, error = run(
+        capsys, "explain", circuit, "--alignment", tmp_path / "align", "--out", tmp_path / "explain"
+    )
+    assert code == 0, error
+    table = blocks_of(tmp_path / "explain", "table")["Variables that its parts hold"]
+    held = {(row[0], row[1], row[2]) for row in table.rows}
+    assert {("a0.h0", "repeated", "S2"), ("a1.h0", "repeated", "end"), ("a2.h0", "name", "end")} <= held
+    assert "Variables that its parts hold" in printed
+    code, _, error = run(capsys, "explain", circuit, "--alignment", circuit, "--out", tmp_path / "other")
+    assert code == 1 and "is a find run. Give one of circuitome align" in " ".join(error.split())
+
+
+@pytest.mark.slow
+def test_directions_of_a_run_can_be_set(capsys, tmp_path):
+    options = ("--variables", "repeated", "--place", "a1.h*@end", "--search", "mask", "--out", tmp_path / "run")
+    code, _, error = run(capsys, *KNOWN, *options)
+    assert code == 0, error
+    opened = cm.open(tmp_path / "run")
+    subspace = opened.subspace("repeated")
+    assert [basis.shape[1] for basis in subspace.bases] == [28, 0, 0] and subspace.search == "mask"
+    with pytest.raises(UnknownNameError, match="no variable 'name'"):
+        opened.subspace("name")
+
+
 def test_a_causal_model_of_ones_own(capsys, tmp_path, own):
     out = tmp_path / "run"
     options = ("--model-of", f"{own}:causal", "--k", 0, "--at", "S2,end")
@@ -80,7 +125,10 @@ def test_a_causal_model_of_ones_own(capsys, tmp_path, own):
         (("--at", "S3"), "no position 'S3'. Did you mean 'S2'"),
         (("--place", "x9@end"), "There is no x9 in a model of 3 blocks"),
         (("--k", "-1"), "--k takes sizes of subspaces from 1 on, or 0 alone"),
-        (("--k", "400"), "1 to 64 directions, got k = 400"),
+        (("--search", "dbm"), "no search 'dbm'"),
+        (("--run", "{own}"), "--run names heads and MLPs, and --sites resid has none"),
+        (("--at", "first"), "first stands in front of a token that it is computed from (S2)"),
+        (("--k", "400"), "1 to 64 directions at this place, got k = 400"),
     ],
 )
 def test_what_cannot_be_aligned_is_refused(capsys, tmp_path, own, options, message):

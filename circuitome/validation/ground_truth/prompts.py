@@ -1,6 +1,6 @@
 """Clean and corrupted inputs of the models with known circuits, one pair for every output."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
 from circuitome.errors import InputError
@@ -8,6 +8,8 @@ from circuitome.models.known import BOS, KNOWN, known_config
 from circuitome.tasks.task import Pair, Task
 from circuitome.validation.ground_truth.programs import PROGRAMS, Output, Program
 
+ENTITIES = 40
+"""Things that known-equality knows: e00 to e39."""
 NAMES: tuple[str, ...] = tuple(KNOWN)
 """Every model with a known circuit."""
 
@@ -24,6 +26,8 @@ def task(name: str, n: int | None = 64, seed: int = 0) -> Task:
     - known-induction: a random sequence of different letters, twice; read all over the second half. Corrupted: another
       such sequence.
     - known-ioi: "Ann and Bob met then Bob gave to". Corrupted: three other names, each said once.
+    - known-equality, known-boolean, known-addition: "e03 e03 e17 e05 ?", "T F T ?", "4 7 + 2 5 =". Corrupted: another
+      prompt with another answer.
 
     Raises `UnknownNameError` for another name; `InputError` for n < 1, and for n None where inputs cannot be listed.
 
@@ -42,8 +46,7 @@ def task(name: str, n: int | None = 64, seed: int = 0) -> Task:
     elif n is None:
         raise InputError(f"{name} has too many inputs to list them all; give n.")
     else:
-        draw = _induction_pairs if name == "known-induction" else _ioi_pairs
-        pairs = [pair for index in range(n) for pair in draw(index, rng, ids)]
+        pairs = [pair for index in range(n) for pair in _DRAWN[name](index, rng, ids)]
     return Task(name, tuple(pairs), "logit_diff", seed, f"generator {name}")
 
 
@@ -112,3 +115,49 @@ def _ioi_pairs(index: int, rng: Random, ids: dict[str, int]) -> Iterator[Pair]:
     roles = {"IO": 1 if first == io else 3, "S1": 1 if first == subject else 3, "S2": 6}
     clean, corrupted = prompt(first, second, subject), prompt(*others)
     yield _pair(clean, corrupted, ids, len(clean), (ids[io],), (ids[subject],), template, roles)
+
+
+Draw = Callable[[int, Random], tuple[list[str], str]]
+"""Gives the words of a prompt and its answer."""
+
+
+def _differing(draw: Draw, roles: dict[str, int]) -> Callable[[int, Random, dict[str, int]], Iterator[Pair]]:
+    """Pairs of prompts that are drawn alike and have different answers."""
+
+    def pairs(index: int, rng: Random, ids: dict[str, int]) -> Iterator[Pair]:
+        clean, answer = draw(index, rng)
+        other, wrong = draw(index + 1, rng)
+        while wrong == answer:
+            other, wrong = draw(rng.randrange(4), rng)
+        yield _pair(clean, other, ids, len(clean), (ids[answer],), (ids[wrong],), roles=roles)
+
+    return pairs
+
+
+def _equality(index: int, rng: Random) -> tuple[list[str], str]:
+    """Four things; the first two, and the last two, are the same in half of the prompts."""
+    w, x, y, z = rng.sample([f"e{i:02}" for i in range(ENTITIES)], 4)
+    left, right = index % 2 == 0, index // 2 % 2 == 0
+    return [w, w if left else x, y, y if right else z, "?"], "same" if left == right else "different"
+
+
+def _boolean(index: int, rng: Random) -> tuple[list[str], str]:
+    a, b, c = (rng.random() < 0.5 for _ in range(3))
+    return [*("T" if value else "F" for value in (a, b, c)), "?"], "T" if (a and b) or not c else "F"
+
+
+def _addition(index: int, rng: Random) -> tuple[list[str], str]:
+    """Two numbers of two digits; half of the sums of units have a carry."""
+    a1, a0, b1 = (rng.randrange(10) for _ in range(3))
+    b0 = rng.choice([d for d in range(10) if (a0 + d > 9) == (index % 2 == 0)] or [9])
+    return [str(a1), str(a0), "+", str(b1), str(b0), "="], str((a1 + b1 + (a0 + b0 > 9)) % 10)
+
+
+_DRAWN: dict[str, Callable[[int, Random, dict[str, int]], Iterator[Pair]]] = {
+    "known-induction": _induction_pairs,
+    "known-ioi": _ioi_pairs,
+    "known-equality": _differing(_equality, {"W": 1, "X": 2, "Y": 3, "Z": 4}),
+    "known-boolean": _differing(_boolean, {"a": 1, "b": 2, "c": 3}),
+    "known-addition": _differing(_addition, {"a1": 1, "a0": 2, "b1": 4, "b0": 5}),
+}
+"""By name of a model set by hand: how its pairs are drawn."""
