@@ -41,10 +41,11 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=16, help="windows on which neurons are switched off")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--n", type=int, default=12)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--write", action="store_true", help="write the result under benchmarks/results")
     options = parser.parse_args()
     one_thread()
-    result = PARTS[options.part](cm.load("smollm2-135m"), options)
+    result = PARTS[options.part](cm.load("smollm2-135m", dtype=getattr(torch, options.dtype)), options)
     print(json.dumps(result, indent=1))
     if options.write:
         path = HERE / "results" / f"neurons-{date.today().isoformat()}.json"
@@ -110,7 +111,7 @@ def census(model: cm.Model, options: argparse.Namespace) -> dict[str, Any]:
     """What the census finds, and the loss with detectors and positional neurons off."""
     cut = texts_of(model, options)
     found = cm.neurons.census(model, cut, checkpoint=options.checkpoint)
-    result = counted(model, found)
+    result = {"dtype": options.dtype, **counted(model, found)}
     for entry in result["positional"]:
         del entry["curve"]
     result["off"] = switched_off(Setting(model), found, options.windows)

@@ -15,18 +15,18 @@ from circuitome.errors import InputError, MemoryBudgetError
 from circuitome.graph.node import Node
 from circuitome.models.model import Model
 from circuitome.neurons.activity import Rule, check_mlps, rule_of, watching_activity
-from circuitome.neurons.layer_counts import Batch, LayerCounts, block_grams
+from circuitome.neurons.layer_counts import AFTER, BEFORE, Batch, LayerCounts, block_grams
 from circuitome.neurons.ngrams import ORDERS, Coverage, Occurrences, detectors, spelled
 from circuitome.neurons.positional import INFORMED, KINDS, WINDOWS, binned, information, kinds
 from circuitome.neurons.text_windows import LENGTH, Windows, windows
 from circuitome.results import Shown, plain
 from circuitome.weights.folding import vocabulary
 
-KEEP = 16
+KEEP = 10
 """Largest activations of a neuron that are kept."""
 SECONDS = 60.0
 """How long work may go on before what is counted so far is written down."""
-SAMPLED, THINNEST = 4096, 8
+SAMPLED, THINNEST = 2048, 8
 """Tokens above which histograms take only some, and of how many they take one at most."""
 
 
@@ -64,6 +64,8 @@ class Census(Shown):
     """Largest |a| with their signs, at most one a window; 0 where there are fewer."""
     places: Int[Tensor, "layer keep neuron"]
     """Where they are; -1 where there are fewer."""
+    contexts: Float[Tensor, "layer keep neuron offset"]
+    """a at the tokens around them, from 20 before to 6 behind, in 16 bits; NaN where no token is counted."""
     information: Float[Tensor, "layer neuron"]
     """Nats that activity says about position, bias taken off; NaN with fewer than 20 full windows."""
     shuffled: Float[Tensor, "layer neuron"]
@@ -155,6 +157,21 @@ class Census(Shown):
         row, column = self.at(neuron)
         parts = (part[row, n - 1, :, column].tolist() for part in (self.grams, self.gram_counts, self.gram_occurrences))
         return [(self.gram(n, gram), fired, often) for gram, fired, often in zip(*parts, strict=True) if gram >= 0]
+
+    def examples(self, neuron: str) -> list[tuple[int, list[int], list[float]]]:
+        """Where a neuron's activation is largest: the place there, tokens around it, and activations at these.
+
+        Activations are NaN at tokens that are not counted.
+        """
+        row, column = self.at(neuron)
+        found = list[tuple[int, list[int], list[float]]]()
+        for place, values in zip(self.places[row, :, column].tolist(), self.contexts[row, :, column], strict=True):
+            if place >= 0:
+                window, at = divmod(place, self.windows.length)
+                start, end = max(0, at - BEFORE), min(int(self.windows.lengths[window]), at + AFTER + 1)
+                ids = self.windows.ids[window, start:end].tolist()
+                found.append((place, ids, values[start - at + BEFORE : end - at + BEFORE].tolist()))
+        return found
 
     def row(self, neuron: str) -> dict[str, Any]:
         """All numbers of one neuron, as plain JSON values; n-grams as token ids."""
@@ -322,7 +339,8 @@ class Counting:
             )
         sums = torch.stack([counts.sums for counts in parts], 1)
         mean = sums[1] / tokens
-        top, places = (torch.stack(part) for part in zip(*(counts.largest() for counts in parts), strict=True))
+        largest = zip(*(counts.largest() for counts in parts), strict=True)
+        top, places, contexts = (torch.stack(part) for part in largest)
         return Census(
             model=self.model.name,
             layers=self.layers,
@@ -339,6 +357,7 @@ class Counting:
             histogram=torch.stack([counts.histogram for counts in parts]),
             top=top,
             places=places,
+            contexts=contexts,
             **self._by_position(parts),
             **self._by_gram([counts.grams.result() for counts in parts]),
         )

@@ -94,6 +94,20 @@ def coverage_of(counts):
     return 0
 
 
+def check_examples(found, written, layer, neuron):
+    """The activations around the largest ones are those of the dense array; first tokens of windows are not counted."""
+    windows = found.windows
+    for (place, ids, values), top in zip(
+        found.examples(f"m{layer}.n{neuron}"), found.top[layer, :, neuron], strict=False
+    ):
+        row, at = divmod(place, windows.length)
+        part = range(max(0, at - 20), min(int(windows.lengths[row]), at + 7))
+        assert ids == windows.ids[row, part.start : part.stop].tolist()
+        expected = [float("nan") if i == 0 else float(written[row, i]) for i in part]
+        assert values == pytest.approx(expected, rel=1e-3, abs=1e-6, nan_ok=True)
+        assert values[at - part.start] == pytest.approx(float(top), rel=1e-3, abs=1e-6)
+
+
 def check_against_dense(found, model, windows):
     given, written = dense(model, windows)
     places = [(row, pos) for row, length in enumerate(windows.lengths.tolist()) for pos in range(1, length)]
@@ -133,6 +147,7 @@ def check_against_dense(found, model, windows):
                 if value:
                     here = written[place // windows.length, place % windows.length, layer, neuron]
                     torch.testing.assert_close(value, here, rtol=1e-4, atol=1e-6)
+            check_examples(found, written[:, :, layer, neuron], layer, neuron)
             rate = [
                 sum(bool(given[r, p, layer, neuron] > 0) for r in full) / len(full) for p in range(1, windows.length)
             ]
