@@ -164,7 +164,9 @@ class LayerCounts:
         self.places[row, columns] = batch.places[at]
         self.contexts[row, columns] = torch.where(around < 0, torch.nan, values).half()
 
-    def largest(self) -> tuple[Float[Tensor, "keep neuron"], Int[Tensor, "keep neuron"], Float[Tensor, "keep neuron o"]]:
+    def largest(
+        self,
+    ) -> tuple[Float[Tensor, "keep neuron"], Int[Tensor, "keep neuron"], Float[Tensor, "keep neuron o"]]:
         """The largest activations, largest first, their places, and the activations around them."""
         order = self.places.argsort(dim=0, stable=True)
         order = order.gather(0, self.top.gather(0, order).abs().argsort(dim=0, descending=True, stable=True))

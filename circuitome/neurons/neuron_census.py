@@ -30,6 +30,22 @@ SAMPLED, THINNEST = 2048, 8
 """Tokens above which histograms take only some, and of how many they take one at most."""
 
 
+@dataclass(frozen=True)
+class Example:
+    """A context in which a neuron's activation is large."""
+
+    value: float
+    """The activation."""
+    ids: list[int]
+    """Tokens around the one at which it is, from 20 before to 6 behind."""
+    values: list[float]
+    """Activations at these, in 16 bits; NaN where a token is not counted."""
+    at: int
+    """Which of them it is."""
+    context: list[int]
+    """The whole window up to it."""
+
+
 @dataclass(frozen=True, eq=False)
 class Census(Shown):
     """What every neuron of some layers did on texts."""
@@ -158,19 +174,18 @@ class Census(Shown):
         parts = (part[row, n - 1, :, column].tolist() for part in (self.grams, self.gram_counts, self.gram_occurrences))
         return [(self.gram(n, gram), fired, often) for gram, fired, often in zip(*parts, strict=True) if gram >= 0]
 
-    def examples(self, neuron: str) -> list[tuple[int, list[int], list[float]]]:
-        """Where a neuron's activation is largest: the place there, tokens around it, and activations at these.
-
-        Activations are NaN at tokens that are not counted.
-        """
+    def examples(self, neuron: str) -> list[Example]:
+        """The tokens around a neuron's largest activations, largest first, with its activations there."""
         row, column = self.at(neuron)
-        found = list[tuple[int, list[int], list[float]]]()
-        for place, values in zip(self.places[row, :, column].tolist(), self.contexts[row, :, column], strict=True):
+        found = list[Example]()
+        columns = (part[row, :, column] for part in (self.places, self.top, self.contexts))
+        for place, value, values in zip(*(part.tolist() for part in columns), strict=True):
             if place >= 0:
                 window, at = divmod(place, self.windows.length)
                 start, end = max(0, at - BEFORE), min(int(self.windows.lengths[window]), at + AFTER + 1)
-                ids = self.windows.ids[window, start:end].tolist()
-                found.append((place, ids, values[start - at + BEFORE : end - at + BEFORE].tolist()))
+                ids = self.windows.ids[window, :end].tolist()
+                around = values[start - at + BEFORE : end - at + BEFORE]
+                found.append(Example(value, ids[start:], around, at - start, ids[: at + 1]))
         return found
 
     def row(self, neuron: str) -> dict[str, Any]:

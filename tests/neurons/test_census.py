@@ -97,15 +97,15 @@ def coverage_of(counts):
 def check_examples(found, written, layer, neuron):
     """The activations around the largest ones are those of the dense array; first tokens of windows are not counted."""
     windows = found.windows
-    for (place, ids, values), top in zip(
-        found.examples(f"m{layer}.n{neuron}"), found.top[layer, :, neuron], strict=False
-    ):
+    tops, places = found.top[layer, :, neuron].tolist(), found.places[layer, :, neuron].tolist()
+    for example, top, place in zip(found.examples(f"m{layer}.n{neuron}"), tops, places, strict=False):
         row, at = divmod(place, windows.length)
         part = range(max(0, at - 20), min(int(windows.lengths[row]), at + 7))
-        assert ids == windows.ids[row, part.start : part.stop].tolist()
+        assert example.ids == windows.ids[row, part.start : part.stop].tolist()
+        assert example.context == windows.ids[row, : at + 1].tolist() and example.at == at - part.start
         expected = [float("nan") if i == 0 else float(written[row, i]) for i in part]
-        assert values == pytest.approx(expected, rel=1e-3, abs=1e-6, nan_ok=True)
-        assert values[at - part.start] == pytest.approx(float(top), rel=1e-3, abs=1e-6)
+        assert example.values == pytest.approx(expected, rel=1e-3, abs=1e-6, nan_ok=True)
+        assert example.values[example.at] == pytest.approx(top, rel=1e-3, abs=1e-6)
 
 
 def check_against_dense(found, model, windows):

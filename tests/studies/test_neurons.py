@@ -61,7 +61,8 @@ def test_one_neuron_of_the_run_and_anew(made, tmp_path, folder, capsys):
     assert results["active"] == int(census.active[1, 3]) and results["tokens"] == census.tokens
     examples = results["examples"]
     assert [example["value"] for example in examples] == pytest.approx(census.top[1, :10, 3].tolist(), rel=1e-4)
-    assert all(max(e["activations"], key=abs) == pytest.approx(e["value"]) for e in examples[:1])
+    around = [value for value in examples[0]["activations"] if value is not None]
+    assert max(around, key=abs) == pytest.approx(examples[0]["value"], rel=1e-3)  # 16 bits
     assert [example["from"] is None for example in examples[:4]] == [False] * 3 + [True]
     check_shown(place)
     anew = ("neuron", "m1.n3", "--model", folder, "--texts", made[0].manifest["settings"]["texts"], "--tokens", 500)
