@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from random import Random
 from types import SimpleNamespace
 
@@ -11,8 +12,9 @@ from shown import blocks_of, check_shown, lede_of
 
 import circuitome as cm
 from circuitome.errors import DataFileError, InputError, RunError
+from circuitome.runs.parquet import write_rows
 from circuitome.runs.store import load_run
-from circuitome.runs.texts import by_name, documents
+from circuitome.runs.texts import by_name, documents, read_texts
 from circuitome.studies import languages, neuron, neurons
 from circuitome.studies.frame import cost, perform
 
@@ -110,6 +112,49 @@ def test_texts_from_files_folders_and_the_standard_input(tmp_path, monkeypatch):
             documents(str(tmp_path / path))
     with pytest.raises(DataFileError, match="is no folder"):
         by_name(str(tmp_path / "a.txt"))
+
+
+@pytest.mark.slow
+def test_a_census_as_parquet_and_lines(made, tmp_path, capsys):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    census = cm.open(made[1]).census
+    for to in ("parquet", "jsonl"):
+        assert run(capsys, "export", made[1], "--to", to, "--out", tmp_path / f"neurons.{to}")[0] == 0
+    rows = parquet.read_table(tmp_path / "neurons.parquet").to_pylist()
+    lines = [json.loads(line) for line in (tmp_path / "neurons.jsonl").read_text().splitlines()]
+    assert len(rows) == len(lines) == census.active.numel() and lines[43] == census.row("m1.n3")
+    for row, line in zip(rows, lines, strict=True):
+        flat = {name: value for name, value in row.items() if not name.startswith("fires_on_")}
+        assert flat == {name: value for name, value in line.items() if name != "fires_on"}
+        for n in "123":
+            grams = [[gram["tokens"], gram["fired"], gram["occurs"]] for gram in row[f"fires_on_{n}"]]
+            assert grams == line["fires_on"][n]
+
+
+def test_texts_from_parquet(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.table({"text": ["one", "two"], "by": ["a", "b"], "n": [1, 2]})
+    parquet.write_table(table, tmp_path / "good.parquet")
+    assert documents(str(tmp_path / "good.parquet")) == documents(str(tmp_path)) == ["one", "two"]
+    assert read_texts(tmp_path / "good.parquet", "by") == (["one", "two"], ["a", "b"])
+    parquet.write_table(table.drop_columns("text"), tmp_path / "other.parquet")
+    (tmp_path / "bad.parquet").write_text("no Parquet")
+    for name, message in (
+        ("other", r"row 1: there is no 'text' .*found 'by', 'n'"),
+        ("bad", "cannot be read as Parquet"),
+        ("gone", "cannot be read"),
+    ):
+        with pytest.raises(DataFileError, match=message):
+            documents(str(tmp_path / f"{name}.parquet"))
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "a.parquet").write_bytes(b"")
+    with pytest.raises(InputError, match=r"needs pyarrow: pip install 'circuitome\[parquet\]'"):
+        documents(str(tmp_path / "a.parquet"))
+    with pytest.raises(InputError, match=r"Writing .* needs pyarrow"):
+        write_rows([{"a": 1}], tmp_path / "b.parquet")
 
 
 def test_what_is_refused_before_any_work(tmp_path, folder, texts):

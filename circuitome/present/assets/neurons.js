@@ -23,8 +23,8 @@ function found(index, words) {
   const begins = those((i) => plain[i].startsWith(asked));
   const wanted = [same, alike, begins].find((set) => set.size) ?? new Set();
   const places = new Map();
-  for (let at = 0; at < index.listed; at++) {
-    for (const { name, values } of index.lists) {
+  for (const { name, values } of index.lists) {
+    for (let at = 0; at < index.listed; at++) {
       for (const i of all) if (wanted.has(values[i * index.listed + at]) && !places.has(i)) places.set(i, name);
     }
   }
