@@ -19,8 +19,8 @@ from pathlib import Path
 LANGUAGES = ("en-us", "de", "es", "fr", "it", "ja", "pt", "zh-cn")
 MOST = 1_600_000
 """Characters of a source of English at most, so that none of the four decides alone."""
-SHORTEST = 400
-"""Characters of the shortest help page that is taken."""
+SHORTEST, PAGES = 400, 600
+"""Characters of the shortest English help page that is taken, and pages at most."""
 
 
 def main() -> None:
@@ -51,8 +51,9 @@ def languages(folder: Path) -> None:
     """Pages that every language has, one file each."""
     pages = {name: dict(files(f"libreoffice-help-{name}", "text/*.html")) for name in LANGUAGES}
     texts = {name: {page: from_help(raw) for page, raw in found.items()} for name, found in pages.items()}
-    shared = [page for page in texts["en-us"] if all(len(texts[k].get(page, "")) >= SHORTEST // 2 for k in LANGUAGES)]
-    kept = [page for page in shared if len(texts["en-us"][page]) >= SHORTEST]
+    long = [page for page, text in texts["en-us"].items() if len(text) >= SHORTEST]
+    kept = [page for page in long if all(page in texts[name] for name in LANGUAGES)]
+    kept = kept[:: max(1, len(kept) // PAGES)][:PAGES]
     for name in LANGUAGES:
         (folder / name).mkdir(exist_ok=True)
         for page in kept:
@@ -116,6 +117,7 @@ class Help(HTMLParser):
         self.inside = self.code = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Into the page's text, into code, and a new paragraph."""
         names = dict(attrs)
         self.inside += tag == "div" and (bool(self.inside) or names.get("id") == "DisplayArea")
         self.code += tag in ("pre", "code")
@@ -123,10 +125,12 @@ class Help(HTMLParser):
             self.parts.append("\n\n")
 
     def handle_endtag(self, tag: str) -> None:
+        """Out of them."""
         self.inside -= tag == "div" and bool(self.inside)
         self.code -= tag in ("pre", "code")
 
     def handle_data(self, data: str) -> None:
+        """Words."""
         if self.inside and not self.code:
             self.parts.append(data)
 

@@ -41,7 +41,7 @@ class Batch:
     grams: Int[Tensor, "n token"]
     """Ids of the n-grams that end there."""
     around: Int[Tensor, "token offset"]
-    """Which counted tokens stand around each, from `BEFORE` before it to `AFTER` behind it; -1 where none is counted."""
+    """Which counted tokens stand around each, `BEFORE` of them before and `AFTER` behind; -1 where none is counted."""
 
     @classmethod
     def of(

@@ -103,7 +103,9 @@ def _rows(path: Path, raw: str) -> list[tuple[str, dict[str, Any]]]:
         reader = csv.DictReader(raw.splitlines(keepends=True))
         return [(f"{path}, line {reader.line_num}", dict(row)) for row in reader]
     if suffix != ".jsonl":
-        raise DataFileError(f"{path}: expected a file that ends in .txt, .jsonl, .csv or .parquet, got {path.suffix!r}.")
+        raise DataFileError(
+            f"{path}: expected a file that ends in .txt, .jsonl, .csv or .parquet, got {path.suffix!r}."
+        )
     rows = []
     for n, line in lines:
         if not line.strip():

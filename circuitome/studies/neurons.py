@@ -31,7 +31,7 @@ class Neurons(ModelSettings):
     """Count what every MLP neuron fires on: dead ones, detectors of tokens and n-grams, positional ones."""
 
     texts: str | None = None
-    """A file or folder of .txt, .jsonl, .csv or .parquet texts, or - for the standard input; the package's own by default."""
+    """A .txt, .jsonl, .csv or .parquet file, a folder of them, or - for the standard input; our own text by default."""
     tokens: int = 100_000
     """Tokens at most, in windows drawn at random from the texts."""
     length: int = 512
