@@ -54,6 +54,13 @@ def test_planted_neurons_are_found_and_nothing_else(gated):
     assert abs(float(found.shuffled[0, threshold])) < 0.03
 
 
+def test_an_input_of_exactly_zero_is_not_active():
+    model = planted_model(gated=True)
+    with torch.no_grad():
+        model.hf.layers[0].fc1.bias[PLANTED.index("dead")] = 0.0
+    assert named(cm.neurons.census(model, planted_windows(4)).dead) >= {"dead"}
+
+
 def test_weights_of_noise_hold_no_such_neuron():
     model = tiny("llama")
     found = cm.neurons.census(model, random_windows([32] * 120))

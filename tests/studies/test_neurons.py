@@ -19,6 +19,7 @@ from circuitome.studies import languages, neuron, neurons
 from circuitome.studies.frame import cost, perform
 
 WORDS = [*"abcdefghijklmnop"]
+PAGES = {"en": WORDS[:8], "de": WORDS[8:]}
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +156,45 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
         documents(str(tmp_path / "a.parquet"))
     with pytest.raises(InputError, match=r"Writing .* needs pyarrow"):
         write_rows([{"a": 1}], tmp_path / "b.parquet")
+
+
+def test_a_text_shorter_than_a_window_is_counted_without_positions(tmp_path, folder):
+    (tmp_path / "short.txt").write_text("a b c a b d")
+    settings = neurons.Neurons(model=str(folder), texts=str(tmp_path / "short.txt"), length=24)
+    found, _ = perform(neurons.STUDY, settings, out=tmp_path / "run")
+    results = found.manifest["results"]
+    assert results["windows"] == 1 and results["tokens"] == 5 and results["positional"] == []
+    (tmp_path / "empty.txt").write_text(" \n")
+    with pytest.raises(DataFileError, match="is empty"):
+        perform(
+            neurons.STUDY, neurons.Neurons(model=str(folder), texts=str(tmp_path / "empty.txt")), out=tmp_path / "no"
+        )
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_language_with_ten_times_less_text_is_named():
+    for selection, words in (("balanced", "As many tokens were read"), ("paper", "reads all of them")):
+        (note,) = languages.uneven({"given": {"en": 5000, "de": 500}, "selection": selection})
+        assert (
+            note.level == "warning" and note.text.startswith("de has 500 tokens and en 5,000.") and words in note.text
+        )
+    assert languages.uneven({"given": {"en": 4999, "de": 500}, "selection": "paper"}) == []
+
+
+def test_whole_pages_are_held_out_and_the_same_in_every_language(folder):
+    model, settings = cm.load(folder), languages.Languages(tokens=40, held=20, length=12)
+    pages = {name: [f"{word} {word} {word} {word}" for word in words] for name, words in PAGES.items()}
+    apart = {name: languages.split(settings, model, name, texts) for name, texts in pages.items()}
+    numbers = {}
+    for name, (some, held) in apart.items():
+        read = [
+            {WORDS.index(word) % 8 for word in model.decode(row).split()}
+            for row in (*some.ids.tolist(), *held.ids.tolist())
+        ]
+        numbers[name] = set.union(*read[: len(some)]), set.union(*read[len(some) :])
+        assert not numbers[name][0] & numbers[name][1]
+    assert numbers["en"] == numbers["de"]
+    assert languages.enough(["a" * 100, "b" * 100, "c"], 10) == ["a" * 100, "b" * 100]
 
 
 def test_what_is_refused_before_any_work(tmp_path, folder, texts):
