@@ -1,6 +1,7 @@
 """The census and language neurons on SmolLM2: speed beside bare passes, memory, and what is found; prints JSON.
 
     python benchmarks/neurons.py speed --texts FILE
+    python benchmarks/neurons.py memory --texts FILE --tokens 10000
     python benchmarks/neurons.py census --texts FILE --tokens 300000 --checkpoint FILE
     python benchmarks/neurons.py languages --texts DIR --pairs en-us:fr,fr:en-us
 
@@ -96,17 +97,19 @@ def bare(model: cm.Model, cut: "cm.neurons.Windows") -> None:
 def memory(model: cm.Model, options: argparse.Namespace) -> dict[str, Any]:
     """Peak memory of a census in a process of its own, over some tokens and over ten times as many."""
     code = (
-        "import sys, resource, circuitome as cm; from circuitome.runs.texts import documents;"
-        "m = cm.load('smollm2-135m');"
+        "import sys, resource, torch, circuitome as cm; from circuitome.runs.texts import documents;"
+        "torch.set_num_threads(1);"
+        "m = cm.load('smollm2-135m', dtype=getattr(torch, sys.argv[3]));"
         "c = cm.neurons.census(m, documents(sys.argv[1]), tokens=int(sys.argv[2]));"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
     )
     peaks = {}
     for tokens in (options.tokens, 10 * options.tokens):
-        run = subprocess.run([sys.executable, "-c", code, options.texts, str(tokens)], capture_output=True, check=True)
+        command = [sys.executable, "-c", code, options.texts, str(tokens), options.dtype]
+        run = subprocess.run(command, capture_output=True, check=True)
         peaks[str(tokens)] = int(run.stdout.split()[-1])
     first, then = peaks.values()
-    return {"peak_bytes": peaks, "growth": round(then / first - 1, 4)}
+    return {"dtype": options.dtype, "peak_bytes": peaks, "growth": round(then / first - 1, 4)}
 
 
 def census(model: cm.Model, options: argparse.Namespace) -> dict[str, Any]:

@@ -55,8 +55,8 @@ def fires_on(census: "cm.neurons.Census | None", context: "Context", setting: "S
     circuit, model = context.reopened.circuit, context.reopened.model
     active = (
         f"On {census.tokens:,} tokens of the census's texts. Active: {census.rule}. Behind a token stands on what "
-        "share of its occurrences the neuron is active, known where few tokens explain it; largest at: the tokens of its "
-        "largest activations."
+        "share of its occurrences the neuron is active, known where few tokens explain it; largest at: the tokens of "
+        "its largest activations."
     )
     tables = list[Table]()
     if names := parts(circuit, "neuron"):

@@ -236,7 +236,7 @@ def test_counters_are_dropped_shortened_and_taken_up_again(monkeypatch):
         grams = torch.arange(start, start + 5)
         counters.add(torch.zeros(5).numpy(), grams.numpy(), (grams + 1).numpy())
     left = counters.shorten(torch.tensor([True]).numpy())
-    assert counters.gram[0].tolist() == [4, 3, 6] and counters.count[0].tolist() == [10, 8, 7]
+    assert counters.held[1].tolist() == [4, 3, 6] and counters.held[2].tolist() == [10, 8, 7] and not counters.filled
     assert sorted(left[1].tolist()) == [1, 2, 6, 6]
 
 
