@@ -1,10 +1,12 @@
 """The census and language neurons on SmolLM2: speed beside bare passes, memory, and what is found; prints JSON.
 
     python benchmarks/neurons.py speed --texts FILE
+    python benchmarks/neurons.py memory --texts FILE --tokens 10000
     python benchmarks/neurons.py census --texts FILE --tokens 300000 --checkpoint FILE
-    python benchmarks/neurons.py languages --texts DIR
+    python benchmarks/neurons.py languages --texts DIR --pairs en-us:fr,fr:en-us
 
-With --write each part becomes an entry of today's file under benchmarks/results. Texts are the user's own.
+With --write each part becomes an entry of today's file under benchmarks/results. Texts are the user's own;
+benchmarks/plain_texts.py makes those of the figures in docs/neurons.md.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import resource
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from statistics import median
@@ -24,7 +27,7 @@ from speed import HERE, machine, one_thread
 import circuitome as cm
 from circuitome.engine.setting import Setting
 from circuitome.runs.texts import by_name, documents
-from circuitome.studies.languages import Languages, control, measured, split
+from circuitome.studies.languages import OPENING, Languages, control, measured, split
 from circuitome.studies.neurons import measured as counted
 from circuitome.studies.neurons import switched_off
 
@@ -35,16 +38,17 @@ def main() -> None:
     parser.add_argument("--texts", required=True)
     parser.add_argument("--tokens", type=int, default=30_000)
     parser.add_argument("--checkpoint", type=Path)
-    parser.add_argument("--source", default="en-us")
-    parser.add_argument("--target", default="fr")
+    parser.add_argument("--pairs", default="en-us:fr,fr:en-us", help="from which language to which, several by commas")
     parser.add_argument("--held", type=int, default=1000)
     parser.add_argument("--windows", type=int, default=16, help="windows on which neurons are switched off")
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--n", type=int, default=12)
+    parser.add_argument("--n", type=int, default=24, help="texts that are gone on with")
+    parser.add_argument("--new", type=int, default=30, help="tokens that are generated after each")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--write", action="store_true", help="write the result under benchmarks/results")
     options = parser.parse_args()
     one_thread()
-    result = PARTS[options.part](cm.load("smollm2-135m"), options)
+    result = PARTS[options.part](cm.load("smollm2-135m", dtype=getattr(torch, options.dtype)), options)
     print(json.dumps(result, indent=1))
     if options.write:
         path = HERE / "results" / f"neurons-{date.today().isoformat()}.json"
@@ -93,24 +97,26 @@ def bare(model: cm.Model, cut: "cm.neurons.Windows") -> None:
 def memory(model: cm.Model, options: argparse.Namespace) -> dict[str, Any]:
     """Peak memory of a census in a process of its own, over some tokens and over ten times as many."""
     code = (
-        "import sys, resource, circuitome as cm; from circuitome.runs.texts import documents;"
-        "m = cm.load('smollm2-135m');"
+        "import sys, resource, torch, circuitome as cm; from circuitome.runs.texts import documents;"
+        "torch.set_num_threads(1);"
+        "m = cm.load('smollm2-135m', dtype=getattr(torch, sys.argv[3]));"
         "c = cm.neurons.census(m, documents(sys.argv[1]), tokens=int(sys.argv[2]));"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
     )
     peaks = {}
     for tokens in (options.tokens, 10 * options.tokens):
-        run = subprocess.run([sys.executable, "-c", code, options.texts, str(tokens)], capture_output=True, check=True)
+        command = [sys.executable, "-c", code, options.texts, str(tokens), options.dtype]
+        run = subprocess.run(command, capture_output=True, check=True)
         peaks[str(tokens)] = int(run.stdout.split()[-1])
     first, then = peaks.values()
-    return {"peak_bytes": peaks, "growth": round(then / first - 1, 4)}
+    return {"dtype": options.dtype, "peak_bytes": peaks, "growth": round(then / first - 1, 4)}
 
 
 def census(model: cm.Model, options: argparse.Namespace) -> dict[str, Any]:
     """What the census finds, and the loss with detectors and positional neurons off."""
     cut = texts_of(model, options)
     found = cm.neurons.census(model, cut, checkpoint=options.checkpoint)
-    result = counted(model, found)
+    result = {"dtype": options.dtype, **counted(model, found)}
     for entry in result["positional"]:
         del entry["curve"]
     result["off"] = switched_off(Setting(model), found, options.windows)
@@ -118,19 +124,27 @@ def census(model: cm.Model, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def languages(model: cm.Model, options: argparse.Namespace) -> dict[str, Any]:
-    """Language neurons, the deactivation matrix, and the language of what is generated."""
-    settings = Languages(
-        texts=options.texts, tokens=options.tokens, held=options.held, source=options.source, target=options.target
-    )
+    """Language neurons, the deactivation matrix on held-out pages, and the language of what is generated."""
+    settings = Languages(texts=options.texts, tokens=options.tokens, held=options.held)
     apart = {name: split(settings, model, name, texts) for name, texts in by_name(options.texts).items()}
     chosen = {name: some for name, (some, _) in apart.items()}
     neurons = cm.neurons.language_neurons(model, chosen)
-    matrix = cm.neurons.deactivation(model, neurons, {k: held for k, (_, held) in apart.items()}, draws=1)
-    result = measured(neurons, matrix, {name: some.tokens for name, some in chosen.items()})
+    held = {name: rest.chosen(range(min(len(rest), options.windows))) for name, (_, rest) in apart.items()}
+    matrix = cm.neurons.deactivation(model, neurons, held, draws=1)
+    result = {
+        "dtype": options.dtype,
+        **measured(neurons, matrix, {name: some.tokens for name, some in chosen.items()}),
+        "held": {name: part.tokens for name, part in held.items()},
+        "control": [],
+    }
     del result["names"]
-    openings = [model.decode(row[:24]) for row in apart[options.source][1].ids.tolist()][: options.n]
-    spoken = cm.neurons.output_language(model, neurons, openings, options.source, options.target)
-    result["control"] = control(settings, spoken)
+    for pair in options.pairs.split(","):
+        source, target = pair.split(":")
+        rows = [row[:OPENING] for row in apart[source][1].ids.tolist() if 0 not in row[:OPENING]]
+        openings = [model.decode(row) for row in rows[: options.n]]
+        spoken = cm.neurons.output_language(model, neurons, openings, source, target, new=options.new)
+        result["control"].append(control(replace(settings, source=source, target=target), spoken))
+        print(json.dumps(result["control"][-1], ensure_ascii=False), file=sys.stderr, flush=True)
     return result
 
 

@@ -199,6 +199,17 @@ def drawn_rows(n: int, *, draws: int, seed: int = 0, groups: Sequence[int] = ())
     return [torch.cat([(units == unit).nonzero()[:, 0] for unit in chosen]) for chosen in drawn]
 
 
+def proportion(hits: Float[Tensor, " n"], unit: str = "share") -> Estimate:
+    """The share of hits (1, others 0) with its Wilson interval, which stays within 0 and 1 and is no point at either.
+
+    Source: Wilson 1927, JASA 22; scipy.stats.binomtest.
+    """
+    from scipy.stats import binomtest
+
+    ends = binomtest(int(hits.sum()), len(hits)).proportion_ci(LEVEL, method="wilson")
+    return Estimate(float(hits.mean()), float(ends.low), float(ends.high), unit, len(hits))
+
+
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Samples(Shown):
     """A number on every prompt for each cell of a table whose axes have labels: what one method measured of many parts.

@@ -14,6 +14,10 @@ from circuitome.present.blocks import (
     HeatMap,
     Lede,
     Lines,
+    NeuronCard,
+    NeuronExample,
+    NeuronIndex,
+    NeuronValues,
     Note,
     Numbers,
     Pair,
@@ -178,6 +182,28 @@ def attention() -> Attention:
     return Attention(title="Where they attend", tokens=SENTENCE, heads=(("a9.h6", pattern), ("a9.h9", pattern)))
 
 
+def neuron_index() -> NeuronIndex:
+    """Two layers of three neurons, one of them with an example."""
+    example = NeuronExample(tokens=(0, 1, 2), values=(None, 0.5, -2.0), at=2, causes=(0.1, 0.2, 0.3))
+    return NeuronIndex(
+        title="Every neuron",
+        layers=(0, 4),
+        width=3,
+        tokens=(" the", "The", "\n"),
+        numbers=(
+            NeuronValues(name="active", style="percent", values="0.1 0.25 0.3 0 0.5 1"),
+            NeuronValues(name="information", values="nan 0 0 0 0 0.25"),
+        ),
+        lists=(
+            NeuronValues(name="fires on", values="0 -1 1 0 2 -1 1 2 -1 -1 2 0"),
+            NeuronValues(name="promotes", values="1 2 1 2 1 2 0 1 1 2 1 2"),
+        ),
+        listed=2,
+        bins=("-1", "-0", "0", "1"),
+        cards=(NeuronCard(neuron="m4.n1", examples=(example,), histogram=(0, 3, 2, 1), curve=(0.0, 0.5)),),
+    )
+
+
 def every() -> Document:
     """A document with every kind of block."""
     figures = (
@@ -204,6 +230,7 @@ def every() -> Document:
         roles(),
         routes(),
         Tokens(title="What it raises", lines=(strip,), labels=("a9.h6",), unit="logits"),
+        neuron_index(),
         attention(),
         table(2, title="Evidence", folded=True),
         pairs(6),

@@ -11,7 +11,7 @@ with cm.neurons.control(model, off=spoken.of("en"), set_to=spoken.means("de")): 
 from circuitome.neurons.held_neurons import control, random_neurons
 from circuitome.neurons.language import LanguageNeurons, language_neurons
 from circuitome.neurons.language_effect import Deactivation, OutputLanguage, adding, deactivation, output_language
-from circuitome.neurons.neuron_census import Census, census
+from circuitome.neurons.neuron_census import Census, Example, census
 from circuitome.neurons.neuron_edges import NeuronEdges, edges
 from circuitome.neurons.neuron_examples import NeuronContext, neuron_activations, neuron_context
 from circuitome.neurons.neuron_scores import NeuronScores, scores
@@ -25,6 +25,7 @@ __all__ = [
     "Census",
     "Deactivation",
     "DescribedNeuron",
+    "Example",
     "LanguageNeurons",
     "NeuronContext",
     "NeuronEdges",

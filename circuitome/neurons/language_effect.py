@@ -7,6 +7,7 @@ of two languages behind one block, added at every position.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
+from typing_extensions import override
 
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
@@ -22,8 +24,8 @@ from circuitome.models.model import Model
 from circuitome.neurons.held_neurons import control, random_neurons
 from circuitome.neurons.language import LanguageNeurons, Texts, language_windows
 from circuitome.neurons.text_loss import mean_loss, token_losses
-from circuitome.neurons.text_windows import LENGTH, Windows
-from circuitome.results import Estimate, Samples, Shown, mean
+from circuitome.neurons.text_windows import LENGTH, Windows, packed
+from circuitome.results import Estimate, Samples, Shown, mean, proportion
 
 NEW = 40
 """Tokens that are generated after each prompt."""
@@ -165,6 +167,18 @@ class OutputLanguage(Samples):
     examples: tuple[str, ...]
     """What was generated after the first prompt, by way."""
 
+    @override
+    def estimate(self, *cell: int) -> Estimate:
+        """Share of a way with its Wilson interval."""
+        return proportion(self.samples[:, cell[0]], self.unit)
+
+    @override
+    @cached_property
+    def interval(self) -> tuple[Float[Tensor, " way"], Float[Tensor, " way"]]:
+        """Ends of the Wilson intervals."""
+        found = [self.estimate(way) for way in range(self.samples.shape[1])]
+        return torch.tensor([part.low for part in found]), torch.tensor([part.high for part in found])
+
 
 @method
 def output_language(
@@ -199,20 +213,18 @@ def output_language(
     if not prompts:
         raise InputError("There are no prompts to go on from; give some texts in the source language.")
     spoken = identifier(neurons.languages) if tell is None else tell
+    tell_ways = setting.tell("generating")
     ways = _ways(setting, neurons, source, target, len(setting.model.blocks) // 2 if layer is None else layer, strength)
     hits, losses, examples = list[Tensor](), list[Estimate | None](), list[str]()
-    for name, enter in ways.items():
-        say = setting.tell(f"generating: {name}")
-        texts = list[tuple[list[int], list[int]]]()
-        for i, prompt in enumerate(prompts):
-            ids = setting.model.encode(prompt)
-            with enter():
-                texts.append((ids, _generated(setting.model, ids, new)))
-            say(i + 1, len(prompts))
-        words = [setting.model.decode(more) for _, more in texts]
-        hits.append(torch.tensor([float(spoken(text) == target) for text in words]))
-        losses.append(_own_loss(setting, texts))
-        examples.append(words[0])
+    begun = [setting.model.encode(prompt) for prompt in prompts]
+    for number, enter in enumerate(ways.values()):
+        with enter():
+            said = _generated(setting.model, begun, new)
+        texts = [setting.model.decode(more) for more in said]
+        hits.append(torch.tensor([float(spoken(text) == target) for text in texts]))
+        losses.append(_own_loss(setting, begun, said))
+        examples.append(texts[0])
+        tell_ways(number + 1, len(ways))
     samples = torch.stack(hits, 1)
     axes = (tuple(ways),)
     return OutputLanguage(samples=samples, axes=axes, unit="share", losses=tuple(losses), examples=tuple(examples))
@@ -238,30 +250,30 @@ def _ways(
     }
 
 
-def _generated(model: Model, ids: Sequence[int], new: int) -> list[int]:
-    """What the model says next, greedily, until it ends or there are `new` tokens."""
-    cache, feed, said = Cache([DynamicLayer() for _ in model.blocks]), list(ids), list[int]()
+def _generated(model: Model, prompts: Sequence[Sequence[int]], new: int) -> list[list[int]]:
+    """What the model says next, greedily, until it ends or there are `new` tokens; prompts of one length together."""
+    said = list[list[int]]([] for _ in prompts)
+    for length in {len(ids) for ids in prompts}:
+        rows = [i for i, ids in enumerate(prompts) if len(ids) == length]
+        cache = Cache([DynamicLayer() for _ in model.blocks])
+        feed = torch.tensor([prompts[i] for i in rows], device=model.device)
+        for past in range(length, length + new):
+            at = torch.arange(past - feed.shape[1], past, device=model.device).expand_as(feed)
+            mask = torch.ones(len(rows), past, dtype=torch.long, device=model.device)
+            last = torch.full((len(rows),), feed.shape[1] - 1, device=model.device)
+            with torch.no_grad():
+                feed = model.logits(Inputs(feed, mask, at, last, cache)).argmax(-1, keepdim=True)
+            for i, token in zip(rows, feed[:, 0].tolist(), strict=True):
+                said[i].append(token)
     end = None if model.tokenizer is None else model.tokenizer.eos_token_id
-    for _ in range(new):
-        past = len(ids) + len(said) - len(feed)
-        at = torch.arange(past, past + len(feed), device=model.device)[None]
-        mask = torch.ones(1, past + len(feed), dtype=torch.long, device=model.device)
-        tokens = torch.tensor([feed], device=model.device)
-        with torch.no_grad():
-            best = int(model.logits(Inputs(tokens, mask, at, torch.tensor([len(feed) - 1]), cache)).argmax())
-        if best == end:
-            break
-        said.append(best)
-        feed = [best]
-    return said
+    return [more[: more.index(end)] if end in more else more for more in said]
 
 
-def _own_loss(setting: Setting, texts: Sequence[tuple[list[int], list[int]]]) -> Estimate | None:
+def _own_loss(setting: Setting, prompts: Sequence[Sequence[int]], said: Sequence[Sequence[int]]) -> Estimate | None:
     """The plain model's loss on what was generated, over prompts."""
-    values = list[float]()
-    for ids, more in texts:
-        if more:
-            row = torch.tensor([[*ids, *more]], dtype=torch.int32)
-            losses = token_losses(setting, Windows(row, torch.tensor([row.shape[1]], dtype=torch.int32)))
-            values.append(float(losses[0, len(ids) - 1 :].mean()))
-    return mean(torch.tensor(values), "nats a token", seed=setting.seed) if values else None
+    some = [(ids, more) for ids, more in zip(prompts, said, strict=True) if more]
+    if not some:
+        return None
+    losses = token_losses(setting, packed([[*ids, *more] for ids, more in some]))
+    values = [losses[row, len(ids) - 1 : len(ids) + len(more) - 1].mean() for row, (ids, more) in enumerate(some)]
+    return mean(torch.stack(values), "nats a token", seed=setting.seed)

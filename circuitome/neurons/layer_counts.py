@@ -4,14 +4,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 
 from circuitome.neurons.ngrams import MIX, ORDERS, BlockGrams, GramCounts, gram_ids
 from circuitome.neurons.text_windows import Windows
 
 LEVELS, SMALLEST = 16, -8
 """Powers of two of a histogram's bins, and the exponent below which activations are not told apart."""
+BEFORE, AFTER = 20, 6
+"""Tokens before and behind a largest activation whose activations are kept, too."""
+LARGEST = 65_504.0
+"""Largest number of 16 bits; activations around the largest ones are kept in these."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class Batch:
     """Which counted tokens go into the histograms."""
     grams: Int[Tensor, "n token"]
     """Ids of the n-grams that end there."""
+    around: Int[Tensor, "token offset"]
+    """Which counted tokens stand around each, `BEFORE` of them before and `AFTER` behind; -1 where none is counted."""
 
     @classmethod
     def of(
@@ -63,12 +69,32 @@ class Batch:
             1 + (position[full] - 1 + turned) % (windows.length - 1),
             (_hash(places) % every == 0).nonzero()[:, 0],
             grams[:, counted],
+            _around(counted)[counted],
         )
+
+
+def _around(counted: Bool[Tensor, "window pos"]) -> Int[Tensor, "window pos offset"]:
+    """By token, the numbers of the counted tokens of its window around it; -1 for others."""
+    number = torch.where(counted, counted.flatten().cumsum(0).view_as(counted) - 1, -1)
+    return nn.functional.pad(number, (BEFORE, AFTER), value=-1).unfold(1, BEFORE + 1 + AFTER, 1)
 
 
 def _hash(numbers: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
     """A number of 24 bits that looks random."""
     return (numbers + 1) * MIX >> 40 & 0xFFFFFF
+
+
+def _bins() -> Int[Tensor, "512"]:
+    """The bin of a number by the sign and exponent of its 32 bits, counted from the smallest negative."""
+    level = (torch.arange(256) - 126 - SMALLEST).clamp(0, LEVELS - 1)
+    bins = torch.cat([LEVELS - 1 - level, LEVELS + level])
+    bins[0] = LEVELS  # -0.0
+    return bins
+
+
+BINS = _bins()
+KEPT = ("sums", "positions", "histogram", "top", "places", "contexts")
+"""Sums of a layer beside its n-grams."""
 
 
 def block_grams(grams: Int[Tensor, "n token"]) -> tuple[BlockGrams, ...]:
@@ -90,6 +116,8 @@ class LayerCounts:
         """Largest |a| with their signs, at most one a window; 0 where there are fewer."""
         self.places = torch.full((keep, neurons), -1)
         """Where they are."""
+        self.contexts = torch.full((keep, neurons, BEFORE + 1 + AFTER), torch.nan, dtype=torch.half)
+        """Activations at the tokens around them; NaN where no token is counted."""
         self.grams = GramCounts(neurons)
         self.waiting = list[Tensor]()
         """What fired in the batches of the block so far."""
@@ -106,7 +134,7 @@ class LayerCounts:
         start = 0
         for end in batch.ends:
             if end > start:
-                self._add_largest(written[start:end], batch.places[start:end])
+                self._add_largest(written, range(start, end), batch)
             start = end
         self.waiting.append(fires.bool())
 
@@ -117,39 +145,41 @@ class LayerCounts:
         self.grams.add(block, fires.float(), check)
 
     def _add_histogram(self, written: Float[Tensor, "sample neuron"]) -> None:
-        level = torch.frexp(written).exponent.long().sub_(SMALLEST).clamp_(0, LEVELS - 1)
-        level[written == 0] = 0
-        bins = torch.where(written < 0, LEVELS - 1 - level, LEVELS + level)
+        bins = BINS[(written.contiguous().view(torch.int32) >> 23) + 256]
         self.histogram.scatter_add_(0, bins, torch.ones_like(bins, dtype=torch.int32))
 
-    def _add_largest(self, written: Float[Tensor, "token neuron"], places: Int[Tensor, " token"]) -> None:
+    def _add_largest(self, written: Float[Tensor, "token neuron"], rows: range, batch: Batch) -> None:
         """Let the largest |a| of a window take the place of the smallest kept; of equal ones the earlier stays."""
-        size = self.top.abs()
+        window, size = written[rows.start : rows.stop], self.top.abs()
         least = size.amin(0)
-        columns = (torch.maximum(written.amax(0), -written.amin(0)) > least).nonzero()[:, 0]
+        columns = (torch.maximum(window.amax(0), -window.amin(0)) > least).nonzero()[:, 0]
         if not len(columns):
             return
-        some = written[:, columns]
-        at = some.abs().argmax(0)
+        at = rows.start + window[:, columns].abs().argmax(0)
         smallest = size[:, columns] == least[columns]
         row = torch.where(smallest, self.places[:, columns], -2).argmax(0)
-        self.top[row, columns] = some[at, torch.arange(len(columns))]
-        self.places[row, columns] = places[at]
+        around = batch.around[at]
+        values = written[around.clamp(min=0), columns[:, None]].clamp(-LARGEST, LARGEST)
+        self.top[row, columns] = written[at, columns]
+        self.places[row, columns] = batch.places[at]
+        self.contexts[row, columns] = torch.where(around < 0, torch.nan, values).half()
 
-    def largest(self) -> tuple[Float[Tensor, "keep neuron"], Int[Tensor, "keep neuron"]]:
-        """The largest activations, largest first, and their places."""
+    def largest(
+        self,
+    ) -> tuple[Float[Tensor, "keep neuron"], Int[Tensor, "keep neuron"], Float[Tensor, "keep neuron o"]]:
+        """The largest activations, largest first, their places, and the activations around them."""
         order = self.places.argsort(dim=0, stable=True)
-        top, places = self.top.gather(0, order), self.places.gather(0, order)
-        order = top.abs().argsort(dim=0, descending=True, stable=True)
-        return top.gather(0, order), places.gather(0, order)
+        order = order.gather(0, self.top.gather(0, order).abs().argsort(dim=0, descending=True, stable=True))
+        around = order[..., None].expand_as(self.contexts)
+        return self.top.gather(0, order), self.places.gather(0, order), self.contexts.gather(0, around)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """All that is held, by name."""
-        yield from ((name, getattr(self, name)) for name in ("sums", "positions", "histogram", "top", "places"))
+        yield from ((name, getattr(self, name)) for name in KEPT)
         yield from self.grams.tensors()
 
     def restore(self, held: Mapping[str, Tensor]) -> None:
         """Go on from what `tensors` gave."""
-        for name in ("sums", "positions", "histogram", "top", "places"):
+        for name in KEPT:
             setattr(self, name, held[name])
         self.grams.restore(dict(held))

@@ -15,19 +15,35 @@ from circuitome.errors import InputError, MemoryBudgetError
 from circuitome.graph.node import Node
 from circuitome.models.model import Model
 from circuitome.neurons.activity import Rule, check_mlps, rule_of, watching_activity
-from circuitome.neurons.layer_counts import Batch, LayerCounts, block_grams
+from circuitome.neurons.layer_counts import AFTER, BEFORE, Batch, LayerCounts, block_grams
 from circuitome.neurons.ngrams import ORDERS, Coverage, Occurrences, detectors, spelled
 from circuitome.neurons.positional import INFORMED, KINDS, WINDOWS, binned, information, kinds
 from circuitome.neurons.text_windows import LENGTH, Windows, windows
 from circuitome.results import Shown, plain
 from circuitome.weights.folding import vocabulary
 
-KEEP = 16
+KEEP = 10
 """Largest activations of a neuron that are kept."""
 SECONDS = 60.0
 """How long work may go on before what is counted so far is written down."""
-SAMPLED, THINNEST = 4096, 8
+SAMPLED, THINNEST = 2048, 8
 """Tokens above which histograms take only some, and of how many they take one at most."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A context in which a neuron's activation is large."""
+
+    value: float
+    """The activation."""
+    ids: list[int]
+    """Tokens around the one at which it is, from 20 before to 6 behind."""
+    values: list[float]
+    """Activations at these, in 16 bits; NaN where a token is not counted."""
+    at: int
+    """Which of them it is."""
+    context: list[int]
+    """The whole window up to it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +80,8 @@ class Census(Shown):
     """Largest |a| with their signs, at most one a window; 0 where there are fewer."""
     places: Int[Tensor, "layer keep neuron"]
     """Where they are; -1 where there are fewer."""
+    contexts: Float[Tensor, "layer keep neuron offset"]
+    """a at the tokens around them, from 20 before to 6 behind, in 16 bits; NaN where no token is counted."""
     information: Float[Tensor, "layer neuron"]
     """Nats that activity says about position, bias taken off; NaN with fewer than 20 full windows."""
     shuffled: Float[Tensor, "layer neuron"]
@@ -155,6 +173,20 @@ class Census(Shown):
         row, column = self.at(neuron)
         parts = (part[row, n - 1, :, column].tolist() for part in (self.grams, self.gram_counts, self.gram_occurrences))
         return [(self.gram(n, gram), fired, often) for gram, fired, often in zip(*parts, strict=True) if gram >= 0]
+
+    def examples(self, neuron: str) -> list[Example]:
+        """The tokens around a neuron's largest activations, largest first, with its activations there."""
+        row, column = self.at(neuron)
+        found = list[Example]()
+        columns = (part[row, :, column] for part in (self.places, self.top, self.contexts))
+        for place, value, values in zip(*(part.tolist() for part in columns), strict=True):
+            if place >= 0:
+                window, at = divmod(place, self.windows.length)
+                start, end = max(0, at - BEFORE), min(int(self.windows.lengths[window]), at + AFTER + 1)
+                ids = self.windows.ids[window, :end].tolist()
+                around = values[start - at + BEFORE : end - at + BEFORE]
+                found.append(Example(value, ids[start:], around, at - start, ids[: at + 1]))
+        return found
 
     def row(self, neuron: str) -> dict[str, Any]:
         """All numbers of one neuron, as plain JSON values; n-grams as token ids."""
@@ -322,7 +354,8 @@ class Counting:
             )
         sums = torch.stack([counts.sums for counts in parts], 1)
         mean = sums[1] / tokens
-        top, places = (torch.stack(part) for part in zip(*(counts.largest() for counts in parts), strict=True))
+        largest = zip(*(counts.largest() for counts in parts), strict=True)
+        top, places, contexts = (torch.stack(part) for part in largest)
         return Census(
             model=self.model.name,
             layers=self.layers,
@@ -339,6 +372,7 @@ class Counting:
             histogram=torch.stack([counts.histogram for counts in parts]),
             top=top,
             places=places,
+            contexts=contexts,
             **self._by_position(parts),
             **self._by_gram([counts.grams.result() for counts in parts]),
         )

@@ -12,7 +12,7 @@ any count may be too small from then on is kept beside them.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -31,8 +31,10 @@ EVENTS = 10
 """Activations that a neuron must have before it can be called a detector."""
 CELLS, WATCHED = 256, 2 * MOST
 """Hash cells by neuron and n, and cells up to which a neuron's n-grams are counted exactly."""
-KEPT, PENDING = 1024, 200_000
-"""Exact counters of a neuron and n, and new counts after which they are shortened to so many."""
+KEPT, PENDING = 1024, 16_384
+"""Exact counters of a neuron and n, and new counts after which they are shortened to so many, or as there are old."""
+Parts = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Neurons, n-grams, and counts."""
 MIX = -7046029254386353131
 """Odd multiplier whose product has well-mixed upper bits (Fibonacci hashing, 2^64 / golden ratio)."""
 
@@ -91,31 +93,42 @@ def needed(counts: Int[Tensor, "item column"], totals: Int[Tensor, " column"]) -
     return torch.where(totals > 0, short, 0)
 
 
-@dataclass
 class Counters:
-    """Exact counts of one layer and n: a list of (neuron, n-gram, count)."""
+    """Exact counts of one layer and n: a list of (neuron, n-gram, count).
 
-    neuron: list[np.ndarray] = field(default_factory=lambda: [np.zeros(0, np.int32)])
-    """Neurons; the first part is sorted and without repeats, the others are what came since."""
-    gram: list[np.ndarray] = field(default_factory=lambda: [np.zeros(0, np.int64)])
-    """Their n-grams."""
-    count: list[np.ndarray] = field(default_factory=lambda: [np.zeros(0, np.int64)])
-    """Their counts."""
+    What comes is written into room that is taken once: small arrays that live long, between large ones that do not,
+    would keep the memory of these from being used again.
+    """
+
+    def __init__(self) -> None:
+        self.held = empty_counts(0)
+        """Neurons, n-grams and counts, sorted and without repeats."""
+        self.room = empty_counts(PENDING)
+        """The same for what came since, as far as it is filled."""
+        self.filled = 0
+        """How much of the room is."""
 
     def add(self, neuron: np.ndarray, gram: np.ndarray, count: np.ndarray) -> None:
-        """Take new counts."""
-        self.neuron.append(neuron.astype(np.int32))
-        self.gram.append(gram)
-        self.count.append(count.astype(np.int64))
+        """Take new counts, for which there is room."""
+        end = self.filled + len(neuron)
+        for room, part in zip(self.room, (neuron, gram, count), strict=True):
+            room[self.filled : end] = part
+        self.filled = end
+
+    def reserve(self, size: int) -> None:
+        """Make room for `size` new counts, where there is none pending."""
+        if size > len(self.room[0]):
+            self.room = empty_counts(size)
 
     @property
-    def pending(self) -> int:
-        """Counts that came since the last time they were summed."""
-        return sum(map(len, self.neuron[1:]))
+    def pending(self) -> Parts:
+        """What came since the last time it was summed."""
+        neuron, gram, count = (part[: self.filled] for part in self.room)
+        return neuron, gram, count
 
-    def merged(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def merged(self) -> Parts:
         """Neuron, n-gram and count of each pair, summed; by neuron, the largest count first, then by n-gram."""
-        neuron, gram, count = (np.concatenate(parts) for parts in (self.neuron, self.gram, self.count))
+        neuron, gram, count = (np.concatenate(parts) for parts in zip(self.held, self.pending, strict=True))
         order = np.lexsort((gram, neuron))
         neuron, gram, count = neuron[order], gram[order], count[order]
         new = np.ones(len(neuron), bool)
@@ -132,8 +145,13 @@ class Counters:
         keep = watched[neuron]
         neuron, gram, count = neuron[keep], gram[keep], count[keep]
         keep = rank_in_group(neuron) < KEPT
-        self.neuron, self.gram, self.count = [neuron[keep]], [gram[keep]], [count[keep]]
+        self.held, self.filled = (neuron[keep], gram[keep], count[keep]), 0
         return neuron[~keep], count[~keep]
+
+
+def empty_counts(size: int) -> Parts:
+    """Room for so many neurons, n-grams and counts."""
+    return np.zeros(size, np.int32), np.zeros(size, np.int64), np.zeros(size, np.int64)
 
 
 def rank_in_group(groups: np.ndarray) -> np.ndarray:
@@ -180,9 +198,10 @@ class GramCounts:
         table = torch.zeros(len(grams.distinct), len(columns)).index_add_(0, grams.inverse, ends[:, columns])
         row, column = table.nonzero().T
         counters = self.counters[i]
-        counters.add(columns[column].numpy(), grams.distinct[row].numpy(), table[row, column].numpy())
-        if counters.pending > max(PENDING, len(counters.neuron[0])):
+        if counters.filled + len(row) > len(counters.room[0]):
             self._shorten(i)
+            counters.reserve(max(len(row), len(counters.held[0])))
+        counters.add(columns[column].numpy(), grams.distinct[row].numpy(), table[row, column].numpy())
 
     def _shorten(self, i: int) -> None:
         neuron, count = self.counters[i].shorten(self.watched[i].numpy())
@@ -194,17 +213,19 @@ class GramCounts:
         """All that is held, by name: what `restore` goes on from."""
         yield from (("cells", self.cells), ("watched", self.watched), ("short", self.short))
         for i, counters in enumerate(self.counters):
-            for name in ("neuron", "gram", "count"):
-                first, *rest = getattr(counters, name)
-                yield f"{name}{i}", torch.from_numpy(first)
-                yield f"new_{name}{i}", torch.from_numpy(np.concatenate(rest) if rest else first[:0])
+            for name, held, new in zip(("neuron", "gram", "count"), counters.held, counters.pending, strict=True):
+                yield f"{name}{i}", torch.from_numpy(held)
+                yield f"new_{name}{i}", torch.from_numpy(new)
 
     def restore(self, held: dict[str, Tensor]) -> None:
         """Go on from what `tensors` gave."""
         self.cells, self.watched, self.short = held["cells"], held["watched"], held["short"]
-        for i in range(len(ORDERS)):
-            parts = {n: [held[f"{n}{i}"].numpy(), held[f"new_{n}{i}"].numpy()] for n in ("neuron", "gram", "count")}
-            self.counters[i] = Counters(**parts)
+        for i, counters in enumerate(self.counters):
+            names = ("neuron", "gram", "count")
+            counters.held = tuple(held[f"{name}{i}"].numpy() for name in names)  # type: ignore[assignment]
+            new = [held[f"new_{name}{i}"].numpy() for name in names]
+            counters.reserve(len(new[0]))
+            counters.add(*new)
 
     def result(self) -> "Coverage":
         """Coverage numbers and the n-grams that each neuron fires on most."""

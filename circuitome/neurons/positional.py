@@ -27,20 +27,22 @@ WINDOWS = 20
 
 
 def information(active: Int[Tensor, "pos neuron"], counted: Int[Tensor, " pos"]) -> Float[Tensor, " neuron"]:
-    """I of every neuron, in nats, its bias taken off; 0 for one that is never or always active."""
+    """I of every neuron, in nats, its bias taken off; 0 for one that is never or always active.
+
+    Computed as the entropy of all activity less the mean of the entropies at each position, which is the same.
+    """
     seen = counted > 0
-    active, counted = active[seen].double(), counted[seen].double()
+    active, counted = active[seen], counted[seen].double()
     total = counted.sum()
-    rate, mean = active / counted[:, None], active.sum(0) / total
-    weight = (counted / total)[:, None]
-    plug_in = (weight * (_log_ratio(rate, mean) + _log_ratio(1 - rate, 1 - mean))).sum(0)
-    varies = (mean > 0) & (mean < 1)
-    return torch.where(varies, plug_in - (len(counted) - 1) / (2 * total), 0.0).float()
+    mean = active.sum(0, dtype=torch.double) / total
+    at_positions = (counted / total).float() @ _entropy(active / counted[:, None].float())
+    bias = (len(counted) - 1) / (2 * total)
+    return torch.where((mean > 0) & (mean < 1), _entropy(mean) - at_positions - bias, 0.0).float()
 
 
-def _log_ratio(x: Tensor, mean: Tensor) -> Tensor:
-    """X ln(x / mean), with 0 ln 0 = 0."""
-    return torch.special.xlogy(x, x) - torch.special.xlogy(x, mean)
+def _entropy(rate: Tensor) -> Tensor:
+    """-x ln x - (1 - x) ln(1 - x), with 0 ln 0 = 0."""
+    return torch.special.entr(rate) + torch.special.entr(1 - rate)
 
 
 def smoothed(rate: Float[Tensor, "pos neuron"]) -> Float[Tensor, "pos neuron"]:

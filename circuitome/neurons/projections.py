@@ -5,7 +5,7 @@ folded in: p = W_U gain centre(d_n), less its mean over the vocabulary, which a 
 scale is left out; it is positive and changes no sign. Source: Voita et al. 2023, arXiv:2309.04827, section 4.4.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,6 +66,27 @@ def promoted_tokens(model: Model, neuron: str, *, k: int = 10) -> NeuronTokens:
         return tuple((token_name(model, token), sign * value) for token, value in pairs)
 
     return NeuronTokens(neuron, named(1), named(-1))
+
+
+def promoted_ids(
+    model: Model, layers: Sequence[int], k: int, tell: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[Int[Tensor, "layer neuron k"], Int[Tensor, "layer neuron k"]]:
+    """Of all neurons of some layers, the `k` tokens that each raises most and lowers most, strongest first.
+
+    `tell` is called with how many layers are done, and how many there are. Raises `InputError` for a model whose
+    outputs are not its tokens.
+    """
+    check_outputs_are_tokens(model)
+    vocabulary = behind(model.final_norm, unembedding_rows(model)).T
+    k, ends = min(k, vocabulary.shape[1]), (list[Tensor](), list[Tensor]())
+    for done, layer in enumerate(layers, 1):
+        for rows in model.blocks[layer].neuron_weights().split(CHUNK):
+            out = rows @ vocabulary
+            for part, largest in zip(ends, (True, False), strict=True):
+                part.append(out.topk(k, largest=largest).indices.cpu())
+        tell(done, len(layers))
+    raised, lowered = (torch.cat(part).view(len(layers), -1, k) for part in ends)
+    return raised, lowered
 
 
 @dataclass(frozen=True, eq=False)

@@ -379,6 +379,69 @@ class Tokens(Block):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NeuronExample:
+    """A context in which a neuron's activation is large."""
+
+    tokens: tuple[int, ...]
+    """Its tokens, by number in the index."""
+    values: tuple[Number, ...]
+    """Activation at each."""
+    at: int
+    """Which of them it is about."""
+    causes: tuple[Number, ...] = ()
+    """By how much each raises the neuron's input there, or nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuronCard:
+    """What a page shows of one neuron beside its numbers."""
+
+    neuron: str
+    """Its name, such as m5.n123."""
+    examples: tuple[NeuronExample, ...]
+    """Its largest activations, largest first."""
+    histogram: tuple[int, ...]
+    """Tokens by size of the activation."""
+    curve: tuple[Number, ...]
+    """Share of windows in which it is active, over the window."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuronValues:
+    """Numbers for every neuron."""
+
+    name: str
+    """What they are."""
+    values: str
+    """The numbers with spaces between: a text takes a fraction of the room of a list."""
+    style: Style = "number"
+    """How they are written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuronIndex(Block):
+    """All neurons of some layers, which a page finds by name or by token and shows one at a time."""
+
+    layers: tuple[int, ...]
+    """The layers; neurons are numbered layer by layer."""
+    width: int
+    """Neurons of a layer."""
+    tokens: tuple[str, ...]
+    """The tokens that are numbers elsewhere."""
+    numbers: tuple[NeuronValues, ...]
+    """What is told of every neuron: a number, nan for none."""
+    lists: tuple[NeuronValues, ...]
+    """Lists of tokens, such as promoted ones: `listed` tokens for every neuron, -1 for none."""
+    listed: int
+    """Tokens of a list."""
+    bins: tuple[str, ...]
+    """Names of the histograms' bins."""
+    cards: tuple[NeuronCard, ...] = ()
+    """The neurons of which more is shown; the first is shown first."""
+    block: Literal["neurons"] = "neurons"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Attention(Block):
     """Where heads attend over the tokens of one prompt."""
 
@@ -432,7 +495,8 @@ Drawn = Attention | CircuitMap | Roles | Routes
 Chart = HeatMap | Lines | Bars | Scatter
 """Blocks that are drawn as charts."""
 AnyBlock = Annotated[
-    Lede | Numbers | Table | Tokens | Pairs | Note | Chart | Drawn, "one of the blocks; its field `block` says which"
+    Lede | Numbers | Table | Tokens | NeuronIndex | Pairs | Note | Chart | Drawn,
+    "one of the blocks; its field `block` says which",
 ]
 
 

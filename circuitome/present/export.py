@@ -176,6 +176,18 @@ def _tokens(block: blocks.Tokens) -> Rows:
     return [("line", "position", "token", "value"), *rows]
 
 
+def _neurons(block: blocks.NeuronIndex) -> Rows:
+    names = [f"m{layer}.n{i}" for layer in block.layers for i in range(block.width)]
+    lists = [
+        [block.tokens[int(token)] if token != "-1" else None for token in part.values.split()[place :: block.listed]]
+        for part in block.lists
+        for place in range(block.listed)
+    ]
+    heads = [f"{part.name} {place + 1}" for part in block.lists for place in range(block.listed)]
+    columns = [names, *(part.values.split() for part in block.numbers), *lists]
+    return [("neuron", *(part.name for part in block.numbers), *heads), *zip(*columns, strict=True)]
+
+
 def _pairs(block: blocks.Pairs) -> Rows:
     names = list(dict.fromkeys(name for pair in block.pairs for name, _ in pair.metrics))
     rows = [
@@ -197,6 +209,7 @@ _ROWS: dict[type[blocks.Block], Callable[[Any], Rows]] = {
     blocks.Roles: _roles,
     blocks.Attention: _attention,
     blocks.Tokens: _tokens,
+    blocks.NeuronIndex: _neurons,
     blocks.Pairs: _pairs,
 }
 """By kind of block: what it holds as rows, the names of columns first."""

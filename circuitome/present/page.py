@@ -5,7 +5,7 @@ import json
 import re
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
 from itertools import groupby
 from typing import Any
@@ -14,7 +14,18 @@ from markupsafe import Markup, escape
 
 from circuitome.present import charts, formats
 from circuitome.present.assets import asset, rendered
-from circuitome.present.blocks import AnyBlock, Attention, Block, CircuitMap, Document, HeatMap, Number, Roles, Routes
+from circuitome.present.blocks import (
+    AnyBlock,
+    Attention,
+    Block,
+    CircuitMap,
+    Document,
+    HeatMap,
+    NeuronIndex,
+    Number,
+    Roles,
+    Routes,
+)
 from circuitome.present.drawings import attention, circuit, roles, routes
 from circuitome.runs.store import plain
 
@@ -50,7 +61,7 @@ class Section:
 def page(document: Document) -> str:
     """The whole page. The same document gives the same text; only its own scripts may run, by their hashes."""
     shown = [block for block in document.blocks if block.where != "terminal"]
-    kinds = {CircuitMap: "circuit.js", Routes: "routes.js"}
+    kinds = {CircuitMap: "circuit.js", Routes: "routes.js", NeuronIndex: "neurons.js"}
     scripts = ["page.js", *(name for kind, name in kinds.items() if any(isinstance(block, kind) for block in shown))]
     written = rendered(
         "page.html.j2",
@@ -160,6 +171,7 @@ def json_script(value: Any) -> Markup:
 
 
 TOOLS: dict[str, Any] = {
+    "asdict": asdict,
     "attention_svg": lambda block, head: Markup(attention.svg(block, head)),
     "circuit": circuit,
     "drawing": drawing,

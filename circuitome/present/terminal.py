@@ -146,6 +146,11 @@ def _tokens(block: blocks.Tokens, console: Console) -> None:
         say(console, f"strongest: {words} {block.unit}".rstrip() if words else "no strong tokens")
 
 
+def _neurons(block: blocks.NeuronIndex, console: Console) -> None:
+    count = len(block.layers) * block.width
+    say(console, f"The report finds any of {count:,} neurons by name or token; circuitome neuron NAME RUN shows one.")
+
+
 def _attention(block: blocks.Attention, console: Console) -> None:
     """Where each head attends most, the first token and the query itself left out."""
     rows = []
@@ -180,6 +185,7 @@ PRINTED: dict[str, Callable[[Any, Console], None]] = {
     "roles": _roles,
     "routes": text_figures.routes,
     "tokens": _tokens,
+    "neurons": _neurons,
     "attention": _attention,
     "pairs": _pairs,
 }

@@ -9,8 +9,11 @@ from typing import Any
 
 from circuitome.errors import DataFileError
 from circuitome.heads.long_context.needles import own_text
+from circuitome.runs.parquet import read_rows
 
 OWN = "the package's own prose"
+TABLES = (".jsonl", ".csv", ".parquet")
+"""Files with a text a row, in the column `text`."""
 
 
 def read_text(path: str | None) -> str:
@@ -30,12 +33,10 @@ def read_text(path: str | None) -> str:
 def documents(path: str | None) -> list[str]:
     """The texts of a file, of all files below a folder, or of the standard input ("-"); None: the package's own.
 
-    A .txt file is one text; .jsonl and .csv files have one a row, in the column `text`. Raises `DataFileError`, with
-    file and line, for what cannot be read and for a folder without such files.
+    A .txt file is one text; .jsonl, .csv and .parquet files have one a row, in the column `text`. Raises
+    `DataFileError`, with file and line, for what cannot be read and for a folder without such files.
     """
-    if path is None or (
-        path != "-" and Path(path).suffix.lower() not in (".jsonl", ".csv") and not Path(path).is_dir()
-    ):
+    if path is None or (path != "-" and Path(path).suffix.lower() not in TABLES and not Path(path).is_dir()):
         return [read_text(path)]
     if path == "-":
         try:
@@ -44,9 +45,9 @@ def documents(path: str | None) -> list[str]:
             raise DataFileError(f"The standard input is not UTF-8 text ({error.reason}).") from None
     if not Path(path).is_dir():
         return read_texts(Path(path), None)[0]
-    files = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in (".txt", ".jsonl", ".csv"))
+    files = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in (".txt", *TABLES))
     if not files:
-        raise DataFileError(f"The folder {path} holds no .txt, .jsonl or .csv file. Give one with texts.")
+        raise DataFileError(f"The folder {path} holds no .txt, .jsonl, .csv or .parquet file. Give one with texts.")
     return [text for file in files for text in documents(str(file))]
 
 
@@ -70,13 +71,10 @@ def text_hash(*texts: str) -> str:
 
 def read_texts(path: Path, by: str | None) -> tuple[list[str], list[str] | None]:
     """Texts of a file and their labels in column `by`. Raises `DataFileError`, with file and line."""
-    try:
-        raw = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataFileError(f"{path}: cannot be read ({error.strerror or error}).") from None
-    except UnicodeDecodeError as error:
-        raise DataFileError(f"{path}: not UTF-8 text ({error.reason}). Save the file as UTF-8.") from None
-    rows = _rows(path, raw)
+    if path.suffix.lower() == ".parquet":
+        rows = [(f"{path}, row {n}", row) for n, row in enumerate(read_rows(path, ("text", by or "text")), 1)]
+    else:
+        rows = _rows(path, _decoded(path))
     if not rows:
         raise DataFileError(f"{path}: the file is empty; it needs at least one text.")
     for where, row in rows:
@@ -85,6 +83,15 @@ def read_texts(path: Path, by: str | None) -> tuple[list[str], list[str] | None]
                 known = ", ".join(repr(name) for name in row)
                 raise DataFileError(f"{where}: there is no {column!r} (or it is no text); found {known}.")
     return [row["text"] for _, row in rows], [row[by] for _, row in rows] if by else None
+
+
+def _decoded(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataFileError(f"{path}: cannot be read ({error.strerror or error}).") from None
+    except UnicodeDecodeError as error:
+        raise DataFileError(f"{path}: not UTF-8 text ({error.reason}). Save the file as UTF-8.") from None
 
 
 def _rows(path: Path, raw: str) -> list[tuple[str, dict[str, Any]]]:
@@ -96,7 +103,9 @@ def _rows(path: Path, raw: str) -> list[tuple[str, dict[str, Any]]]:
         reader = csv.DictReader(raw.splitlines(keepends=True))
         return [(f"{path}, line {reader.line_num}", dict(row)) for row in reader]
     if suffix != ".jsonl":
-        raise DataFileError(f"{path}: expected a file that ends in .txt, .jsonl or .csv, got {path.suffix!r}.")
+        raise DataFileError(
+            f"{path}: expected a file that ends in .txt, .jsonl, .csv or .parquet, got {path.suffix!r}."
+        )
     rows = []
     for n, line in lines:
         if not line.strip():

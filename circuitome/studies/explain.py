@@ -11,8 +11,8 @@ from circuitome.studies import explained_mlps
 from circuitome.studies.aligned_parts import held_variables
 from circuitome.studies.context import Context
 from circuitome.studies.explain_cost import passes
+from circuitome.studies.explained_neurons import census_of, fires_on
 from circuitome.studies.explained_roles import Attention, attends, attention_of, diagram
-from circuitome.studies.neuron_nodes import fires_on
 from circuitome.studies.pieces import example_pairs, figure, rounded
 from circuitome.studies.settings import Names, RunSettings
 from circuitome.studies.study import Findings, Study, Work
@@ -56,7 +56,7 @@ class Explain(RunSettings):
     heads: Names = ()
     """Heads to explain, with commas between, e.g. a9.h1,a5.h0; all of the circuit by default."""
     census: str | None = None
-    """A run of circuitome neurons on the same model, to say what the circuit's neurons fire on."""
+    """A run of circuitome neurons on the same model: what the circuit's neurons, and its MLPs' strongest, fire on."""
     alignment: str | None = None
     """A run of circuitome align --sites heads (or mlps, q, k, v) on the same model, to say what variables they hold."""
 
@@ -91,7 +91,7 @@ def heads_of(circuit: "cm.Circuit") -> tuple[str, ...]:
 
 def run(settings: Explain, context: Context) -> Findings:
     """Roles of the heads of a run's circuit, and what its MLPs do, with the evidence."""
-    fired = fires_on(settings.census, context)  # first, since it may refuse
+    census = census_of(settings.census, context)  # first, since it may refuse
     task, setting, circuit = context.task, setting_of(context), circuit_of(context)
     held = held_variables(settings.alignment, context.model, circuit)
     mlps = cm.heads.explain_mlps(setting, circuit)
@@ -117,7 +117,7 @@ def run(settings: Explain, context: Context) -> Findings:
         title=f"What the {parts} do: {task.name} in {context.reopened.origin.model}",
         sign=f"{SIGN} {OF_NEURONS}" if context.reopened.circuit.graph.neurons else SIGN,
         results=results,
-        blocks=[*shown, *held, *fired, example_pairs(context.model, task, metrics)],
+        blocks=[*shown, *held, *fires_on(census, context, setting), example_pairs(context.model, task, metrics)],
         tensors={"circuit": circuit.mask, **kept, **explained_mlps.tensors(mlps)},
         more={"edges": len(circuit), "summary": f"{told} {explained_mlps.sentence(results)}".strip()},
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import override
@@ -18,6 +19,8 @@ from circuitome.studies.study import Findings, Study, Work
 if TYPE_CHECKING:
     from circuitome.neurons.text_windows import Windows
 
+LETTERS = 16
+"""Letters of a token at most, on average."""
 OPENING = 24
 """Tokens of a held-out window from which the model goes on."""
 UNEVEN = 10
@@ -112,19 +115,40 @@ def run(settings: Languages, context: Context) -> Findings:
 
 
 def split(settings: Languages, model: "cm.Model", name: str, texts: Sequence[str]) -> "tuple[Windows, Windows]":
-    """Windows to select on, and held-out ones. Raises `InputError` for a language with too little text for both."""
+    """Windows to select on, and held-out ones: of other texts where a language has several, else of the same text.
+
+    Languages with as many texts, such as translations of the same pages, hold the same ones out, so that no language
+    is told from another by what its pages are about. Raises `InputError` for too little text for both.
+    """
     import torch
 
-    most = settings.tokens + settings.held
-    cut = cm.neurons.windows(model, texts, length=settings.length, tokens=most, seed=settings.seed)
-    held = max(1, round(len(cut) * settings.held / most))
+    share, sizes = settings.held / (settings.tokens + settings.held), (settings.tokens, settings.held)
+    options: Any = {"length": settings.length, "seed": settings.seed}
+    if len(texts) > 1:
+        order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(settings.seed)).tolist()
+        held = max(1, round(len(texts) * share))
+        parts = [
+            enough([texts[i] for i in some], size)
+            for some, size in zip((order[held:], order[:held]), sizes, strict=True)
+        ]
+        chosen, apart = (
+            cm.neurons.windows(model, part, tokens=size, **options) for part, size in zip(parts, sizes, strict=True)
+        )
+        return chosen, apart
+    cut = cm.neurons.windows(model, texts, tokens=sum(sizes), **options)
     if len(cut) < 2:
         raise InputError(
             f"The texts of {name} hold {cut.tokens} tokens, one window; some must be held out. Give more, or a "
             f"--length of at most {max(2, cut.tokens // 2)}."
         )
-    order = torch.arange(len(cut))
-    return cut.chosen(order[held:]), cut.chosen(order[:held])
+    held = max(1, round(len(cut) * share))
+    return cut.chosen(range(held, len(cut))), cut.chosen(range(held))
+
+
+def enough(texts: Sequence[str], tokens: int) -> list[str]:
+    """The first texts that surely hold some tokens: no tokenizer makes fewer than one of `LETTERS` letters of prose."""
+    sizes = accumulate(map(len, texts), initial=0)
+    return [text for text, before in zip(texts, sizes, strict=False) if before < LETTERS * tokens]
 
 
 def measured(

@@ -11,16 +11,15 @@ from circuitome.errors import RunError
 from circuitome.present.blocks import Bars, Block, Figure, Lede, Lines, Numbers, Series, Tokens, table
 from circuitome.present.formats import percent
 from circuitome.studies.context import Context
+from circuitome.studies.neuron_index import bins
 from circuitome.studies.settings import Argument, ModelSettings
 from circuitome.studies.study import Findings, Study, Work
 
 if TYPE_CHECKING:
-    import torch
+    from circuitome.neurons.neuron_census import Example
 
 ANEW = "none"
 """In place of a run: read the texts anew."""
-BEFORE, AFTER = 20, 6
-"""Tokens of an example before and behind the one at which the neuron fires."""
 EXAMPLES, TRACED = 10, 3
 """Examples that are shown, and of these with the tokens that make it fire."""
 
@@ -130,30 +129,21 @@ def fired_on(model: "cm.Model", census: "cm.neurons.Census", name: str) -> list[
 
 def examples(model: "cm.Model", census: "cm.neurons.Census", name: str) -> list[dict[str, Any]]:
     """The contexts of its largest activations: tokens, activations, and which of the first make it fire."""
-    row, column = census.at(name)
-    places = [place for place in census.places[row, :, column].tolist() if place >= 0][:EXAMPLES]
-    found = []
-    for number, place in enumerate(places):
-        window, at = divmod(place, census.windows.length)
-        texts = census.windows.chosen([window])
-        values = cm.neurons.neuron_activations(model, name, texts)[0]
-        ids = texts.ids[0].tolist()
-        part = range(max(0, at - BEFORE), min(int(texts.lengths[0]), at + AFTER + 1))
-        given = _traced(model, name, ids[: at + 1]) if number < TRACED else None
-        found.append(
-            {
-                "value": float(values[at]),
-                "tokens": [model.decode([ids[i]]) if model.tokenizer else f"#{ids[i]}" for i in part],
-                "activations": values[part.start : part.stop].tolist(),
-                "from": None if given is None else [float(given[i]) if i <= at else 0.0 for i in part],
-            }
-        )
-    return found
+    return [
+        {
+            "value": example.value,
+            "tokens": [model.decode([token]) if model.tokenizer else f"#{token}" for token in example.ids],
+            "activations": example.values,
+            "from": _traced(model, name, example) if number < TRACED else None,
+        }
+        for number, example in enumerate(census.examples(name)[:EXAMPLES])
+    ]
 
 
-def _traced(model: "cm.Model", name: str, ids: list[int]) -> "torch.Tensor":
-    """How far each token of a context makes the neuron fire at its end."""
-    return cm.neurons.neuron_context(model, name, ids).contributions
+def _traced(model: "cm.Model", name: str, example: "Example") -> list[float]:
+    """How far each token makes the neuron fire at the example's place; 0 behind it."""
+    given = cm.neurons.neuron_context(model, name, example.context).contributions[-example.at - 1 :].tolist()
+    return [*given, *[0.0] * (len(example.ids) - len(given))]
 
 
 def blocks(results: Mapping[str, Any]) -> list[Block]:
@@ -238,13 +228,9 @@ def curve(results: Mapping[str, Any]) -> Block:
 
 def histogram(counts: list[int]) -> Block:
     """Tokens by size of the activation."""
-    from circuitome.neurons.layer_counts import LEVELS, SMALLEST
-
-    sizes = [f"2^{SMALLEST + level - 1}" for level in range(LEVELS)]
-    labels = (*(f"-{size}" for size in reversed(sizes)), *sizes)
-    note = "Sampled tokens by activation; each bar reaches from its label to twice that, those around 0 to 0."
+    note = "Sampled tokens by activation; each bar begins at its label and ends at the next one, farther from 0."
     return Bars(
-        title="Activations", note=note, labels=labels, values=tuple(map(float, counts)), x="tokens", where="page"
+        title="Activations", note=note, labels=bins(), values=tuple(map(float, counts)), x="tokens", where="page"
     )
 
 

@@ -4,21 +4,18 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import circuitome as cm
-from circuitome.errors import InputError, RunError, unknown_name
+from circuitome.errors import InputError, unknown_name
 from circuitome.present import formats
 from circuitome.present.blocks import Table, table
 
 if TYPE_CHECKING:
     from circuitome.engine.setting import Setting
     from circuitome.present.blocks import Edge
-    from circuitome.studies.context import Context
 
 NODES = ("mlps", "neurons")
 """What an MLP can be in a graph."""
 METHODS = ("smallest", "mattr", "eap", "eap-ig", "subnetwork-probing", "random")
 """Methods that search graphs with neurons."""
-TOKENS = 5
-"""Tokens that a neuron of a census is said to fire on."""
 ABLATIONS = ("corrupted", "zero")
 """Ablations that neurons are chosen under."""
 
@@ -56,44 +53,6 @@ def with_nodes(setting: "Setting", nodes: str, neurons: int | None, layers: Sequ
 def neuron_work(nodes: str, neurons: int | None) -> float:
     """Forward passes that choosing neurons, and searching and running a graph with that many more nodes, costs."""
     return 0.0 if nodes == "mlps" else 10.0 + 0.2 * (neurons or 300)
-
-
-def fires_on(run: str | None, context: "Context") -> list[Table]:
-    """What the neurons of a run's circuit fire on in a census, on any texts; nothing where no census is given.
-
-    Raises `RunError` for a run of another kind or model, `InputError` where the circuit has no neurons.
-    """
-    if run is None:
-        return []
-    from circuitome.models.loading import weights_hash
-
-    opened, model = cm.open(run), context.reopened.model
-    census = opened.census
-    if opened.manifest["model"]["weights_hash"] != weights_hash(model):
-        raise RunError(
-            f"{run} is a census of {opened.manifest['model']['name']}, not of {model.name} with its weights."
-        )
-    names = [name for name in context.reopened.circuit.nodes if cm.Node.parse(name).kind == "neuron"]
-    if not names:
-        raise InputError("The circuit has no neurons; give --census with a run of find --nodes neurons.")
-
-    def words(name: str) -> str:
-        found = census.fires_on(name)[:TOKENS]
-        return ", ".join(
-            f"{formats.quoted(model.decode(list(gram)))} {count / often:.0%}" for gram, count, often in found
-        )
-
-    facts = ((name, census.row(name)) for name in names)
-    rows = [(name, row["active"], words(name), row["coverage"][0] or None, row["position"]) for name, row in facts]
-    columns = (
-        *(("neuron", "node"), ("active", "percent"), ("fires most on", "text")),
-        *(("tokens to explain 95 %", "count"), ("position", "text")),
-    )
-    note = (
-        f"On {census.tokens:,} tokens of the census's texts. Active: {census.rule}. Behind a token stands on what "
-        "share of its occurrences the neuron is active."
-    )
-    return [table("What its neurons fire on", columns, rows, note=note, top=12)]
 
 
 def neuron_record(graph: "cm.Graph") -> dict[str, Any]:

@@ -10,6 +10,7 @@ import circuitome as cm
 from circuitome.errors import InputError
 from circuitome.present.blocks import Block, Column, Figure, Lede, Lines, Note, Numbers, Series, Table, table
 from circuitome.studies.context import Context
+from circuitome.studies.neuron_index import neuron_index
 from circuitome.studies.pieces import cell
 from circuitome.studies.settings import Flag, ModelSettings
 from circuitome.studies.study import Findings, Study, Work
@@ -30,7 +31,7 @@ class Neurons(ModelSettings):
     """Count what every MLP neuron fires on: dead ones, detectors of tokens and n-grams, positional ones."""
 
     texts: str | None = None
-    """A file or folder of .txt, .jsonl or .csv texts, or - for the standard input; the package's own by default."""
+    """A .txt, .jsonl, .csv or .parquet file, a folder of them, or - for the standard input; our own text by default."""
     tokens: int = 100_000
     """Tokens at most, in windows drawn at random from the texts."""
     length: int = 512
@@ -77,7 +78,7 @@ def run(settings: Neurons, context: Context) -> Findings:
             "loss are in nats a token; positive: the neurons help."
         ),
         results=results,
-        blocks=blocks(results),
+        blocks=[*blocks(results), neuron_index(context.model, census, setting.tell("reading tokens off weights"))],
         tensors=census.tensors(),
         more={
             "data_hash": text_hash(*texts),

@@ -14,6 +14,7 @@ from circuitome.present.export import PICTURES, figures
 from circuitome.present.export import export as write_figure
 from circuitome.present.stored import document
 from circuitome.results import EffectMap
+from circuitome.runs.parquet import write_rows
 from circuitome.runs.reopen import Reopened
 from circuitome.runs.store import MANIFEST, load_run
 from circuitome.studies.catalog import STUDIES
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 GRAPHS = ("graphml", "csv", "json", "neuronpedia")
 """What a run's circuit can be written as."""
+ROWS = ("jsonl", "parquet")
+"""What a run's census can be written as."""
 
 
 class OpenedRun(Reopened):
@@ -105,8 +108,8 @@ class OpenedRun(Reopened):
         """Write one figure or table, or without `figure` the circuit, to a file.
 
         `to` is what the path ends with, unless given: png, svg, pdf, csv or json for figures; graphml, csv, json or
-        neuronpedia (json and neuronpedia are the attribution-graph schema) for the circuit, with its scores; jsonl for
-        a census, a line for each neuron.
+        neuronpedia (json and neuronpedia are the attribution-graph schema) for the circuit, with its scores; jsonl or
+        parquet (which needs pyarrow) for a census, a row for each neuron.
         Raises `InputError` for another format and where the file cannot be written, `RunError` where there is no
         circuit.
         """
@@ -114,13 +117,13 @@ class OpenedRun(Reopened):
         if figure is None and to in GRAPHS:
             self._export_circuit(Path(path), to)
             return
-        if figure is None and to == "jsonl":
-            self._export_census(Path(path))
+        if figure is None and to in ROWS:
+            self._export_census(Path(path), to)
             return
         if figure is None and to in PICTURES:
             figure = next((name for name, block in self.figures.items() if notebook.plot(block) is not block), None)
         if figure is None:
-            raise unknown_name("format", to, (*PICTURES, *GRAPHS))
+            raise unknown_name("format", to, (*PICTURES, *GRAPHS, *ROWS))
         write_figure(self.document, figure, to, path)
 
     def _export_circuit(self, path: Path, to: str) -> None:
@@ -166,12 +169,16 @@ class OpenedRun(Reopened):
             raise self._without("census", "neurons")
         return Census.of(self.run.tensors, self.manifest["census"])
 
-    def _export_census(self, path: Path) -> None:
+    def _export_census(self, path: Path, to: str) -> None:
         census = self.census
         names = (str(Node("neuron", layer, i)) for layer in census.layers for i in range(census.active.shape[1]))
+        rows = map(census.row, names)
         try:
+            if to == "parquet":
+                write_rows(map(_flat, rows), path)
+                return
             with path.open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(census.row(name)) + "\n" for name in names)
+                file.writelines(json.dumps(row) + "\n" for row in rows)
         except OSError as error:
             raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
 
@@ -188,6 +195,15 @@ class OpenedRun(Reopened):
         if self.kind != kind:
             raise self._without(part, kind)
         return self.results
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """A census's row with a column for each n, whose n-grams are of one type."""
+    grams = {
+        f"fires_on_{n}": [{"tokens": gram, "fired": fired, "occurs": occurs} for gram, fired, occurs in found]
+        for n, found in row["fires_on"].items()
+    }
+    return {**{name: value for name, value in row.items() if name != "fires_on"}, **grams}
 
 
 def open(run: str | Path, *, runs: str | Path = "runs") -> OpenedRun:

@@ -54,6 +54,13 @@ def test_planted_neurons_are_found_and_nothing_else(gated):
     assert abs(float(found.shuffled[0, threshold])) < 0.03
 
 
+def test_an_input_of_exactly_zero_is_not_active():
+    model = planted_model(gated=True)
+    with torch.no_grad():
+        model.hf.layers[0].fc1.bias[PLANTED.index("dead")] = 0.0
+    assert named(cm.neurons.census(model, planted_windows(4)).dead) >= {"dead"}
+
+
 def test_weights_of_noise_hold_no_such_neuron():
     model = tiny("llama")
     found = cm.neurons.census(model, random_windows([32] * 120))
@@ -92,6 +99,20 @@ def coverage_of(counts):
         if covered >= 0.95 * total:
             return min(i, ngrams.MOST + 1)
     return 0
+
+
+def check_examples(found, written, layer, neuron):
+    """The activations around the largest ones are those of the dense array; first tokens of windows are not counted."""
+    windows = found.windows
+    tops, places = found.top[layer, :, neuron].tolist(), found.places[layer, :, neuron].tolist()
+    for example, top, place in zip(found.examples(f"m{layer}.n{neuron}"), tops, places, strict=False):
+        row, at = divmod(place, windows.length)
+        part = range(max(0, at - 20), min(int(windows.lengths[row]), at + 7))
+        assert example.ids == windows.ids[row, part.start : part.stop].tolist()
+        assert example.context == windows.ids[row, : at + 1].tolist() and example.at == at - part.start
+        expected = [float("nan") if i == 0 else float(written[row, i]) for i in part]
+        assert example.values == pytest.approx(expected, rel=1e-3, abs=1e-6, nan_ok=True)
+        assert example.values[example.at] == pytest.approx(top, rel=1e-3, abs=1e-6)
 
 
 def check_against_dense(found, model, windows):
@@ -133,6 +154,7 @@ def check_against_dense(found, model, windows):
                 if value:
                     here = written[place // windows.length, place % windows.length, layer, neuron]
                     torch.testing.assert_close(value, here, rtol=1e-4, atol=1e-6)
+            check_examples(found, written[:, :, layer, neuron], layer, neuron)
             rate = [
                 sum(bool(given[r, p, layer, neuron] > 0) for r in full) / len(full) for p in range(1, windows.length)
             ]
@@ -214,7 +236,7 @@ def test_counters_are_dropped_shortened_and_taken_up_again(monkeypatch):
         grams = torch.arange(start, start + 5)
         counters.add(torch.zeros(5).numpy(), grams.numpy(), (grams + 1).numpy())
     left = counters.shorten(torch.tensor([True]).numpy())
-    assert counters.gram[0].tolist() == [4, 3, 6] and counters.count[0].tolist() == [10, 8, 7]
+    assert counters.held[1].tolist() == [4, 3, 6] and counters.held[2].tolist() == [10, 8, 7] and not counters.filled
     assert sorted(left[1].tolist()) == [1, 2, 6, 6]
 
 

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import altair as alt
 import pytest
-from documents import circuit_map, every, heat_map, lines, routes, table
+from documents import circuit_map, every, heat_map, lines, neuron_index, routes, table
 
 from circuitome.errors import InputError, UnknownNameError
 from circuitome.present import charts
@@ -117,3 +117,9 @@ def test_blocks_show_themselves_in_notebooks(block: AnyBlock, tmp_path: Path) ->
 def test_documents_show_themselves_in_notebooks() -> None:
     html = DOCUMENT._repr_html_()
     assert html.count("<style>") == 1 and "The circuit" in html and not issubclass(Note, Drawn)
+
+
+def test_an_index_of_neurons_is_a_row_for_each() -> None:
+    first, *rows = as_csv(neuron_index()).splitlines()
+    assert first == "neuron,active,information,fires on 1,fires on 2,promotes 1,promotes 2"
+    assert rows[0] == 'm0.n0,0.1,nan, the,,The,"' and len(neuron_index().tokens) == 3

@@ -5,15 +5,18 @@ import copy
 import hashlib
 import json
 import re
+import shutil
+import subprocess
 from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from documents import CONTROL, HOSTILE, circuit_map, every, heat_map, hostile, pairs, routes, table
+from documents import CONTROL, HOSTILE, circuit_map, every, heat_map, hostile, neuron_index, pairs, routes, table
 
 from circuitome.present import blocks
+from circuitome.present.assets import asset
 from circuitome.present.blocks import Document, Edge, HeatMap, Lede
 from circuitome.present.page import OPEN_PAIRS, page
 
@@ -75,7 +78,7 @@ def test_page_asks_for_nothing_outside(whole: str) -> None:
 @pytest.mark.slow
 def test_texts_cannot_break_out(whole: str) -> None:
     bad, plain = Page(page(hostile())), Page(whole)
-    assert len(bad.scripts) == len(plain.scripts) == 5
+    assert len(bad.scripts) == len(plain.scripts) == 7
     assert [text for kind, text in bad.scripts if kind == "module"] == [t for k, t in plain.scripts if k == "module"]
     assert {name for name, _ in bad.elements} <= {name for name, _ in plain.elements}
     assert not [key for _, attributes in bad.elements for key in attributes if key.startswith("on")]
@@ -90,7 +93,7 @@ def test_only_the_pages_own_scripts_may_run() -> None:
     scripts = re.findall(r'<script type="module">(.*?)</script>', written, re.S)
     hashes = {base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts}
     assert policy is not None and "default-src 'none'" in policy and "unsafe-eval" not in policy
-    assert set(re.findall(r"'sha256-(.*?)'", policy)) == hashes and len(hashes) == 3
+    assert set(re.findall(r"'sha256-(.*?)'", policy)) == hashes and len(hashes) == 4
     assert "script-src 'unsafe-inline'" not in policy
 
 
@@ -99,6 +102,22 @@ def test_scripts_come_with_the_blocks_that_need_them() -> None:
     assert len(Page(page(bare)).scripts) == 1
     assert len(Page(page(replace(bare, blocks=(circuit_map(), circuit_map())))).scripts) == 4
     assert len(Page(page(replace(bare, blocks=(routes(),)))).scripts) == 3
+    assert len(Page(page(replace(bare, blocks=(neuron_index(),)))).scripts) == 3
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_neurons_are_found_by_name_and_by_token() -> None:
+    index = Page(page(Document(title="t", command="c", sign="", blocks=(neuron_index(),)))).data()[0]
+    for column in (*index["numbers"], *index["lists"]):
+        column["values"] = [None if value == "nan" else float(value) for value in column["values"].split()]
+    asked = (" the", "THE", "th", "m4.n", "m4.n2", "m0.n3", "nothing")
+    calls = f"{asset('neurons.js')}; const i = {json.dumps(index)};"
+    calls += f"console.log(JSON.stringify({json.dumps(asked)}.map((words) => found(i, words))))"
+    run = subprocess.run(["node", "-e", calls], capture_output=True, text=True, check=True)
+    hits = [[f"m{(0, 4)[i // 3]}.n{i % 3}" for i in hit["neurons"]] for hit in json.loads(run.stdout)]
+    assert hits[0] == ["m0.n0", "m0.n1", "m4.n2", "m4.n0"]  # " the" in the first list, then in the second
+    assert hits[1] == hits[2] == ["m0.n0", "m0.n1", "m4.n0", "m4.n2", "m4.n1", "m0.n2"]
+    assert hits[3:] == [["m4.n0", "m4.n1", "m4.n2"], ["m4.n2"], [], []]
 
 
 @pytest.mark.slow

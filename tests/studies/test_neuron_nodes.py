@@ -1,6 +1,7 @@
 """Circuits of heads and neurons: found, opened again, tested, exported."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,9 @@ from command import run
 from shown import blocks_of, check_shown, lede_of
 
 import circuitome as cm
+from circuitome.errors import InputError
+from circuitome.present import formats
+from circuitome.studies.explained_neurons import census_of
 
 GIVEN = {"--model": "tracr-reverse", "--ablation": "zero", "--nodes": "neurons", "--n": "32"}
 
@@ -111,16 +115,30 @@ def test_a_census_says_what_a_circuits_neurons_fire_on(capsys, tmp_path, folder,
     more = ("--census", tmp_path / "census", "--out", tmp_path / "explained")
     code, _, error = run(capsys, "explain", tmp_path / "run", *more)
     assert code == 0, error
-    found, census = cm.open(tmp_path / "run"), cm.open(tmp_path / "census").census
+    found, census, model = cm.open(tmp_path / "run"), cm.open(tmp_path / "census").census, cm.load(folder)
     rows = {row[0]: row for row in blocks_of(tmp_path / "explained")["What its neurons fire on"].rows}
     assert set(rows) == {name for name in found.circuit.nodes if ".n" in name}
     for name, row in rows.items():
         assert row[1] == pytest.approx(int(census.active[census.at(name)]) / census.tokens)
         assert row[2].count("%") == min(5, len(census.fires_on(name)))
-    code, _, error = run(
-        capsys, "explain", tmp_path / "whole", "--census", tmp_path / "census", "--out", tmp_path / "no"
-    )
-    assert code == 1 and "has no neurons" in error
+        layer, neuron = census.at(name)
+        largest = int(census.windows.ids.flatten()[census.places[layer, 0, neuron]])
+        assert row[3].startswith(formats.quoted(model.decode([largest])))
+    whole = tmp_path / "whole"
+    code, _, error = run(capsys, "explain", whole, "--census", tmp_path / "census", "--out", tmp_path / "mlps")
+    assert code == 0, error
+    rows = blocks_of(tmp_path / "mlps")["What the neurons of its MLPs fire on"].rows
+    mlps = [name for name in cm.open(whole).circuit.nodes if name.startswith("m")]
+    assert sorted({row[0].split(".")[0] for row in rows}) == sorted(mlps) and len(rows) == 3 * len(mlps)
+    scores = cm.neurons.scores(model, cm.open(whole).task)
+    for name, effect, *_ in rows:
+        layer = cm.Node.parse(name).layer
+        assert effect == pytest.approx(scores[name], rel=1e-4, abs=1e-6)
+        assert abs(effect) >= float(scores.values[layer].abs().topk(3).values[-1]) - 1e-6
+    circuit = cm.open(whole).circuit
+    heads = SimpleNamespace(reopened=SimpleNamespace(model=model, circuit=type(circuit).empty(circuit.graph)))
+    with pytest.raises(InputError, match="neither neurons nor MLPs"):
+        census_of(str(tmp_path / "census"), heads)
     code, _, error = run(capsys, "export", tmp_path / "census", "--to", "jsonl", "--out", tmp_path / "census.jsonl")
     assert code == 0, error
     lines = [json.loads(line) for line in (tmp_path / "census.jsonl").read_text().splitlines()]
