@@ -1,7 +1,30 @@
-"""Sparse dictionaries."""
+"""Sparse dictionaries of a model's activations: trained, measured, read from other tools' files, and looked into.
 
+trained = cm.features.train(model, texts, site="resid", layer=15)   # features of the stream behind block 15
+found = cm.features.quality(model, trained.dictionary, other_texts) # FVU, loss recovered, beside random directions, PCA
+dictionary = cm.features.load("their-sae", model=model)             # proved on the model's own activations, or refused
+cm.features.save(dictionary, "folder")                              # as SAELens reads it
+"""
+
+from circuitome.features.clamping import clamped
 from circuitome.features.dictionary import Dictionary, random_dictionary
+from circuitome.features.formats import save
+from circuitome.features.loading import load
 from circuitome.features.places import SITES, Place
+from circuitome.features.quality import Fit, Quality, quality
 from circuitome.features.training import Trained, train
 
-__all__ = ["SITES", "Dictionary", "Place", "Trained", "random_dictionary", "train"]
+__all__ = [
+    "SITES",
+    "Dictionary",
+    "Fit",
+    "Place",
+    "Quality",
+    "Trained",
+    "clamped",
+    "load",
+    "quality",
+    "random_dictionary",
+    "save",
+    "train",
+]

@@ -1,6 +1,6 @@
 """What a dictionary reads and describes, on texts: passes that end behind its layer, with no logits."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -97,9 +97,14 @@ def passes(setting: Setting, place: Place, texts: Windows, rows: range | None = 
         yield Activations(given, target, window + start, position)
 
 
-def gathered(setting: Setting, place: Place, texts: Windows, rows: range) -> Activations:
-    """The values on some windows, all passes as one."""
-    parts = list(passes(setting, place, texts, rows))
+def gathered(
+    setting: Setting, place: Place, texts: Windows, rows: range, tell: Callable[[int], None] = lambda window: None
+) -> Activations:
+    """The values on some windows, all passes as one; `tell` is called with the windows behind which each pass ends."""
+    parts = list[Activations]()
+    for part in passes(setting, place, texts, rows):
+        parts.append(part)
+        tell(int(part.window[-1]) + 1 if len(part) else rows.start)
     given = torch.cat([part.given for part in parts])
     target = given if place.one_site else torch.cat([part.target for part in parts])
     window, position = (torch.cat([getattr(part, name) for part in parts]) for name in ("window", "position"))

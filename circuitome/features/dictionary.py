@@ -53,16 +53,9 @@ class Dictionary(Shown):
     """Where it comes from: model, texts, training, as plain JSON values."""
 
     def __post_init__(self) -> None:
-        d_in, features = self.W_enc.shape
-        shapes = {"b_enc": (features,), "W_dec": (features, self.W_dec.shape[-1]), "b_dec": (self.W_dec.shape[-1],)}
-        shapes |= {"b_in": (d_in,), "W_skip": (d_in, self.W_dec.shape[-1]), "threshold": (features,)}
-        for name, expected in shapes.items():
-            value = getattr(self, name)
-            if value is not None and tuple(value.shape) != expected:
-                raise InputError(
-                    f"The dictionary's {name} has shape {list(value.shape)}; with W_enc {list(self.W_enc.shape)} it must "
-                    f"have {list(expected)}."
-                )
+        features = len(self)
+        if self.scaling != "none" and not self.place.one_site:
+            raise InputError("A transcoder cannot scale its inputs token by token: its outputs have another scale.")
         if self.k is not None and not 0 < self.k <= features:
             raise InputError(f"k={self.k} of {features} features cannot stay active; k is at least 1 and at most all.")
         for name, value in self.tensors().items():
@@ -96,7 +89,7 @@ class Dictionary(Shown):
         names = {field.name for field in fields(cls)}
         own: dict[str, Any] = {name: value for name, value in tensors.items() if name in names}
         rest = {name: described[name] for name in ("k", "scaling", "facts")}
-        return cls(place=Place(described["site"], described["layer"]), **own, **rest)
+        return checked(place=Place(described["site"], described["layer"]), **own, **rest)
 
     def to(self, device: torch.device) -> "Dictionary":
         """The same on a device."""
@@ -108,10 +101,10 @@ class Dictionary(Shown):
             return x, x.new_zeros(()), x.new_ones(())
         if self.scaling == "layer_norm":
             shift = x.mean(-1, keepdim=True)
-            factor = (x - shift).std(-1, keepdim=True) + 1e-5
-        else:
-            shift, factor = x.new_zeros(()), x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
-        return (x - shift) / factor, shift, factor
+            factor = (x - shift).std(-1, keepdim=True)
+            return (x - shift) / (factor + 1e-5), shift, factor
+        shift, factor = x.new_zeros(()), x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
+        return x / factor, shift, factor
 
     def before(self, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token feature"]:
         """What the activation function is given, for values x of the model."""
@@ -126,10 +119,10 @@ class Dictionary(Shown):
         self, features: Float[Tensor, "token feature"], x: Float[Tensor, "token d_in"]
     ) -> Float[Tensor, "token d_out"]:
         """What features say the values at the site are; `x` is what was encoded."""
-        given, shift, factor = self.scaled(x.float())
         out = features @ self.W_dec + self.b_dec
         if self.W_skip is not None:
-            out = out + given @ self.W_skip
+            out = out + x.float() @ self.W_skip
+        _, shift, factor = self.scaled(x.float())
         return out * factor + shift
 
     def reconstruct(self, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_out"]:
@@ -152,6 +145,26 @@ class Dictionary(Shown):
         threshold = None if self.threshold is None else self.threshold * norms
         scaled = {"W_enc": self.W_enc * norms, "b_enc": self.b_enc * norms, "W_dec": self.W_dec / norms[:, None]}
         return replace(self, **scaled, threshold=threshold)
+
+
+def checked(*, W_enc: Any, W_dec: Any, **rest: Any) -> Dictionary:
+    """A dictionary from parts that may not belong together, such as those of a file.
+
+    Raises `InputError` where shapes do not agree, besides what `Dictionary` raises.
+    """
+    if W_enc.ndim != 2 or W_dec.ndim != 2:
+        raise InputError(f"W_enc and W_dec must be matrices, got {list(W_enc.shape)} and {list(W_dec.shape)}.")
+    (d_in, features), d_out = W_enc.shape, W_dec.shape[1]
+    shapes = {"W_dec": (features, d_out), "b_enc": (features,), "b_dec": (d_out,), "b_in": (d_in,)}
+    shapes |= {"W_skip": (d_in, d_out), "threshold": (features,)}
+    for name, expected in shapes.items():
+        value = W_dec if name == "W_dec" else rest.get(name)
+        if value is not None and tuple(value.shape) != expected:
+            raise InputError(
+                f"The dictionary's {name} has shape {list(value.shape)}; with W_enc {list(W_enc.shape)} it must have "
+                f"{list(expected)}."
+            )
+    return Dictionary(W_enc=W_enc, W_dec=W_dec, **rest)
 
 
 def activated(

@@ -5,6 +5,7 @@ mlp         what an MLP adds to the stream, behind a post-norm
 attn        what an attention adds to the stream
 z           what the attention's output projection reads: all heads side by side
 transcoder  reads the MLP's normed input and describes what the MLP adds to the stream
+stream-transcoder   reads the stream in front of the MLP's norm instead
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ _SITES = {
     "attn": ("a{}.out", "a{}.out"),
     "z": ("a{}.z", "a{}.z"),
     "transcoder": ("m{}.in", "m{}.out"),
+    "stream-transcoder": ("m{}.resid_mid", "m{}.out"),
 }
 SITES = tuple(_SITES)
 """Names of all kinds of sites."""
@@ -65,5 +67,5 @@ class Place:
             raise InputError(
                 f"There is no layer {self.layer}; {model.name} has layers 0 to {len(model.blocks) - 1}. Give --layer."
             )
-        if self.site in ("mlp", "transcoder") and not model.graph.mlps:
+        if self.describes.startswith("m") and not model.graph.mlps:
             raise InputError(f"{model.name} has no MLPs, so there is no site {self.site}.")
