@@ -1,6 +1,6 @@
 """What a dictionary reads and describes, on texts: passes that end behind its layer, with no logits."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -75,6 +75,20 @@ def at_once(setting: Setting, length: int) -> int:
     return max(1, (min(fits, PASS) if model.device.type == "cpu" else fits) // length)
 
 
+def values_at(model: Model, names: Iterable[str], inputs: Inputs, end: int) -> dict[str, Tensor]:
+    """By name of a site, its values [window, pos, width] in a pass that ends in front of block `end`."""
+    seen: dict[str, Tensor] = {}
+
+    def look(name: str) -> Callable[[Tensor], None]:
+        return lambda values: seen.update({name: values})
+
+    with torch.no_grad(), ExitStack() as stack:
+        for name in names:
+            stack.enter_context(hook(model, name, look(name)))
+        model.run_to(inputs, end)
+    return seen
+
+
 def passes(setting: Setting, place: Place, texts: Windows, rows: range | None = None) -> Iterator[Activations]:
     """The values at `place` on some windows (None: all), pass by pass; each pass ends behind the layer.
 
@@ -85,11 +99,7 @@ def passes(setting: Setting, place: Place, texts: Windows, rows: range | None = 
     for start in range(rows.start, rows.stop, size):
         some = range(start, min(start + size, rows.stop))
         inputs = texts.inputs(model, some)
-        seen: dict[str, Tensor] = {}
-        with torch.no_grad(), ExitStack() as stack:
-            for name in {place.reads, place.describes}:
-                stack.enter_context(hook(model, name, lambda values, name=name: seen.update({name: values})))
-            model.run_to(inputs, place.layer + 1)
+        seen = values_at(model, {place.reads, place.describes}, inputs, place.layer + 1)
         where = counted(model, inputs)
         given = seen[place.reads][where].float()
         target = given if place.one_site else seen[place.describes][where].float()

@@ -66,6 +66,8 @@ def read(path: str | Path, *, site: str | None = None, layer: int | None = None)
                 return reader(path, _Said(path, site, layer))
             except (KeyError, TypeError, json.JSONDecodeError, yaml.YAMLError) as error:
                 raise DataFileError(f"{path}: the dictionary lacks what its format needs ({error!r}).") from None
+    if (path / "W_enc_0.safetensors").is_file():
+        raise DataFileError(f"{path} is a cross-layer transcoder. Read it with cm.features.load_cross_layer.")
     raise DataFileError(
         f"{path} is no dictionary of a known format: SAELens (cfg.json, sae_weights.safetensors), Gemma Scope "
         "(params.npz), dictionary_learning (ae.pt, config.json), sparsify (cfg.json, sae.safetensors), circuit-tracer "
@@ -107,7 +109,7 @@ def _json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def tensors_of(path: Path) -> dict[str, Tensor]:
     """Tensors of a .safetensors, .npz or .pt file, float32; a pickle of anything else is refused."""
     try:
         if path.suffix == ".npz":
@@ -144,7 +146,7 @@ def _gated(z_scale: Tensor, gate: Tensor, magnitude: Tensor, W_enc: Tensor) -> d
 
 
 def _sae_lens(path: Path, said: _Said) -> Dictionary:
-    cfg, held = _json(path / CFG), _tensors(path / WEIGHTS)
+    cfg, held = _json(path / CFG), tensors_of(path / WEIGHTS)
     about = {**cfg, **cfg.get("metadata", {})}
     kind = cfg.get("architecture", "standard")
     if about.get("activation_fn_str", about.get("activation_fn")) == "topk":
@@ -181,7 +183,7 @@ def _sae_lens(path: Path, said: _Said) -> Dictionary:
 
 def _gemma_scope(path: Path, said: _Said) -> Dictionary:
     file = path / "params.npz" if path.is_dir() else path
-    held, words = _tensors(file), str(file.resolve())
+    held, words = tensors_of(file), str(file.resolve())
     layer = re.search(r"layer_(\d+)", words)
     sites = {"transcoder": "transcoder", "-res": "resid", "-mlp": "mlp", "-att": "z"}
     site = next((site for mark, site in sites.items() if mark in words), None)
@@ -195,7 +197,7 @@ def _gemma_scope(path: Path, said: _Said) -> Dictionary:
 def _dictionary_learning(path: Path, said: _Said) -> Dictionary:
     folder = path if path.is_dir() else path.parent
     trainer = _json(folder / "config.json")["trainer"] if (folder / "config.json").is_file() else {}
-    held, kind = _tensors(folder / "ae.pt" if path.is_dir() else path), str(trainer.get("dict_class", "AutoEncoder"))
+    held, kind = tensors_of(folder / "ae.pt" if path.is_dir() else path), str(trainer.get("dict_class", "AutoEncoder"))
     b_dec = next(held[name] for name in ("b_dec", "bias", "decoder_bias") if name in held)
     W_enc = held["W_enc"] if "W_enc" in held else held["encoder.weight"].T.contiguous()
     W_dec = held["W_dec"] if "W_dec" in held else held["decoder.weight"].T.contiguous()
@@ -224,7 +226,7 @@ def _dictionary_learning(path: Path, said: _Said) -> Dictionary:
 
 
 def _sparsify(path: Path, said: _Said) -> Dictionary:
-    cfg, held = _json(path / CFG), _tensors(path / "sae.safetensors")
+    cfg, held = _json(path / CFG), tensors_of(path / "sae.safetensors")
     crossing = bool(cfg.get("transcode"))
     if (activation := cfg.get("activation", "topk")) != "topk" or cfg.get("signed"):
         raise DataFileError(f"{path}: sparsify's activation {activation!r} (or signed) is not one that can be read.")
@@ -251,7 +253,7 @@ def _circuit_tracer(path: Path, said: _Said) -> Dictionary:
     number = int(layer[1]) if layer else said.layer
     if number is None:
         raise InputError(f"{path} holds a transcoder for each layer. Say which with layer.")
-    held = _tensors(path if path.is_file() else folder / f"layer_{number}.safetensors")
+    held = tensors_of(path if path.is_file() else folder / f"layer_{number}.safetensors")
     place = said.of_hook(f"blocks.{number}.{about.get('feature_input_hook', 'mlp.hook_in')}")
     threshold = held.get("activation_function.threshold", held.get("threshold"))
     return checked(
@@ -271,7 +273,7 @@ def _own_run(path: Path, said: _Said) -> Dictionary:
     described = _json(path / "manifest.json").get("dictionary")
     if described is None:
         raise DataFileError(f"{path} is a run of another study. Give one of `circuitome dictionary train`.")
-    held = _tensors(path / "tensors.safetensors")
+    held = tensors_of(path / "tensors.safetensors")
     return Dictionary.of(held, {**described, "facts": {"format": "circuitome", **described["facts"]}})
 
 
@@ -281,7 +283,13 @@ _READERS: tuple[tuple[Callable[[Path], bool], Callable[[Path, _Said], Dictionary
     (lambda path: (path / CFG).is_file(), _sae_lens),
     (lambda path: path.suffix == ".npz" or (path / "params.npz").is_file(), _gemma_scope),
     (lambda path: (path / "ae.pt").is_file() or path.suffix in (".pt", ".pth", ".bin"), _dictionary_learning),
-    (lambda path: path.suffix == ".safetensors" or (path / "config.yaml").is_file(), _circuit_tracer),
+    (
+        lambda path: (
+            path.suffix == ".safetensors"
+            or ((path / "config.yaml").is_file() and not (path / "W_enc_0.safetensors").is_file())
+        ),
+        _circuit_tracer,
+    ),
 )
 """By format: what tells it, and what reads it."""
 

@@ -110,7 +110,7 @@ def quality(
 
     >>> model = cm.load("known-ioi")
     >>> dictionary = cm.features.random_dictionary(cm.features.Place("resid", 0), model.d_model, 40, k=4)
-    >>> found = cm.features.quality(model, dictionary, ["Ann and Bob met then Bob gave to"] * 8, losses=2)
+    >>> found = cm.features.quality(model, dictionary, ["Ann and Bob met then Bob gave to"] * 8, length=8, losses=2)
     >>> sorted(found.fits), found.fit.active.value
     (['PCA', 'dictionary', 'random dictionary'], 4.0)
 

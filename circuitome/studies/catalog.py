@@ -11,7 +11,7 @@ NAMES = (
     *("see", "check", "find", "measure", "patch", "path", "compare", "known", "validate", "explain"),
     *("heads", "neurons", "neuron", "languages", "induction", "retrieval", "stream", "trace", "routes"),
     *("weights", "lens", "conv", "diff", "align"),
-    *("dictionary train", "dictionary check"),
+    *("dictionary train", "dictionary check", "features"),
 )
 """In the order of the help page."""
 GROUPS = {"dictionary": "Train sparse dictionaries of a model's activations, and check them."}

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -175,6 +176,60 @@ def test_what_is_written_reads_the_same(site, options, tmp_path):
     again = read(tmp_path / "own")
     torch.testing.assert_close(again.reconstruct(X), dictionary.reconstruct(X))
     assert again.place == dictionary.place and again.kind == dictionary.kind
+
+
+def test_cross_layer_transcoders(tmp_path):
+    model, generator = tiny("llama"), torch.Generator().manual_seed(0)
+    layers, d, features = 3, 24, 40
+    W_enc = [0.3 * torch.randn(features, d, generator=generator) for _ in range(layers)]
+    W_dec = [0.3 * torch.randn(features, layers - i, d, generator=generator) for i in range(layers)]
+    for i in range(layers):
+        held = {f"W_enc_{i}": W_enc[i], f"b_enc_{i}": torch.full((features,), 0.1), f"b_dec_{i}": torch.full((d,), 0.2)}
+        save_file(held, tmp_path / f"W_enc_{i}.safetensors")
+        save_file({f"W_dec_{i}": W_dec[i]}, tmp_path / f"W_dec_{i}.safetensors")
+    (tmp_path / "config.yaml").write_text("model_kind: cross_layer_transcoder\nfeature_input_hook: hook_resid_mid\n")
+    found, none = cm.features.load_cross_layer(tmp_path, model=model, check=False)
+    given = [torch.randn(5, d, generator=generator) for _ in range(layers)]
+    codes = [(x @ W_enc[i].T + 0.1).relu() for i, x in enumerate(given)]
+    wanted = codes[0] @ W_dec[0][:, 2] + codes[1] @ W_dec[1][:, 1] + codes[2] @ W_dec[2][:, 0] + 0.2
+    torch.testing.assert_close(found.reconstruct(given)[2], wanted)
+    assert found.site == "stream-transcoder" and none == []
+    with pytest.raises(DataFileError, match="load_cross_layer"):
+        read(tmp_path)
+    with pytest.raises(InputError, match="has 3 layers of widths"):
+        cm.features.load_cross_layer(tmp_path, model=tiny("llama", layers=2))
+
+
+@pytest.mark.slow
+def test_a_dictionary_proves_itself_on_the_model(tmp_path):
+    """One that fits is taken; another site, layer, scaling or a lost threshold is refused with both numbers."""
+    model = cm.load("smollm2-135m")
+    texts = cm.heads.own_text()
+    own = cm.features.train(model, texts, layer=2, width=300, k=20, kind="batchtopk", length=128).dictionary
+    cm.features.save(own, tmp_path / "own")
+    loaded = cm.features.load(tmp_path / "own", model=model)
+    assert loaded.facts["proof"]["fvu"] < 0.6
+    with pytest.raises(InputError, match=r"leaves .* unexplained, where at most 0.9 .* the mean alone leaves 1"):
+        cm.features.load(tmp_path / "own", model=model, site="mlp")
+    with pytest.raises(InputError, match="does not fit the resid of layer 28"):
+        cm.features.load(tmp_path / "own", model=model, layer=28)
+    cm.features.save(replace(own, W_enc=own.W_enc * 20), tmp_path / "scaled")
+    with pytest.raises(InputError, match="does not fit"):
+        cm.features.load(tmp_path / "scaled", model=model)
+    cut = cm.neurons.windows(model, texts, length=64, tokens=300)
+    assert float(cm.features.load_cross_layer(_mean_only(model, cut, tmp_path / "clt"), model=model, check=False)[0].b_dec[0][0])
+    with pytest.raises(InputError, match="does not fit smollm2-135m: in the middle of its layers it leaves"):
+        cm.features.load_cross_layer(tmp_path / "clt", model=model)
+
+
+def _mean_only(model, cut, folder):
+    """A cross-layer transcoder without features."""
+    folder.mkdir()
+    for i in range(30):
+        held = {f"W_enc_{i}": torch.zeros(4, 576), f"b_enc_{i}": torch.zeros(4), f"b_dec_{i}": torch.full((576,), 0.01)}
+        save_file(held, folder / f"W_enc_{i}.safetensors")
+        save_file({f"W_dec_{i}": torch.zeros(4, 30 - i, 576)}, folder / f"W_dec_{i}.safetensors")
+    return folder
 
 
 class Evil:
