@@ -20,6 +20,7 @@ from pathlib import Path
 import sae_lens
 import torch
 from sae_lens import SAE
+from sae_lens.registry import get_sae_class
 from sae_lens.saes.sae import SAEMetadata
 
 import circuitome as cm
@@ -73,14 +74,15 @@ def written_by_them(folder: Path) -> dict[str, float]:
     for name, options in THEIRS.items():
         kind = name.split(",")[0]
         crossing = kind.endswith("transcoder")
-        config = SAE.get_sae_config_class_for_architecture(kind)(
+        sae_class, config_class = get_sae_class(kind)
+        config = config_class(
             d_in=576,
             d_sae=WIDTH,
             apply_b_dec_to_input=not crossing,
             metadata=SAEMetadata(hook_name=f"blocks.{LAYER}." + ("mlp.hook_in" if crossing else "hook_resid_post")),
             **options,
         )
-        sae = SAE.get_sae_class_for_architecture(kind)(config)
+        sae = sae_class(config)
         torch.manual_seed(0)
         with torch.no_grad():
             for parameter in sae.parameters():

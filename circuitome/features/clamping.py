@@ -26,9 +26,7 @@ def check_features(dictionary: Dictionary, features: list[int]) -> None:
 
 
 @contextmanager
-def clamped(
-    model: Model, dictionary: Dictionary, values: Mapping[int, Clamp], *, at: At = "all"
-) -> Iterator[None]:
+def clamped(model: Model, dictionary: Dictionary, values: Mapping[int, Clamp], *, at: At = "all") -> Iterator[None]:
     """Inside, features have the given `values` in every forward pass of `model.hf`, `generate` included.
 
     The values x at the dictionary's site become x + (c - f_i) W_dec,i for each feature i with the value c in place of
@@ -50,7 +48,9 @@ def clamped(
     check_width(Setting(model), dictionary)
     check_features(dictionary, list(values))
     if dictionary.scaling != "none":
-        raise InputError(f"A feature of a dictionary with scaling {dictionary.scaling!r} has no one direction to clamp.")
+        raise InputError(
+            f"A feature of a dictionary with scaling {dictionary.scaling!r} has no one direction to clamp."
+        )
     own, which, seen = dictionary.to(model.device), list(values), list[Tensor]()
 
     def look(given: Tensor) -> None:

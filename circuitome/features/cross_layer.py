@@ -34,7 +34,7 @@ class CrossLayer:
     """A cross-layer transcoder. Lists are by layer."""
 
     site: str
-    """What features read: transcoder (the MLP's normed input) or stream-transcoder (the stream in front of its norm)."""
+    """What features read: transcoder, the MLP's normed input, or stream-transcoder, the stream in front of its norm."""
     W_enc: list[Tensor]
     """Encoders [d_model, feature]."""
     b_enc: list[Tensor]
@@ -87,8 +87,8 @@ def load_cross_layer(path: str | Path, *, model: Model, check: bool = True) -> t
     if not middle <= WORST:
         raise InputError(
             f"{path} does not fit {model.name}: in the middle of its layers it leaves {middle:.3g} of the variance of "
-            f"what the MLPs write unexplained, where at most {WORST} is expected and the mean alone leaves 1. It belongs "
-            "to another model, or reads other values than its config.yaml says."
+            f"what the MLPs write unexplained, where at most {WORST} is expected and the mean alone leaves 1. It "
+            "belongs to another model, or reads other values than its config.yaml says."
         )
     return found, unexplained
 

@@ -2,8 +2,8 @@
 
 One pass over texts keeps for every feature its largest activations, at most one a window, and activations drawn at
 random from all of them, which show what it usually is (the largest alone mislead: Bricken et al. 2023). What it writes
-is its decoder row as the unembedding sees it, with the final norm's gain folded in, and the neurons whose output weights
-point the same way.
+is its decoder row as the unembedding sees it, with the final norm's gain folded in, and the neurons whose output
+weights point the same way.
 """
 
 from collections.abc import Sequence
@@ -68,7 +68,8 @@ class Features(Shown):
 
     def __repr__(self) -> str:
         dead = int((self.active == 0).sum())
-        return f"Features({len(self.active)} of the {self.dictionary.place}, {dead} never active on {self.tokens:,} tokens)"
+        where = self.dictionary.place
+        return f"Features({len(self.active)} of the {where}, {dead} never active on {self.tokens:,} tokens)"
 
     @property
     def density(self) -> Float[Tensor, " feature"]:
@@ -107,7 +108,9 @@ def describe(
     if keep < 1:
         raise InputError(f"keep is the number of examples and must be at least 1, got {keep}.")
     model = setting.model
-    cut = texts if isinstance(texts, Windows) else windows(model, texts, length=length, tokens=tokens, seed=setting.seed)
+    cut = (
+        texts if isinstance(texts, Windows) else windows(model, texts, length=length, tokens=tokens, seed=setting.seed)
+    )
     own, seen = dictionary.to(model.device), Seen(len(dictionary), keep, cut.length, setting.seed, model.device)
     tell = setting.tell("reading texts")
     for part in passes(setting, dictionary.place, cut):
@@ -214,9 +217,7 @@ def _neighbours(model: Model, directions: Tensor) -> dict[str, Tensor]:
     return {"neurons": who.cpu(), "cosine": best.cpu()}
 
 
-def feature_activations(
-    model: Model, dictionary: Dictionary, ids: Sequence[int]
-) -> Float[Tensor, "pos feature"]:
+def feature_activations(model: Model, dictionary: Dictionary, ids: Sequence[int]) -> Float[Tensor, "pos feature"]:
     """Every feature at every token of a prompt; NaN at the tokens that are not counted, the first and special ones.
 
     >>> model = cm.load("known-ioi")

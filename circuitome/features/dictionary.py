@@ -3,10 +3,10 @@
 f = act((x - b_in) W_enc + b_enc)         features, at least 0: [token, feature]
 y = f W_dec + b_dec (+ x W_skip)          what it makes of the values at its site
 
-act is ReLU; with `k` only the k largest of a token stay (TopK, Gao et al. 2024, arXiv:2406.04093), with `threshold` only
-what exceeds the feature's threshold (JumpReLU, Rajamanoharan et al. 2024, arXiv:2407.14435; BatchTopK as it is used
-after training, Bussmann et al. 2024, arXiv:2412.06410). All weights are float32 and apply to the model's own values:
-whatever scaling a dictionary was trained with is folded in, unless it differs from token to token (`scaling`).
+act is ReLU; with `k` only the k largest of a token stay (TopK, Gao et al. 2024, arXiv:2406.04093), with `threshold`
+only what exceeds the feature's threshold (JumpReLU, Rajamanoharan et al. 2024, arXiv:2407.14435; BatchTopK as it is
+used after training, Bussmann et al. 2024, arXiv:2412.06410). All weights are float32 and apply to the model's own
+values: a scaling that a dictionary was trained with is folded in, unless it differs from token to token (`scaling`).
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from circuitome.features.places import Place
 from circuitome.results import Shown
 
 SCALINGS = ("none", "layer_norm", "unit_norm")
-"""What is done to each token's values before: nothing; mean 0 and deviation 1; norm sqrt(d). It is undone afterwards."""
+"""What is done to each token's values before, and undone afterwards: nothing; mean 0 and deviation 1; norm sqrt(d)."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -93,7 +93,8 @@ class Dictionary(Shown):
 
     def to(self, device: torch.device) -> "Dictionary":
         """The same on a device."""
-        return replace(self, **{name: value.to(device) for name, value in self.tensors().items()})
+        moved: dict[str, Any] = {name: value.to(device) for name, value in self.tensors().items()}
+        return replace(self, **moved)
 
     def scaled(self, x: Float[Tensor, "token d_in"]) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs as the encoder takes them, and the shift and factor that undo it afterwards."""

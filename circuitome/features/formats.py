@@ -138,8 +138,10 @@ def _is_number(value: Any) -> bool:
 
 
 def _gated(z_scale: Tensor, gate: Tensor, magnitude: Tensor, W_enc: Tensor) -> dict[str, Tensor]:
-    """A gated dictionary as one with thresholds: f = ReLU(e^r z + b_mag) where z + b_gate > 0, so where it exceeds
-    b_mag - e^r b_gate (Rajamanoharan et al. 2024, arXiv:2404.16014, section 3.2).
+    """A gated dictionary as one with thresholds.
+
+    f = ReLU(e^r z + b_mag) where z + b_gate > 0, so where e^r z + b_mag exceeds b_mag - e^r b_gate (Rajamanoharan et
+    al. 2024, arXiv:2404.16014, section 3.2).
     """
     factor = z_scale.exp()
     return {"W_enc": W_enc * factor, "b_enc": magnitude, "threshold": magnitude - factor * gate}
@@ -164,7 +166,11 @@ def _sae_lens(path: Path, said: _Said) -> Dictionary:
     crossing = kind.endswith("transcoder")
     if cfg.get("rescale_acts_by_decoder_norm"):
         norms = held["W_dec"].norm(dim=1)
-        held |= {"W_enc": held["W_enc"] * norms, "b_enc": held["b_enc"] * norms, "W_dec": held["W_dec"] / norms[:, None]}
+        held |= {
+            "W_enc": held["W_enc"] * norms,
+            "b_enc": held["b_enc"] * norms,
+            "W_dec": held["W_dec"] / norms[:, None],
+        }
     own = about.get("circuitome") or {}
     return checked(
         place=place,

@@ -1,9 +1,9 @@
 """How a dictionary is made sparse while it learns: which features stay, and what is added to the squared error.
 
-topk        the k largest of each token                                                       (Gao et al. 2024)
-batchtopk   the k * tokens largest of a batch; afterwards one threshold                       (Bussmann et al. 2024)
-jumprelu    what exceeds a learned threshold; penalty (L0 / k - 1)^2                          (Rajamanoharan et al. 2024)
-l1          all above 0; penalty l1 * sum of f |W_dec|                                        (Templeton et al. 2024)
+topk        the k largest of each token (Gao et al. 2024)
+batchtopk   the k * tokens largest of a batch; afterwards one threshold (Bussmann et al. 2024)
+jumprelu    what exceeds a learned threshold; penalty (L0 / k - 1)^2 (Rajamanoharan et al. 2024)
+l1          all above 0; penalty l1 * sum of f |W_dec| (Templeton et al. 2024)
 
 Gradients of thresholds are those of a rectangular kernel of width `BANDWIDTH` (straight-through).
 """

@@ -60,8 +60,8 @@ def load(
         raise InputError(
             f"{path} does not fit the {dictionary.place} of {model.name}: with {found.active:.1f} of "
             f"{len(dictionary):,} features active on a token it leaves {found.fvu:.3g} of the variance of the model's "
-            f"own activations unexplained, where at most {WORST} is expected and the mean alone leaves 1. It belongs to "
-            "another model, site, layer or scaling of the values; give the right site and layer."
+            f"own activations unexplained, where at most {WORST} is expected and the mean alone leaves 1. It belongs "
+            "to another model, site, layer or scaling of the values; give the right site and layer."
         )
     facts = {**dictionary.facts, "proof": {"fvu": found.fvu, "active": found.active}}
     return replace(dictionary, facts=facts)
@@ -69,7 +69,7 @@ def load(
 
 @torch.no_grad()
 def proof(model: Model, dictionary: Dictionary) -> Proof:
-    """How much of the variance of the model's activations on the package's own prose a dictionary leaves unexplained."""
+    """How much of the variance of the model's activations a dictionary leaves unexplained, on the package's prose."""
     cut = windows(model, own_text(), length=LENGTH, tokens=WINDOWS * LENGTH)
     data = gathered(Setting(model), dictionary.place, cut, range(len(cut)))
     data = data.ordinary(data.limits())

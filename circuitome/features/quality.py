@@ -6,9 +6,9 @@ recovered      (L_ablated - L_dictionary) / (L_ablated - L_model), L the model's
                1 the loss does not change, 0 it is as bad as with all values 0 (or their mean)
 cosine         of y and y^; shrinkage: E|y^| / E|y|; bias: E|y^|^2 / E<y^, y>, below 1 where y^ is too small
 
-y are the values at the site, y^ what the dictionary makes of them. First and special tokens and those of massive norm are
-not counted, and keep their own values when losses are measured. Intervals are over windows. Definitions: Gao et al. 2024,
-arXiv:2406.04093; Rajamanoharan et al. 2024, arXiv:2404.16014.
+y are the values at the site, y^ what the dictionary makes of them. First and special tokens and those of massive norm
+are not counted, and keep their own values when losses are measured. Intervals are over windows. Definitions: Gao et al.
+2024, arXiv:2406.04093; Rajamanoharan et al. 2024, arXiv:2404.16014.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -118,7 +118,9 @@ def quality(
     """
     place, model = dictionary.place, setting.model
     check_width(setting, dictionary)
-    cut = texts if isinstance(texts, Windows) else windows(model, texts, length=length, tokens=tokens, seed=setting.seed)
+    cut = (
+        texts if isinstance(texts, Windows) else windows(model, texts, length=length, tokens=tokens, seed=setting.seed)
+    )
     if len(cut) < FITTED:
         raise InputError(f"The texts give {len(cut)} windows; at least {FITTED} are needed. Give longer texts.")
     first = max(1, len(cut) // FITTED)
@@ -239,7 +241,7 @@ class Sums:
             raise InputError("The texts hold no token that can be measured on. Give longer texts.")
         self.massive = 1 - self.tokens / seen
         kept = self.count > 0
-        self.mean = (self.total.sum(0) / self.count.sum())
+        self.mean = self.total.sum(0) / self.count.sum()
         self.kept = kept
 
     def _add(self, part: Activations, rebuilt: Mapping[str, Rebuilt]) -> None:
@@ -269,7 +271,9 @@ class Sums:
     def fit(self, name: str) -> Fit:
         """What the sums say of one."""
         variance = self.square - 2 * self.total @ self.mean + self.count * self.mean.square().sum()
-        columns = torch.cat([self.by_name[name], variance[:, None], self.norm[:, None], self.count[:, None]], 1)[self.kept]
+        columns = torch.cat([self.by_name[name], variance[:, None], self.norm[:, None], self.count[:, None]], 1)[
+            self.kept
+        ]
 
         def ratio(above: int, below: int, unit: str) -> Estimate:
             floor = torch.finfo(torch.double).tiny
@@ -334,6 +338,7 @@ def replacing(
     setting: Setting, place: Place, limits: tuple[float, float], rebuild: Rebuilt
 ) -> Callable[[Inputs], AbstractContextManager[None]]:
     """What puts in place of a site's values what `rebuild` makes of what a dictionary reads, where tokens count."""
+
     @contextmanager
     def during(inputs: Inputs) -> Iterator[None]:
         where, seen = counted(setting.model, inputs), list[Tensor]()

@@ -1,13 +1,13 @@
 """Training of a dictionary on a model's own activations, which are made as they are needed and never stored.
 
-Windows of texts, in random order, are read a stretch of `STRETCH` tokens at a time; the tokens of a stretch are shuffled
-and trained on once, in batches. What is kept for going on is written between stretches, and everything that is drawn is
-drawn from the seed and the stretch's number: a run that was killed goes on to the same bytes.
+Windows of texts, in random order, are read a stretch of `STRETCH` tokens at a time; the tokens of a stretch are
+shuffled and trained on once, in batches. What is kept for going on is written between stretches, and all that is drawn
+is drawn from the seed and the stretch's number: a run that was killed goes on to the same bytes.
 
-Inputs are centred on their geometric median and scaled to a mean norm of sqrt(d), outputs likewise; both are folded into
-the weights at the end. Losses are squared errors over the variance. Features that have not fired for a while are revived:
-the k_aux largest of them learn to describe the error (AuxK, Gao et al. 2024, arXiv:2406.04093, section 2.4); with an L1
-penalty they are set to inputs that are described badly (Bricken et al. 2023), at a quarter, half and three quarters.
+Inputs are centred on their geometric median and scaled to a mean norm of sqrt(d), outputs likewise; both are folded
+into the weights at the end. Losses are squared errors over the variance. Features that have not fired for a while are
+revived: the d / 2 largest of them learn to describe the error (AuxK, Gao et al. 2024, arXiv:2406.04093, section 2.4);
+with an L1 penalty they are set to inputs that are described badly, drawn by their squared loss (Bricken et al. 2023).
 """
 
 import time
@@ -34,8 +34,8 @@ STRETCH = 32_768
 LENGTH, WIDTH, K, L1, BATCH = 256, 8, 32, 5.0, 512
 """Tokens of a window, features for each dimension, active features, L1 penalty, and tokens of a batch."""
 LEARNING_RATE = 1.6e-3
-"""Of Adam, for 16,384 features; it rises as the square root of their number falls. On 200,000 tokens of SmolLM2 a quarter
-of it left 30 % more variance unexplained; published runs, a thousand times as long, take less."""
+"""Of Adam, for 16,384 features; it rises as the square root of their number falls. On 200,000 tokens of SmolLM2 a
+quarter of it left 30 % more variance unexplained; published runs, a thousand times as long, take less."""
 WARM_UP, DECAY = 0.02, 0.8
 """Shares of the training after which the learning rate is full, and from which it falls to 0."""
 AUX = 1 / 32
@@ -61,9 +61,7 @@ class Trained(Shown):
 
     def __repr__(self) -> str:
         tokens, fvu, active, dead = self.history[-1].tolist()
-        return (
-            f"Trained({self.dictionary}, {tokens:,.0f} tokens, FVU {fvu:.3f}, {active:.1f} active, {dead:.1%} dead)"
-        )
+        return f"Trained({self.dictionary}, {tokens:,.0f} tokens, FVU {fvu:.3f}, {active:.1f} active, {dead:.1%} dead)"
 
 
 @method
@@ -228,7 +226,9 @@ class Training:
         self._update()
         active = features.detach() > 0
         self.idle = torch.where(active.any(0), 0, self.idle + len(x))
-        return torch.tensor([float(squared.detach()) * len(x), float(self.scale["variance"]) * len(x), float(active.sum())])
+        return torch.tensor(
+            [float(squared.detach()) * len(x), float(self.scale["variance"]) * len(x), float(active.sum())]
+        )
 
     def _revival(self, before: Tensor, error: Tensor) -> Tensor:
         """How badly the largest dead features describe the error, over the error's size."""
@@ -237,7 +237,9 @@ class Training:
             return error.new_zeros(())
         count = min(len(dead), max(1, error.shape[-1] // 2))
         largest = before[:, dead].topk(count, dim=-1, sorted=False)
-        features = torch.zeros_like(before[:, dead]).scatter(-1, largest.indices, largest.values)  # below 0, too: all learn
+        features = torch.zeros_like(before[:, dead]).scatter(
+            -1, largest.indices, largest.values
+        )  # below 0, too: all learn
         left = error - features @ self.parameters["W_dec"][dead]
         size = (error - error.mean(0)).square().sum(-1).mean()
         return left.square().sum(-1).mean() / size.clamp(min=1e-12)
@@ -294,8 +296,8 @@ class Training:
         self.scale["variance"] = (target - target.mean(0)).square().sum(-1).mean()
         if not float(self.scale["variance"]) > 1e-9:
             raise InputError(
-                f"The values at the {self.place} of {self.setting.model.name} are the same at every token of the texts, "
-                "so there is nothing to learn. Choose another site or layer, or give more texts."
+                f"The values at the {self.place} of {self.setting.model.name} are the same at every token of the "
+                "texts, so there is nothing to learn. Choose another site or layer, or give more texts."
             )
         generator = torch.Generator().manual_seed(self.setting.seed)
         d_in, d_out = self.place.widths(self.setting.model)
@@ -401,9 +403,7 @@ class Training:
         if held := part("parameter."):
             self._hold(held)
             for name, value in self.parameters.items():
-                self.optimizer.state[value] = {
-                    key: part(f"{key}.")[name] for key in ("step", "exp_avg", "exp_avg_sq")
-                }
+                self.optimizer.state[value] = {key: part(f"{key}.")[name] for key in ("step", "exp_avg", "exp_avg_sq")}
         return int(state["stretches"])
 
 
@@ -414,7 +414,7 @@ def stretches(cut: Windows) -> list[range]:
 
 
 def geometric_median(x: Float[Tensor, "token d"], steps: int = 20) -> Float[Tensor, " d"]:
-    """The point with the smallest sum of distances to all others (Weiszfeld's algorithm), so that a few of enormous norm do not move it."""
+    """The point with the smallest sum of distances to all others (Weiszfeld); a few far ones do not move it."""
     centre = x.mean(0)
     for _ in range(steps):
         weight = 1 / (x - centre).norm(dim=1, keepdim=True).clamp(min=1e-6)

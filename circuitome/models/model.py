@@ -196,7 +196,7 @@ class Model:
         return activations
 
     def run_to(self, inputs: Inputs, layer: int) -> None:
-        """A pass that ends in front of block `layer`, or, behind the last one, of the final norm: for hooks that look."""
+        """A pass that ends in front of block `layer`, behind the last one in front of the final norm: for hooks."""
         end = self.blocks[layer].layer if layer < len(self.blocks) else self.final_norm.module
         with self._hooked(end.register_forward_pre_hook, _stop):
             self._call(inputs)

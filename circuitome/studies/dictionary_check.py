@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from typing_extensions import override
@@ -74,7 +75,7 @@ class DictionarySettings(ModelSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class DictionaryCheck(DictionarySettings):
-    """Measure a dictionary: variance explained, sparsity, dead features, and the loss with it in place of the values."""
+    """Measure a dictionary: variance explained, sparsity, dead features, and the loss with it in the values' place."""
 
     losses: int = 32
     """Windows on which the model's loss is measured; 0 for none."""
@@ -83,9 +84,7 @@ class DictionaryCheck(DictionarySettings):
 def work(settings: DictionaryCheck, context: Context) -> Work:
     """A pass over the windows to the layer, and six over some of them for the losses."""
     windows = max(1, settings.tokens // settings.length)
-    return Work(
-        texts=windows, tokens=settings.length, forward=1.0 + 6 * 1.5 * min(1.0, settings.losses / windows)
-    )
+    return Work(texts=windows, tokens=settings.length, forward=1.0 + 6 * 1.5 * min(1.0, settings.losses / windows))
 
 
 def run(settings: DictionaryCheck, context: Context) -> Findings:
@@ -133,7 +132,7 @@ def histogram(density: "torch.Tensor") -> list[list[Any]]:
     edges = [10 ** (LOWEST + step / STEPS) for step in range(-LOWEST * STEPS + 1)]
     values = density.double()
     rows: list[list[Any]] = [["never", int((values == 0).sum())]]
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         last = high == edges[-1]
         inside = (values > 0) & (values >= low) & ((values < high) | (last and values <= high))
         rows.append([f"10^{math.log10(low):.3g}", int(inside.sum())])
@@ -151,10 +150,14 @@ def blocks(results: Mapping[str, Any]) -> list[Block]:
         rows = [(name, cell(loss)) for name, loss in results["losses"].items()]
         rows += [(name, cell(fit["loss"])) for name, fit in results["fits"].items()]
         order = sorted(rows, key=lambda row: row[1][0] if isinstance(row[1], tuple) and row[1][0] is not None else 0.0)
-        shown.append(table("Loss", columns, [("nothing: the model", row[1]) if row[0] == "model" else row for row in order]))
+        shown.append(
+            table("Loss", columns, [("nothing: the model", row[1]) if row[0] == "model" else row for row in order])
+        )
     labels, counts = zip(*results["density"], strict=True)
     note = "Each bar holds the features that are active on a share of tokens from its label up to the next."
-    shown.append(Bars(title="How often features fire", note=note, labels=labels, values=tuple(map(float, counts)), x="features"))
+    shown.append(
+        Bars(title="How often features fire", note=note, labels=labels, values=tuple(map(float, counts)), x="features")
+    )
     share = results["massive"]
     if share:
         text = (

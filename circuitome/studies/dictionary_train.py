@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 from typing_extensions import override
@@ -13,9 +13,6 @@ from circuitome.present.blocks import Block, Figure, Lede, Lines, Numbers, Serie
 from circuitome.studies.context import Context
 from circuitome.studies.settings import Flag, ModelSettings
 from circuitome.studies.study import Findings, Study, Work
-
-if TYPE_CHECKING:
-    import torch
 
 Site = Literal["resid", "mlp", "attn", "z", "transcoder"]
 Kind = Literal["topk", "batchtopk", "jumprelu", "l1"]
@@ -155,7 +152,9 @@ def blocks(results: Mapping[str, Any]) -> list[Block]:
             )
         ),
         Lines(title="Training", x="tokens read", y="share", series=shares),
-        Lines(title="Active features", x="tokens read", y="on a token", series=(curve("active", "active"),), where="page"),
+        Lines(
+            title="Active features", x="tokens read", y="on a token", series=(curve("active", "active"),), where="page"
+        ),
     ]
 
 

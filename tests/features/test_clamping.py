@@ -46,11 +46,13 @@ def test_it_is_the_decoded_change_with_the_error_kept():
 def test_bad_input():
     model = tiny("llama")
     dictionary = trained(model)
-    with pytest.raises(UnknownNameError, match="no feature 40; the dictionary has 0 to 39"), cm.features.clamped(
-        model, dictionary, {40: 1.0}
+    with (
+        pytest.raises(UnknownNameError, match="no feature 40; the dictionary has 0 to 39"),
+        cm.features.clamped(model, dictionary, {40: 1.0}),
     ):
         pass
-    with pytest.raises(InputError, match="belongs to another"), cm.features.clamped(
-        model, cm.features.random_dictionary(dictionary.place, 8, 32, k=2), {0: 1.0}
+    with (
+        pytest.raises(InputError, match="belongs to another"),
+        cm.features.clamped(model, cm.features.random_dictionary(dictionary.place, 8, 32, k=2), {0: 1.0}),
     ):
         pass

@@ -33,7 +33,9 @@ def test_identity_and_mean(site):
     sums = Sums(setting, place, cut, range(len(cut)), NO_LIMIT, rebuilt)
     perfect, constant = sums.fit("dictionary"), sums.fit("mean")
     assert perfect.fvu.value == 0.0 and abs(constant.fvu.value - 1) < 1e-6
-    assert abs(perfect.cosine.value - 1) < 1e-6 and perfect.shrinkage.value == 1.0 and abs(perfect.bias.value - 1) < 1e-6
+    assert (
+        abs(perfect.cosine.value - 1) < 1e-6 and perfect.shrinkage.value == 1.0 and abs(perfect.bias.value - 1) < 1e-6
+    )
     assert perfect.active.value == model.d_model if site != "z" else 32 and constant.active.value == 0
     zero = {"zeros": lambda x: (torch.zeros_like(x), x), **rebuilt}
     fits, losses = with_losses(setting, place, cut, NO_LIMIT, zero, dict.fromkeys(zero, perfect), mean)
@@ -95,7 +97,9 @@ def test_replacing_leaves_first_tokens_and_padding():
 def test_bad_input():
     model, cut = tiny("llama"), texts()
     wide = cm.features.random_dictionary(cm.features.Place("resid", 1), 30, 48, k=4)
-    with pytest.raises(InputError, match=r"reads 30 and describes 30 numbers; the resid of layer 1 of tiny-llama has 24"):
+    with pytest.raises(
+        InputError, match=r"reads 30 and describes 30 numbers; the resid of layer 1 of tiny-llama has 24"
+    ):
         cm.features.quality(model, wide, cut)
     fits = cm.features.random_dictionary(cm.features.Place("resid", 1), 24, 48, k=4)
     with pytest.raises(InputError, match="give 3 windows; at least 4"):

@@ -39,7 +39,9 @@ def every_token(epochs=1, length=50):
     return cm.neurons.packed(torch.cat(rows).tolist())
 
 
-@pytest.mark.parametrize(("kind", "l1", "epochs"), [("topk", 0, 20), ("batchtopk", 0, 20), ("jumprelu", 0, 40), ("l1", 0.4, 40)])
+@pytest.mark.parametrize(
+    ("kind", "l1", "epochs"), [("topk", 0, 20), ("batchtopk", 0, 20), ("jumprelu", 0, 40), ("l1", 0.4, 40)]
+)
 def test_a_planted_dictionary_is_found(kind, l1, epochs):
     model, atoms = planted()
     options = {"kind": kind, "width": ATOMS, "k": ACTIVE, "l1": l1, "batch": 256, "learning_rate": 1e-2}
@@ -109,9 +111,7 @@ def test_the_scaling_is_folded_in():
     x = _stream(model)
     with torch.no_grad():
         seen = run._centred(x, "in")
-        features = cm.features.dictionary.activated(
-            seen @ run.parameters["W_enc"] + run.parameters["b_enc"], 3, None
-        )
+        features = cm.features.dictionary.activated(seen @ run.parameters["W_enc"] + run.parameters["b_enc"], 3, None)
         out = features @ run.parameters["W_dec"] + run.parameters["b_dec"]
         plain = out / run.scale["factor_out"] + run.scale["centre_out"]
     torch.testing.assert_close(trained.dictionary.reconstruct(x), plain, rtol=1e-4, atol=1e-4)
