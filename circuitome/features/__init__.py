@@ -12,10 +12,10 @@ from circuitome.features.clamping import clamped
 from circuitome.features.cross_layer import CrossLayer, load_cross_layer
 from circuitome.features.described import Features, describe, feature_activations
 from circuitome.features.dictionary import Dictionary, random_dictionary
+from circuitome.features.dictionary_quality import Fit, Quality, quality
 from circuitome.features.formats import save
 from circuitome.features.loading import load
 from circuitome.features.places import SITES, Place
-from circuitome.features.quality import Fit, Quality, quality
 from circuitome.features.training import Trained, train
 
 __all__ = [

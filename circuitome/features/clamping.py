@@ -12,7 +12,7 @@ from circuitome.engine.interventions.positions import At
 from circuitome.engine.setting import Setting
 from circuitome.errors import InputError, UnknownNameError
 from circuitome.features.dictionary import Dictionary
-from circuitome.features.quality import check_width
+from circuitome.features.dictionary_quality import check_width
 from circuitome.models.model import Model
 
 Clamp = float | Callable[[Float[Tensor, "batch pos"]], Float[Tensor, "batch pos"]]

@@ -18,7 +18,7 @@ from circuitome.errors import InputError
 from circuitome.features.activations import Activations, gathered, passes
 from circuitome.features.clamping import check_features
 from circuitome.features.dictionary import Dictionary
-from circuitome.features.quality import LENGTH, TOKENS, check_width
+from circuitome.features.dictionary_quality import LENGTH, TOKENS, check_width
 from circuitome.models.model import Model
 from circuitome.neurons.projections import logits_of
 from circuitome.neurons.text_windows import Windows, packed, windows

@@ -9,8 +9,8 @@ from circuitome.engine.setting import Setting
 from circuitome.errors import InputError
 from circuitome.features.activations import gathered
 from circuitome.features.dictionary import Dictionary
+from circuitome.features.dictionary_quality import check_width
 from circuitome.features.formats import read
-from circuitome.features.quality import check_width
 from circuitome.heads.long_context.needles import own_text
 from circuitome.models.model import Model
 from circuitome.neurons.text_windows import windows

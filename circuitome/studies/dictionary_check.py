@@ -4,12 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from typing_extensions import override
 
 import circuitome as cm
-from circuitome.errors import InputError
+from circuitome.errors import DataFileError, InputError
 from circuitome.present.blocks import Bars, Block, Column, Figure, Lede, Note, Numbers, table
 from circuitome.studies.context import Context
 from circuitome.studies.pieces import cell
@@ -47,14 +48,14 @@ class DictionarySettings(ModelSettings):
 
     @override
     def check(self) -> None:
+        if not Path(self.dictionary).exists():
+            raise DataFileError(f"There is no {self.dictionary}. Give the file or folder of a dictionary.")
         for name in ("tokens", "length"):
             if getattr(self, name) < 2:
                 raise InputError(f"--{name} must be at least 2, got {getattr(self, name)}.")
 
     @override
     def subject(self) -> str:
-        from pathlib import Path
-
         return Path(self.dictionary).resolve().name
 
     def loaded(self, context: Context, *, check: bool = True) -> "cm.features.Dictionary":

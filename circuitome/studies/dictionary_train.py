@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from cyclopts import Parameter
 from typing_extensions import override
 
 import circuitome as cm
@@ -20,15 +19,6 @@ LEARNING = 0.5
 """What learning from a token costs, in forward passes of it; measured on SmolLM2 with 8 features a dimension."""
 
 
-def features_wide(kind: Any, tokens: Any) -> str:
-    """A number of features, or 8x for eight a dimension, as it was written."""
-    text = str(tokens[0].value)
-    number = text[:-1] if text.lower().endswith("x") else text
-    if not number.isdigit() or int(number) < 1:
-        raise ValueError(f"takes a number of features, or 8x for eight a dimension, got {text!r}")
-    return text
-
-
 @dataclass(frozen=True, kw_only=True)
 class DictionaryTrain(ModelSettings):
     """Train a sparse dictionary (sparse autoencoder or transcoder) on a model's own activations."""
@@ -39,7 +29,7 @@ class DictionaryTrain(ModelSettings):
     """The block, from 0."""
     kind: Kind = "topk"
     """How features are made sparse."""
-    width: Annotated[str, Parameter(converter=features_wide, metavar="FEATURES")] = "8x"
+    width: str = "8x"
     """Number of features, or 8x for eight for each dimension."""
     k: int = 32
     """Features active on a token: exactly (topk), on average (batchtopk), or as the target (jumprelu)."""
@@ -59,6 +49,9 @@ class DictionaryTrain(ModelSettings):
         for name in ("tokens", "length"):
             if getattr(self, name) < 2:
                 raise InputError(f"--{name} must be at least 2, got {getattr(self, name)}.")
+        number = self.width.removesuffix("x")
+        if not (number.isascii() and number.isdigit() and int(number)):
+            raise InputError(f"--width is a number of features, or 8x for eight a dimension, got {self.width!r}.")
 
     @override
     def subject(self) -> str:
@@ -66,7 +59,7 @@ class DictionaryTrain(ModelSettings):
 
     def features(self, d_model: int) -> int:
         """The number of features."""
-        return int(self.width[:-1]) * d_model if self.width.lower().endswith("x") else int(self.width)
+        return int(self.width.removesuffix("x")) * (d_model if self.width.endswith("x") else 1)
 
 
 def work(settings: DictionaryTrain, context: Context) -> Work:

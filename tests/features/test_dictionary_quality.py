@@ -8,7 +8,7 @@ import circuitome as cm
 from circuitome.engine.setting import Setting
 from circuitome.errors import InputError
 from circuitome.features.activations import gathered
-from circuitome.features.quality import Sums, components, replacing, with_losses
+from circuitome.features.dictionary_quality import Sums, components, replacing, with_losses
 from circuitome.neurons.text_loss import token_losses
 
 NO_LIMIT = (float("inf"), float("inf"))
