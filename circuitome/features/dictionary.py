@@ -96,7 +96,7 @@ class Dictionary(Shown):
         moved: dict[str, Any] = {name: value.to(device) for name, value in self.tensors().items()}
         return replace(self, **moved)
 
-    def scaled(self, x: Float[Tensor, "token d_in"]) -> tuple[Tensor, Tensor, Tensor]:
+    def scaled(self, x: Float[Tensor, "*token d_in"]) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs as the encoder takes them, and the shift and factor that undo it afterwards."""
         if self.scaling == "none":
             return x, x.new_zeros(()), x.new_ones(())
@@ -107,18 +107,18 @@ class Dictionary(Shown):
         shift, factor = x.new_zeros(()), x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
         return x / factor, shift, factor
 
-    def before(self, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token feature"]:
+    def before(self, x: Float[Tensor, "*token d_in"]) -> Float[Tensor, "*token feature"]:
         """What the activation function is given, for values x of the model."""
         x = self.scaled(x.float())[0]
         return (x if self.b_in is None else x - self.b_in) @ self.W_enc + self.b_enc
 
-    def encode(self, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token feature"]:
+    def encode(self, x: Float[Tensor, "*token d_in"]) -> Float[Tensor, "*token feature"]:
         """The features of values x of the model: at least 0, most of them 0."""
         return activated(self.before(x), self.k, self.threshold)
 
     def decode(
-        self, features: Float[Tensor, "token feature"], x: Float[Tensor, "token d_in"]
-    ) -> Float[Tensor, "token d_out"]:
+        self, features: Float[Tensor, "*token feature"], x: Float[Tensor, "*token d_in"]
+    ) -> Float[Tensor, "*token d_out"]:
         """What features say the values at the site are; `x` is what was encoded."""
         out = features @ self.W_dec + self.b_dec
         if self.W_skip is not None:
@@ -126,7 +126,7 @@ class Dictionary(Shown):
         _, shift, factor = self.scaled(x.float())
         return out * factor + shift
 
-    def reconstruct(self, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_out"]:
+    def reconstruct(self, x: Float[Tensor, "*token d_in"]) -> Float[Tensor, "*token d_out"]:
         """What the dictionary makes of values x of the model.
 
         >>> dictionary = cm.features.random_dictionary(cm.features.Place("resid", 0), 8, 32, k=2)
@@ -169,8 +169,8 @@ def checked(*, W_enc: Any, W_dec: Any, **rest: Any) -> Dictionary:
 
 
 def activated(
-    before: Float[Tensor, "token feature"], k: int | None, threshold: Float[Tensor, " feature"] | None
-) -> Float[Tensor, "token feature"]:
+    before: Float[Tensor, "*token feature"], k: int | None, threshold: Float[Tensor, " feature"] | None
+) -> Float[Tensor, "*token feature"]:
     """ReLU, where with `k` only the k largest of a token stay, and with `threshold` what exceeds it."""
     if k is not None:
         largest = before.topk(k, dim=-1, sorted=False)
