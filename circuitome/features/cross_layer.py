@@ -19,11 +19,9 @@ from circuitome.errors import DataFileError, InputError
 from circuitome.features.activations import counted, values_at
 from circuitome.features.dictionary import activated
 from circuitome.features.formats import tensors_of
-from circuitome.features.loading import LENGTH, WINDOWS, WORST
+from circuitome.features.loading import WORST, sample
 from circuitome.features.places import Place
-from circuitome.heads.long_context.needles import own_text
 from circuitome.models.model import Model
-from circuitome.neurons.text_windows import windows
 
 _SITES = {"hook_resid_mid": "stream-transcoder"}
 """What features read, by the name that a folder's config gives; else the MLP's normed input."""
@@ -69,7 +67,14 @@ class CrossLayer:
 def load_cross_layer(path: str | Path, *, model: Model, check: bool = True) -> tuple[CrossLayer, list[float]]:
     """The cross-layer transcoder in a folder, and by layer the variance of the MLP's own outputs left unexplained.
 
-    Without `check` it is taken as it is, and there are no figures. Raises `DataFileError` for a folder that is none or
+    Without `check` it is taken as it is, and there are no figures.
+
+    >>> cm.features.load_cross_layer("nowhere", model=cm.load("known-ioi"))
+    Traceback (most recent call last):
+        ...
+    circuitome.errors.DataFileError: nowhere is no cross-layer transcoder: it has no W_enc_0.safetensors.
+
+    Raises `DataFileError` for a folder that is none or
     lacks files, `InputError` where it has other layers or widths than the model, or leaves more than 90 % of the
     variance unexplained in half of the layers.
     """
@@ -127,7 +132,7 @@ def _read(folder: Path) -> CrossLayer:
 def _unexplained(model: Model, found: CrossLayer) -> list[float]:
     """By layer, the variance of the MLP's outputs on the package's own prose that is left unexplained."""
     places = [Place(found.site, layer) for layer in range(len(found))]
-    cut = windows(model, own_text(), length=LENGTH, tokens=WINDOWS * LENGTH)
+    cut = sample(model)
     inputs = cut.inputs(model, range(len(cut)))
     names = {name for place in places for name in (place.reads, place.describes)}
     values, where = values_at(model, names, inputs, len(found)), counted(model, inputs)

@@ -22,7 +22,6 @@ from circuitome.features.dictionary_quality import LENGTH, TOKENS, check_width
 from circuitome.models.model import Model
 from circuitome.neurons.projections import logits_of
 from circuitome.neurons.text_windows import Windows, packed, windows
-from circuitome.results import Shown
 from circuitome.weights.folding import outputs_are_tokens
 
 KEEP, PROMOTED, NEIGHBOURS = 10, 10, 3
@@ -32,7 +31,7 @@ CHUNK = 512
 
 
 @dataclass(frozen=True, eq=False)
-class Features(Shown):
+class Features:
     """Every feature of a dictionary on texts."""
 
     dictionary: Dictionary

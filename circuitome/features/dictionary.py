@@ -19,14 +19,13 @@ from torch import Tensor
 
 from circuitome.errors import InputError
 from circuitome.features.places import Place
-from circuitome.results import Shown
 
 SCALINGS = ("none", "layer_norm", "unit_norm")
 """What is done to each token's values before, and undone afterwards: nothing; mean 0 and deviation 1; norm sqrt(d)."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Dictionary(Shown):
+class Dictionary:
     """A sparse dictionary of one site (a sparse autoencoder), or from one site to another (a transcoder)."""
 
     place: Place

@@ -40,7 +40,7 @@ Rebuilt = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
-class Fit(Shown):
+class Fit:
     """How well something rebuilds the values of a site."""
 
     fvu: Estimate

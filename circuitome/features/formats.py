@@ -303,6 +303,13 @@ _READERS: tuple[tuple[Callable[[Path], bool], Callable[[Path, _Said], Dictionary
 def save(dictionary: Dictionary, folder: str | Path) -> None:
     """Write a dictionary as SAELens reads it: cfg.json and sae_weights.safetensors in `folder`.
 
+    >>> from pathlib import Path
+    >>> from tempfile import mkdtemp
+    >>> folder = Path(mkdtemp())
+    >>> cm.features.save(cm.features.random_dictionary(cm.features.Place("mlp", 3), 8, 32, k=2), folder)
+    >>> sorted(path.name for path in folder.iterdir())
+    ['cfg.json', 'sae_weights.safetensors']
+
     Raises `InputError` for a transcoder that is TopK or scales its inputs, which SAELens has no name for, and for a
     folder that is a file.
     """

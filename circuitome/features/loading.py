@@ -13,7 +13,8 @@ from circuitome.features.dictionary_quality import check_width
 from circuitome.features.formats import read
 from circuitome.heads.long_context.needles import own_text
 from circuitome.models.model import Model
-from circuitome.neurons.text_windows import windows
+from circuitome.neurons.text_windows import Windows, packed, windows
+from circuitome.weights.folding import vocabulary
 
 WINDOWS, LENGTH = 8, 128
 """Windows of the package's own prose that a dictionary is proved on, and tokens of each."""
@@ -70,7 +71,7 @@ def load(
 @torch.no_grad()
 def proof(model: Model, dictionary: Dictionary) -> Proof:
     """How much of the variance of the model's activations a dictionary leaves unexplained, on the package's prose."""
-    cut = windows(model, own_text(), length=LENGTH, tokens=WINDOWS * LENGTH)
+    cut = sample(model)
     data = gathered(Setting(model), dictionary.place, cut, range(len(cut)))
     data = data.ordinary(data.limits())
     features = dictionary.to(model.device).encode(data.given)
@@ -78,3 +79,14 @@ def proof(model: Model, dictionary: Dictionary) -> Proof:
     variance = (data.target - data.target.mean(0)).square().sum()
     active = float(features.count_nonzero() / len(data))
     return Proof(float(error.square().sum() / variance), active)
+
+
+def sample(model: Model) -> Windows:
+    """The package's prose in windows; random tokens for a model that cannot read it, such as the known ones."""
+    longest = getattr(model.hf.config, "max_position_embeddings", None) or LENGTH
+    length = min(LENGTH, longest)
+    try:
+        return windows(model, own_text(), length=length, tokens=WINDOWS * length)
+    except InputError:
+        generator = torch.Generator().manual_seed(0)
+        return packed(torch.randint(vocabulary(model), (WINDOWS, length), generator=generator).tolist())

@@ -93,7 +93,7 @@ def run(settings: DictionaryCheck, context: Context) -> Findings:
     dictionary = settings.loaded(context, check=False)  # what does not fit is measured here all the same
     cut, about = settings.windows(context)
     quality = cm.features.quality(context.setting, dictionary, cut, losses=settings.losses)
-    results = measured(dictionary, quality)
+    results = measured(quality)
     return Findings(
         title=f"Dictionary of the {dictionary.place} of {settings.model}, checked",
         sign=(
@@ -108,13 +108,12 @@ def run(settings: DictionaryCheck, context: Context) -> Findings:
     )
 
 
-def measured(dictionary: "cm.features.Dictionary", quality: "cm.features.Quality") -> dict[str, Any]:
+def measured(quality: "cm.features.Quality") -> dict[str, Any]:
     """Everything measured, as plain JSON values."""
     names = ("fvu", "active", "cosine", "shrinkage", "bias", "loss", "recovered_zero", "recovered_mean")
     return {
         "place": str(quality.place),
-        "features": len(dictionary),
-        "kind": dictionary.kind,
+        "features": len(quality.density),
         "tokens": quality.tokens,
         "massive": quality.massive,
         "dead": quality.dead,

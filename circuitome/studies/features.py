@@ -11,11 +11,14 @@ from circuitome.errors import InputError
 from circuitome.present.blocks import Block, Column, Figure, Lede, Note, Numbers, Tokens, table
 from circuitome.studies.context import Context
 from circuitome.studies.dictionary_check import DictionarySettings
+from circuitome.studies.pieces import cell
 from circuitome.studies.settings import WholeNumbers
 from circuitome.studies.study import Findings, Study, Work
 
 if TYPE_CHECKING:
     import torch
+
+    from circuitome.runs.draw import Origin
 
 BEFORE, AFTER, SHORT = 20, 6, 5
 """Tokens of an example before and behind the one at which a feature fires, and on both sides in a table."""
@@ -31,12 +34,24 @@ class FeaturesSettings(DictionarySettings):
     """A prompt, for the features that fire on it."""
     feature: WholeNumbers = ()
     """Features to show in full, with commas between."""
+    task: str | None = None
+    """A task that `circuitome tasks` lists, for what features do to its metric."""
+    n: int = 32
+    """Number of prompt pairs of that task."""
 
     @override
     def check(self) -> None:
         super().check()
+        if self.task is not None:
+            self.origin().check()
         if self.prompt is not None and not self.prompt.strip():
             raise InputError("--prompt is empty. Give a text, or leave it out.")
+
+    def origin(self) -> "Origin":
+        """Where the task's prompts come from."""
+        from circuitome.runs.draw import Origin
+
+        return Origin(task=self.task or "", model=self.model, n=self.n, seed=self.seed, data=None)
 
 
 def work(settings: FeaturesSettings, context: Context) -> Work:
@@ -50,13 +65,15 @@ def run(settings: FeaturesSettings, context: Context) -> Findings:
     cut, about = settings.windows(context)
     found = cm.features.describe(context.setting, dictionary, cut)
     prompt = None if settings.prompt is None else on_prompt(model, found, settings.prompt)
-    asked = settings.feature or tuple(row["feature"] for row in (prompt or {"features": []})["features"][:DETAILED])
-    chosen = asked or typical(found)
+    task = None if settings.task is None else on_task(settings, context, found)
+    first = (task or prompt or {"features": []})["features"][:DETAILED]
+    chosen = settings.feature or tuple(row["feature"] for row in first) or typical(found)
     results = {
         "place": str(dictionary.place),
         "tokens": found.tokens,
         "features": [summary(model, found, feature) for feature in range(len(dictionary))],
         "prompt": prompt,
+        "task": task,
         "detailed": [detailed(model, found, feature) for feature in chosen],
     }
     names = ("active", "mean", "top", "top_places", "usual", "usual_places", "promoted", "suppressed", "neurons")
@@ -167,6 +184,57 @@ def on_prompt(model: "cm.Model", found: "cm.features.Features", prompt: str) -> 
     return {"text": prompt, "tokens": [token(model, i) for i in ids], "features": rows}
 
 
+def on_task(settings: FeaturesSettings, context: Context, found: "cm.features.Features") -> dict[str, Any]:
+    """What features do to a task's metric: all to first order, the strongest exactly."""
+    task = settings.origin().draw(context.model)
+    setting = context.setting.but(prompts=task)
+    scores = cm.features.scores(setting, found.dictionary)
+    best = [feature for feature, score in scores.top(min(SHOWN, len(scores.values))) if score]
+    exact = cm.features.effects(setting, found.dictionary, best)
+    rows = [
+        {**summary(context.model, found, i), "score": float(scores.values[i]), "effect": effect.to_dict()}
+        for i, effect in zip(best, exact, strict=True)
+    ]
+    return {
+        "name": task.name,
+        "unit": task.unit,
+        "prompts": len(task),
+        "whole": scores.whole.to_dict(),
+        "error": scores.error,
+        "sum": float(scores.values.sum()),
+        "features": rows,
+    }
+
+
+def task_blocks(task: Mapping[str, Any] | None) -> list[Block]:
+    """The features that matter most to a task."""
+    if not task:
+        return []
+    columns = (
+        ("feature", "node"),
+        ("effect", "estimate", 3, task["unit"], "Change of the metric with its corrupted value; negative: it helps."),
+        ("to first order", "signed", 3),
+        "promotes",
+        Column("largest on the texts", narrow=False),
+    )
+    rows = (
+        (
+            str(row["feature"]),
+            cell(row["effect"]),
+            row["score"],
+            ", ".join(map(repr, row["promoted"][:3])),
+            row["example"],
+        )
+        for row in task["features"]
+    )
+    note = (
+        f"Mean over {task['prompts']} prompt pairs of {task['name']}. The whole site with its corrupted values: "
+        f"{task['whole']['value']:.3f} {task['unit']}; to first order all features {task['sum']:.3f}, and what the "
+        f"dictionary does not describe {task['error']:.3f}."
+    )
+    return [table("On the task", columns, rows, note=note)]
+
+
 def blocks(results: Mapping[str, Any]) -> list[Block]:
     """The answer, the prompt's features, some in full, and all in a table that can be searched."""
     rows = results["features"]
@@ -183,6 +251,7 @@ def blocks(results: Mapping[str, Any]) -> list[Block]:
             )
         )
     )
+    shown += task_blocks(results["task"])
     shown += prompt_blocks(results["prompt"])
     for feature in results["detailed"]:
         shown += feature_blocks(feature)

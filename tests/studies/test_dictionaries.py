@@ -74,6 +74,24 @@ def test_features(capsys, folder, texts, trained, tmp_path, monkeypatch):
     assert code == 1 and "no feature 99; the dictionary has 0 to 47" in error
 
 
+def test_features_on_a_task(capsys, tmp_path):
+    """On a model whose circuit is known."""
+    texts = tmp_path / "texts.txt"
+    texts.write_text("Ann and Bob met then Bob gave to Eve and Hal met then Eve gave to " * 40)
+    words = ["--model", "known-ioi", "--texts", str(texts), "--length", "9"]
+    out, more = tmp_path / "out", ["--layer", "0", "--width", "40", "--k", "6"]
+    assert run(capsys, "dictionary", "train", *words, *more, "--out", str(out))[0] == 0
+    words += ["--task", "known-ioi", "--n", "16", "--prompt", "Ann and Bob met then Bob gave to"]
+    code, printed, error = run(capsys, "features", str(out), *words, "--out", str(tmp_path / "f"), "--json")
+    assert code == 0, error
+    found = json.loads(printed)["results"]["task"]
+    assert (
+        found["whole"]["value"] < -5 and found["sum"] + found["error"] < -3
+    )  # attention is sharp: five steps are coarse
+    code, printed, _ = run(capsys, "show", str(tmp_path / "f"))
+    assert "On the task" in printed and "to first order" in printed
+
+
 def test_a_stopped_training_goes_on(capsys, folder, texts, trained, tmp_path, stop, monkeypatch):
     monkeypatch.setattr(training, "SECONDS", 0.0)
     monkeypatch.setattr(training, "STRETCH", 400)
