@@ -23,6 +23,14 @@ _SITES = {
 }
 SITES = tuple(_SITES)
 """Names of all kinds of sites."""
+_WORDS = {
+    "resid": "stream behind layer {}",
+    "mlp": "MLP output of layer {}",
+    "attn": "attention output of layer {}",
+    "z": "head outputs z of layer {}",
+    "transcoder": "MLP of layer {}",
+    "stream-transcoder": "MLP of layer {}",
+}
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,11 @@ class Place:
 
     def __str__(self) -> str:
         return f"{self.site} of layer {self.layer}"
+
+    @property
+    def words(self) -> str:
+        """What it describes, in words."""
+        return _WORDS[self.site].format(self.layer)
 
     @property
     def reads(self) -> str:

@@ -13,6 +13,7 @@ with an L1 penalty they are set to inputs that are described badly, drawn by the
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -408,9 +409,10 @@ class Training:
 
 
 def stretches(cut: Windows) -> list[range]:
-    """Windows by stretch of about `STRETCH` tokens."""
-    size = max(1, STRETCH // cut.length)
-    return [range(start, min(start + size, len(cut))) for start in range(0, len(cut), size)]
+    """Windows by stretch of at most `STRETCH` tokens, all about equally many."""
+    count = -(-len(cut) // max(1, STRETCH // cut.length))
+    ends = [round(i * len(cut) / count) for i in range(count + 1)]
+    return [range(start, end) for start, end in pairwise(ends)]
 
 
 def geometric_median(x: Float[Tensor, "token d"], steps: int = 20) -> Float[Tensor, " d"]:

@@ -95,7 +95,7 @@ def run(settings: DictionaryCheck, context: Context) -> Findings:
     quality = cm.features.quality(context.setting, dictionary, cut, losses=settings.losses)
     results = measured(quality)
     return Findings(
-        title=f"Dictionary of the {dictionary.place} of {settings.model}, checked",
+        title=f"Dictionary of the {dictionary.place.words} of {settings.model}, checked",
         sign=(
             "FVU: share of the variance left unexplained; 0 is perfect, 1 no better than the mean. Loss recovered: 1 "
             "where the model's loss stays what it was, 0 where it is as bad as with zeros (or means) in place of the "
@@ -112,7 +112,7 @@ def measured(quality: "cm.features.Quality") -> dict[str, Any]:
     """Everything measured, as plain JSON values."""
     names = ("fvu", "active", "cosine", "shrinkage", "bias", "loss", "recovered_zero", "recovered_mean")
     return {
-        "place": str(quality.place),
+        "place": quality.place.words,
         "features": len(quality.density),
         "tokens": quality.tokens,
         "massive": quality.massive,

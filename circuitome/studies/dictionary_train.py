@@ -15,7 +15,7 @@ from circuitome.studies.study import Findings, Study, Work
 
 Site = Literal["resid", "mlp", "attn", "z", "transcoder"]
 Kind = Literal["topk", "batchtopk", "jumprelu", "l1"]
-LEARNING = 0.5
+LEARNING = 0.2
 """What learning from a token costs, in forward passes of it; measured on SmolLM2 with 8 features a dimension."""
 
 
@@ -92,7 +92,7 @@ def run(settings: DictionaryTrain, context: Context) -> Findings:
     )
     results = measured(trained)
     return Findings(
-        title=f"Dictionary of the {trained.dictionary.place} of {settings.model}",
+        title=f"Dictionary of the {trained.dictionary.place.words} of {settings.model}",
         sign=(
             "FVU is the share of the variance that the dictionary leaves unexplained, on the tokens of a stretch as "
             "they are learned from: 0 is perfect, 1 is no better than the mean. `circuitome dictionary check` measures "
@@ -113,7 +113,7 @@ def measured(trained: "cm.features.Trained") -> dict[str, Any]:
     """How the training went, as plain JSON values."""
     names = ("tokens", "fvu", "active", "dead")
     return {
-        "place": str(trained.dictionary.place),
+        "place": trained.dictionary.place.words,
         "features": len(trained.dictionary),
         "kind": trained.dictionary.kind,
         "history": [dict(zip(names, row, strict=True)) for row in trained.history.tolist()],

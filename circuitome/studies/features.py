@@ -69,7 +69,7 @@ def run(settings: FeaturesSettings, context: Context) -> Findings:
     first = (task or prompt or {"features": []})["features"][:DETAILED]
     chosen = settings.feature or tuple(row["feature"] for row in first) or typical(found)
     results = {
-        "place": str(dictionary.place),
+        "place": dictionary.place.words,
         "tokens": found.tokens,
         "features": [summary(model, found, feature) for feature in range(len(dictionary))],
         "prompt": prompt,
@@ -78,7 +78,7 @@ def run(settings: FeaturesSettings, context: Context) -> Findings:
     }
     names = ("active", "mean", "top", "top_places", "usual", "usual_places", "promoted", "suppressed", "neurons")
     return Findings(
-        title=f"Features of the {dictionary.place} of {settings.model}",
+        title=f"Features of the {dictionary.place.words} of {settings.model}",
         sign=(
             "Activations are in the units of the values that the dictionary describes. The first token of a window and "
             "special tokens are not counted. Tokens are promoted for a positive activation, per unit of it."

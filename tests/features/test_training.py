@@ -40,7 +40,13 @@ def every_token(epochs=1, length=50):
 
 
 @pytest.mark.parametrize(
-    ("kind", "l1", "epochs"), [("topk", 0, 20), ("batchtopk", 0, 20), ("jumprelu", 0, 40), ("l1", 0.4, 40)]
+    ("kind", "l1", "epochs"),
+    [
+        ("topk", 0, 20),
+        ("batchtopk", 0, 20),
+        pytest.param("jumprelu", 0, 40, marks=pytest.mark.slow),
+        pytest.param("l1", 0.4, 40, marks=pytest.mark.slow),
+    ],
 )
 def test_a_planted_dictionary_is_found(kind, l1, epochs):
     model, atoms = planted()
@@ -77,6 +83,7 @@ def test_a_stopped_training_goes_on_to_the_same_bytes(kind, tmp_path, monkeypatc
         cm.features.train(model, cut, **{**options, "k": 4}, checkpoint=kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["topk", "l1"])
 def test_dead_features_are_revived(kind, monkeypatch):
     """Half of the features begin far below 0: nothing but revival brings them back."""
