@@ -25,6 +25,9 @@ BEFORE, AFTER, SHORT = 20, 6, 5
 SHOWN, DETAILED, WORDS = 20, 5, 5
 """Features that a terminal lists; those that are shown in full where nobody says which; tokens listed of each."""
 
+KNOWN = 10
+"""Tokens on which a feature must have fired for its largest activation to say how large it gets."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturesSettings(DictionarySettings):
@@ -164,13 +167,20 @@ def example(
 
 
 def on_prompt(model: "cm.Model", found: "cm.features.Features", prompt: str) -> dict[str, Any]:
-    """The features that fire on a prompt, the one that is strongest for its own size first."""
+    """The features that fire on a prompt, the one that is strongest for its own size first.
+
+    Those that fired on hardly any token of the texts come last: their size is not known.
+    """
+    import torch
+
     ids = model.encode(prompt)
     values = cm.features.feature_activations(model, found.dictionary, ids)
     largest, at = values.nan_to_num().max(0)
     relative = largest / found.top[:, 0].clamp(min=1e-12)
     relative = relative.where(found.top[:, 0] > 0, 0.0)
-    firing = [i for i in relative.argsort(descending=True, stable=True).tolist() if float(largest[i]) > 0]
+    known = found.active >= KNOWN
+    order = torch.where(known, relative + relative.max() + 1, relative).argsort(descending=True, stable=True)
+    firing = [i for i in order.tolist() if float(largest[i]) > 0]
     rows = [
         {
             **summary(model, found, feature),
@@ -300,7 +310,10 @@ def prompt_blocks(prompt: Mapping[str, Any] | None) -> list[Block]:
     )
     some = prompt["features"][:SHOWN]
     lines = tuple(tuple(zip(prompt["tokens"], row["activations"], strict=True)) for row in some)
-    note = "Features by their largest activation on the prompt, as a share of the largest on the texts."
+    note = (
+        "Features by their largest activation on the prompt, as a share of the largest on the texts; those that fired "
+        f"on fewer than {KNOWN} tokens of the texts come last."
+    )
     return [
         table("On the prompt", columns, rows, note=note, top=SHOWN),
         Tokens(lines=lines, labels=tuple(str(row["feature"]) for row in some), unit="activation", where="page"),
