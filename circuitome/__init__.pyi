@@ -2,6 +2,7 @@
 
 from . import causal as causal
 from . import errors as errors
+from . import features as features
 from . import heads as heads
 from . import neurons as neurons
 from . import tasks as tasks

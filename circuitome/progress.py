@@ -8,9 +8,19 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
+"""Called with what is being done, how much of it is done, and how much there is.
+
+What is behind `BESIDE` in the first may change from call to call: it is shown, and is no other phase.
+"""
+BESIDE = " | "
+"""Separates a phase from numbers that are shown beside it, as in `training | FVU 0.31`."""
 WHOLE = "whole run, seconds (estimated)"
 """What a study's progress calls the run as a whole: seconds gone, and seconds that all phases together should take."""
+
+
+def phase_of(what: str) -> str:
+    """The phase that a call of `Progress` is about, without what is shown beside it."""
+    return what.partition(BESIDE)[0]
 
 
 def bars() -> Progress:
@@ -22,17 +32,18 @@ def bars() -> Progress:
     drawn: dict[str, tuple[Bars, TaskID]] = {}
 
     def tell(what: str, done: int, total: int) -> None:
-        if what not in drawn:
+        name = phase_of(what)
+        if name not in drawn:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             # Drawn at each call and not by a thread, which an interruption would leave running.
             phase = Bars(*columns, console=Console(stderr=True), auto_refresh=False)
             phase.start()
-            drawn[what] = phase, phase.add_task(what, total=total)
-        phase, task = drawn[what]
-        phase.update(task, completed=done, total=total)
+            drawn[name] = phase, phase.add_task(what, total=total)
+        phase, task = drawn[name]
+        phase.update(task, completed=done, total=total, description=what)
         phase.refresh()
         if done >= total:
-            drawn.pop(what)[0].stop()
+            drawn.pop(name)[0].stop()
 
     return tell
 

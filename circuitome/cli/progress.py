@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from circuitome.progress import WHOLE
+from circuitome.progress import WHOLE, phase_of
 
 EVERY = 30.0
 """Seconds between two plain lines."""
@@ -31,9 +31,10 @@ def watched() -> Iterator[Tell]:
         phases: dict[str, TaskID] = {}
 
         def tell(what: str, done: int, total: int) -> None:
-            if what not in phases:
-                phases[what] = bars.add_task(what, total=total)
-            bars.update(phases[what], completed=done, total=total)
+            name = phase_of(what)
+            if name not in phases:
+                phases[name] = bars.add_task(what, total=total)
+            bars.update(phases[name], completed=done, total=total, description=what)
 
         yield tell
 
@@ -55,11 +56,12 @@ def plain_lines(stream: Any, every: float = EVERY, clock: Callable[[], float] = 
                 print(f"This takes about {duration(total)}.", file=stream, flush=True)
             whole_left[:] = [total - done]
             return
-        began.setdefault(what, now)
+        name = phase_of(what)
+        began.setdefault(name, now)
         if now - last[0] < every:
             return
         last[0] = now
-        spent = now - began[what]
+        spent = now - began[name]
         seconds = whole_left[0] if whole_left else spent / done * (total - done) if 0 < done < total else 0
         left = f", about {duration(seconds)} left" if seconds else ""
         print(f"{what} {done}/{total}{left}", file=stream, flush=True)

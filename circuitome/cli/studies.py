@@ -11,12 +11,12 @@ from inspect import Signature, get_annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import App, Parameter
 from docstring_parser import parse_from_object
 
 from circuitome.cli.app import app
 from circuitome.cli.progress import duration, watched
-from circuitome.studies.catalog import STUDIES
+from circuitome.studies.catalog import GROUPS, STUDIES
 from circuitome.studies.settings import RUN, Flag, Settings
 from circuitome.studies.study import Study
 
@@ -43,7 +43,7 @@ class Command:
     """
 
     def __init__(self, study: Study) -> None:
-        self.study, self.__name__, self.__doc__ = study, study.name, study.settings.__doc__
+        self.study, self.__name__, self.__doc__ = study, study.name.replace(" ", "_"), study.settings.__doc__
 
     def __call__(self, *args: str, settings: Settings | None = None, frame: Frame | None = None) -> None:
         """Do the study."""
@@ -138,5 +138,8 @@ def _print_cost(study: Study, settings: Settings, estimate: Any, as_json: bool) 
     print("Nothing was written.")
 
 
+for _name, _about in GROUPS.items():
+    app.command(App(name=_name, help=_about))
 for _study in STUDIES.values():
-    app.command(Command(_study), name=_study.name)
+    *_group, _last = _study.name.split()
+    (app[_group[0]] if _group else app).command(Command(_study), name=_last)

@@ -203,6 +203,12 @@ class Model:
             activations.neurons[-1] = placed.index_put((rows, inputs.read - start), activations.neurons[-1][:, 0])
         return activations
 
+    def run_to(self, inputs: Inputs, layer: int) -> None:
+        """A pass that ends in front of block `layer`, behind the last one in front of the final norm: for hooks."""
+        end = self.blocks[layer].layer if layer < len(self.blocks) else self.final_norm.module
+        with self._hooked(end.register_forward_pre_hook, _stop):
+            self._call(inputs)
+
     def embeddings(self, inputs: Inputs) -> Float[Tensor, "batch pos d_model"]:
         """What the `embed` node writes: the residual in front of block 0."""
         seen: list[Tensor] = []

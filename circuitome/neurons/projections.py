@@ -27,8 +27,12 @@ def projected(model: Model, neurons: Sequence[str]) -> Float[Tensor, "neuron voc
     """By neuron, what one unit of its activation adds to each logit, over the final norm's scale; mean 0."""
     nodes = [model.neuron(name) for name in neurons]
     weights = {layer: model.blocks[layer].neuron_weights() for layer in {node.layer for node in nodes}}
-    rows = torch.stack([weights[node.layer][node.index] for node in nodes])
-    out = rows @ behind(model.final_norm, unembedding_rows(model)).T
+    return logits_of(model, torch.stack([weights[node.layer][node.index] for node in nodes]))
+
+
+def logits_of(model: Model, directions: Float[Tensor, "direction d_model"]) -> Float[Tensor, "direction vocab"]:
+    """What one unit of some directions of the stream adds to each logit, over the final norm's scale; mean 0."""
+    out = directions @ behind(model.final_norm, unembedding_rows(model)).T
     return out - out.mean(-1, keepdim=True)
 
 

@@ -1,6 +1,6 @@
 """The loss on texts while neurons are held, token by token, beside random neurons of the same layers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from circuitome.engine.batches import DEFAULT_MEMORY
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
+from circuitome.models.inputs import Inputs
 from circuitome.neurons.held_neurons import control, random_neurons
 from circuitome.neurons.text_windows import LENGTH, Windows, windows
 from circuitome.results import Estimate, Shown, bootstrap
@@ -21,8 +22,16 @@ COPIES = 4
 """Times that the logits of a batch are held while its loss is computed."""
 
 
-def token_losses(setting: Setting, texts: Windows, what: str = "reading texts") -> Float[Tensor, "window next"]:
-    """Negative log-likelihood of tokens 1, 2, ... of each window, in nats; NaN where a window has ended."""
+def token_losses(
+    setting: Setting,
+    texts: Windows,
+    what: str = "reading texts",
+    during: Callable[[Inputs], AbstractContextManager[None]] = lambda inputs: nullcontext(),
+) -> Float[Tensor, "window next"]:
+    """Negative log-likelihood of tokens 1, 2, ... of each window, in nats; NaN where a window has ended.
+
+    `during` gives what is in force while some windows run.
+    """
     model, tell = setting.model, setting.tell(what)
     bytes_each = texts.length * (len(unembedding_rows(model)) * 4 * COPIES + model.bytes_per_token(gradients=False))
     size = max(1, (setting.max_memory or DEFAULT_MEMORY) // bytes_each)
@@ -30,7 +39,7 @@ def token_losses(setting: Setting, texts: Windows, what: str = "reading texts") 
     for start in range(0, len(texts), size):
         rows = range(start, min(start + size, len(texts)))
         inputs = texts.inputs(model, rows)
-        with torch.no_grad():
+        with torch.no_grad(), during(inputs):
             logits = model.every_logits(inputs)[:, :-1].float()
             some = nn.functional.cross_entropy(logits.flatten(0, 1), inputs.ids[:, 1:].flatten(), reduction="none")
         some = some.view(len(rows), -1).cpu()

@@ -13,6 +13,8 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 """Characters that XML forbids or that steer a terminal."""
 SIGNS = {"good": "\N{HEAVY CHECK MARK}", "bad": "\N{HEAVY BALLOT X}", "unclear": "?", "": ""}
 """What stands in front of a row with a mark."""
+SEARCHED = 50
+"""Rows of a table above which a page lets them be searched."""
 
 
 def finite(value: Any) -> float | None:

@@ -1,4 +1,7 @@
-"""The one table of studies: command name to study. A study's command has the name of its file."""
+"""The one table of studies: command name to study. A study's command has the name of its file.
+
+A command of two words, such as `dictionary train`, stands in a group of commands named by the first.
+"""
 
 from importlib import import_module
 
@@ -8,7 +11,12 @@ NAMES = (
     *("see", "check", "find", "measure", "patch", "path", "compare", "known", "validate", "explain"),
     *("heads", "neurons", "neuron", "languages", "steer", "induction", "retrieval", "stream", "trace", "routes"),
     *("weights", "lens", "conv", "diff", "align"),
+    *("dictionary train", "dictionary check", "features"),
 )
 """In the order of the help page."""
-STUDIES: dict[str, Study] = {name: import_module(f"circuitome.studies.{name}").STUDY for name in NAMES}
+GROUPS = {"dictionary": "Train sparse dictionaries of a model's activations, and check them."}
+"""The first words of commands of two words: what a help page says of them."""
+STUDIES: dict[str, Study] = {
+    name: import_module(f"circuitome.studies.{name.replace(' ', '_')}").STUDY for name in NAMES
+}
 """By name, in that order."""

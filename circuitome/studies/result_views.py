@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from circuitome.engine.interventions.recorded import AttentionPatterns
 from circuitome.errors import InputError
+from circuitome.features.dictionary_quality import Quality
+from circuitome.features.feature_scores import FeatureScores
+from circuitome.features.training import Trained
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
 from circuitome.graph.node_scores import NodeScores
@@ -14,7 +17,15 @@ from circuitome.heads.roles.result import Explanation
 from circuitome.present import blocks, notebook
 from circuitome.present.export import rows_of
 from circuitome.results import EffectMap, Estimate, Samples
-from circuitome.studies import explain, explained_mlps, explained_roles, pieces, validate
+from circuitome.studies import (
+    dictionary_check,
+    dictionary_train,
+    explain,
+    explained_mlps,
+    explained_roles,
+    pieces,
+    validate,
+)
 from circuitome.validation.faithfulness.share import Curve, Faithfulness
 from circuitome.validation.robustness.consensus import StableCircuit
 from circuitome.validation.verdict import Verdict
@@ -160,6 +171,24 @@ def _mlps(result: MlpExplanation) -> list[blocks.AnyBlock]:
 
 def _rows(matrix: Sequence[Sequence[Any]]) -> tuple[tuple[Any, ...], ...]:
     return tuple(map(tuple, matrix))
+
+
+@views.register
+def _trained(result: Trained) -> list[blocks.AnyBlock]:
+    return list(dictionary_train.blocks(dictionary_train.measured(result)))  # type: ignore[arg-type]
+
+
+@views.register
+def _quality(result: Quality) -> list[blocks.AnyBlock]:
+    return list(dictionary_check.blocks(dictionary_check.measured(result)))  # type: ignore[arg-type]
+
+
+@views.register
+def _feature_scores(result: FeatureScores) -> list[blocks.AnyBlock]:
+    rows = [*((str(feature), score) for feature, score in result.top(min(STRONGEST, len(result.values))))]
+    rows.append(("error", result.error))
+    columns = (("feature", "node"), ("score", "signed", 3, result.unit))
+    return [blocks.table("Strongest features", columns, rows, top=BARS)]
 
 
 def html(result: Any) -> str:

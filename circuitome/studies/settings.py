@@ -196,7 +196,7 @@ def _lists(settings: Settings) -> set[str]:
 
 def command_line(study: str, settings: Settings) -> str:
     """The command line that repeats a run: what differs from the defaults, and always the positional arguments."""
-    words = ["circuitome", study]
+    words = ["circuitome", *study.split()]
     words += [str(getattr(settings, name)) for name in settings.arguments]
     names, lists = options(settings), _lists(settings)
     for field in fields(settings):

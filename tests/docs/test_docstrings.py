@@ -12,7 +12,7 @@ import torch
 import circuitome
 import circuitome as cm
 
-SPACES = (cm, cm.tasks, cm.causal, cm.heads, cm.neurons, cm.weights, cm.ground_truth)
+SPACES = (cm, cm.tasks, cm.causal, cm.features, cm.heads, cm.neurons, cm.weights, cm.ground_truth)
 """Where public names are looked up."""
 GIVEN = {
     *(
@@ -39,6 +39,7 @@ GIVEN = {
         "OutputLanguage",
     ),
     *("OwnTokens", "Windows"),
+    *("Trained", "Quality", "Fit", "Place", "FeatureScores", "Dictionary", "CrossLayer"),
     *("Features", "RoleVerdict", "ConvNet", "Expanded", "Factored", "Composition", "Lens", "LogitAttribution"),
     *("AccuracyMap", "Alignment", "CausalModel", "Joint", "Located", "Subspace", "TokenPairs", "Tokens"),
 }

@@ -28,7 +28,8 @@ def hook(
       rotations; where each head has keys of its own, also `a9.h6.k` and `a9.h6.v`.
     - `a9.h6.pattern` [key]: attention probabilities, to look at only. Attention is computed in the open for them, and
       dropout is off.
-    - `a9.h6.z` [d_head]: what the output projection reads. All behind it reacts, the divisor of a post-norm too.
+    - `a9.h6.z` [d_head], `a9.z` [head * d_head]: what the output projection reads of a head, or of all side by side.
+      All behind it reacts, the divisor of a post-norm too.
     - `a9.h6.out`, `a9.out` [d_model]: what the head, or the whole attention, adds to the stream, behind a post-norm.
       The projection's bias is part of the whole and of no head.
     - `m3.in` [d_model], `m3.hidden` [neurons], `m3.out` [d_model]: the MLP's normed input; its neurons behind

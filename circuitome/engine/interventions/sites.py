@@ -2,7 +2,7 @@
 
 a9.h6.q  a9.kv2.k  a9.kv2.v   what the projections give, before any norm of q and k and before rotations
 a9.h6.pattern                 attention probabilities, to look at only
-a9.h6.z                       what the head mixes, as the output projection reads it
+a9.h6.z  a9.z                 what the head mixes, or all heads side by side, as the output projection reads it
 a9.h6.out  a9.out             what the head, or the whole attention, adds to the stream
 m3.in  m3.hidden  m3.out      normed input of the MLP; its neurons; what it adds to the stream
 a3.resid_pre  m3.resid_pre    the stream in front of block 3; resid_mid: behind its attention; resid_post: behind it
@@ -26,7 +26,7 @@ STREAM = ("resid_pre", "resid_mid", "resid_post")
 _WHAT = {
     "head": ("q", "k", "v", "z", "out", "pattern"),
     "kv": ("k", "v"),
-    "attention": ("out", *STREAM),
+    "attention": ("z", "out", *STREAM),
     "mlp": ("in", "hidden", "out", *STREAM),
 }
 
@@ -106,7 +106,8 @@ def tap(model: Model, where: Site) -> Tap:
     if where.what in "qkv":
         return _reader(model, node.reads(where.what))
     if where.what == "z":
-        return Tap(block.output, False, width, (node.index,))
+        heads = (0,) if node.kind == "attention" else (node.index,)
+        return Tap(block.output, False, width * (model.heads.q if node.kind == "attention" else 1), heads)
     if where.what == "in":
         return Tap(block.mlp[0], False, d_model)
     if where.what == "hidden":

@@ -40,6 +40,18 @@ for (const button of $$(".all-rows")) {
   });
 }
 
+for (const field of $$(".find-rows")) {
+  const table = field.closest("p").nextElementSibling;
+  const rows = $$("tbody tr", table);
+  const button = table.nextElementSibling?.querySelector(".all-rows");
+  field.addEventListener("input", () => {
+    const wanted = field.value.toLowerCase();
+    for (const row of rows) row.hidden = wanted !== "" && !row.textContent.toLowerCase().includes(wanted);
+    table.classList.toggle("open", wanted !== "" || !button?.isConnected);
+    field.closest("p").querySelector("output").textContent = wanted && `${rows.filter((row) => !row.hidden).length} of ${rows.length} rows`;
+  });
+}
+
 /* ---------- copying and saving ---------- */
 
 function announce(words) {

@@ -1,0 +1,154 @@
+"""Train a sparse dictionary on a model's own activations: features of the stream, of an MLP or of an attention."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from typing_extensions import override
+
+import circuitome as cm
+from circuitome.errors import InputError
+from circuitome.present.blocks import Block, Figure, Lede, Lines, Numbers, Series
+from circuitome.studies.context import Context
+from circuitome.studies.settings import Flag, ModelSettings
+from circuitome.studies.study import Findings, Study, Work
+
+Site = Literal["resid", "mlp", "attn", "z", "transcoder"]
+Kind = Literal["topk", "batchtopk", "jumprelu", "l1"]
+LEARNING = 0.2
+"""What learning from a token costs, in forward passes of it; measured on SmolLM2 with 8 features a dimension."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DictionaryTrain(ModelSettings):
+    """Train a sparse dictionary (sparse autoencoder or transcoder) on a model's own activations."""
+
+    site: Site = "resid"
+    """What it describes: the stream, what an MLP or an attention writes, z, or an MLP from its input to its output."""
+    layer: int = 0
+    """The block, from 0."""
+    kind: Kind = "topk"
+    """How features are made sparse."""
+    width: str = "8x"
+    """Number of features, or 8x for eight for each dimension."""
+    k: int = 32
+    """Features active on a token: exactly (topk), on average (batchtopk), or as the target (jumprelu)."""
+    l1: float = 5.0
+    """Weight of the penalty of --kind l1."""
+    skip: Flag = False
+    """Give a transcoder a linear part of its own."""
+    texts: str | None = None
+    """A file or folder of .txt, .jsonl or .csv texts, or - for the standard input; the package's own by default."""
+    tokens: int = 1_000_000
+    """Tokens at most, in windows drawn at random from the texts."""
+    length: int = 256
+    """Tokens of a window."""
+
+    @override
+    def check(self) -> None:
+        for name in ("tokens", "length"):
+            if getattr(self, name) < 2:
+                raise InputError(f"--{name} must be at least 2, got {getattr(self, name)}.")
+        number = self.width.removesuffix("x")
+        if not (number.isascii() and number.isdigit() and int(number)):
+            raise InputError(f"--width is a number of features, or 8x for eight a dimension, got {self.width!r}.")
+
+    @override
+    def subject(self) -> str:
+        return f"{super().subject()}-{self.site}{self.layer}"
+
+    def features(self, d_model: int) -> int:
+        """The number of features."""
+        return int(self.width.removesuffix("x")) * (d_model if self.width.endswith("x") else 1)
+
+
+def work(settings: DictionaryTrain, context: Context) -> Work:
+    """A pass to the layer over all windows, and learning from it."""
+    from circuitome.runs.texts import documents
+
+    tokens = settings.tokens
+    if settings.texts != "-":
+        tokens = min(tokens, sum(map(len, documents(settings.texts))) // 3)
+    share = (settings.layer + 1) / len(context.model.blocks)
+    return Work(texts=max(1, tokens // settings.length), tokens=settings.length, forward=share + LEARNING)
+
+
+def run(settings: DictionaryTrain, context: Context) -> Findings:
+    """The dictionary, and how its training went."""
+    from circuitome.runs.texts import OWN, documents, text_hash
+
+    texts, model = documents(settings.texts), context.model
+    cut = cm.neurons.windows(model, texts, length=settings.length, tokens=settings.tokens, seed=settings.seed)
+    trained = cm.features.train(
+        context.setting.but(checkpoint=context.file("dictionary.safetensors")),
+        cut,
+        site=settings.site,
+        layer=settings.layer,
+        kind=settings.kind,
+        width=settings.features(cm.features.Place(settings.site, settings.layer).widths(model)[1]),
+        k=settings.k,
+        l1=settings.l1,
+        skip=settings.skip,
+    )
+    results = measured(trained)
+    return Findings(
+        title=f"Dictionary of the {trained.dictionary.place.words} of {settings.model}",
+        sign=(
+            "FVU is the share of the variance that the dictionary leaves unexplained, on the tokens of a stretch as "
+            "they are learned from: 0 is perfect, 1 is no better than the mean. `circuitome dictionary check` measures "
+            "on other texts."
+        ),
+        results=results,
+        blocks=blocks(results),
+        tensors={**trained.dictionary.tensors(), "history": trained.history},
+        more={
+            "data_hash": text_hash(*texts),
+            "texts": {"source": settings.texts or OWN, "windows": len(cut)},
+            "dictionary": trained.dictionary.described(),
+        },
+    )
+
+
+def measured(trained: "cm.features.Trained") -> dict[str, Any]:
+    """How the training went, as plain JSON values."""
+    names = ("tokens", "fvu", "active", "dead")
+    return {
+        "place": trained.dictionary.place.words,
+        "features": len(trained.dictionary),
+        "kind": trained.dictionary.kind,
+        "history": [dict(zip(names, row, strict=True)) for row in trained.history.tolist()],
+    }
+
+
+def blocks(results: Mapping[str, Any]) -> list[Block]:
+    """The answer, and the curves of the training."""
+    rows, last = results["history"], results["history"][-1]
+    tokens = tuple(row["tokens"] for row in rows)
+
+    def curve(name: str, key: str) -> Series:
+        return Series(name=name, x=tokens, y=tuple(row[key] for row in rows))
+
+    shares = (curve("FVU", "fvu"), curve("dead features", "dead"))
+    return [
+        Lede(
+            text=(
+                f"{results['features']:,} features of the {results['place']}, learned from {last['tokens']:,.0f} "
+                f"tokens, leave {last['fvu']:.1%} of the variance unexplained with {last['active']:.1f} of them active "
+                "on a token."
+            )
+        ),
+        Numbers(
+            items=(
+                Figure(name="FVU", value=last["fvu"], about="variance unexplained, last tokens read"),
+                Figure(name="Active", value=last["active"], about="features on a token"),
+                Figure(name="Dead", value=last["dead"], style="percent", about="of features, lately"),
+            )
+        ),
+        Lines(title="Training", x="tokens read", y="share", series=shares),
+        Lines(
+            title="Active features", x="tokens read", y="on a token", series=(curve("active", "active"),), where="page"
+        ),
+    ]
+
+
+STUDY = Study("dictionary train", DictionaryTrain, run, work)
