@@ -1,5 +1,6 @@
 """The public names and where they are defined; `circuitome/__init__.py` imports each when it is first used."""
 
+from . import attribution_graphs as attribution_graphs
 from . import causal as causal
 from . import errors as errors
 from . import features as features
@@ -7,6 +8,7 @@ from . import heads as heads
 from . import neurons as neurons
 from . import tasks as tasks
 from . import weights as weights
+from .attribution_graphs.build import attribution_graph as attribution_graph
 from .discovery.attribution.edges import eap as eap
 from .discovery.attribution.edges import eap_ig as eap_ig
 from .discovery.attribution.nodes import atp as atp

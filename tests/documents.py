@@ -11,6 +11,7 @@ from circuitome.present.blocks import (
     Document,
     Edge,
     Figure,
+    GraphDot,
     HeatMap,
     Lede,
     Lines,
@@ -22,6 +23,7 @@ from circuitome.present.blocks import (
     Numbers,
     Pair,
     Pairs,
+    PromptGraph,
     RoleClass,
     Roles,
     RouteEdge,
@@ -163,6 +165,43 @@ def routes(**changes: Any) -> Routes:
     return replace(block, **changes)
 
 
+def prompt_graph(**changes: Any) -> PromptGraph:
+    """Two tokens, three neurons of two blocks, biases and two logits; one neuron lowers what is explained."""
+    places = [
+        ("embed@0", "embed", -1, 0, None),
+        ("embed@1", "embed", -1, 1, 0.5),
+        ("bias", "bias", -1, 0, None),
+        ("m0.n3@0", "neuron", 0, 0, 1.5),
+        ("m0.n7@1", "neuron", 0, 1, -0.5),
+        ("m1.n2@1", "neuron", 1, 1, 0.25),
+        ("logits.t5@1", "logit", 2, 1, None),
+        ("logits.t6@1", "logit", 2, 1, None),
+    ]
+    nodes = tuple(
+        GraphDot(
+            id=name,
+            kind=kind,
+            layer=layer,
+            position=at,
+            label=f'" {name}"',
+            value=1.0,
+            influence=0.1 * i,
+            effect=effect,
+        )
+        for i, (name, kind, layer, at, effect) in enumerate(places)
+    )
+    edges = ((3, 5, 0.75, 0.5), (5, 6, -0.5, 0.25), (4, 6, 0.25, 0.125), (0, 3, 1.0, 0.0625), (2, 5, 0.125, 0.03))
+    block = PromptGraph(
+        title="Attribution graph",
+        tokens=("Mary", " John"),
+        layers=2,
+        nodes=nodes,
+        edges=edges,
+        explains='" Mary"',
+    )
+    return replace(block, **changes)
+
+
 def pairs(count: int = 1) -> Pairs:
     """Pairs that differ in one name."""
     pair = Pair(
@@ -229,6 +268,7 @@ def every() -> Document:
         Scatter(title="Completeness", x="model", y="circuit", points=points, diagonal=True, groups=("a", "b") * 2),
         roles(),
         routes(),
+        prompt_graph(),
         Tokens(title="What it raises", lines=(strip,), labels=("a9.h6",), unit="logits"),
         neuron_index(),
         attention(),

@@ -5,8 +5,9 @@ a5.h1  a9.kv2  a5  m7       a query head, a key/value head, all heads of a block
 m7.n123  m7.f12             a neuron and a feature of an MLP
 a9.h6.q  a9.kv2.k  m7.in    what a node reads; also a9.kv2.v, m7.n123.in, m7.f12.in
 logits                      what the unembedding reads
+logits.t42                  the logit of the token with id 42
 x5  mid5                    the residual stream in front of block 5, and in front of its MLP
-a5.bias  m5.bias            biases of a block's attention and MLP
+a5.bias  m5.bias  bias      biases of a block's attention and MLP; all biases of a model
 a5.h1@3                     any of these at one position, here the fourth token
 a5.h1->a9.h6.q              an edge
 """
@@ -29,10 +30,12 @@ _FORMS = {
     "neuron": "m{layer}.n{index}",
     "feature": "m{layer}.f{index}",
     "logits": "logits",
+    "logit": "logits.t{index}",
     "resid_pre": "x{layer}",
     "resid_mid": "mid{layer}",
     "attention_bias": "a{layer}.bias",
     "mlp_bias": "m{layer}.bias",
+    "bias": "bias",
 }
 """By kind of node: its text, without what it reads and where."""
 

@@ -366,6 +366,53 @@ class Routes(Block):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GraphDot:
+    """A node of an attribution graph."""
+
+    id: str
+    """embed@3, m5.n123@7, logits.t42@9, bias."""
+    kind: str
+    """embed, neuron, feature, mlp, bias or logit."""
+    layer: int
+    """Its block; -1 for embeddings and biases, the number of blocks for logits."""
+    position: int
+    """Its token."""
+    label: str = ""
+    """What a reader calls it, such as the tokens that it promotes."""
+    value: Number = None
+    """What it wrote with."""
+    influence: float = 0.0
+    """Share of the influence on what is explained that passes it."""
+    effect: Number = None
+    """What it adds to what is explained by all paths."""
+    others: Number = None
+    """What of its value comes from sources that are not drawn."""
+    group: str = ""
+    """The group of similar nodes that it is in, or nothing."""
+    heads: str = ""
+    """Heads that carry most of its strongest edges in, in words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptGraph(Block):
+    """The attribution graph of one prompt: tokens across, blocks up, nodes as dots."""
+
+    tokens: tuple[str, ...]
+    """The prompt's tokens."""
+    layers: int
+    """Blocks of the model."""
+    nodes: tuple[GraphDot, ...]
+    """Its nodes."""
+    edges: tuple[tuple[int, int, float, float], ...]
+    """Places of source and target among the nodes, what the edge brings, and its influence; most influence first."""
+    explains: str
+    """What is explained, in words."""
+    top: int = 12
+    """Nodes that a terminal lists."""
+    block: Literal["attribution graph"] = "attribution graph"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tokens(Block):
     """Lines of text whose tokens are coloured by a value."""
 
@@ -490,7 +537,7 @@ class Note(Block):
     block: Literal["note"] = "note"
 
 
-Drawn = Attention | CircuitMap | Roles | Routes
+Drawn = Attention | CircuitMap | PromptGraph | Roles | Routes
 """Blocks that we draw ourselves."""
 Chart = HeatMap | Lines | Bars | Scatter
 """Blocks that are drawn as charts."""

@@ -151,6 +151,12 @@ def _routes(block: blocks.Routes) -> Rows:
     return [("from", "to", "kind", "importance", "residual", "heads"), *rows]
 
 
+def _prompt_graph(block: blocks.PromptGraph) -> Rows:
+    names = [dot.id for dot in block.nodes]
+    rows = [(names[source], names[target], weight, score) for source, target, weight, score in block.edges]
+    return [("from", "to", "weight", "influence"), *rows]
+
+
 def _roles(block: blocks.Roles) -> Rows:
     return [("class", "members", "position"), *((c.name, " ".join(c.members), c.position) for c in block.classes)]
 
@@ -206,6 +212,7 @@ _ROWS: dict[type[blocks.Block], Callable[[Any], Rows]] = {
     blocks.Scatter: _scatter,
     blocks.CircuitMap: _circuit,
     blocks.Routes: _routes,
+    blocks.PromptGraph: _prompt_graph,
     blocks.Roles: _roles,
     blocks.Attention: _attention,
     blocks.Tokens: _tokens,

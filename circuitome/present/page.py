@@ -23,10 +23,11 @@ from circuitome.present.blocks import (
     HeatMap,
     NeuronIndex,
     Number,
+    PromptGraph,
     Roles,
     Routes,
 )
-from circuitome.present.drawings import attention, circuit, roles, routes
+from circuitome.present.drawings import attention, attribution_graph, circuit, roles, routes
 from circuitome.runs.store import plain
 
 OPEN_PAIRS = 4
@@ -61,7 +62,12 @@ class Section:
 def page(document: Document) -> str:
     """The whole page. The same document gives the same text; only its own scripts may run, by their hashes."""
     shown = [block for block in document.blocks if block.where != "terminal"]
-    kinds = {CircuitMap: "circuit.js", Routes: "routes.js", NeuronIndex: "neurons.js"}
+    kinds = {
+        CircuitMap: "circuit.js",
+        Routes: "routes.js",
+        NeuronIndex: "neurons.js",
+        PromptGraph: "attribution_graph.js",
+    }
     scripts = ["page.js", *(name for kind, name in kinds.items() if any(isinstance(block, kind) for block in shown))]
     written = rendered(
         "page.html.j2",
@@ -159,6 +165,7 @@ def drawing(block: Block) -> Markup:
         CircuitMap: lambda circuit_map: circuit.svg(circuit.draw(circuit_map)),
         Roles: roles.svg,
         Routes: routes.svg,
+        PromptGraph: attribution_graph.svg,
         Attention: attention.together,
     }
     return Markup(draw.get(type(block), charts.svg)(block))
@@ -173,6 +180,7 @@ def json_script(value: Any) -> Markup:
 TOOLS: dict[str, Any] = {
     "asdict": asdict,
     "attention_svg": lambda block, head: Markup(attention.svg(block, head)),
+    "attribution_graph": attribution_graph,
     "circuit": circuit,
     "drawing": drawing,
     "fact": fact,

@@ -184,6 +184,7 @@ PRINTED: dict[str, Callable[[Any, Console], None]] = {
     "circuit": text_figures.circuit,
     "roles": _roles,
     "routes": text_figures.routes,
+    "attribution graph": text_figures.prompt_graph,
     "tokens": _tokens,
     "neurons": _neurons,
     "attention": _attention,

@@ -8,7 +8,8 @@ from rich.text import Text
 
 from circuitome.graph.node import Node
 from circuitome.present import formats
-from circuitome.present.blocks import CircuitMap, HeatMap, Routes, table
+from circuitome.present.blocks import CircuitMap, Column, HeatMap, PromptGraph, Routes, table
+from circuitome.present.drawings.attribution_graph import ROUND
 from circuitome.present.drawings.grid import Grid
 from circuitome.present.drawings.routes import shown_edges
 from circuitome.present.heat_maps import cells, certain, certainty, ends_of, name_of
@@ -226,3 +227,33 @@ def _between(block: Routes, shown: Sequence[Any], flow: dict[str, float], consol
 
 def _token(block: Routes, node: str) -> str:
     return formats.quoted(block.tokens[Node.parse(node).position or 0]).replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def prompt_graph(block: PromptGraph, console: Console) -> None:
+    """The nodes with most influence, each with its strongest edge in and out."""
+    into, out = dict[int, tuple[int, float]](), dict[int, tuple[int, float]]()
+    for source, target, weight, _ in block.edges:
+        for ends, here, there in ((into, target, source), (out, source, target)):
+            if abs(weight) > abs(ends.get(here, (0, 0.0))[1]):
+                ends[here] = there, weight
+    ranked = sorted(
+        (i for i, dot in enumerate(block.nodes) if dot.kind in ROUND), key=lambda i: -block.nodes[i].influence
+    )
+    rows = [
+        (
+            dot.id,
+            formats.quoted(block.tokens[dot.position]),
+            dot.label,
+            dot.effect,
+            *(_edge(block, e.get(i)) for e in (into, out)),
+        )
+        for i, dot in ((i, block.nodes[i]) for i in ranked[: block.top])
+    ]
+    narrow = (Column("most from", "node", narrow=False), Column("most to", "node", narrow=False))
+    columns = (("node", "node"), "at", "stands for", ("effect", "signed", 2), *narrow)
+    print_table(table("", columns, rows), console)
+    say(console, f"{len(ranked)} neurons, {len(block.edges):,} edges; those with most influence first.")
+
+
+def _edge(block: PromptGraph, edge: tuple[int, float] | None) -> str:
+    return "" if edge is None else f"{block.nodes[edge[0]].id} {edge[1]:+.2f}".replace("-", formats.MINUS)

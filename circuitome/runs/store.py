@@ -30,7 +30,7 @@ class Run:
 
 
 def save_run(run: Run, folder: Path, pages: Mapping[str, str]) -> None:
-    """Write `run` and `pages` (file name -> text) to `folder`; a run of the same key there is replaced.
+    """Write `run` and `pages` (file name, folders in it, -> text) to `folder`; a run of this key there goes.
 
     Raises `RunError` if the folder holds another run or something else.
     """
@@ -46,6 +46,7 @@ def save_run(run: Run, folder: Path, pages: Mapping[str, str]) -> None:
         (staging / TENSORS).write_bytes(save({k: run.tensors[k].contiguous() for k in sorted(run.tensors)}))
         (staging / MANIFEST).write_text(to_json(run.manifest) + "\n", encoding="utf-8")
         for name, text in pages.items():
+            (staging / name).parent.mkdir(parents=True, exist_ok=True)
             (staging / name).write_text(text, encoding="utf-8")
         staging.chmod(0o777 & ~_umask())
         _replace(staging, folder)

@@ -8,7 +8,7 @@ from importlib import import_module
 from circuitome.studies.study import Study
 
 NAMES = (
-    *("see", "check", "find", "measure", "patch", "path", "compare", "known", "validate", "explain"),
+    *("see", "graph", "check", "find", "measure", "patch", "path", "compare", "known", "validate", "explain"),
     *("heads", "neurons", "neuron", "languages", "steer", "induction", "retrieval", "stream", "trace", "routes"),
     *("weights", "lens", "conv", "diff", "align"),
     *("dictionary train", "dictionary check", "features"),

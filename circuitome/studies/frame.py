@@ -61,7 +61,7 @@ def perform(
             shutil.rmtree(partial, ignore_errors=True)
         raise
     run = Run(manifest(study, settings, context, findings, start), dict(findings.tensors))
-    save_run(run, folder, {"report.html": page(document(run, folder))})
+    save_run(run, folder, {**findings.files, "report.html": page(document(run, folder))})
     return run, folder
 
 

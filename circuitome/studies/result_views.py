@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import singledispatch
 from typing import TYPE_CHECKING, Any
 
+from circuitome.attribution_graphs.result import AttributionGraph
 from circuitome.engine.interventions.recorded import AttentionPatterns
 from circuitome.errors import InputError
 from circuitome.features.dictionary_quality import Quality
@@ -23,6 +24,7 @@ from circuitome.studies import (
     explain,
     explained_mlps,
     explained_roles,
+    graph,
     pieces,
     validate,
 )
@@ -59,6 +61,11 @@ def _samples(result: Samples) -> list[blocks.AnyBlock]:
         return [_heat_map(result)]
     strongest = [(name, pieces.cell(estimate)) for name, estimate in result.top(STRONGEST)]
     return [blocks.table("Strongest", ("part", ("value", "estimate", 3, result.unit)), strongest)]
+
+
+@views.register
+def _attribution_graph(result: AttributionGraph) -> list[blocks.AnyBlock]:
+    return [graph.drawn(result)]
 
 
 def _bars(result: Samples) -> blocks.Bars:

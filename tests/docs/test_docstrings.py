@@ -12,7 +12,9 @@ import torch
 import circuitome
 import circuitome as cm
 
-SPACES = (cm, cm.tasks, cm.causal, cm.features, cm.heads, cm.neurons, cm.weights, cm.ground_truth)
+SPACES = (
+    *(cm, cm.tasks, cm.attribution_graphs, cm.causal, cm.features, cm.heads, cm.neurons, cm.weights, cm.ground_truth),
+)
 """Where public names are looked up."""
 GIVEN = {
     *(
@@ -41,6 +43,7 @@ GIVEN = {
     *("OwnTokens", "Windows"),
     *("Trained", "Quality", "Fit", "Place", "FeatureScores", "Dictionary", "CrossLayer"),
     *("Features", "RoleVerdict", "ConvNet", "Expanded", "Factored", "Composition", "Lens", "LogitAttribution"),
+    *("AttentionPlace", "AttributionGraph", "GraphChecks", "GraphNode", "HeadLoadings", "QKAttribution", "SwitchedOff"),
     *("AccuracyMap", "Alignment", "CausalModel", "Joint", "Located", "Subspace", "TokenPairs", "Tokens"),
 }
 """Public classes that functions give, or that users do not make: the example is that of the function."""

@@ -9,8 +9,8 @@ from circuitome.graph.model_graph import Graph
 from circuitome.graph.node import KINDS, Edge, Node
 
 INPUTS = {"head": "qkv", "kv": "kv", "mlp": ["in"], "neuron": ["in"], "feature": ["in"]}
-INDEXED = ("head", "kv", "neuron", "feature")
-WITHOUT_LAYER = ("embed", "token", "position", "logits")
+INDEXED = ("head", "kv", "neuron", "feature", "logit")
+WITHOUT_LAYER = ("embed", "token", "position", "logits", "logit", "bias")
 
 
 @st.composite

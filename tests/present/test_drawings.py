@@ -6,11 +6,12 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from documents import attention, circuit_map, roles, routes
+from documents import attention, circuit_map, prompt_graph, roles, routes
 
 from circuitome.present.assets import on_paper
 from circuitome.present.blocks import Edge, Shape
 from circuitome.present.drawings import attention as attention_drawing
+from circuitome.present.drawings import attribution_graph as graph_drawing
 from circuitome.present.drawings import circuit
 from circuitome.present.drawings import roles as roles_drawing
 from circuitome.present.drawings import routes as routes_drawing
@@ -26,6 +27,8 @@ def test_drawings_are_well_formed_and_stand_alone() -> None:
         roles_drawing.svg(roles()),
         roles_drawing.svg(replace(roles(), arrows=(), positions=())),
         routes_drawing.svg(routes()),
+        graph_drawing.svg(prompt_graph()),
+        graph_drawing.svg(prompt_graph(edges=())),
         attention_drawing.svg(attention(), 0),
         attention_drawing.together(attention()),
     ]
@@ -154,3 +157,18 @@ def test_boxes_never_lie_on_each_other() -> None:
         for b in boxes[i + 1 :]:
             apart = abs(a.x - b.x) >= roles_drawing.BOX or a.y + a.height <= b.y or b.y + b.height <= a.y
             assert apart, (a.role.name, b.role.name)
+
+
+def test_nodes_of_an_attribution_graph_lie_in_the_column_of_their_token_and_the_row_of_their_block() -> None:
+    block = prompt_graph()
+    places = graph_drawing.Map(block)
+    for dot, point in zip(block.nodes, places.places, strict=True):
+        assert point.y == places.row(dot.layer)
+        left, width = places.columns[dot.position]
+        assert dot.kind in ("bias", "logit") or left <= point.x <= left + width
+    assert len(set(places.places)) == len(block.nodes)
+    assert [index for index, _ in graph_drawing.strongest(block)] == [5, 4, 3]
+    many = tuple(replace(block.nodes[5], id=f"m1.n{i}@1") for i in range(200))
+    crowded = graph_drawing.Map(prompt_graph(nodes=many, edges=()))
+    left, width = crowded.columns[1]
+    assert all(left <= point.x <= left + width for point in crowded.places)

@@ -24,9 +24,10 @@ RESULTS = {
     "curve": None,
     "attention": cm.attention(MODEL, [[3, 4, 5], [6, 7]], ["a0.h1", "a2"]),
     "stable": cm.stable(MODEL, TASK, method=cm.eap, size=40, share=0.5, whole=SCORES),
+    "attribution graph": cm.attribution_graph(MODEL, [3, 4, 5, 6], expand=20),
     "list": Samples(samples=SCORES.samples[:, :3], axes=(("a", "b", "c"),), unit="logits"),
 }
-PICTURES = ("scores", "circuit", "stable", "effects", "attention", "list")
+PICTURES = ("scores", "circuit", "stable", "effects", "attention", "attribution graph", "list")
 
 
 @pytest.fixture(params=[name for name, result in RESULTS.items() if result is not None])

@@ -19,6 +19,7 @@ COMMANDS = {
     "weights": ("weights", "a2.h0", "--model", "known-ioi"),
     "see": ("see", "Ann and Bob met then Bob gave to", "--model", "known-ioi"),
     "trace": ("trace", "Ann and Bob met then Bob gave to", "--model", "known-ioi"),
+    "graph": ("graph", "Ann and Bob met then Bob gave to", "--model", "known-ioi", "--off", "2"),
     "explain": ("explain", "{find}"),
     "validate": ("validate", "{find}", "--quick"),
     "diff": ("diff", "{find}", "{find}"),

@@ -1,0 +1,89 @@
+"""`graph` end to end on a small saved model: what is printed, written, drawn, and every bad input."""
+
+import json
+import re
+from pathlib import Path
+
+import jsonschema
+import pytest
+from command import run
+from shown import blocks_of, check_shown
+
+from circuitome.attribution_graphs import read_graph
+from circuitome.runs.store import load_run
+
+SCHEMA = Path(__file__).parents[1] / "attribution_graphs" / "schema" / "graph-schema.json"
+QUICK = ("--expand", 40, "--off", 4, "--heads", 2)
+
+
+@pytest.mark.slow
+def test_a_graph_is_printed_written_and_drawn(capsys, folder, tmp_path):
+    out = tmp_path / "g"
+    code, printed, err = run(capsys, "graph", "a b c d", "--model", folder, *QUICK, "--out", out)
+    assert (code, err) == (0, "")
+    assert "Neurons switched off" in printed and "Where heads attend, and why" in printed
+    text, page = check_shown(out)
+    assert "--first-token" in text and 'class="attribution"' in page
+    kept = load_run(out)
+    graph, checks = kept.manifest["results"]["graph"], kept.manifest["results"]["checks"]
+    assert graph["expanded"] == 40 and checks["sums"] < 1e-3 and len(checks["off"]) == 4
+    (block,) = blocks_of(out, "attribution graph").values()
+    assert len(block.edges) == graph["edges"] == len(kept.tensors["weights"])
+    scores = [edge[3] for edge in block.edges]
+    assert scores == sorted(scores, reverse=True)
+    code, again, _ = run(capsys, "show", out)
+    assert code == 0 and again == printed
+
+
+@pytest.mark.slow
+def test_its_json_is_valid_and_every_neuron_has_details(capsys, folder, tmp_path):
+    out = tmp_path / "g"
+    assert run(capsys, "graph", "a b c d", "--model", folder, *QUICK, "--first-token", "--out", out)[0] == 0
+    data = json.loads((out / "graph.json").read_text())
+    jsonschema.Draft7Validator(json.loads(SCHEMA.read_text())).validate(data)
+    assert data["metadata"]["feature_details"] == {"feature_json_base_url": "features"}
+    units = [node for node in data["nodes"] if node["feature_type"] == "cross layer transcoder"]
+    for node in units:
+        details = json.loads((out / "features" / f"{node['feature']}.json").read_text())
+        assert details["index"] == node["feature"] and len(details["top_logits"]) == 10
+    assert len(data["attention"]) == 2 and data["attention"][0]["pair_wise_contributors"]
+    assert len(read_graph(out / "graph.json").units()) == len(units)
+
+
+@pytest.mark.slow
+def test_a_census_gives_texts_in_the_details(capsys, folder, tmp_path):
+    (tmp_path / "t.txt").write_text("a b c d e f g h i j k l m n o p " * 8)
+    census = ("neurons", "--texts", tmp_path / "t.txt", "--model", folder, "--length", 16, "--out", tmp_path / "n")
+    assert run(capsys, *census)[0] == 0
+    out = tmp_path / "g"
+    given = ("--census", tmp_path / "n", "--out", out)
+    assert run(capsys, "graph", "a b c d", "--model", folder, *QUICK, *given)[0] == 0
+    files = [json.loads(path.read_text()) for path in (out / "features").iterdir()]
+    shown = [group["examples"][0] for file in files for group in file["examples_quantiles"]]
+    assert shown and all(len(example["tokens"]) == len(example["tokens_acts_list"]) for example in shown)
+
+
+@pytest.mark.slow
+def test_a_model_with_attention_of_its_own_has_a_graph_without_attention_logits(capsys, tmp_path):
+    given = ("graph", "Ann and Bob met then Bob gave to", "--model", "known-ioi", "--first-token")
+    code, out, _ = run(capsys, *given, "--json", "--out", tmp_path / "k")
+    assert code == 0 and json.loads(out)["results"]["attention"] == []
+    code, out, _ = run(capsys, *given, "--contrast", "Ann", "Bob", "--json", "--out", tmp_path / "c")
+    assert code == 0 and json.loads(out)["results"]["graph"]["contrast"] == ["Ann", "Bob"]
+
+
+BAD = [
+    (("",), r"has no tokens"),
+    (("a b", "--expand", "0"), r"--expand is a number and must be at least 1, got 0"),
+    (("a b", "--node-share", "0"), r"--node-share is a share and must lie between 0 and 1, got 0"),
+    (("a b", "--edge-share", "1.5"), r"--edge-share is a share"),
+    (("a b", "--contrast", "a b c", "d"), r"'a b c' must be one token"),
+    (("a b", "--census", "nowhere"), r"no run folder"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD)
+def test_bad_input_leaves_no_run(arguments, message, capsys, folder, tmp_path):
+    code, _, err = run(capsys, "graph", *arguments, "--model", folder, "--out", tmp_path / "bad")
+    assert code == 1 and re.search(message, err), err
+    assert not (tmp_path / "bad").exists()
