@@ -29,6 +29,7 @@ from .discovery.search.pruning import acdc as acdc
 from .editing.directions import Direction as Direction
 from .editing.directions import direction as direction
 from .editing.edit import Edit as Edit
+from .editing.steering import Feature as Feature
 from .editing.steering import Parts as Parts
 from .editing.steering import steer as steer
 from .engine.backward_rules import Rules as Rules

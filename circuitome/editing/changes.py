@@ -5,9 +5,8 @@ weights (`circuitome.editing.checkpoint`).
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -15,6 +14,8 @@ from torch import Tensor
 from circuitome.engine.interventions.hook_sites import hook
 from circuitome.engine.interventions.positions import At
 from circuitome.engine.interventions.replace_parts import ablate, scale
+from circuitome.features.clamping import clamped
+from circuitome.features.dictionary import Dictionary
 from circuitome.models.model import Model
 
 
@@ -110,20 +111,6 @@ class Removed:
         return "a direction removed from all that is written"
 
 
-@runtime_checkable
-class Dictionary(Protocol):
-    """What a sparse dictionary has to have for its features to be clamped."""
-
-    site: str
-    """Where its activations are from, a name of `cm.hook`."""
-
-    def encode(self, activations: Tensor) -> Tensor:
-        """Feature activations [..., feature] of activations [..., width]."""
-
-    def vector(self, feature: int) -> Tensor:
-        """What one unit of a feature adds to the activations, [width]."""
-
-
 @dataclass(frozen=True, eq=False)
 class Clamped:
     """A feature of a dictionary is held at a value: x + (value - f(x)) d, so that the error term stays as it is."""
@@ -137,20 +124,12 @@ class Clamped:
     at: At = "all"
     """Where, as in `cm.ablate`."""
 
-    @contextmanager
-    def applied(self, model: Model) -> Iterator[None]:
+    def applied(self, model: Model) -> AbstractContextManager[None]:
         """Inside, the activations are as if the feature had the value."""
-
-        def clamp(values: Tensor) -> Tensor:
-            active = self.dictionary.encode(values.float())[..., self.feature]
-            # A feature that has the value already changes nothing, not even by rounding.
-            return values + ((self.value - active)[..., None] * self.dictionary.vector(self.feature)).to(values)
-
-        with hook(model, self.dictionary.site, clamp, at=self.at):
-            yield
+        return clamped(model, self.dictionary, {self.feature: self.value}, at=self.at)
 
     def __str__(self) -> str:
-        return f"feature {self.feature} at {self.dictionary.site} held at {self.value:g}"
+        return f"feature {self.feature} of {self.dictionary.place} held at {self.value:g}"
 
 
 Change = Replaced | Scaled | Added | Removed | Clamped

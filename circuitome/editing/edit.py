@@ -10,13 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitome.editing.changes import Added, Change, Clamped, Dictionary, Removed, Replaced, Scaled
+from circuitome.editing.changes import Added, Change, Clamped, Removed, Replaced, Scaled
 from circuitome.engine.interventions.positions import At
 from circuitome.engine.interventions.prompts import token_ids
 from circuitome.engine.interventions.replace_parts import part_groups
 from circuitome.engine.interventions.sites import site as site_of
 from circuitome.engine.interventions.values import written
 from circuitome.errors import InputError, NumericsError, unknown_name
+from circuitome.features.dictionary import Dictionary
 from circuitome.models.model import Model
 from circuitome.tasks.task import Task
 
@@ -111,8 +112,7 @@ class Edit:
     def clamp(cls, dictionary: Dictionary, feature: int, value: float, *, at: At = "all") -> "Edit":
         """Feature number `feature` of a dictionary is held at `value`; what the dictionary does not explain stays.
 
-        Source: Templeton et al. 2024, "Scaling monosemanticity", section "Features as computational intermediates".
-        Raises `NumericsError` for a value that is not finite.
+        As `cm.features.clamped`, which takes several features. Raises `NumericsError` for a value that is not finite.
         """
         return cls((Clamped(dictionary, feature, _finite("A feature cannot be held at", value), at),))
 

@@ -5,6 +5,7 @@ layers. A change that breaks the model also changes what it says; so the price, 
 answer, and the comparison is with random changes that cost at least as much.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -19,6 +20,7 @@ from circuitome.engine.interventions.positions import At
 from circuitome.engine.interventions.replace_parts import part_groups
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError, NumericsError
+from circuitome.features.dictionary import Dictionary
 from circuitome.models.model import Model
 from circuitome.neurons.held_neurons import random_neurons
 from circuitome.neurons.text_loss import COPIES, mean_loss
@@ -80,6 +82,31 @@ class Parts:
             order = torch.randperm(len(others), generator=generator)[: len(taken)]
             drawn += [f"a{layer}.h{others[i]}" for i in order.tolist()]
         return Parts(tuple(drawn))
+
+
+@dataclass(frozen=True, eq=False)
+class Feature:
+    """A feature of a dictionary, held at the strength: in units of the dictionary's features."""
+
+    dictionary: Dictionary
+    """The dictionary."""
+    number: int
+    """The feature."""
+    unchanged: ClassVar[float] = math.nan
+    """No strength is the model itself."""
+
+    def __str__(self) -> str:
+        return f"feature {self.number} of {self.dictionary.place}"
+
+    def edit(self, model: Model, strength: float, *, at: At = "all") -> Edit:
+        """The feature held at `strength`."""
+        return Edit.clamp(self.dictionary, self.number, strength, at=at)
+
+    def random(self, model: Model, seed: int) -> "Feature":
+        """Another feature, drawn at random."""
+        others = [i for i in range(len(self.dictionary)) if i != self.number]
+        drawn = int(torch.randint(len(others), (1,), generator=torch.Generator().manual_seed(seed)))
+        return Feature(self.dictionary, others[drawn])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,13 +13,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import Cache
-from transformers.cache_utils import DynamicLayer
 from typing_extensions import override
 
+from circuitome.engine.generation import generate
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
-from circuitome.models.inputs import Inputs
 from circuitome.models.model import Model
 from circuitome.neurons.held_neurons import control, random_neurons
 from circuitome.neurons.language import LanguageNeurons, Texts, language_windows
@@ -219,7 +217,7 @@ def output_language(
     begun = [setting.model.encode(prompt) for prompt in prompts]
     for number, enter in enumerate(ways.values()):
         with enter():
-            said = _generated(setting.model, begun, new)
+            said = generate(setting.model, begun, new)
         texts = [setting.model.decode(more) for more in said]
         hits.append(torch.tensor([float(spoken(text) == target) for text in texts]))
         losses.append(_own_loss(setting, begun, said))
@@ -248,25 +246,6 @@ def _ways(
         "random": lambda: control(model, off=nothing, set_to=random),
         "direction": lambda: adding(model, layer, vector),
     }
-
-
-def _generated(model: Model, prompts: Sequence[Sequence[int]], new: int) -> list[list[int]]:
-    """What the model says next, greedily, until it ends or there are `new` tokens; prompts of one length together."""
-    said = list[list[int]]([] for _ in prompts)
-    for length in {len(ids) for ids in prompts}:
-        rows = [i for i, ids in enumerate(prompts) if len(ids) == length]
-        cache = Cache([DynamicLayer() for _ in model.blocks])
-        feed = torch.tensor([prompts[i] for i in rows], device=model.device)
-        for past in range(length, length + new):
-            at = torch.arange(past - feed.shape[1], past, device=model.device).expand_as(feed)
-            mask = torch.ones(len(rows), past, dtype=torch.long, device=model.device)
-            last = torch.full((len(rows),), feed.shape[1] - 1, device=model.device)
-            with torch.no_grad():
-                feed = model.logits(Inputs(feed, mask, at, last, cache)).argmax(-1, keepdim=True)
-            for i, token in zip(rows, feed[:, 0].tolist(), strict=True):
-                said[i].append(token)
-    end = None if model.tokenizer is None else model.tokenizer.eos_token_id
-    return [more[: more.index(end)] if end in more else more for more in said]
 
 
 def _own_loss(setting: Setting, prompts: Sequence[Sequence[int]], said: Sequence[Sequence[int]]) -> Estimate | None:

@@ -150,15 +150,16 @@ def run(settings: Find, context: Context) -> Findings:
     judged = setting.but(prompts=prompts.held_out or prompts.search)
     curve = curve_of(judged, result)
     scores, intervals = result.scores, None
-    if result.smallest is not None:
-        scores, intervals = result.smallest.edges.scores, result.smallest.edges.intervals(settings.seed)
+    effects = None if result.smallest is None else result.smallest.edges
+    if effects is not None:
+        scores, intervals = effects.scores, effects.intervals(settings.seed)
     elif scores.samples is not None:
         intervals = scores.intervals(result.circuit, seed=settings.seed, groups=context.task.groups)
     measured = Measured(
         result=result,
         curve=curve,
         own=None if prompts.held_out is None else cm.faithfulness(setting, result.circuit),
-        verdict=None if result.smallest is None else quick_verdict(judged, result, context),
+        verdict=None if effects is None else quick_verdict(judged, result, context),
         edges=scored_edges(scores, result.circuit, intervals),
         unit=scores.unit,
         neurons=described_neurons(judged, result),
@@ -171,10 +172,10 @@ def run(settings: Find, context: Context) -> Findings:
         "settings": settings.options(),
         **result.notes,
     }
+    score = SMALLEST_SCORE if effects else named("mattr" if result.smallest else asked).score
     return Findings(
         title=f"{context.task.name} in {settings.model}",
-        sign=f"A score is {SMALLEST_SCORE if result.smallest else method.score}. Brackets are 95 % intervals over "
-        f"{judged.over}.",
+        sign=f"A score is {score}. Brackets are 95 % intervals over {judged.over}.",
         results=results(settings, context, measured),
         blocks=blocks(settings, context, measured),
         tensors=tensors(measured, intervals),
@@ -198,7 +199,7 @@ class Measured:
     own: "cm.Faithfulness | None"
     """Faithfulness on the prompts of the search, where others are held out."""
     verdict: "cm.Verdict | None"
-    """The quick verdict on held-out prompts, for the smallest circuit."""
+    """The quick verdict on held-out prompts, for the smallest circuit unless it is large."""
     edges: "list[Edge]"
     """The circuit's edges, each with its score."""
     unit: str
@@ -265,7 +266,7 @@ def tensors(measured: Measured, intervals: "Tensor | None") -> dict[str, "Tensor
         "score_high": high[circuit.mask],
         "metrics": measured.circuit.samples.contiguous(),
         **({} if scores.samples is None else {"samples": scores.samples}),
-        **({} if smallest is None else {"edge_effects": smallest.edges.samples}),
+        **({} if smallest is None or smallest.edges is None else {"edge_effects": smallest.edges.samples}),
         **({} if measured.result.stable is None else {"kept": measured.result.stable.kept}),
     }
 
@@ -321,8 +322,10 @@ def blocks(settings: Find, context: Context, measured: Measured) -> list[Block]:
         ),
         *neuron_table(measured.neurons, measured.edges, measured.unit),
     ]
-    if smallest is not None and measured.verdict is not None:
-        parts += [criteria(measured.verdict.to_dict()["criteria"]), front_of(smallest)]
+    if measured.verdict is not None:
+        parts.append(criteria(measured.verdict.to_dict()["criteria"]))
+    if smallest is not None:
+        parts.append(front_of(smallest))
     where = "on the prompts that chose them" if held_out is None else "on held-out prompts"
     parts += stable_blocks(measured.stable, where)
     return [*parts, by_size(measured.curve, where), example_pairs(context.model, held_out or context.task, metrics)]
@@ -380,7 +383,7 @@ def front_of(smallest: "Smallest") -> Lines:
     sizes, shares = zip(*((len(circuit), share) for circuit, share in smallest.front), strict=True)
     note = (
         "Circuits of the strongest edges on the prompts that choose the size. The smallest within "
-        f"{1 - smallest.asked:.0%} of the whole model, by one standard error, is taken, and what is useless in it goes."
+        f"{1 - smallest.asked:.0%} of the whole model is taken, and what is useless in it goes."
     )
     return size_lines([series_of("circuit", sizes, shares)], title="The walk along sizes", note=note)
 

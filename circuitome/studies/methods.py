@@ -26,7 +26,7 @@ from circuitome.tasks.losses import LOSSES
 from circuitome.validation.faithfulness.evaluator import Evaluator
 from circuitome.validation.faithfulness.share import evaluate
 from circuitome.validation.robustness.consensus import RERUNS, StableCircuit, stable
-from circuitome.validation.smallest import Smallest, edge_effects, smallest
+from circuitome.validation.smallest import LARGE, Smallest, edge_effects, smallest
 
 THRESHOLD_SHARE = 1 / 500
 """ACDC's threshold where none is given, as a share of the loss between the clean and the ablated model."""
@@ -157,7 +157,8 @@ def stabilised(name: str, search: Search, share: float, draws: int | None) -> Re
     if result.smallest is None or result.smallest.prompts.held_out is None:
         return result
     measured = Evaluator(search.setting.but(prompts=result.smallest.prompts.held_out))
-    edges, shown = edge_effects(measured, again.circuit), evaluate(measured, [again.circuit])[0]
+    edges = edge_effects(measured, again.circuit) if len(again.circuit) <= LARGE else None
+    shown = evaluate(measured, [again.circuit])[0]
     return replace(result, smallest=replace(result.smallest, circuit=again.circuit, edges=edges, faithfulness=shown))
 
 

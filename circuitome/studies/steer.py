@@ -30,7 +30,7 @@ PLACES = ("all", "prompt", "generated", "end")
 
 @dataclass(frozen=True, kw_only=True)
 class Steer(ModelSettings):
-    """Turn a direction, heads or neurons up and down: what the model says, how often as wanted, at what price."""
+    """Turn a direction, heads, neurons or a feature up and down: what the model then says, and at what price."""
 
     arguments: ClassVar[tuple[str, ...]] = ("prompt",)
 
@@ -46,6 +46,8 @@ class Steer(ModelSettings):
     """Tokens of a text that count for its mean: all, or end, the last one."""
     parts: Names = ()
     """Heads or neurons, e.g. a9.h6 or m5.n123, multiplied by the strength, in place of a direction."""
+    feature: str | None = None
+    """A feature of a dictionary to hold at the strength, DICT:NUMBER, in place of a direction."""
     strength: Numbers = ()
     """Strengths, with commas between; of a direction in lengths of the stream there, of parts as factors."""
     at: str = "all"
@@ -65,10 +67,16 @@ class Steer(ModelSettings):
     def check(self) -> None:
         if not self.prompt:
             raise InputError("Give a prompt to go on with.")
-        if bool(self.parts) == (self.toward is not None or self.away is not None):
-            raise InputError("Give --toward and --away, texts for a direction, or --parts, heads or neurons.")
-        if not self.parts and (self.toward is None or self.away is None):
+        if (self.toward is None) != (self.away is None):
             raise InputError("A direction needs both --toward and --away.")
+        if [bool(self.parts), self.feature is not None, self.toward is not None].count(True) != 1:
+            raise InputError(
+                "Give --toward and --away, texts for a direction, or --parts, heads or neurons, or --feature."
+            )
+        if self.feature is not None and not self.feature.rpartition(":")[2].isdigit():
+            raise InputError(
+                f"--feature is DICT:NUMBER, a dictionary's file or run and a number; got {self.feature!r}."
+            )
         if not self.wanted:
             raise InputError("Give --wanted: how words begin that a text has where it is as wanted.")
         if self.at not in PLACES:
@@ -81,7 +89,8 @@ class Steer(ModelSettings):
 
     def strengths(self) -> tuple[float, ...]:
         """The strengths asked for, or those that suit what is turned."""
-        return self.strength or ((0.0, 0.5, 1.0, 2.0) if self.parts else (-0.4, -0.2, 0.0, 0.2, 0.4))
+        factors, held, lengths = (0.0, 0.5, 1.0, 2.0), (0.0, 5.0, 10.0, 20.0), (-0.4, -0.2, 0.0, 0.2, 0.4)
+        return self.strength or (factors if self.parts else held if self.feature else lengths)
 
 
 def work(settings: Steer, context: Context) -> Work:
@@ -129,9 +138,12 @@ def run(settings: Steer, context: Context) -> Findings:
 
 
 def turned(settings: Steer, model: "cm.Model") -> "Turned":
-    """What is turned: a direction between two sets of texts, or parts."""
+    """What is turned: parts, a feature, or a direction between two sets of texts."""
     if settings.parts:
         return cm.Parts(settings.parts)
+    if settings.feature is not None:
+        dictionary, _, number = settings.feature.rpartition(":")
+        return cm.Feature(cm.features.load(dictionary, model=model), int(number))
     toward, away = (lines(given or "") for given in (settings.toward, settings.away))
     return cm.direction(model, toward, away, layer=settings.layer, tokens=settings.tokens)
 

@@ -43,8 +43,8 @@ ROUNDS = 3
 """Rounds in which what is useless goes, at most."""
 WORTH = 0.02
 """Share of a large circuit's edges that has to go in a round for another round."""
-LARGE = 300
-"""Edges of a circuit too large to measure each edge's own effect; slopes say which can go."""
+LARGE = 600
+"""Edges up to which each edge's own effect is measured; in larger circuits slopes say which can go."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +85,8 @@ class Smallest(Shown):
     """The ranking of all edges that it comes from."""
     faithfulness: Faithfulness
     """On the held-out prompts."""
-    edges: EdgeEffects
-    """What the circuit loses on the held-out prompts without each of its edges."""
+    edges: EdgeEffects | None
+    """What the circuit loses on the held-out prompts without each of its edges; None where it has too many of them."""
     front: tuple[tuple[Circuit, Estimate], ...]
     """The walk: circuits by size with their share of the gap on the sizing prompts."""
     prompts: Split
@@ -148,6 +148,7 @@ def smallest(
         circuit, reached = _first_inside(judge, front)
     if reached:
         circuit = without_faint(search, circuit, judge.keeps)
+    if reached and len(circuit) <= LARGE:
         circuit = without_useless(Evaluator(_kept(setting, prompts.search, "search")), circuit, judge.keeps)
         circuit = without_idle(judge, circuit)
     measured = Evaluator(_kept(setting, prompts.held_out, "held-out"))
@@ -155,7 +156,7 @@ def smallest(
         circuit=circuit,
         scores=scores,
         faithfulness=evaluate(measured, [circuit])[0],
-        edges=edge_effects(measured, circuit),
+        edges=edge_effects(measured, circuit) if len(circuit) <= LARGE else None,
         front=front,
         prompts=prompts,
         asked=faithful,

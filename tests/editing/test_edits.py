@@ -87,40 +87,34 @@ def test_a_removed_direction_is_nowhere_in_the_stream(name):
         assert float(along) < 1e-4 * float(value.nan_to_num().norm(dim=-1).max())
 
 
-class Pairs:
-    """A dictionary of two features in four dimensions of the stream, with thresholds, as trained ones have."""
-
-    site = "m0.resid_post"
-
-    def __init__(self, width):
-        self.weights = torch.eye(width)[:2] * 3
-
-    def encode(self, activations):
-        return (activations @ self.weights.T / 9 - 0.01).relu()
-
-    def vector(self, feature):
-        return self.weights[feature]
-
-
 def test_a_clamped_feature_has_the_value_and_its_own_value_changes_nothing():
     model = tiny("llama")
-    pairs = Pairs(model.d_model)
+    width = model.d_model
+    encoder = torch.eye(width)[:, :2] / 3
+    dictionary = cm.features.Dictionary(
+        place=cm.features.Place("resid", 0),
+        W_enc=encoder,
+        b_enc=torch.full((2,), -0.01),
+        W_dec=torch.eye(width)[:2] * 3,
+        b_dec=torch.zeros(width),
+    )
     with torch.no_grad():
         plain = run(model, INPUTS)
-        with model.edited(cm.Edit.clamp(pairs, 1, 2.0)):
+        untouched = cm.activations(model, PROMPTS, "m0.resid_post")["m0.resid_post"]
+        with model.edited(cm.Edit.clamp(dictionary, 1, 2.0)):
             assert not torch.allclose(run(model, INPUTS), plain, atol=1e-4)
             values = cm.activations(model, PROMPTS, "m0.resid_post")["m0.resid_post"]
-        untouched = cm.activations(model, PROMPTS, "m0.resid_post")["m0.resid_post"]
-        change = (values - untouched)[~values.isnan()].view(-1, model.d_model)
+        change = (values - untouched)[~values.isnan()].view(-1, width)
         assert not change[:, 2:].any() and not change[:, 0].any() and change[:, 1].any()  # the error term stays
-        off = [i for i, row in enumerate(PROMPTS) if not pairs.encode(untouched[i, : len(row)])[:, 0].any()]
-        with model.edited(cm.Edit.clamp(pairs, 0, 0.0)):
-            same = run(model, INPUTS)
-        ends = torch.tensor([0, *map(len, PROMPTS)]).cumsum(0)
-        for i in off:
-            assert torch.equal(same[ends[i] : ends[i + 1]], plain[ends[i] : ends[i + 1]])
+        active = [bool((untouched[i, : len(row), 0] / 3 - 0.01 > 0).any()) for i, row in enumerate(PROMPTS)]
+        for row, prompt in enumerate(PROMPTS):
+            alone = {"input_ids": torch.tensor([prompt])}
+            with model.edited(cm.Edit.clamp(dictionary, 0, 0.0)):
+                same = model.hf(**alone).logits
+            assert torch.equal(same, model.hf(**alone).logits) is not active[row]
+        assert set(active) == {True, False}
     with pytest.raises(InputError, match="depends on the activations"):
-        written_into(cm.Edit.clamp(pairs, 0, 1.0), model)
+        written_into(cm.Edit.clamp(dictionary, 0, 1.0), model)
 
 
 def test_an_edit_says_what_it_is_and_acts_where_it_should():

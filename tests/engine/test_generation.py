@@ -31,3 +31,14 @@ def test_drawn_tokens_have_the_models_probabilities():
     assert float((found - expected).abs().max()) < 4 * float((expected * (1 - expected) / n).sqrt().max())
     assert generate(model, [PROMPTS[1]] * 5, 4, seed=3) == generate(model, [PROMPTS[1]] * 5, 4, seed=3)
     assert generate(model, [PROMPTS[1]] * 5, 4, seed=3) != generate(model, [PROMPTS[1]] * 5, 4, seed=4)
+
+
+def test_prompts_of_several_lengths_are_gone_on_with_as_one_by_one():
+    model = tiny("llama")
+    prompts = [[3, 5, 7], [9], [2, 4, 6], [8, 1]]
+    said = generate(model, prompts, 5)
+    for ids, more in zip(prompts, said, strict=True):
+        for new in range(5):
+            with torch.no_grad():
+                expected = int(model.hf(torch.tensor([[*ids, *more[:new]]])).logits[0, -1].argmax())
+            assert more[new] == expected

@@ -12,7 +12,7 @@ from planted_neurons import SPOKEN, language_texts, languages_model
 import circuitome as cm
 from circuitome.errors import InputError, UnknownNameError
 from circuitome.neurons.language import _paper, lape
-from circuitome.neurons.language_effect import _generated, identifier
+from circuitome.neurons.language_effect import identifier
 
 CHOICE = {"share": 0.3, "quantile": 0.8}
 EXPECTED = {name: [f"m0.n{i}" for i in some] for name, some in SPOKEN.items()}
@@ -81,17 +81,6 @@ def test_held_neurons_and_a_direction_choose_the_language_and_random_neurons_do_
         cm.neurons.output_language(model, found, ["a1"], "a", "c", tell=str)
     with pytest.raises(InputError, match="no prompts"):
         cm.neurons.output_language(model, found, [], "a", "b", tell=str)
-
-
-def test_prompts_of_several_lengths_are_gone_on_with_as_one_by_one():
-    model = tiny("llama")
-    prompts = [[3, 5, 7], [9], [2, 4, 6], [8, 1]]
-    said = _generated(model, prompts, 5)
-    for ids, more in zip(prompts, said, strict=True):
-        for new in range(5):
-            with torch.no_grad():
-                expected = int(model.hf(torch.tensor([[*ids, *more[:new]]])).logits[0, -1].argmax())
-            assert more[new] == expected
 
 
 def test_a_language_with_less_text_counts_as_much():
