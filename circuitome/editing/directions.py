@@ -21,7 +21,12 @@ TOKENS = ("end", "all")
 
 @dataclass(frozen=True, eq=False)
 class Direction:
-    """A direction of the stream, scaled so that strength 1 is as long as the stream itself is there."""
+    """A direction of the stream, scaled so that strength 1 is as long as the stream itself is there.
+
+    >>> model = cm.load("known-ioi")
+    >>> print(cm.Direction("m1.resid_post", torch.ones(model.d_model), 0.0).edit(model, 0.5))
+    a vector of norm 4 added at m1.resid_post
+    """
 
     site: str
     """Where, such as m15.resid_post."""

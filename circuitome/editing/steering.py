@@ -52,7 +52,11 @@ class Turned(Protocol):
 
 @dataclass(frozen=True)
 class Parts:
-    """Parts that are multiplied by the strength: 1 is the model itself, 0 switches them off."""
+    """Parts that are multiplied by the strength: 1 is the model itself, 0 switches them off.
+
+    >>> print(cm.Parts(("a1.h0",)).edit(cm.load("known-ioi"), 0.5))
+    a1.h0 times 0.5
+    """
 
     names: tuple[str, ...]
     """Heads, or neurons."""
@@ -86,7 +90,12 @@ class Parts:
 
 @dataclass(frozen=True, eq=False)
 class Feature:
-    """A feature of a dictionary, held at the strength: in units of the dictionary's features."""
+    """A feature of a dictionary, held at the strength: in units of the dictionary's features.
+
+    >>> dictionary = cm.features.random_dictionary(cm.features.Place("resid", 0), 64, 40, k=4)
+    >>> print(cm.Feature(dictionary, 3).edit(cm.load("known-ioi"), 2.0))
+    feature 3 of resid of layer 0 held at 2
+    """
 
     dictionary: Dictionary
     """The dictionary."""

@@ -93,7 +93,7 @@ def test_only_the_pages_own_scripts_may_run() -> None:
     scripts = re.findall(r'<script type="module">(.*?)</script>', written, re.S)
     hashes = {base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts}
     assert policy is not None and "default-src 'none'" in policy and "unsafe-eval" not in policy
-    assert set(re.findall(r"'sha256-(.*?)'", policy)) == hashes and len(hashes) == 4
+    assert set(re.findall(r"'sha256-(.*?)'", policy)) == hashes and len(hashes) == 5
     assert "script-src 'unsafe-inline'" not in policy
 
 
