@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -11,7 +11,7 @@ from typing_extensions import override
 import circuitome as cm
 from circuitome.errors import InputError
 from circuitome.present import formats
-from circuitome.present.blocks import Block, Lede, Lines, Note, Table, table
+from circuitome.present.blocks import Block, Lede, Lines, Note, Series, Table, table
 from circuitome.studies.context import Context
 from circuitome.studies.pieces import cell, series_of
 from circuitome.studies.settings import Argument, ModelSettings, Names, Numbers
@@ -125,7 +125,7 @@ def run(settings: Steer, context: Context) -> Findings:
     if isinstance(what, cm.Direction):
         results["separation"] = what.separation
     return Findings(
-        title=f"{what} of {settings.model}, turned",
+        title=f"Steering {settings.model}: {what}",
         sign=(
             "As wanted: the share of texts with one of the words, with Wilson's 95 % intervals. Change of the loss and "
             "divergence from the plain model are in nats a token of neutral text, with intervals over windows."
@@ -203,13 +203,13 @@ def by_strength(own: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def sweep(rows: Sequence[Mapping[str, Any]], key: str, title: str, unit: str) -> Lines:
-    """One number by strength, with random changes faint."""
-    names = dict.fromkeys(row["what"] for row in rows)
-    series = []
-    for name in names:
+    """One number by strength, with intervals, and random changes faint without theirs."""
+    series = list[Series]()
+    for name in dict.fromkeys(row["what"] for row in rows):
         own = sorted((row for row in rows if row["what"] == name), key=lambda row: row["strength"])
-        of_name = [row[key] for row in own]
-        series.append(series_of(name, [row["strength"] for row in own], of_name, faint=own[0]["random"]))
+        faint = own[0]["random"]
+        line = series_of(name if faint else "turned", [row["strength"] for row in own], [row[key] for row in own])
+        series.append(replace(line, faint=True, low=(), high=()) if faint else line)
     return Lines(title=title, series=tuple(series), x="strength", y=unit, where="page")
 
 
