@@ -93,9 +93,9 @@ def group_name(graph: AttributionGraph, group: int) -> str:
 
     >>> graph = cm.attribution_graph(cm.load("known-ioi"), "Ann and Bob met then Bob gave to", first_token=True)
     >>> import dataclasses
-    >>> together = [dataclasses.replace(node, group=0 if node.kind == "neuron" else None) for node in graph.nodes]
+    >>> together = [dataclasses.replace(node, group=0 if node.kind == "embed" else None) for node in graph.nodes]
     >>> graph = dataclasses.replace(graph, nodes=tuple(together))
-    >>> cm.attribution_graphs.group_name(graph, 0).endswith(f"and {len(graph.units()) - 1} more")
+    >>> cm.attribution_graphs.group_name(graph, 0).startswith("embed")
     True
     """
     members = sorted((n for n in graph.nodes if n.group == group), key=lambda node: -node.influence)

@@ -21,6 +21,8 @@ from circuitome.validation.smallest import (
 )
 
 QUICK = ("tracr-reverse", "known-induction")
+FEW_PROMPTS = ("known-boolean",)
+"""It has eight different prompts, too few to split in three."""
 WITHOUT_GAP = ("tracr-pair-balance",)
 """Its output is a number whose mean is no larger than with everything ablated: no share can be taken of it."""
 
@@ -34,7 +36,7 @@ def prompts(name):
     [
         name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
         for name in KNOWN
-        if name not in WITHOUT_GAP
+        if name not in (*WITHOUT_GAP, *FEW_PROMPTS)
     ],
 )
 def test_it_is_the_true_circuit_of_every_known_model(name):
