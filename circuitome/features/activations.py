@@ -52,7 +52,8 @@ class Activations:
 
     def limits(self) -> tuple[float, float]:
         """Norms above which a token counts as massive, by what is read and what is described."""
-        return tuple(MASSIVE * float(x.norm(dim=1).median()) for x in (self.given, self.target))  # type: ignore[return-value]
+        given, target = (MASSIVE * float(x.norm(dim=1).median()) for x in (self.given, self.target))
+        return given, target
 
 
 def counted(model: Model, inputs: Inputs) -> Bool[Tensor, "window pos"]:

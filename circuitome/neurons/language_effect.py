@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from circuitome.engine.generation import generate
+from circuitome.engine.interventions.hook_sites import hook
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
 from circuitome.models.model import Model
@@ -122,18 +123,8 @@ def adding(model: Model, layer: int, vector: Float[Tensor, " d_model"]) -> Itera
     """
     if not 0 <= layer < len(model.blocks):
         raise InputError(f"There is no block {layer}; {model.name} has 0 to {len(model.blocks) - 1}.")
-
-    def add(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (output[0] + vector.to(output[0]), *output[1:])
-        return output + vector.to(output)
-
-    handle = model.blocks[layer].layer.register_forward_hook(add)
-    with model.locked():
-        try:
-            yield
-        finally:
-            handle.remove()
+    with hook(model, f"a{layer}.resid_post", lambda values: values + vector.to(values)):
+        yield
 
 
 def identifier(languages: Sequence[str]) -> Callable[[str], str]:

@@ -222,7 +222,8 @@ class GramCounts:
         self.cells, self.watched, self.short = held["cells"], held["watched"], held["short"]
         for i, counters in enumerate(self.counters):
             names = ("neuron", "gram", "count")
-            counters.held = tuple(held[f"{name}{i}"].numpy() for name in names)  # type: ignore[assignment]
+            neuron, gram, count = (held[f"{name}{i}"].numpy() for name in names)
+            counters.held = neuron, gram, count
             new = [held[f"new_{name}{i}"].numpy() for name in names]
             counters.reserve(len(new[0]))
             counters.add(*new)

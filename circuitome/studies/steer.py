@@ -176,13 +176,14 @@ def summary(what: str, own: Sequence[Mapping[str, Any]]) -> str:
     """The strength that changes most, beside the model itself and what is random."""
     best = max(own, key=lambda row: (row["wanted"]["value"], -row["loss"]["value"]))
     plain = next((row for row in own if not row["divergence"]["value"]), None)
+    if plain is not None and best["wanted"]["value"] <= plain["wanted"]["value"]:
+        often = f"{formats.percent(plain['wanted']['value'])} of {plain['wanted']['n']}"
+        return f"No strength makes texts more often as wanted than the model itself does: {often}."
     base = f" ({formats.percent(plain['wanted']['value'])} without)" if plain else ""
     text = (
         f"With the {what} at {best['strength']:g}, {formats.percent(best['wanted']['value'])} of {best['wanted']['n']} "
         f"texts are as wanted{base}, for {best['loss']['value']:+.3f} nats a token on neutral text."
     )
-    if best is plain:
-        return f"No strength makes texts more often as wanted than the model itself does: {text[0].lower()}{text[1:]}"
     if best["p"] is None:
         return f"{text} No random change costs as much, so chance is not told."
     often = "more often than" if best["p"] < 0.05 else "not surely more often than"
