@@ -90,12 +90,12 @@ class Expansion:
         columns, edges = [], []
         for layer, row in own:
             large = (row.flatten().abs() > SMALLEST * size).nonzero()[:, 0]
-            columns.append((large + self.starts[layer]).int())
-            edges.append(row.flatten()[large])
+            columns.append((large.cpu() + self.starts[layer]).int())
+            edges.append(row.flatten()[large].cpu())
         self.targets.append(target)
         self.columns.append(torch.cat(columns) if columns else torch.zeros(0, dtype=torch.int32))
         self.edges.append(torch.cat(edges) if edges else torch.zeros(0))
-        self.tokens.append(rows.tokens[i])
+        self.tokens.append(rows.tokens[i].cpu())
         self.bias.append(float(rows.bias[i]))
         self.sums.append(sums)
         self.parts.append(parts)

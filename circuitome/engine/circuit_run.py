@@ -175,8 +175,8 @@ class CircuitRun:
         self.reach = Reach.of(self.graph, (mask != 0).cpu(), coupled=is_coupled(model))
         self.used = self.reach.rows.nonzero().flatten()
         self.before = torch.cat([torch.zeros(1, dtype=torch.long), self.reach.rows.long().cumsum(0)]).tolist()
-        self.weights = mask[self.used.to(mask.device)]
-        self.weights_here = self.weights.cpu()
+        open_as_far = mask[self.used.to(mask.device)]
+        self.weights, self.weights_here = open_as_far.to(base.clean_embed.device), open_as_far.cpu()
         self.ran = torch.zeros(len(self.used), dtype=torch.bool)
         self.shape = base.clean_embed.shape
         self.delta = base.clean_embed.new_zeros(len(self.used), self.shape[0] * self.shape[1], self.shape[2])

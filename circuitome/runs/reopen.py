@@ -5,6 +5,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from circuitome.engine.ablation import UNALIGNED
 from circuitome.errors import InputError, RunError
 from circuitome.graph.circuits import Circuit
@@ -30,6 +32,8 @@ class Reopened:
     """Where the run lies."""
     run: Run
     """Its manifest and tensors."""
+    device: str | None = None
+    """Where its model is loaded; None: the default of `load`."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.manifest['command']!r}, {len(self.run.tensors)} tensors)"
@@ -73,7 +77,7 @@ class Reopened:
         if "model" not in self.manifest:
             raise self._without("model", "find")
         asked = self.manifest["model"]["name"] if "prompts_from" not in self.manifest else self.origin.model
-        model = load(asked)
+        model = load(asked, dtype=getattr(torch, self.manifest["model"]["dtype"]), device=self.device)
         if weights_hash(model) != self.manifest["model"]["weights_hash"]:
             raise RunError(f"The weights of {asked} are not those of {self.folder}. {self._again()}")
         nodes = self.manifest.get("neuron_nodes")
@@ -137,13 +141,13 @@ class Reopened:
         return f"Run it again: {self.manifest['command']}"
 
 
-def reopened(folder: Path) -> Reopened:
-    """The run in `folder`, its model loaded, its prompts drawn again and its circuit read.
+def reopened(folder: Path, device: str | None = None) -> Reopened:
+    """The run in `folder`: model loaded onto `device` in its precision, prompts drawn again, circuit read.
 
     Raises `RunError` where there is no run or it holds no circuit, or where its prompts, weights or graph are no longer
     what they were.
     """
-    found = Reopened(folder, load_run(folder))
+    found = Reopened(folder, load_run(folder), device)
     circuit, _ = found.circuit, found.task  # drawn now, so that changed prompts are noticed before the work
     if circuit.graph != found.model.graph:
         raise InputError(

@@ -29,9 +29,17 @@ class Context:
             return self.reopened.model
         assert isinstance(self.settings, ModelSettings), "these settings name no model"
         self.progress("loading the model", 0, 1)
-        model = cm.load(self.settings.model)
+        model = self.load(self.settings.model)
         self.progress("loading the model", 1, 1)
         return model
+
+    def load(self, name: str) -> "cm.Model":
+        """A model, on the settings' device and in their precision."""
+        import torch
+
+        assert isinstance(self.settings, ModelSettings), "these settings name no model"
+        dtype = None if self.settings.dtype is None else getattr(torch, self.settings.dtype)
+        return cm.load(name, device=self.settings.device, dtype=dtype)
 
     @cached_property
     def prompts(self) -> "Split":
@@ -56,7 +64,7 @@ class Context:
 
         assert isinstance(self.settings, RunSettings), "these settings name no run"
         self.progress("loading the run", 0, 1)
-        run = reopened(Path(self.settings.run))
+        run = reopened(Path(self.settings.run), device=self.settings.device)
         self.progress("loading the run", 1, 1)
         return run
 
