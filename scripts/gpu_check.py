@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 import circuitome as cm
 from circuitome.tasks.task import Pair
@@ -99,6 +100,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
+    """Every part that is not skipped, written down as it is done."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda", help="cpu tries the script itself out")
     parser.add_argument("--model", default="smollm2-135m")
@@ -174,7 +176,15 @@ def parity(options: argparse.Namespace) -> dict[str, Any]:
 def examples(options: argparse.Namespace) -> dict[str, Any]:
     """Every example in a docstring that needs no language model, run on the device."""
     ran, failed = 0, dict[str, str]()
-    finder = doctest.DocTestFinder()
+    finder, load = doctest.DocTestFinder(), cm.load
+
+    def loaded(*given: Any, **options: Any) -> "cm.Model":
+        """Examples write their ids on the CPU."""
+        model = load(*given, **options)
+        model.hf.register_forward_pre_hook(_ids_moved, with_kwargs=True)
+        return model
+
+    vars(cm)["load"] = loaded
 
     class Runner(doctest.DocTestRunner):
         """Notes the first failure of each example."""
@@ -195,7 +205,12 @@ def examples(options: argparse.Namespace) -> dict[str, Any]:
             if test.examples and not any("smollm2" in example.source for example in test.examples):
                 ran += 1
                 Runner(verbose=False).run(test, out=lambda _: None)
+    vars(cm)["load"] = load
     return {"ran": ran, "failed": failed}
+
+
+def _ids_moved(hf: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    return tree_map(lambda t: t.to(hf.device) if isinstance(t, Tensor) and t.dtype == torch.long else t, (args, kwargs))
 
 
 def commands(options: argparse.Namespace) -> dict[str, Any]:
@@ -214,6 +229,7 @@ def commands(options: argparse.Namespace) -> dict[str, Any]:
                 return round(time.perf_counter() - start, 1)
 
             found[name] = tried(one)
+            print(name, found[name], flush=True)
     return found
 
 
@@ -280,13 +296,13 @@ def ratios(options: argparse.Namespace, model: "cm.Model", task: "cm.Task") -> d
 
 
 def large(options: argparse.Namespace) -> dict[str, Any]:
-    """The main methods on a model of Llama-3-8B's shape in bfloat16, 16 pairs of 64 random tokens."""
+    """The main methods on a model of Llama-3-8B's shape in bfloat16, 32 pairs of 128 random tokens."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     shape = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8}
     if options.tiny:
         shape = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config = LlamaConfig(**shape, intermediate_size=shape["hidden_size"] * 7 // 2, vocab_size=128_256, rope_theta=5e5)
+    config = LlamaConfig(**shape, intermediate_size=shape["hidden_size"] * 7 // 2, vocab_size=128_256)
     with torch.device(options.device):
         hf = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     with torch.no_grad():
@@ -296,8 +312,8 @@ def large(options: argparse.Namespace) -> dict[str, Any]:
     model = cm.load(hf.eval())
     generator = torch.Generator().manual_seed(0)
     pairs = []
-    for _ in range(16):
-        ids = torch.randint(3, 128_000, (64,), generator=generator).tolist()
+    for _ in range(32):
+        ids = torch.randint(3, 128_000, (128,), generator=generator).tolist()
         pairs.append(Pair(tuple(ids), (*ids[:40], 17, *ids[41:]), (5,), (9,)))
     task = cm.Task("random tokens", tuple(pairs))
     found: dict[str, Any] = {"edges": model.graph.n_edges, "weights_gb": round(memory(options), 1)}
@@ -306,10 +322,10 @@ def large(options: argparse.Namespace) -> dict[str, Any]:
         "eap": lambda: cm.eap(model, task),
         "eap_ig_5": lambda: cm.eap_ig(model, task, steps=5),
         "atp": lambda: cm.atp(model, task),
-        "route_scores": lambda: cm.route_scores(model, task),
+        "route_scores": lambda: cm.route_scores(model, cm.Task("two", tuple(pairs[:2]))),
         "routes": lambda: cm.routes(model, list(pairs[0].clean)),
         "mattr_2": lambda: cm.mattr(model, task, steps=2),
-        "patch heads": lambda: cm.patch(model, cm.Task("four", tuple(pairs[:4]))),
+        "patch heads": lambda: cm.patch(model, cm.Task("two", tuple(pairs[:2]))),
         "attribution_graph": lambda: cm.attribution_graph(model, list(pairs[0].clean)[:14]),
         "graph_scores of 100 neurons": lambda: cm.neurons.graph_scores(
             model.with_neurons([f"m{len(model.blocks) // 2}.n{i}" for i in range(100)]), task, steps=1

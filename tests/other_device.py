@@ -1,7 +1,7 @@
 """A device that is not the CPU, without one: tensors that hold real numbers and say that they are on another device.
 
 What CUDA refuses is refused here: operations on tensors of two devices unless one is a CPU scalar, and writing into the
-other device. So a tensor made on the wrong device is found on any machine, and results can be compared to the bit.
+other device. So a tensor made on the wrong device is found on any machine.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,8 +31,8 @@ class Elsewhere(torch.Tensor):
     held: torch.Tensor
 
     @staticmethod
-    def __new__(cls, held: torch.Tensor) -> "Elsewhere":
-        made = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+    def __new__(cls, held: torch.Tensor) -> Any:
+        made: Any = torch.Tensor._make_wrapper_subclass(
             cls,
             held.shape,
             strides=held.stride(),
@@ -46,8 +46,8 @@ class Elsewhere(torch.Tensor):
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"Elsewhere({self.held})"
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Elsewhere":
-        copied = Elsewhere(self.held.detach().clone()).requires_grad_(self.requires_grad)
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copied: Any = Elsewhere(self.held.detach().clone()).requires_grad_(self.requires_grad)
         copied = torch.nn.Parameter(copied, self.requires_grad) if isinstance(self, torch.nn.Parameter) else copied
         memo[id(self)] = copied
         return copied
@@ -69,7 +69,9 @@ class Elsewhere(torch.Tensor):
             return func(*args, **kwargs or {})
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return _run(func, args, kwargs or {})
 
 
@@ -88,7 +90,7 @@ class FromData(TorchFunctionMode):
         device = kwargs.get("device")
         if func is torch.Tensor.new_tensor and isinstance(args[0], Elsewhere):
             dtype = kwargs.pop("dtype", args[0].dtype)
-            return Elsewhere(torch.tensor(*args[1:], dtype=dtype, **kwargs | {"device": "cpu"}))
+            return Elsewhere(torch.tensor(*args[1:], **{**kwargs, "dtype": dtype, "device": "cpu"}))
         if func in (torch.tensor, torch.as_tensor) and device is not None and torch.device(device).type == DEVICE.type:
             if args and isinstance(args[0], torch.Tensor):
                 return args[0].to(device)

@@ -9,7 +9,7 @@ from circuitome.attribution_graphs.frozen_model import FrozenModel
 from circuitome.attribution_graphs.pruning import pruned
 from circuitome.attribution_graphs.result import AttributionGraph
 from circuitome.discovery.routes.tracing import Prompt, prompt_ids
-from circuitome.engine.batches import DEFAULT_MEMORY
+from circuitome.engine.batches import memory_budget
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
 
@@ -66,7 +66,7 @@ def attribution_graph(
         frozen = FrozenModel.of(model, ids)
         explained = Explained.of(frozen, contrast)
         numbers = sum(units.values.numel() for units in frozen.units)
-        batch = max(1, min(BATCH, (setting.max_memory or DEFAULT_MEMORY) // (BYTES * numbers)))
+        batch = max(1, min(BATCH, memory_budget(setting.model, setting.max_memory) // (BYTES * numbers)))
         first = 0 if first_token or len(ids) == 1 else 1
         tell = setting.tell("finding edges")
         reads = explained.reads(frozen)

@@ -14,7 +14,7 @@ import torch
 from scipy.stats import binomtest, fisher_exact
 
 from circuitome.editing.edit import Edit
-from circuitome.engine.batches import DEFAULT_MEMORY
+from circuitome.engine.batches import memory_budget
 from circuitome.engine.generation import generate
 from circuitome.engine.interventions.positions import At
 from circuitome.engine.interventions.replace_parts import part_groups
@@ -232,7 +232,7 @@ def _price(setting: Setting, edit: Edit, texts: Windows, what: str) -> tuple[Est
     """Change of the loss, and divergence, on neutral text."""
     model = setting.model
     each = texts.length * (model.hf.config.vocab_size * 4 * 2 * COPIES + model.bytes_per_token(gradients=False))
-    size = max(1, (setting.max_memory or DEFAULT_MEMORY) // each)
+    size = max(1, memory_budget(model, setting.max_memory) // each)
     changes, divergences = (torch.full((len(texts), texts.length - 1), torch.nan) for _ in range(2))
     for start in range(0, len(texts), size):
         rows = range(start, min(start + size, len(texts)))

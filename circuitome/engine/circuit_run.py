@@ -205,7 +205,7 @@ class CircuitRun:
         """What some readers see: the ablated stream, and the open part of the differences of writers before them."""
         stream = self.at(stream.flatten(0, 1), last=last)
         edges = (self.weights_here[:upto, columns] * self.ran[:upto, None]).nonzero()
-        if len(edges) > SUMS_PER_PRODUCT * upto:
+        if len(edges) > SUMS_PER_PRODUCT * upto or self.delta.is_cuda:  # there each sum is a launch of its own
             mixed = self.weights[:upto, columns].T @ self.at(self.delta[:upto], last=last).flatten(1)
             return mixed.view(len(columns), *stream.shape) + stream
         seen = stream.expand(len(columns), -1, -1).clone()

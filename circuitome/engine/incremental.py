@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitome.engine.batches import DEFAULT_MEMORY, Batch
+from circuitome.engine.batches import Batch, memory_budget
 from circuitome.engine.block_step import stream_read
 from circuitome.engine.circuit_run import Baseline, CircuitRun, Reach, ablated_parts, is_coupled
-from circuitome.engine.partial_forward import MOST_COPIES
+from circuitome.engine.partial_forward import most_copies
 from circuitome.errors import MemoryBudgetError
 from circuitome.graph.circuits import Circuit
 from circuitome.models.model import Model
@@ -33,10 +33,10 @@ def copies_within(model: Model, batches: Sequence[Batch], max_memory: int | None
             f"Live circuits on these prompts take {need / 1e9:.1f} GB beside the weights, the budget is "
             f"{max_memory / 1e9:.1f} GB. Raise --max-memory, or take fewer prompts (--n)."
         )
-    spare = (2 * DEFAULT_MEMORY if max_memory is None else max_memory) - need
+    spare = (2 * memory_budget(model, None) if max_memory is None else max_memory) - need
     prefix = max(batch.clean.mask.numel() for batch in batches) * 2 * model.heads.kv * model.heads.width * 4
     each = max(tokens) * 2 * len(model.blocks) * writer + prefix * len(model.blocks)
-    fits = max(1, min(MOST_COPIES, spare // each))
+    fits = max(1, min(most_copies(model), spare // each))
     return 1 << (fits.bit_length() - 1)
 
 
@@ -130,8 +130,10 @@ class IncrementalCircuit:
 
     def at_once(self, max_memory: int | None) -> int:
         """How many parts to carry on together: all that moves in them has to fit into `max_memory` bytes."""
-        budget = 2 * DEFAULT_MEMORY if max_memory is None else max_memory
-        return max(1, min(MOST_COPIES, budget // max(1, 2 * self.delta.numel() * self.delta.element_size())))
+        budget = 2 * memory_budget(self.model, None) if max_memory is None else max_memory
+        return max(
+            1, min(most_copies(self.model), budget // max(1, 2 * self.delta.numel() * self.delta.element_size()))
+        )
 
     def _carry(self, change: "_Change") -> Float[Tensor, "copies batch d_model"]:
         """Carry a change to the logits."""

@@ -140,7 +140,8 @@ class Factors:
     @classmethod
     def of(cls, setting: Setting, steps: int, rules: Rules = PLAIN) -> "Factors":
         """The factors of all prompts, whose tokens follow one another."""
-        setting = setting if setting.max_memory else setting.but(max_memory=PASS_MEMORY)
+        if setting.max_memory is None and setting.model.device.type == "cpu":
+            setting = setting.but(max_memory=PASS_MEMORY)
         model, changes, reads = setting.model, list[Pass](), list[list[Read]]()
         for batch in setting.batches("scoring neurons", gradients=True):
             clean, ablated, points = path_points(setting, batch, steps, rules)

@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from other_device import other_device
 
 import circuitome
 import circuitome as cm
@@ -86,3 +87,13 @@ def test_the_example_gives_what_it_says(example, smollm2, monkeypatch):
     load = cm.load
     monkeypatch.setattr(cm, "load", lambda name: smollm2 if name == smollm2.name else load(name), raising=False)
     assert doctest.DocTestRunner().run(example).failed == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
+def test_the_example_gives_the_same_on_another_device(example, monkeypatch):
+    """Nothing is made on the CPU that is needed on the model's device."""
+    if any("smollm2" in part.source for part in example.examples):
+        pytest.skip("the language model is not moved, which takes long")
+    with other_device(cm.load, monkeypatch):
+        assert doctest.DocTestRunner().run(example).failed == 0

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from circuitome.engine.batches import DEFAULT_MEMORY
+from circuitome.engine.batches import memory_budget
 from circuitome.engine.frozen_attention import frozen_patterns
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
@@ -245,7 +245,7 @@ def _memory_chunks(setting: Setting, inputs: Inputs | None) -> list[Inputs]:
     """Parts of a batch with room for all logits beside what a pass takes."""
     if inputs is None:
         return []
-    budget = DEFAULT_MEMORY if setting.max_memory is None else setting.max_memory
+    budget = memory_budget(setting.model, setting.max_memory)
     return chunks(setting.but(max_memory=budget // 3), inputs)
 
 
