@@ -343,10 +343,10 @@ def lede(settings: Find, context: Context, measured: Measured) -> str:
     text += stable_sentence(measured.stable)
     if smallest is not None and not smallest.reached:
         text += f"No circuit kept {settings.faithful:.0%} on the prompts that choose the size; this came nearest"
-        text += "; more neurons as nodes (--neurons) may help.\n" if circuit.graph.neurons else ".\n"
+        text += "; more neurons as nodes (--neurons) may help.\n" if circuit.graph.has_parts else ".\n"
     dangling = len(circuit) - len(kept)
     text += f"{len(kept.nodes)} nodes"
-    text += f", {len(measured.neurons)} of them neurons" if circuit.graph.neurons else ""
+    text += f", {len(measured.neurons)} of them neurons" if circuit.graph.has_parts else ""
     text += f"; {dangling:,} of the edges lie on no path from input to logits. " if dangling else ". "
     if held_out is None:
         return text + "The circuit was chosen on these same prompts; circuitome validate tests it."
