@@ -191,7 +191,7 @@ class AblationValues:
     def at(self, batch: Batch, clean: WriterValues, task: Task) -> WriterValues:
         """The replacement values for a batch whose clean values are `clean` (not for "corrupted": run the prompts)."""
         if self.kind == "zero":
-            return clean.zeros()
+            return _zeros(self.model, clean)
         if self.kind == "by-role":
             assert self.model is not None
             return _by_role(self.model, batch, clean, task)
@@ -204,6 +204,18 @@ class AblationValues:
             for target, mean in zip(filled.tensors(), self.means[group].tensors(), strict=True):
                 target[i, : group[1]] = mean[0]
         return filled
+
+
+def _zeros(model: Model | None, clean: WriterValues) -> WriterValues:
+    """Nothing written; biases, which no node writes, are what is left of a stream whose features are nodes."""
+    zeros = clean.zeros()
+    cuts = [] if model is None else [layer for layer, features in enumerate(model.graph.streams) if features]
+    for place, layer in enumerate(cuts):
+        assert model is not None
+        biases = [bias for block in model.blocks[: layer + 1] if (bias := block.output_bias()) is not None]
+        if biases:
+            zeros.streams[2 * place] = zeros.streams[2 * place] + torch.stack(biases).sum(0)
+    return zeros
 
 
 def _mean_over_positions(model: Model, task: Task, max_memory: int | None) -> WriterValues:

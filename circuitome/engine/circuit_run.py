@@ -80,9 +80,6 @@ def _ablated_streams(model: Model, ablated: WriterValues) -> tuple[list[Tensor],
         after = stream + block.join_heads(ablated.heads[layer])
         resid_mid.append(stream if model.graph.parallel else after)
         stream = after + ablated.mlp(model, layer)
-        if model.graph.features_behind(layer):
-            rest, values = ablated.stream(model, layer)
-            stream = rest + values @ model.part_weights(layer, stream=True)
     return resid_pre, resid_mid, stream
 
 

@@ -11,13 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from circuitome.errors import InputError, unknown_name
-from circuitome.graph.node import EMBEDDINGS, Edge, Node, split_edge
-
-IN_MLP = ("mlp", "neuron", "feature")
-"""Kinds of nodes that read where an MLP does."""
-IN_STREAM = ("resid_pre", "stream_feature")
-"""Kinds of nodes that stand for the stream in front of a block."""
-
+from circuitome.graph.node import EMBEDDINGS, IN_MLP, IN_STREAM, Edge, Node, split_edge
 
 @dataclass(frozen=True)
 class Stage:

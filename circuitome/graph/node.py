@@ -21,6 +21,10 @@ from circuitome.errors import InputError, unknown_name
 
 EMBEDDINGS = ("embed", "token", "position")
 """Kinds of nodes that write in front of block 0: the whole embedding, or its two parts."""
+IN_MLP = ("mlp", "neuron", "feature")
+"""Kinds of nodes that read where an MLP does."""
+IN_STREAM = ("resid_pre", "stream_feature")
+"""Kinds of nodes that stand for the stream in front of a block."""
 
 _FORMS = {
     **{name: name for name in EMBEDDINGS},
