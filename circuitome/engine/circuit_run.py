@@ -108,7 +108,7 @@ class Reach:
     def of(cls, graph: Graph, open_edges: Bool[Tensor, "writers readers"], *, coupled: bool) -> "Reach":
         """Go back from the logits, block by block.
 
-        `coupled`: heads share a post-norm, so each needs all inputs; the neurons of an MLP that are nodes do as well (features do not).
+        `coupled`: heads share a post-norm, so each needs all inputs; the neurons of an MLP that are nodes do as well.
         """
         columns, everywhere = (torch.zeros(len(graph.readers), dtype=torch.bool) for _ in range(2))
         rows, wide = (torch.zeros(len(graph.writers), dtype=torch.bool) for _ in range(2))

@@ -188,8 +188,8 @@ def method(function: Callable[Concatenate[Setting, P], R]) -> Method[P, R]:
         if isinstance(first, Setting):
             if first.model.graph.has_parts and function not in ON_NEURONS:
                 raise InputError(
-                    f"{function.__name__} knows MLPs as one node each, and neurons or features of this model are nodes. "
-                    "Give it the model without them: model.with_neurons([])."
+                    f"{function.__name__} knows MLPs as one node each, and neurons or features of this model are "
+                    "nodes. Give it the model without them: model.with_neurons([])."
                 )
             with first.model.reserved():
                 return function(first, *args, **kwargs)

@@ -118,9 +118,7 @@ class Dictionary:
         """The features of values x of the model: at least 0, most of them 0."""
         return activated(self.before(x), self.k, self.threshold)
 
-    def encode_each(
-        self, which: Sequence[int], x: Float[Tensor, "feature rows d_in"]
-    ) -> Float[Tensor, "feature rows"]:
+    def encode_each(self, which: Sequence[int], x: Float[Tensor, "feature rows d_in"]) -> Float[Tensor, "feature rows"]:
         """Some features, each for values of its own, as `encode` gives them.
 
         Under TopK a feature that is above 0 is compared with all others, which are computed for such rows alone.

@@ -23,7 +23,7 @@ NODE_SITES = ("resid", "mlp", "transcoder", "stream-transcoder")
 def as_nodes(setting: Setting, dictionary: Dictionary, *, features: int | Sequence[int] = NODES) -> Model:
     """The model with features of a dictionary as nodes, in the place of the MLP or the stream that they describe.
 
-    Of an MLP (or a transcoder) the nodes are m7.f12 with the input m7.f12.in, and m7 for what they leave: the error, the
+    Of an MLP (or a transcoder) the nodes are m7.f12 with the input m7.f12.in, and m7 for what they leave: the error,
     biases, a transcoder's linear part and the features that are no nodes. Of the stream behind block 7 they are x8.f12,
     and x8 for what they leave; no edge passes them by. With all of them a circuit is the model itself, to rounding.
     `features` are those to take, or how many: then the strongest by |score| of `cm.features.scores(steps=1)`. A model
@@ -47,7 +47,9 @@ def as_nodes(setting: Setting, dictionary: Dictionary, *, features: int | Sequen
     if place.site not in NODE_SITES:
         raise InputError(f"Features of {place.words} cannot be nodes; those of {', '.join(NODE_SITES)} can.")
     if dictionary.scaling != "none":
-        raise InputError(f"A feature of a dictionary with scaling {dictionary.scaling!r} has no one direction to write.")
+        raise InputError(
+            f"A feature of a dictionary with scaling {dictionary.scaling!r} has no one direction to write."
+        )
     if isinstance(features, int):
         if features < 1:
             raise InputError(f"At least one feature has to be a node, got {features}.")

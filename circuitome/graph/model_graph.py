@@ -13,6 +13,7 @@ from typing_extensions import override
 from circuitome.errors import InputError, unknown_name
 from circuitome.graph.node import EMBEDDINGS, IN_MLP, IN_STREAM, Edge, Node, split_edge
 
+
 @dataclass(frozen=True)
 class Stage:
     """Nodes that read the stream at one place and write behind it: one for what is left, then neurons or features."""
@@ -96,8 +97,10 @@ class Graph:
         if by_block[layer] or layer in self.apart:
             raise InputError(f"Neurons or features of {node} are nodes already; give the model without them.")
         by_block[layer] = tuple(sorted(set(features)))
-        change = {"streams" if stream else "neurons": tuple(by_block)}
-        return replace(self, **change, dictionaries=(*self.dictionaries, (str(node), fingerprint)))
+        dictionaries = (*self.dictionaries, (str(node), fingerprint))
+        if stream:
+            return replace(self, streams=tuple(by_block), dictionaries=dictionaries)
+        return replace(self, neurons=tuple(by_block), dictionaries=dictionaries)
 
     @property
     def has_parts(self) -> bool:
@@ -124,7 +127,7 @@ class Graph:
     @cached_property
     def stages(self) -> tuple[tuple[Stage, ...], ...]:
         """By block, behind its attention: the MLP with its nodes, and the stream behind it where features are nodes."""
-        by_block = []
+        by_block: list[tuple[Stage, ...]] = []
         for layer in range(self.n_layers):
             rows, columns = self.mlp_rows(layer), self.mlp_columns(layer)
             mlp = Stage(layer, False, layer in self.described, rows, columns, self.upstream_of_mlp(layer))

@@ -22,10 +22,13 @@ from circuitome.models.block import Block
 class Encoder(Protocol):
     """A sparse dictionary, as far as nodes need it."""
 
-    W_enc: Float[Tensor, "d_in feature"]
-    W_dec: Float[Tensor, "feature d_out"]
-    b_enc: Float[Tensor, " feature"]
-    b_in: Float[Tensor, " d_in"] | None
+    @property
+    def W_enc(self) -> Float[Tensor, "d_in feature"]:
+        """Encoder."""
+
+    @property
+    def W_dec(self) -> Float[Tensor, "feature d_out"]:
+        """Decoder."""
 
     @property
     def place(self) -> Any:

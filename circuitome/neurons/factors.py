@@ -56,8 +56,8 @@ class Readers:
     """What reads: a9.h6.q, m5.n12.in, logits."""
     width: int
     """Columns of each."""
-    weights: Float[Tensor, "columns d_model"] | None
-    """W, with the norm's gain and centring folded in; None where `gradient` is at the stream itself."""
+    weights: Float[Tensor, "rows d_model"]
+    """W, with the norm's gain and centring folded in; without rows where `gradient` is at the stream itself."""
     gradient: Float[Tensor, "tokens columns"]
     """G."""
     slopes: tuple[tuple[Float[Tensor, "tokens d_model"], Float[Tensor, "tokens nodes"]], ...]

@@ -57,7 +57,11 @@ def _columns(described: Described) -> Float[Tensor, "feature d_in"]:
 
 
 def _through_mlp(
-    model: Model, layer: int, x: Float[Tensor, "batch pos d_model"], weight: Float[Tensor, "batch pos feature"], rules: Rules
+    model: Model,
+    layer: int,
+    x: Float[Tensor, "batch pos d_model"],
+    weight: Float[Tensor, "batch pos feature"],
+    rules: Rules,
 ) -> Float[Tensor, "tokens feature d_model"]:
     """Gradient at each feature's own copy of what the MLP reads, given the one at what it gives the activation."""
     columns = _columns(model.described[layer, False])
@@ -100,6 +104,7 @@ def _change(model: Model, change: Pass, layer: int, stream: bool) -> tuple[Tenso
 
 def _readers(names: Sequence[str], described: Described, block: Block, read: Read) -> Readers:
     if described.site == "mlp":
-        return Readers(tuple(names), read.gradient.shape[-1], None, read.gradient.flatten(1), ())
+        width = read.gradient.shape[-1]
+        return Readers(tuple(names), width, read.gradient.new_empty(0, width), read.gradient.flatten(1), ())
     norm = block.mlp_norm if described.site == "transcoder" else None
     return readers_of(names, folded(_columns(described), norm), read)

@@ -18,7 +18,6 @@ from circuitome.errors import InputError
 from circuitome.graph.node import Node
 from circuitome.models.block import Block, weight_of
 from circuitome.models.model import Model
-from circuitome.models.norms import Norm
 from circuitome.neurons.factors import (
     Gradients,
     Pass,
@@ -120,7 +119,6 @@ def edges(
 
 def block_scores(writers: Writers, readers: Readers) -> Float[Tensor, "writers readers"]:
     """Scores of all edges from some writers to some readers, summed over prompts."""
-    assert readers.weights is not None, "features that read an MLP's output have no columns"
     product = writers.delta.T @ readers.gradient
     product *= writers.weights @ readers.weights.T
     shape = (len(writers.names), writers.width, len(readers.names), readers.width)

@@ -100,7 +100,7 @@ def vectors_read(readers: Readers | Rest, span: slice) -> Float[Tensor, "reader 
     """The mean gradient at each reader's own copy of the residual stream, at some tokens."""
     if isinstance(readers, Rest):
         return vectors_read(readers.whole, span) - vectors_read(readers.features, span).sum(0)
-    if readers.weights is None:
+    if not len(readers.weights):
         return readers.gradient[span].unflatten(1, (len(readers.names), -1)).transpose(0, 1)
     weights = readers.weights.unflatten(0, (len(readers.names), readers.width))
     vectors = readers.gradient[span].unflatten(1, weights.shape[:2]).transpose(0, 1) @ weights

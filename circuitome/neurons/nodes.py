@@ -106,7 +106,9 @@ def describe(setting: Setting, neurons: Sequence[str], *, top: int = 5) -> tuple
             values = (t[rows, at].tolist() for t in (here, there))
             kept[name].extend(zip(found, *values, strict=True))
     directions = [view.part_weights(layer, [i], stream=stream)[0] for _, layer, stream, i in places]
-    logits = logits_of(view, torch.stack(directions)) if directions else []
+    if not directions:
+        return ()
+    logits = logits_of(view, torch.stack(directions))
     return tuple(_described(view, name, kept[name], row, top) for name, row in zip(names, logits, strict=True))
 
 

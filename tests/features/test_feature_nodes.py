@@ -62,7 +62,9 @@ def zeros(model, outputs):
     """What is left of a stream when nothing is written are its biases."""
     found = [torch.zeros_like(out) for out in outputs]
     if model.graph.streams:
-        for bias in (block.output.bias for block in model.blocks[:2] if getattr(block.output, "bias", None) is not None):
+        for bias in (
+            block.output.bias for block in model.blocks[:2] if getattr(block.output, "bias", None) is not None
+        ):
             found[model.graph.row("x2")] += bias
     return found
 

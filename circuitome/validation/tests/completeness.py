@@ -122,7 +122,7 @@ KINDS["resid_pre"] = "errors of dictionaries"
 
 
 def layer_groups(circuit: Circuit) -> dict[str, list[str]]:
-    """Heads, MLPs, neurons and features of the first, middle and last third of the layers, those that the circuit has."""
+    """A circuit's heads, MLPs, neurons and features of the first, middle and last third of the layers."""
     graph = circuit.graph
     groups: dict[str, list[str]] = {}
     for row in node_rows(circuit):
