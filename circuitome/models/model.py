@@ -18,6 +18,7 @@ from circuitome.graph.model_graph import Graph
 from circuitome.graph.node import Node
 from circuitome.models.activations import ActivationCache, recording
 from circuitome.models.block import Block, Heads
+from circuitome.models.described import Described, Encoder
 from circuitome.models.families import Family, family_of
 from circuitome.models.hooks import hooked, replaced
 from circuitome.models.inputs import Inputs, OnePassLayer
@@ -70,6 +71,8 @@ class Model:
         self.graph = Graph(len(self.blocks), heads.q, heads.kv, parallel=self.family.parallel(config))
         self.held: dict[int, list[HeldHeads]] = {}
         """By block with a post-norm: changes in force of its heads' scaled outputs, in the order in which they act."""
+        self.described: dict[tuple[int, bool], Described] = {}
+        """Features that are nodes, by block and by whether they stand for the stream behind it or for its MLP."""
         self.rows: tuple[tuple[int, ...], int] | None = None
         """In `running_rows`: which prompts a pass runs, and of how many; None where a pass runs all, in order."""
         self._lock = threading.RLock()
@@ -89,8 +92,28 @@ class Model:
         Raises `InputError` for a node that is no neuron of this model, and for a block that it has not.
         """
         view = copy(self)
-        view.graph = self.graph.with_neurons(map(self.neuron, neurons), apart)
+        view.graph, view.described = self.graph.with_neurons(map(self.neuron, neurons), apart), {}
         return view
+
+    def with_described(self, dictionary: Encoder, features: Iterable[int], fingerprint: str) -> "Model":
+        """The same model with features of a dictionary on its device as nodes; see `cm.features.as_nodes`."""
+        layer, stream = dictionary.place.layer, dictionary.place.site == "resid"
+        node = Node("resid_pre", layer + 1) if stream else Node.mlp(layer)
+        view = copy(self)
+        view.graph = self.graph.with_features(node, features, fingerprint)
+        which = view.graph.features_behind(layer) if stream else view.graph.neurons_of(layer)
+        described = Described(dictionary, which, dictionary.W_dec[list(which)])
+        view.described = {**self.described, (layer, stream): described}
+        return view
+
+    def part_weights(
+        self, layer: int, parts: Sequence[int] | None = None, *, stream: bool = False
+    ) -> Float[Tensor, "part d_model"]:
+        """What each neuron or feature that is a node (or some, by their place) adds to the stream for a value of 1."""
+        if (described := self.described.get((layer, stream))) is not None:
+            return described.weights if parts is None else described.weights[list(parts)]
+        nodes = self.graph.neurons_of(layer)
+        return self.blocks[layer].neuron_weights(nodes if parts is None else [nodes[i] for i in parts])
 
     def neuron(self, name: str | Node) -> Node:
         """The neuron called `name`. Raises `InputError` for what is none of this model."""
@@ -164,7 +187,10 @@ class Model:
         """
         width = getattr(self.hf.config, "intermediate_size", None) or 4 * self.d_model
         attention = self.heads.readers * self.heads.width
-        nodes = self.d_model * sum(map(len, self.graph.neurons)) * (1 + gradients)  # a vector for each neuron node
+        parts = sum(map(len, (*self.graph.neurons, *self.graph.streams)))
+        nodes = self.d_model * parts * (1 + gradients)  # a vector for each neuron or feature node
+        whole = [described for described in self.described.values() if described.site == "mlp"]
+        nodes += 2 * width * sum(len(described.which) for described in whole)  # each runs the MLP for itself
         numbers = 6 * self.d_model + attention
         if gradients:
             numbers += 4 * width + 10 * self.d_model + 3 * attention
@@ -189,7 +215,8 @@ class Model:
         """
         activations = ActivationCache()
         with self.reserved(), ExitStack() as stack:
-            neurons = self.graph.neurons
+            described = self.graph.described
+            neurons = [() if layer in described else nodes for layer, nodes in enumerate(self.graph.neurons)]
             stack.enter_context(recording(self.blocks, self.final_norm.module, activations, start, neurons))
             stack.enter_context(self._only_at(inputs.read) if logits else self._ending_at_final_norm())
             if not whole:

@@ -250,8 +250,8 @@ class Shape:
     """Whether blocks have MLPs."""
     parallel: bool = False
     """Whether attention and MLP of a block read the same stream."""
-    neurons: tuple[tuple[int, ...], ...] = ()
-    """By block, the neurons that are drawn beside its MLP, or nothing."""
+    neurons: tuple[tuple[str, ...], ...] = ()
+    """By block, the neurons and features that are drawn beside its MLP, or nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
