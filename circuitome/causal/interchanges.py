@@ -10,7 +10,7 @@ from circuitome.causal.causal_model import CausalModel
 from circuitome.causal.sites import Place
 from circuitome.causal.subspaces import Project, Subspace
 from circuitome.causal.suffixes import Replace, Suffixes
-from circuitome.causal.trials import Trials, trials
+from circuitome.causal.trials import LEAST, Trials, trials
 from circuitome.engine.setting import Setting, method
 from circuitome.results import Estimate, mean
 
@@ -26,6 +26,7 @@ def interchange(
     *,
     variables: Sequence[str] = (),
     subspace: Subspace | None = None,
+    least: float = LEAST,
 ) -> dict[str, Estimate]:
     """The interchange accuracy of each variable at one place, on the prompts of the setting.
 
@@ -41,7 +42,7 @@ def interchange(
     1.0
     """
     where = Place.parse(place, setting.model)
-    pairs = trials(setting, causal, variables)
+    pairs = trials(setting, causal, variables, least=least)
     for variable in variables:
         pairs.check_place(where, variable)
     said = answers_at(pairs, where, subspace)

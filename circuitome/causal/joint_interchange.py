@@ -13,7 +13,7 @@ from circuitome.causal.causal_model import CausalModel
 from circuitome.causal.interchanges import bases_from, logits_with, right, shares
 from circuitome.causal.sites import Place
 from circuitome.causal.subspaces import Subspace
-from circuitome.causal.trials import Trials, trials
+from circuitome.causal.trials import LEAST, Trials, trials
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
 from circuitome.results import Estimate, plain_fields
@@ -57,7 +57,9 @@ class Joint:
 
 
 @method
-def joint(setting: Setting, causal: CausalModel, places: Mapping[str, str | Subspace]) -> Joint:
+def joint(
+    setting: Setting, causal: CausalModel, places: Mapping[str, str | Subspace], *, least: float = LEAST
+) -> Joint:
     """The interchange accuracy of several variables at once, each set at its place to its value on a source of its own.
 
     `places` gives each variable's place, or a subspace of one. Every set of two variables or more is tried (of five
@@ -73,7 +75,7 @@ def joint(setting: Setting, causal: CausalModel, places: Mapping[str, str | Subs
     """
     if len(places) < 2:
         raise InputError(f"A joint interchange takes two variables or more, got {', '.join(places) or 'none'}.")
-    pairs = trials(setting, causal, list(places))
+    pairs = trials(setting, causal, list(places), least=least)
     where = {name: _place(pairs, name, place) for name, place in places.items()}
     sources = _sources(pairs)
     columns, before, answers, majorities = list[Tensor](), list[Tensor](), dict[str, Estimate](), list[float]()

@@ -20,7 +20,7 @@ from circuitome.causal.interchanges import answers_at, right_at, shares, unchang
 from circuitome.causal.searches import EPOCHS, SIZED, learned
 from circuitome.causal.sites import Place
 from circuitome.causal.subspaces import Subspace, at_random
-from circuitome.causal.trials import Trials, trials
+from circuitome.causal.trials import LEAST, Trials, trials
 from circuitome.engine.setting import Setting, method
 from circuitome.results import Estimate, plain_fields
 from circuitome.tasks.task import Task
@@ -88,6 +88,7 @@ def locate(
     sizes: Sequence[int] = SIZES,
     epochs: int = EPOCHS,
     search: str = "das",
+    least: float = LEAST,
 ) -> Located:
     """Whether a place holds a variable, by its accuracy on `held_out` prompts beside those of controls.
 
@@ -107,8 +108,9 @@ def locate(
     repeated: has a place at x1@S2, IIA 0.750 [0.750, 0.750]
     """
     variable = variable or causal.first
-    searched, judged = (trials(part, causal, [variable]) for part in (setting, setting.but(prompts=held_out)))
-    chosen = searched if sizing is None else trials(setting.but(prompts=sizing), causal, [variable])
+    pairs = partial(trials, causal=causal, variables=[variable], least=least)
+    searched, judged = pairs(setting), pairs(setting.but(prompts=held_out))
+    chosen = searched if sizing is None else pairs(setting.but(prompts=sizing))
     tried = sizes if search in SIZED else sizes[:1]
     made = [learned(searched, place, variable, k, epochs=epochs, search=search) for k in tried]
     subspaces = {subspace.k: subspace for subspace in made if subspace.k}

@@ -32,7 +32,7 @@ from circuitome.causal.subspaces import (
     orthonormal,
 )
 from circuitome.causal.suffixes import Suffixes
-from circuitome.causal.trials import Trials, trials
+from circuitome.causal.trials import LEAST, Trials, trials
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import unknown_name
 
@@ -182,6 +182,7 @@ def das(
     k: int = 1,
     epochs: int = EPOCHS,
     search: str = "das",
+    least: float = LEAST,
 ) -> Subspace:
     """The directions of a place that hold `variable` best, learned on the prompts of the setting.
 
@@ -205,7 +206,7 @@ def das(
     Subspace(repeated at x2@end, 8 directions)
     """
     variable = variable or causal.first
-    return learned(trials(setting, causal, [variable]), place, variable, k, epochs=epochs, search=search)
+    return learned(trials(setting, causal, [variable], least=least), place, variable, k, epochs=epochs, search=search)
 
 
 def learned(

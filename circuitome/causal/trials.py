@@ -28,6 +28,8 @@ CHANGED = 0.5
 """Share of pairs in which the answer of the causal model is to change."""
 NEAR = 0.02
 """How far numbers may be apart to count as near one another."""
+LEAST = 0.5
+"""Share of the prompts that the model must do, unless another is asked for."""
 FEWEST = 8
 """Prompts that the model must do, so that a share of them says something."""
 
@@ -60,7 +62,7 @@ class Trials:
     shuffled: Bool[Tensor, "variables pairs tokens"]
     """The same with values from the sources of other pairs: a control."""
     before: Bool[Tensor, "pairs tokens"]
-    """Which of them the causal model allows on the base alone."""
+    """Which of them the model answers on the base alone."""
     draws: Draws
     """Where further sources come from."""
     recorded: dict[tuple[str, int], Tensor] = field(default_factory=dict)
@@ -244,13 +246,22 @@ def passes(setting: Setting, rows: Sequence[int]) -> Iterator[Passes]:
         yield passed(setting.model, setting.task, order[start : start + size])
 
 
-def trials(setting: Setting, causal: CausalModel, variables: Sequence[str] = (), *, changed: float = CHANGED) -> Trials:
+def trials(
+    setting: Setting,
+    causal: CausalModel,
+    variables: Sequence[str] = (),
+    *,
+    least: float = LEAST,
+    changed: float = CHANGED,
+) -> Trials:
     """Pairs for the interchange of `variables` (all that are not the answer), one for every prompt that the model does.
 
     Left out is also a prompt to which no other can lend its values; see `Draws.possible`.
-    Raises `UnknownNameError` for a variable that is none, `InputError` where the model does less than half of the
-    prompts or none changes an answer, and for an answer that is not one token.
+    Raises `UnknownNameError` for a variable that is none, `InputError` where the model does less than the share `least`
+    of the prompts or none changes an answer, and for an answer that is not one token.
     """
+    if not 0 < least <= 1:
+        raise InputError(f"least is a share of the prompts, above 0 and at most 1; got {least}.")
     model, task = setting.model, setting.task
     for name in variables:
         causal.check_name(name)
@@ -261,15 +272,16 @@ def trials(setting: Setting, causal: CausalModel, variables: Sequence[str] = (),
     answers = [says.ids(values[causal.output], given) for values, given in zip(alone, inputs, strict=True)]
     theirs = [] if gives_number(model) else [token for pair in task.pairs for token in (*pair.answers, *pair.wrongs)]
     tokens = tuple(sorted({*theirs}.union(*answers)))
-    right = _right_alone(setting, tokens, answers)
-    kept = _enough([row for row, good in enumerate(right.tolist()) if good], task, model)
+    said = _said_alone(setting, tokens)
+    right = torch.tensor([float(token in allowed) for token, allowed in zip(said, answers, strict=True)])
+    kept = _enough([row for row, good in enumerate(right.tolist()) if good], task, model, least)
     roles, positions = _positions(causal, task, model)
     kinds = [
         (pair.template, *(int(count) for count in counts))
         for pair, counts in zip(task.pairs, (positions >= 0).sum(2).tolist(), strict=True)
     ]
-    draws = Draws(setting, causal, variables, tuple(inputs), tuple(alone), says, changed, tuple(kinds))
-    kept = _enough(draws.with_sources(kept), task, model, of_all=False)
+    draws = Draws(setting, causal, variables, tuple(inputs), tuple(alone), says, changed, tuple(kinds), said)
+    kept = _enough(draws.with_sources(kept), task, model)
     Random(setting.seed).shuffle(kept)
     return Trials(
         setting=setting,
@@ -284,25 +296,25 @@ def trials(setting: Setting, causal: CausalModel, variables: Sequence[str] = (),
     )
 
 
-def _right_alone(setting: Setting, tokens: Sequence[float], answers: Sequence[frozenset[float]]) -> Tensor:
-    """1.0 for prompts on which the likeliest of `tokens` is an answer of the causal model."""
-    right = torch.zeros(len(answers))
-    for run in passes(setting, range(len(answers))):
+def _said_alone(setting: Setting, tokens: Sequence[float]) -> tuple[float, ...]:
+    """By prompt, the likeliest of `tokens`."""
+    said = dict[int, float]()
+    for run in passes(setting, range(len(setting.task))):
         final = run.activations.final
         assert final is not None
         with torch.no_grad():
             best = answer_logits(setting.model, run.inputs.at_read(final), tokens).argmax(1).tolist()
-        for row, token in zip(run.rows, best, strict=True):
-            right[row] = float(tokens[token] in answers[row])
-    return right
+        said |= {row: tokens[token] for row, token in zip(run.rows, best, strict=True)}
+    return tuple(said[row] for row in range(len(setting.task)))
 
 
-def _enough(kept: list[int], task: Task, model: Model, *, of_all: bool = True) -> list[int]:
-    if of_all and len(kept) < max(FEWEST, len(task) / 2):
+def _enough(kept: list[int], task: Task, model: Model, least: float = 0.0) -> list[int]:
+    """Raises `InputError` for fewer prompts than the share `least` of all, and than `FEWEST`."""
+    if least and len(kept) < max(FEWEST, least * len(task)):
         raise InputError(
             f"{model.name} answers {len(kept)} of {len(task)} prompts of {task.name} as the causal model does, and at "
-            f"least half of them, and {FEWEST}, are needed: what the model does not compute has no place. "
-            "Check the causal model, or take a model that does the task."
+            f"least {least:.0%} of them, and {FEWEST}, are needed: what the model does not compute has no place. "
+            "Check the causal model, take a model that does the task, or look at those prompts alone (least)."
         )
     if len(kept) < FEWEST:
         raise InputError(

@@ -11,7 +11,7 @@ from torch import Tensor
 from circuitome.causal.causal_model import CausalModel
 from circuitome.causal.sites import NEURONS, Part, Place
 from circuitome.causal.subspaces import Subspace
-from circuitome.causal.trials import trials
+from circuitome.causal.trials import LEAST, trials
 from circuitome.engine.interventions.changes import Change, changing_parts
 from circuitome.engine.interventions.positions import At, Positions, Where
 from circuitome.engine.interventions.sites import site as site_of
@@ -39,7 +39,7 @@ def whole(model: Model, place: str, variable: str) -> Subspace:
 
 
 @method
-def value_means(setting: Setting, causal: CausalModel, subspace: Subspace) -> dict[Any, Means]:
+def value_means(setting: Setting, causal: CausalModel, subspace: Subspace, *, least: float = LEAST) -> dict[Any, Means]:
     """By value of the subspace's variable, the mean coordinates of the prompts on which it has that value.
 
     Over prompts on which model and causal model agree, and over the tokens of the place's role; for `set_variable`.
@@ -49,7 +49,7 @@ def value_means(setting: Setting, causal: CausalModel, subspace: Subspace) -> di
     >>> sorted(cm.causal.value_means(model, task, causal, cm.causal.whole(model, "a1.h0@end", "repeated")))[:2]
     ['Ann', 'Bob']
     """
-    pairs = trials(setting, causal, [subspace.variable])
+    pairs = trials(setting, causal, [subspace.variable], least=least)
     place = Place.parse(subspace.place, setting.model)
     by_value: dict[Any, list[int]] = {}
     for row in pairs.base.tolist():

@@ -50,6 +50,8 @@ class Align(PromptSettings):
     """das (directions of the sizes --k), boundless (how many is learned too), mask (coordinates or heads), pca."""
     k: WholeNumbers = (1, 4, 16)
     """Sizes of subspaces to learn at that place, the smallest good enough is judged; 0 alone: its whole value."""
+    least: float = 0.5
+    """Share of the prompts that model and causal model must agree on; the others are left out and counted."""
     held_out: str | None = None
     """File or task of the prompts to judge on; by default other prompts of the same task."""
 
@@ -68,6 +70,8 @@ class Align(PromptSettings):
             raise unknown_name("kind of sites", self.sites, KINDS)
         if min(self.k, default=0) < 0 or (0 in self.k and len(self.k) > 1):
             raise InputError(f"--k takes sizes of subspaces from 1 on, or 0 alone; got {', '.join(map(str, self.k))}.")
+        if not 0 < self.least <= 1:
+            raise InputError(f"--least is a share of the prompts, above 0 and at most 1; got {self.least}.")
         if self.model_of == BUILTIN:
             cm.causal.ready(self.task)
         super().check()
@@ -172,7 +176,13 @@ def run(settings: Align, context: Context) -> Findings:
     check_possible(settings, context.model)
     only = candidates(settings, context.model)
     found = cm.causal.align(
-        setting, causal, variables=settings.variables, kind=settings.sites, at=settings.at, only=only
+        setting,
+        causal,
+        variables=settings.variables,
+        kind=settings.sites,
+        at=settings.at,
+        only=only,
+        least=settings.least,
     )
     verdicts = [
         cm.causal.locate(
@@ -184,10 +194,11 @@ def run(settings: Align, context: Context) -> Findings:
             sizing=prompts.sizing,
             sizes=sizes,
             search=settings.search,
+            least=settings.least,
         )
         for name, (place, _) in found.best.items()
     ]
-    joint = together(setting.but(prompts=prompts.held_out), causal, verdicts)
+    joint = together(setting.but(prompts=prompts.held_out), causal, verdicts, settings.least)
     return Findings(
         title=f"Does {settings.model} compute it so? {context.task.name}",
         sign=f"{SIGN} Brackets are 95 % intervals over {setting.over}.",
@@ -212,11 +223,13 @@ def run(settings: Align, context: Context) -> Findings:
     )
 
 
-def together(setting: "Setting", causal: "CausalModel", verdicts: Sequence["Located"]) -> "cm.causal.Joint | None":
+def together(
+    setting: "Setting", causal: "CausalModel", verdicts: Sequence["Located"], least: float
+) -> "cm.causal.Joint | None":
     """All variables set at once at the places that were judged, on held-out prompts; None for a single variable."""
     if len(verdicts) < 2:
         return None
-    return cm.causal.joint(setting, causal, {v.variable: v.subspace or v.place for v in verdicts})
+    return cm.causal.joint(setting, causal, {v.variable: v.subspace or v.place for v in verdicts}, least=least)
 
 
 def _bases(verdict: "Located") -> list[tuple[str, "Tensor"]]:

@@ -126,6 +126,7 @@ def test_a_causal_model_of_ones_own(capsys, tmp_path, own):
         (("--place", "x9@end"), "There is no x9 in a model of 3 blocks"),
         (("--k", "-1"), "--k takes sizes of subspaces from 1 on, or 0 alone"),
         (("--search", "dbm"), "no search 'dbm'"),
+        (("--least", "2"), "--least is a share of the prompts, above 0 and at most 1; got 2.0"),
         (("--run", "{own}"), "--run names heads and MLPs, and --sites resid has none"),
         (("--at", "first"), "first stands in front of a token that it is computed from (S2)"),
         (("--k", "400"), "1 to 64 directions at this place, got k = 400"),
