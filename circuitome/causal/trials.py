@@ -258,7 +258,7 @@ def trials(
 
     Left out is also a prompt to which no other can lend its values; see `Draws.possible`.
     Raises `UnknownNameError` for a variable that is none, `InputError` where the model does less than the share `least`
-    of the prompts or none changes an answer, and for an answer that is not one token.
+    of the prompts or none changes an answer, for an answer that is not one token, and for one that is always right.
     """
     if not 0 < least <= 1:
         raise InputError(f"least is a share of the prompts, above 0 and at most 1; got {least}.")
@@ -283,7 +283,7 @@ def trials(
     draws = Draws(setting, causal, variables, tuple(inputs), tuple(alone), says, changed, tuple(kinds), said)
     kept = _enough(draws.with_sources(kept), task, model)
     Random(setting.seed).shuffle(kept)
-    return Trials(
+    pairs = Trials(
         setting=setting,
         causal=causal,
         variables=variables,
@@ -294,6 +294,21 @@ def trials(
         draws=draws,
         **draws.drawn(kept, setting.seed, tokens),
     )
+    for variable in variables:
+        _check_no_answer_for_all(pairs, variable)
+    return pairs
+
+
+def _check_no_answer_for_all(pairs: Trials, variable: str) -> None:
+    """Raises `InputError` where of several right answers one is right in all pairs."""
+    expected = pairs.expected[pairs.index(variable)]
+    if bool((expected.sum(1) > 1).any()) and bool((always := expected.all(0)).any()):
+        answer = pairs.tokens[int(always.nonzero()[0])]
+        said = answer if gives_number(pairs.model) else pairs.model.decode([int(answer)])
+        raise InputError(
+            f"{said!r} is a right answer in all {len(expected)} pairs, whatever the value of {variable!r} is, so that "
+            f"no place could be told from a model that always says it. Let {pairs.causal.output!r} allow fewer answers."
+        )
 
 
 def _said_alone(setting: Setting, tokens: Sequence[float]) -> tuple[float, ...]:
