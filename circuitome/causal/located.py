@@ -120,7 +120,7 @@ def locate(
     k = _smallest(by_size)
     whole, subspace = _right(judged, variable, place), subspaces.get(k)
     right = whole if subspace is None else _right(judged, variable, place, subspace)
-    controls = _controls(searched, judged, place, subspace, epochs)
+    controls = controlled(searched, judged, place, subspace, epochs)
     return Located(
         variable=variable,
         place=place,
@@ -154,10 +154,13 @@ def _right(pairs: Trials, variable: str, place: str, subspace: Subspace | None =
     return right_at(pairs, variable, _said(pairs, place, subspace))
 
 
-def _controls(
+def controlled(
     searched: Trials, judged: Trials, place: str, subspace: Subspace | None, epochs: int
 ) -> dict[str, Float[Tensor, " pairs"]]:
-    """By name: how the held-out pairs come out where there is nothing to be found, in a subspace of the same size."""
+    """By name: how the held-out pairs come out where there is nothing to be found, in a subspace of the same size.
+
+    Both sets of pairs are of one variable.
+    """
     (variable,), other = judged.variables, random_weights(judged.model, judged.setting.seed)
     shuffled = at_random_weights = None
     if subspace is not None:

@@ -239,7 +239,7 @@ def learned(
     runs = [Learning(LEARNED[search](*start), epochs) for start in begun]
     chunks = list(pairs.chunks(BATCH, gradients=True))
     with model.frozen_parameters():
-        bases = [bases_from(pairs, [where], chunk) for chunk in chunks]
+        bases = _begun(pairs, where, chunks)
         for epoch in range(epochs):
             if epoch == max(1, round(TRIED * epochs)):
                 runs = [min(runs, key=lambda run: run.losses[-1])]
@@ -255,6 +255,14 @@ def learned(
             pairs.setting.progress(f"learning a part of {place}", epoch + 1, epochs)
     best = min(runs, key=lambda run: run.losses[-1])
     return Subspace(place, variable, best.search.bases(), tuple(best.losses), search)
+
+
+def _begun(pairs: Trials, place: Place, chunks: Sequence[Tensor]) -> list[Suffixes]:
+    """The bases of each step from the place on; run once for all searches there."""
+    if str(place) not in pairs.begun:
+        pairs.begun.clear()
+        pairs.begun[str(place)] = [bases_from(pairs, [place], chunk) for chunk in chunks]
+    return pairs.begun[str(place)]
 
 
 class Learning:

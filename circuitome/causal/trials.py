@@ -16,7 +16,7 @@ from torch import Tensor
 from circuitome.causal.causal_model import CausalModel
 from circuitome.causal.draws import Answers, Draws, gives_number
 from circuitome.causal.sites import Place, chosen, values_at
-from circuitome.causal.suffixes import Passes, passed
+from circuitome.causal.suffixes import Passes, Suffixes, passed
 from circuitome.engine.batches import tokens_within
 from circuitome.engine.setting import Setting
 from circuitome.errors import InputError, NumericsError, TaskError, unknown_name
@@ -70,6 +70,8 @@ class Trials:
     needed."""
     placed: dict[str, list[Tensor]] = field(default_factory=dict)
     """By place: what each prompt shows at its parts, [prompts, most, width]; filled when needed."""
+    begun: dict[str, list[Suffixes]] = field(default_factory=dict)
+    """Of the last place at which something was learned: the bases of each step from there on."""
 
     @property
     def task(self) -> Task:
@@ -93,7 +95,7 @@ class Trials:
 
     def on(self, model: Model) -> "Trials":
         """The same pairs on another model."""
-        return replace(self, setting=self.setting.but(model=model), recorded={}, placed={})
+        return replace(self, setting=self.setting.but(model=model), recorded={}, placed={}, begun={})
 
     def redrawn(self, seed: int) -> "Trials":
         """The same bases, in the same order, with other sources."""
