@@ -8,6 +8,7 @@ Results are written after each part, and what a file of today holds already is n
 
 import argparse
 import json
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from random import Random
 from typing import Any
 
 import torch
-from speed import HERE, bare_forward, machine, medians, one_thread
+from speed import HERE, bare_forward, machine, one_thread
 
 import circuitome as cm
 from circuitome.causal.alignment import align_trials
@@ -79,43 +80,37 @@ class Results:
 # Cost
 
 
-def cost(model: cm.Model) -> dict[str, Any]:
+def cost(model: cm.Model, epochs: int) -> dict[str, Any]:
     """The map of three variables, and learning at two sites, over the bare passes that they stand for."""
     task = cm.tasks.ioi(model, n=MAP_PAIRS)
     causal, setting = cm.causal.ready("ioi"), Setting(model, task)
     whole = ("first", "position", "name")  # the first name is read at its token, so that every role is looked at
     ids = padded(model, task)
-    jobs = {
-        "forward": lambda: bare_forward(model, ids),
-        "map": lambda: align_trials(trials(setting, causal, whole)),
-    }
-    seconds = timed(model, jobs, repeats=1)
-    found: dict[str, Any] = {"map_ratio": round(seconds["map"] / seconds["forward"], 2)}
+    forward = seconds(model, lambda: bare_forward(model, ids), rounds=3)
+    mapping = seconds(model, lambda: align_trials(trials(setting, causal, whole)))
+    found: dict[str, Any] = {"forward_s": round(forward, 3), "map_ratio": round(mapping / forward, 2)}
     pairs = trials(setting, causal)
     for place, variable in (("x18@S2", "position"), ("x24@end", "name")):
-        found[f"das_ratio_{place}"] = learning_ratio(pairs, place, variable)
+        found[f"das_{place}"] = learning_ratio(pairs, place, variable, epochs)
     return found
 
 
-def learning_ratio(pairs: Trials, place: str, variable: str, epochs: int = 20) -> dict[str, float]:
-    """DAS of four directions over bare forward and backward passes of the suffixes, one for each of its steps."""
-    where = Place.parse(place, pairs.model)
-    learned(pairs, place, variable, 4, epochs=2)
+def learning_ratio(pairs: Trials, place: str, variable: str, epochs: int) -> dict[str, float]:
+    """DAS of four directions over bare forward and backward passes of the suffixes, one for each of its steps.
+
+    Prompts are recorded once for a place, before the first step: that is counted in steps by itself.
+    """
+    model, where = pairs.model, Place.parse(place, pairs.model)
+    recording = seconds(model, lambda: learned(pairs, place, variable, 4, epochs=1))
     (rests,) = pairs.begun.values()
-    steps = len(rests) * epochs
-    every = steps + len(rests) * max(1, round(TRIED * epochs))  # the second start takes steps as well
-    jobs = {
-        "bare": lambda: [bare_suffix(pairs.model, rest, where.first) for rest in rests],
-        "learning": lambda: learned(pairs, place, variable, 4, epochs=epochs),
-        "recording": lambda: learned(pairs.on(pairs.model), place, variable, 4, epochs=1),
-    }
-    seconds = timed(pairs.model, jobs, repeats=1)
-    bare = seconds["bare"] / len(rests)
+    steps = len(rests) * (epochs + max(1, round(TRIED * epochs)))  # the second start takes steps as well
+    bare = seconds(model, lambda: [bare_suffix(model, rest, where.first) for rest in rests], rounds=3) / len(rests)
+    learning = seconds(model, lambda: learned(pairs, place, variable, 4, epochs=epochs))
     return {
         "bare_step_ms": round(1000 * bare, 2),
-        "steps": every,
-        "ratio": round(seconds["learning"] / (bare * every), 3),
-        "recording_in_steps": round(seconds["recording"] / bare, 1),
+        "steps": steps,
+        "ratio": round(learning / (bare * steps), 3),
+        "recording_in_steps": round(recording / bare - 2 * len(rests), 1),
     }
 
 
@@ -139,19 +134,21 @@ def bare_suffix(model: cm.Model, rest: Suffixes, layer: int) -> None:
         stack.layers = blocks
 
 
-def timed(model: cm.Model, jobs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds: of the processor, or, on another device, until it is done."""
-    if model.device.type == "cpu":
-        return medians(jobs, repeats)
-    seconds = {}
-    for name, job in jobs.items():
-        for _ in range(2):
+def seconds(model: cm.Model, job: Callable[[], object], rounds: int = 1) -> float:
+    """Median seconds, of the processor or until another device is done; one more round warms up where there are any."""
+    taken = []
+    for counted in range(rounds + (rounds > 1)):
+        waited = model.device.type != "cpu"
+        clock = time.perf_counter if waited else time.process_time
+        if waited:
             torch.cuda.synchronize()
-            start = time.perf_counter()
-            job()
+        start = clock()
+        job()
+        if waited:
             torch.cuda.synchronize()
-            seconds[name] = time.perf_counter() - start
-    return seconds
+        if counted or rounds == 1:
+            taken.append(clock() - start)
+    return statistics.median(taken)
 
 
 def padded(model: cm.Model, task: cm.Task) -> torch.Tensor:
@@ -346,7 +343,7 @@ def main() -> None:
         "batch": BATCH,
     }
     if "cost" in options.parts:
-        results.add("cost", lambda: cost(model))
+        results.add("cost", lambda: cost(model, options.epochs))
     if "ioi" in options.parts:
         measure(results, model, "ioi", ioi_prompts(model, options.n), cm.causal.ready("ioi"), options)
         more_prompts(results, model, options)

@@ -20,7 +20,7 @@ from circuitome.causal.interchanges import answers_at, right_at, shares, unchang
 from circuitome.causal.searches import EPOCHS, SIZED, learned
 from circuitome.causal.sites import Place
 from circuitome.causal.subspaces import Subspace, at_random
-from circuitome.causal.trials import LEAST, Trials, trials
+from circuitome.causal.trials import LEAST, Trials, answer_text, trials
 from circuitome.engine.setting import Setting, method
 from circuitome.results import Estimate, plain_fields
 from circuitome.tasks.task import Task
@@ -32,6 +32,20 @@ RANDOM = 5
 
 DEALS = 10
 """Times that sources are dealt out anew where values of other pairs are a control."""
+
+
+@dataclass(frozen=True)
+class WrongPair:
+    """A pair that does not come out as the causal model says."""
+
+    base: str
+    """The prompt that ran."""
+    source: str
+    """The prompt that the place's value came from."""
+    expected: tuple[str, ...]
+    """What the causal model allows."""
+    said: str
+    """What the model answered."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -60,6 +74,8 @@ class Located:
     """The directions that were learned."""
     search: str
     """How they were looked for."""
+    wrong: tuple[WrongPair, ...]
+    """The held-out pairs that did not come out right."""
 
     @property
     def holds(self) -> bool:
@@ -72,7 +88,19 @@ class Located:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields but the directions, and the verdict, as plain JSON values."""
-        names = ("variable", "place", "whole", "k", "accuracy", "controls", "above", "base_accuracy", "holds", "search")
+        names = (
+            "variable",
+            "place",
+            "whole",
+            "k",
+            "accuracy",
+            "controls",
+            "above",
+            "base_accuracy",
+            "holds",
+            "search",
+            "wrong",
+        )
         return {**plain_fields(self, *names), "sizes": {str(k): e.to_dict() for k, e in self.sizes.items()}}
 
 
@@ -119,7 +147,8 @@ def locate(
         by_size[0] = shares(chosen, _right(chosen, variable, place))
     k = _smallest(by_size)
     whole, subspace = _right(judged, variable, place), subspaces.get(k)
-    right = whole if subspace is None else _right(judged, variable, place, subspace)
+    said = _said(judged, place, subspace)
+    right = right_at(judged, variable, said)
     controls = controlled(searched, judged, place, subspace, epochs)
     return Located(
         variable=variable,
@@ -133,6 +162,22 @@ def locate(
         base_accuracy=judged.base_accuracy,
         subspace=subspace,
         search=search,
+        wrong=_wrong(judged, variable, said, right),
+    )
+
+
+def _wrong(pairs: Trials, variable: str, said: Tensor, right: Tensor) -> tuple[WrongPair, ...]:
+    """The pairs that did not come out right, by the text of their prompts."""
+    texts = [answer_text(pairs.model, token) for token in pairs.tokens]
+    expected, prompts = pairs.expected[pairs.index(variable)], pairs.task.pairs
+    return tuple(
+        WrongPair(
+            base=prompts[int(pairs.base[row])].clean_text,
+            source=prompts[int(pairs.source[row])].clean_text,
+            expected=tuple(texts[i] for i in expected[row].nonzero()[:, 0].tolist()),
+            said=texts[int(said[row])],
+        )
+        for row in (right == 0).nonzero()[:, 0].tolist()
     )
 
 

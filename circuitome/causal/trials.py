@@ -230,6 +230,11 @@ def at_of(position: int | Sequence[int]) -> tuple[int, ...]:
     return (position,) if isinstance(position, int) else tuple(position)
 
 
+def answer_text(model: Model, token: float) -> str:
+    """An answer to be read: the text of a token, or a number."""
+    return f"{token:g}" if gives_number(model) else model.decode([int(token)])
+
+
 def answer_logits(
     model: Model, final: Float[Tensor, "batch d_model"], tokens: Sequence[float]
 ) -> Float[Tensor, "batch tokens"]:
@@ -305,8 +310,7 @@ def _check_no_answer_for_all(pairs: Trials, variable: str) -> None:
     """Raises `InputError` where of several right answers one is right in all pairs."""
     expected = pairs.expected[pairs.index(variable)]
     if bool((expected.sum(1) > 1).any()) and bool((always := expected.all(0)).any()):
-        answer = pairs.tokens[int(always.nonzero()[0])]
-        said = answer if gives_number(pairs.model) else pairs.model.decode([int(answer)])
+        said = answer_text(pairs.model, pairs.tokens[int(always.nonzero()[0])])
         raise InputError(
             f"{said!r} is a right answer in all {len(expected)} pairs, whatever the value of {variable!r} is, so that "
             f"no place could be told from a model that always says it. Let {pairs.causal.output!r} allow fewer answers."

@@ -210,10 +210,11 @@ def run(settings: Align, context: Context) -> Findings:
         blocks=[
             blocks.Lede(text=" ".join([*map(_sentence, verdicts), *_of_all(joint)])),
             blocks.Numbers(items=_headlines(found, verdicts)),
+            _causal_map(causal, verdicts, next(iter(found.maps.values())).axes[1], context.model),
             *(_map(accuracy, i) for i, accuracy in enumerate(found.maps.values())),
             _controls(verdicts),
             *_sets(joint),
-            _variables(causal),
+            *_wrong(verdicts),
         ],
         tensors={
             **{f"right.{name}": accuracy.samples for name, accuracy in found.maps.items()},
@@ -294,7 +295,8 @@ def _map(accuracy: "AccuracyMap", number: int) -> blocks.HeatMap:
     values, lows, highs = (tuple(map(tuple, part.tolist())) for part in (accuracy.mean, low, high))
     return blocks.HeatMap(
         title=f"Where {accuracy.variable} is",
-        note=f"The causal model's answer changes in {accuracy.changed:.0%} of pairs; chance is {accuracy.chance:.0%}.",
+        note=f"In {accuracy.changed:.0%} of pairs another answer is right than the model gives by itself; chance is "
+        f"{accuracy.chance:.0%}.",
         rows=accuracy.axes[0],
         columns=accuracy.axes[1],
         values=values,
@@ -331,11 +333,55 @@ def _controls(verdicts: Sequence["Located"]) -> blocks.Table:
     return blocks.table("Held-out accuracy and controls", columns, rows, note=note, marks=tuple(marks))
 
 
-def _variables(causal: "CausalModel") -> blocks.Table:
-    """The causal model: what is computed from what."""
-    rows = [(name, ", ".join(causal.parents[name]), "answer" * (name == causal.output)) for name in causal.order]
-    note = f"Inputs: {', '.join(causal.inputs)}."
-    return blocks.table("The causal model", ("variable", "computed from", "is"), rows, note=note, where="page")
+def _causal_map(
+    causal: "CausalModel", verdicts: Sequence["Located"], positions: Sequence[str], model: "cm.Model"
+) -> blocks.CausalMap:
+    """The causal model beside the network, each variable that was looked for with its place."""
+    judged = {verdict.variable: verdict for verdict in verdicts}
+    roles = {role: None for verdict in verdicts for _, role in _spots(verdict, model)}
+    columns = list(dict.fromkeys([*positions, *roles]))
+    drawn = [
+        blocks.CausalVariable(
+            name=name,
+            parents=causal.parents.get(name, ()),
+            place=judged[name].place if name in judged else "",
+            sites=tuple((height, columns.index(role)) for height, role in _spots(judged.get(name), model)),
+            accuracy=cell(judged[name].accuracy) if name in judged else None,
+            holds=name in judged and judged[name].holds,
+        )
+        for name in (*causal.inputs, *causal.order)
+    ]
+    note = "Lines lead from a variable to the place at which it was judged; broken ones where it does not stand out."
+    return blocks.CausalMap(
+        title="The causal model and its places",
+        note=note,
+        variables=tuple(drawn),
+        layers=model.graph.n_layers,
+        positions=tuple(columns),
+        where="page",
+    )
+
+
+def _spots(verdict: "Located | None", model: "cm.Model") -> list[tuple[float, str]]:
+    """By site of a verdict's place: how many blocks up it is, and its role."""
+    from circuitome.causal.sites import Place
+
+    if verdict is None:
+        return []
+    return [(part.site.height, part.role) for part in Place.parse(verdict.place, model).parts]
+
+
+def _wrong(verdicts: Sequence["Located"]) -> list[blocks.Table]:
+    """By variable: the pairs that did not come out as the causal model says, with their prompts."""
+    tables = []
+    for verdict in verdicts:
+        rows = [(pair.base, pair.source, " or ".join(pair.expected), pair.said) for pair in verdict.wrong]
+        columns = ("base", f"source of {verdict.variable}", "expected", "said")
+        note = f"Held-out pairs that did not come out as the causal model says, in {_where(verdict)}."
+        title = f"Pairs that went wrong: {verdict.variable}"
+        if rows:
+            tables.append(blocks.table(title, columns, rows, note=note, top=8, where="page"))
+    return tables
 
 
 STUDY = Study("align", Align, run, work)
