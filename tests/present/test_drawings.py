@@ -191,9 +191,8 @@ def test_variables_stand_above_their_causes_and_lead_to_their_sites() -> None:
     assert "at x18@S2 IIA 95 % [90, 100], which stands out from all controls" in " ".join(drawn.split())
     assert position.about == "x18@S2 IIA 0.95" and boxes["first"].about == "input" and not boxes["answer"].about
     # No arrow passes through a box: that from `second` to `name` goes around `position`, which stands between them.
-    around = next(
-        path for path in diagram.arrows if path.startswith(f"M{boxes['second'].x + causal_drawing.BOX / 2:.1f}")
-    )
+    start = f"M{boxes['second'].x + causal_drawing.BOX / 2:.1f} {boxes['second'].y:.1f}"
+    (around,) = (path for path in diagram.arrows if path.startswith(start))
     bend = float(around.split("Q")[1].split()[0])
     middle = (bend + boxes["second"].x + causal_drawing.BOX / 2) / 2
     assert not boxes["position"].x < middle < boxes["position"].x + causal_drawing.BOX
