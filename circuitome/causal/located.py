@@ -146,14 +146,14 @@ def locate(
     if by_size:
         by_size[0] = shares(chosen, _right(chosen, variable, place))
     k = _smallest(by_size)
-    whole, subspace = _right(judged, variable, place), subspaces.get(k)
-    said = _said(judged, place, subspace)
+    of_whole, subspace = _said(judged, place, None), subspaces.get(k)
+    said = of_whole if subspace is None else _said(judged, place, subspace)
     right = right_at(judged, variable, said)
     controls = controlled(searched, judged, place, subspace, epochs)
     return Located(
         variable=variable,
         place=place,
-        whole=shares(judged, whole),
+        whole=shares(judged, right_at(judged, variable, of_whole)),
         k=k,
         accuracy=shares(judged, right),
         sizes=by_size,

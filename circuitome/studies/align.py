@@ -27,7 +27,7 @@ SIGN = (
     "pairs in which the model then answers what the causal model does with the variable's value from the source."
 )
 LEARNING = 0.5
-"""Bare forward and backward passes of one epoch of learning at the middle of the model, at an average position."""
+"""Part of the blocks that a step of learning runs where it is not known where the place will be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +133,9 @@ def check_possible(settings: Align, model: "cm.Model") -> None:
 
 
 def work(settings: Align, context: Context) -> Work:
-    """Three passes to record, a part of a pass for every site and position, and what learning takes."""
-    from circuitome.causal.searches import EPOCHS
+    """Passes that record prompts, a part of a pass for every site and position, and what learning takes."""
+    from circuitome.causal.located import RANDOM
+    from circuitome.causal.searches import EPOCHS, LEARNED, SIZED, TRIED
     from circuitome.causal.sites import sites, units
 
     causal, graph, task = causal_model(settings), context.model.graph, context.task
@@ -143,9 +144,24 @@ def work(settings: Align, context: Context) -> Work:
     only = units(graph, candidates(settings, context.model))
     count = len([site for site in sites(graph, settings.sites) if not only or site.unit in only])
     variables = len(settings.variables or causal.variables or (causal.output,))
-    sizes = [k for k in settings.k if k]
-    learned = variables * (len(sizes) + 2 * bool(sizes)) * EPOCHS * share / max(1, len(positions)) * LEARNING
-    return Work.over(task, forward=3 + 8 * variables + count * share / 2, backward=learned)
+    sizes = [k for k in settings.k if k][: None if settings.search in SIZED else 1]
+    # A place: three sets of prompts drawn, recorded and run on; with directions, for each size and control again.
+    judged = 8 + (len(sizes) + 8 + RANDOM) * bool(sizes)
+    starts = {"mask": 1.0}.get(settings.search, 1 + TRIED) * (settings.search in LEARNED)
+    rest = _learned_part(settings, causal, context, share / max(1, len(positions)))
+    learned = variables * (len(sizes) + 2 * bool(sizes)) * EPOCHS * starts * rest
+    together = (2 + variables + 2 ** min(variables, 4)) * (variables > 1)
+    return Work.over(task, forward=3 + variables * judged + together + count * share / 2, backward=learned)
+
+
+def _learned_part(settings: Align, causal: "CausalModel", context: Context, share: float) -> float:
+    """The part of a pass that runs behind the place: of its tokens and blocks, half of these where it is not known."""
+    from circuitome.causal.sites import Place
+
+    if settings.place is None:
+        return share * LEARNING
+    place, layers = Place.parse(settings.place, context.model), context.model.graph.n_layers
+    return _behind(causal, context.task, place.roles[:1]) * (1 - place.first / layers)
 
 
 def _possible(settings: Align, causal: "CausalModel", context: Context) -> list[str]:
