@@ -12,7 +12,7 @@ from torch import Tensor
 from circuitome.causal.causal_model import CausalModel
 from circuitome.causal.interchanges import bases_from, logits_with, right, shares
 from circuitome.causal.sites import Place
-from circuitome.causal.subspaces import Subspace
+from circuitome.causal.subspaces import Interchanged
 from circuitome.causal.trials import LEAST, Trials, trials
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
@@ -58,7 +58,7 @@ class Joint:
 
 @method
 def joint(
-    setting: Setting, causal: CausalModel, places: Mapping[str, str | Subspace], *, least: float = LEAST
+    setting: Setting, causal: CausalModel, places: Mapping[str, str | Interchanged], *, least: float = LEAST
 ) -> Joint:
     """The interchange accuracy of several variables at once, each set at its place to its value on a source of its own.
 
@@ -100,8 +100,8 @@ def joint(
     )
 
 
-def _place(pairs: Trials, variable: str, place: str | Subspace) -> Place:
-    parsed = Place.parse(place.place if isinstance(place, Subspace) else place, pairs.model)
+def _place(pairs: Trials, variable: str, place: str | Interchanged) -> Place:
+    parsed = Place.parse(place if isinstance(place, str) else place.place, pairs.model)
     pairs.check_place(parsed, variable)
     return parsed
 
@@ -131,7 +131,7 @@ def _expected(pairs: Trials, chosen: Sequence[str], sources: Mapping[str, Tensor
 
 
 def _said(
-    pairs: Trials, where: Mapping[str, Place], places: Mapping[str, str | Subspace], sources: Mapping[str, Tensor]
+    pairs: Trials, where: Mapping[str, Place], places: Mapping[str, str | Interchanged], sources: Mapping[str, Tensor]
 ) -> Int[Tensor, " pairs"]:
     """What the model answers when each variable's place has the value of the variable's source."""
     said = torch.empty(len(pairs.base), dtype=torch.long)
@@ -142,7 +142,7 @@ def _said(
             for name, place in where.items():
                 values = [shown[sources[name][chunk]] for shown in pairs.values_of(place)]
                 given = places[name]
-                placed.append((place, values, given.projects if isinstance(given, Subspace) else None))
+                placed.append((place, values, None if isinstance(given, str) else given.puts))
             said[chunk] = logits_with(pairs, rest, placed, chunk).argmax(-1).cpu()
     return said
 

@@ -30,6 +30,7 @@ from circuitome.causal.subspaces import (
     directions,
     onto,
     orthonormal,
+    putting,
 )
 from circuitome.causal.suffixes import Suffixes
 from circuitome.causal.trials import LEAST, Trials, trials
@@ -227,6 +228,8 @@ def learned(
     if search not in SEARCHES:
         raise unknown_name("search", search, SEARCHES)
     pairs.check_place(where, variable)
+    chunks = list(pairs.chunks(BATCH, gradients=True))
+    bases = _begun(pairs, where, chunks) if search in LEARNED else []
     if search in SIZED:
         for values in pairs.values_of(where):
             check_size(k, values.shape[-1])
@@ -237,9 +240,7 @@ def learned(
     if search != "mask":
         begun.append((principal_starts(pairs, where, size), GENTLE))
     runs = [Learning(LEARNED[search](*start), epochs) for start in begun]
-    chunks = list(pairs.chunks(BATCH, gradients=True))
     with model.frozen_parameters():
-        bases = _begun(pairs, where, chunks)
         for epoch in range(epochs):
             if epoch == max(1, round(TRIED * epochs)):
                 runs = [min(runs, key=lambda run: run.losses[-1])]
@@ -258,10 +259,15 @@ def learned(
 
 
 def _begun(pairs: Trials, place: Place, chunks: Sequence[Tensor]) -> list[Suffixes]:
-    """The bases of each step from the place on; run once for all searches there."""
+    """The bases of each step from the place on; run once for all searches there, which shows the values there too."""
     if str(place) not in pairs.begun:
         pairs.begun.clear()
-        pairs.begun[str(place)] = [bases_from(pairs, [place], chunk) for chunk in chunks]
+        view, begun = place.view(pairs.model), list[Suffixes]()
+        for chunk in chunks:
+            run = pairs.bases(chunk, view)
+            pairs.note(place, view, run)
+            begun.append(bases_from(pairs, [place], chunk, run))
+        pairs.begun[str(place)] = begun
     return pairs.begun[str(place)]
 
 
@@ -280,7 +286,7 @@ class Learning:
         total = 0.0
         for number, (rest, chunk, expected) in enumerate(batches):
             share = min(1.0, (done + number / len(batches) / self.epochs) / (1 - 1 / len(batches) / self.epochs))
-            logits = logits_at(pairs, rest, place, chunk, self.search.projects(share))
+            logits = logits_at(pairs, rest, place, chunk, [putting(part) for part in self.search.projects(share)])
             loss = cross_entropy(logits, expected) + self.search.penalty(share)
             self.optimizer.zero_grad()
             loss.backward()

@@ -155,18 +155,22 @@ class Trials:
     def values_of(self, place: Place) -> list[Float[Tensor, "prompts most width"]]:
         """What each prompt shows at the parts of a place; float32. The first call for a place runs the prompts."""
         if str(place) not in self.placed:
-            view, columns = place.view(self.model), [self.column(part.role) for part in place.parts]
-            values: list[Tensor] = []
+            view = place.view(self.model)
             for run in passes(self.setting.but(model=view), self.base.tolist()):
-                here, within = list(run.rows), torch.arange(len(run.rows))[:, None]
-                for number, (part, column) in enumerate(zip(place.parts, columns, strict=True)):
-                    shown = values_at(view, run.activations, part.site.kind, part.site.layer)
-                    shown = chosen(view, part.site, shown)[within, self.positions[here, column].clamp(min=0)].float()
-                    if number == len(values):
-                        values.append(shown.new_zeros(len(self.task), *shown.shape[1:]))
-                    values[number][here] = shown
-            self.placed[str(place)] = values
+                self.note(place, view, run)
         return self.placed[str(place)]
+
+    def note(self, place: Place, view: Model, run: Passes) -> None:
+        """Keep what a pass shows at the parts of a place, for `values_of`."""
+        values = self.placed.setdefault(str(place), [])
+        here, within = list(run.rows), torch.arange(len(run.rows))[:, None]
+        for number, part in enumerate(place.parts):
+            at = self.positions[here, self.column(part.role)].clamp(min=0)
+            shown = values_at(view, run.activations, part.site.kind, part.site.layer)
+            shown = chosen(view, part.site, shown)[within, at].float()
+            if number == len(values):
+                values.append(shown.new_zeros(len(self.task), *shown.shape[1:]))
+            values[number][here] = shown
 
     def needed(self, variable: str) -> Int[Tensor, " pairs"]:
         """Position in each base of the last token that the variable is computed from; 0 where no role says it."""

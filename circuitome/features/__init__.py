@@ -16,6 +16,7 @@ from circuitome.features.dictionary import Dictionary, random_dictionary
 from circuitome.features.dictionary_quality import Fit, Quality, quality
 from circuitome.features.feature_scores import FeatureScores, effects, scores
 from circuitome.features.formats import save
+from circuitome.features.interchanged import FeatureSubspace, as_subspace
 from circuitome.features.loading import load
 from circuitome.features.places import SITES, Place
 from circuitome.features.training import Trained, train
@@ -25,11 +26,13 @@ __all__ = [
     "CrossLayer",
     "Dictionary",
     "FeatureScores",
+    "FeatureSubspace",
     "Features",
     "Fit",
     "Place",
     "Quality",
     "Trained",
+    "as_subspace",
     "clamped",
     "describe",
     "effects",
