@@ -339,7 +339,7 @@ def _enough(kept: list[int], task: Task, model: Model, least: float = 0.0) -> li
         raise InputError(
             f"{model.name} answers {len(kept)} of {len(task)} prompts of {task.name} as the causal model does, and at "
             f"least {least:.0%} of them, and {FEWEST}, are needed: what the model does not compute has no place. "
-            "Check the causal model, take a model that does the task, or look at those prompts alone (least)."
+            "Check the causal model, take a model that does the task, or look at those prompts alone (a smaller least, --least)."
         )
     if len(kept) < FEWEST:
         raise InputError(

@@ -225,6 +225,7 @@ def run(settings: Align, context: Context) -> Findings:
         },
         blocks=[
             blocks.Lede(text=" ".join([*map(_sentence, verdicts), *_of_all(joint)])),
+            *_warned(found),
             blocks.Numbers(items=_headlines(found, verdicts)),
             _causal_map(causal, verdicts, next(iter(found.maps.values())).axes[1], context.model),
             *(_map(accuracy, i) for i, accuracy in enumerate(found.maps.values())),
@@ -295,6 +296,17 @@ def _sentence(verdict: "Located") -> str:
         f"{verdict.variable} has no place that stands out: in {_where(verdict)}, {share}, not surely more than "
         f"with {' or '.join(weak)} ({percent(verdict.controls[weak[0]])})."
     )
+
+
+def _warned(found: "cm.causal.Alignment") -> list[blocks.Note]:
+    """A warning where the model does less than half of the prompts, which was asked for."""
+    if found.base_accuracy.value >= 0.5:
+        return []
+    words = (
+        f"Model and causal model agree on {found.pairs} of {found.prompts} prompts only, and only these were looked at. "
+        "On the others the model computes something else, so what is found here is no account of the task."
+    )
+    return [blocks.Note(text=words, level="warning")]
 
 
 def _headlines(found: "cm.causal.Alignment", verdicts: Sequence["Located"]) -> tuple[blocks.Figure, ...]:
