@@ -18,6 +18,7 @@ from circuitome.features.dictionary_quality import Fit, Quality, quality
 from circuitome.features.feature_nodes import as_nodes, with_errors, without_errors
 from circuitome.features.feature_scores import FeatureScores, effects, scores
 from circuitome.features.formats import save
+from circuitome.features.interchanged import FeatureSubspace, as_subspace
 from circuitome.features.loading import load
 from circuitome.features.places import SITES, Place
 from circuitome.features.training import Trained, train
@@ -27,12 +28,14 @@ __all__ = [
     "CrossLayer",
     "Dictionary",
     "FeatureScores",
+    "FeatureSubspace",
     "Features",
     "Fit",
     "Place",
     "Quality",
     "Trained",
     "as_nodes",
+    "as_subspace",
     "clamped",
     "describe",
     "effects",
