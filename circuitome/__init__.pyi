@@ -7,6 +7,7 @@ from . import features as features
 from . import heads as heads
 from . import neurons as neurons
 from . import tasks as tasks
+from . import training as training
 from . import weights as weights
 from .attribution_graphs.build import attribution_graph as attribution_graph
 from .discovery.attribution.edges import eap as eap

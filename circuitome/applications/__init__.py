@@ -1,0 +1,1 @@
+"""Circuits used: smaller models, distilled ones, chosen data; each gives an ordinary checkpoint."""
