@@ -24,7 +24,7 @@ def untrained(
 
     >>> model = cm.training.untrained(cm.load("known-ioi"), seed=1)
     >>> len(model.blocks), model.dtype
-    (2, torch.float32)
+    (3, torch.float32)
 
     Raises what `load` raises.
     """
@@ -61,8 +61,6 @@ def vocabulary(texts: str | Sequence[str], size: int = 2048) -> PreTrainedTokeni
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator([texts] if isinstance(texts, str) else texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END)

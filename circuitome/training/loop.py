@@ -54,7 +54,9 @@ class Training:
 
     def __repr__(self) -> str:
         last = self.history[-1]
-        return f"Training({self.model.name}, {last['step']:,} steps, {last['tokens']:,} tokens, loss {last['loss']:.3f})"
+        return (
+            f"Training({self.model.name}, {last['step']:,} steps, {last['tokens']:,} tokens, loss {last['loss']:.3f})"
+        )
 
     def curve(self, name: str = "loss") -> tuple[list[int], list[float]]:
         """Steps, and one number after each of them; steps without it are left out.
@@ -267,8 +269,9 @@ class Loop:
             for name, value in _own(self.model).items():
                 value.copy_(tensors[f"model.{name}"])
         for name, value in self.parameters.items():
-            held = {key: tensors.get(f"{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
-            if held["step"] is not None:
+            keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors]
+            held = {key: tensors[f"{key}.{name}"] for key in keys}
+            if held:
                 self.optimizer.state[value] = {key: tensor.to(value.device) for key, tensor in held.items()}
         self.history = state["history"]
         return int(state["steps"])
@@ -290,11 +293,7 @@ def rows_within(model: Model, schedule: Schedule, max_memory: int | None) -> int
 def _own(model: Model) -> dict[str, Tensor]:
     """Parameters and buffers that a checkpoint holds, each once."""
     stored = model.hf.state_dict()
-    return {
-        name: value
-        for name, value in (*model.hf.named_parameters(), *model.hf.named_buffers())
-        if name in stored
-    }
+    return {name: value for name, value in (*model.hf.named_parameters(), *model.hf.named_buffers()) if name in stored}
 
 
 def _checkpoint(folder: Path, step: int) -> Path:

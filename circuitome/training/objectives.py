@@ -44,7 +44,7 @@ def masked_token(model: Model, tokens: Tokens) -> Float[Tensor, ""]:
 
 def _mean(logits: Tensor, targets: Tensor) -> Tensor:
     """0 where no token counts, and not NaN."""
-    total = cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=NOT_COUNTED, reduction="sum")
+    total = cross_entropy(logits.flatten(0, 1), targets.flatten().long(), ignore_index=NOT_COUNTED, reduction="sum")
     return total / (targets != NOT_COUNTED).sum().clamp(min=1)
 
 

@@ -155,7 +155,8 @@ class MixedStream:
 class MaskedStream:
     """A stream for masked language models: some tokens are to be predicted, of which most are hidden.
 
-    Of a share of the tokens, 80 % become `token`, 10 % a random one, 10 % stay (Devlin et al. 2019, arXiv:1810.04805). The first of a row is left.
+    Of a share of the tokens, 80 % become `token`, 10 % a random one, 10 % stay (Devlin et al. 2019, arXiv:1810.04805).
+    The first token of a row is left as it is.
     """
 
     stream: Stream
@@ -231,4 +232,3 @@ def split(tokens: Tokens, rows: int) -> Iterator[Tokens]:
     """The rows of a batch, so many at a time."""
     for start in range(0, len(tokens), rows):
         yield tokens.rows(start, start + rows)
-

@@ -113,7 +113,9 @@ def test_watched_steps_and_checkpoints(tmp_path):
     ids = torch.arange(3, 20)[None]
     with torch.no_grad():
         assert torch.equal(last(ids).logits, model.hf(ids).logits)
-    assert_same(dict(tf.AutoModelForCausalLM.from_pretrained(trained.checkpoint(0)).named_parameters()), weights(tiny("llama")))
+    assert_same(
+        dict(tf.AutoModelForCausalLM.from_pretrained(trained.checkpoint(0)).named_parameters()), weights(tiny("llama"))
+    )
     with pytest.raises(InputError, match="after step 7"):
         trained.checkpoint(7)
     with pytest.raises(InputError, match="only list, loss, norm"):
@@ -179,7 +181,12 @@ def test_a_training_that_is_killed_goes_on_to_the_same_bytes(tmp_path):
         process.wait()
     assert killed > 1
     subprocess.run([*words, str(tmp_path / "killed")], check=True, env=environment)
-    for name in ("metrics.jsonl", "state.safetensors", "step-00000100/model.safetensors", "step-00000300/model.safetensors"):
+    for name in (
+        "metrics.jsonl",
+        "state.safetensors",
+        "step-00000100/model.safetensors",
+        "step-00000300/model.safetensors",
+    ):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
     assert load_file(tmp_path / "killed" / "step-00000300" / "model.safetensors")
 
@@ -223,7 +230,7 @@ def test_autocast_trains_in_bfloat16_and_keeps_weights():
 
 
 def test_bad_input(tmp_path):
-    with pytest.raises(InputError, match="half|bfloat16"):
+    with pytest.raises(InputError, match="is in bfloat16"):
         cm.training.train(tiny("llama", dtype=torch.bfloat16), STREAM, SCHEDULE)
     with pytest.raises(MemoryBudgetError, match="One row of 10 tokens"):
         cm.training.train(tiny("llama"), STREAM, SCHEDULE, max_memory=1000)

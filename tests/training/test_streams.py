@@ -1,5 +1,7 @@
 """What a training reads: every window once a pass, shares of a mixture, masks, and the same rows whenever asked."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from families import CONFIGS
@@ -102,5 +104,5 @@ def test_the_rate_rises_and_falls():
     schedule = cm.training.Schedule(steps=100, warm_up=0.1, floor=0.2, learning_rate=1.0)
     rates = [schedule.rate(step) for step in range(100)]
     assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)]) and rates[-1] == pytest.approx(0.2)
-    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False)) and rates[54] == pytest.approx(0.6, abs=0.01)
+    assert all(a > b for a, b in pairwise(rates[10:])) and rates[54] == pytest.approx(0.6, abs=0.01)
     assert {cm.training.Schedule(steps=9, warm_up=0, floor=1).rate(step) for step in range(9)} == {1e-3}
