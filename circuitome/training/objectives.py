@@ -24,7 +24,7 @@ def next_token(model: Model, tokens: Tokens) -> Float[Tensor, ""]:
 
     >>> model = cm.load("known-ioi")
     >>> stream = cm.training.text_stream(model, "Ann and Bob met then Bob gave to")
-    >>> float(cm.training.next_token(model, stream.batch(0, rows=1, length=8, seed=0))) > 0
+    >>> cm.training.next_token(model, stream.batch(0, rows=1, length=8, seed=0)).item() > 0
     True
     """
     return _mean(logits_of(model, tokens)[:, :-1], tokens.targets[:, 1:])
@@ -36,7 +36,7 @@ def masked_token(model: Model, tokens: Tokens) -> Float[Tensor, ""]:
     >>> model = cm.load("known-ioi")
     >>> plain = cm.training.text_stream(model, "Ann and Bob met then Bob gave to")
     >>> stream = cm.training.MaskedStream(plain, token=0, vocabulary=20, share=0.5)
-    >>> float(cm.training.masked_token(model, stream.batch(0, rows=1, length=8, seed=0))) > 0
+    >>> cm.training.masked_token(model, stream.batch(0, rows=1, length=8, seed=0)).item() > 0
     True
     """
     return _mean(logits_of(model, tokens)[:, 1:], tokens.targets[:, 1:])
