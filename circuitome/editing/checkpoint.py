@@ -38,13 +38,26 @@ def save_edited(edit: Edit, model: Model, folder: Path) -> Path:
     all at every position. Heads in front of a post-norm and directions under post-norms cannot be: there the divisor
     depends on the rest.
     """
+    check_empty(folder)
+    return write_checkpoint(written_into(edit, model), folder)
+
+
+def check_empty(folder: Path) -> None:
+    """Raises `RunError` for a folder in which something lies already."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} exists already and is not empty. Choose another folder for the checkpoint.")
-    edited = written_into(edit, model)
+
+
+def write_checkpoint(model: Model, folder: Path) -> Path:
+    """The model and its tokenizer as transformers saves them, in `folder`, which is there whole or not at all.
+
+    Raises `RunError` for a folder that is not empty.
+    """
+    check_empty(folder)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        edited.hf.save_pretrained(partial)
+        model.hf.save_pretrained(partial)
         if model.tokenizer is not None:
             model.tokenizer.save_pretrained(partial)
         if folder.exists():
@@ -59,7 +72,7 @@ def written_into(edit: Edit, model: Model) -> Model:
     """A copy of the model whose weights are those of the edited one. Raises as `Edit.save`."""
     for change in edit.changes:
         _check(change, model)
-    copied = _with_biases(model, _biases(edit, model))
+    copied = with_biases(model, _biases(edit, model))
     with torch.no_grad():
         for change in edit.changes:
             _write(change, copied)
@@ -124,7 +137,18 @@ def _writer_before(model: Model, site: str) -> tuple[str, int]:
     return "mlp", layer
 
 
-def _with_biases(model: Model, needed: dict[str, set[int]]) -> Model:
+def holds_mean(model: Model, kind: str) -> bool:
+    """Whether a bias can hold what heads or neurons write in the mean: `kind` is head or neuron.
+
+    Behind a post-norm it cannot: the norm divides what is written by what all write together.
+    """
+    part, block = ("attention" if kind == "head" else "mlp"), model.blocks[0]
+    if (block.attention_post if kind == "head" else block.mlp_post) is not None:
+        return False
+    return _last(block, part).bias is not None or getattr(model.hf.config, SWITCHES[part], None) is False
+
+
+def with_biases(model: Model, needed: dict[str, set[int]]) -> Model:
     """A copy of the model whose projections have the biases that are needed, 0 where they are new."""
     missing = _without_bias(model, needed)
     if not missing:
