@@ -45,7 +45,7 @@ class BlockParts:
 def whole(model: Model) -> list[BlockParts]:
     """All parts of every block."""
     return [
-        BlockParts(layer, tuple(range(model.heads.kv)), tuple(range(block.n_neurons) if model.graph.mlps else ()))
+        BlockParts(layer, tuple(range(model.heads.kv)), tuple(range(block.n_neurons)))
         for layer, block in enumerate(model.blocks)
     ]
 
@@ -133,8 +133,7 @@ def _silence(model: Model, parts: BlockParts, means: Mapping[str, Tensor]) -> No
 def _room(model: Model, parts: BlockParts) -> BlockParts:
     """What has a place in the smaller model: the kept parts, and those that cannot go."""
     groups = parts.groups if heads_go(model) else tuple(range(model.heads.kv))
-    neurons = parts.neurons or (0,) * bool(model.graph.mlps)
-    return replace(parts, groups=groups or (0,), neurons=neurons)
+    return replace(parts, groups=groups or (0,), neurons=parts.neurons or (0,))
 
 
 def smaller_config(model: Model, blocks: Sequence[int], groups: int, neurons: int) -> Any:
@@ -150,7 +149,7 @@ def smaller_config(model: Model, blocks: Sequence[int], groups: int, neurons: in
         values["head_dim"] = model.heads.width
         if getattr(config, "num_key_value_heads", None) is not None:
             values["num_key_value_heads"] = groups
-    if model.graph.mlps and neurons != model.blocks[0].n_neurons:
+    if neurons != model.blocks[0].n_neurons:
         name = {"gpt2": "n_inner", "opt": "ffn_dim"}.get(config.model_type, "intermediate_size")
         values[name] = neurons
     return type(config)(**values)
@@ -164,7 +163,7 @@ def _own_name(config: Any, name: str) -> str:
 def groups_allowed(model: Model, groups: int) -> bool:
     """Whether the architecture's configuration takes so many key/value heads."""
     try:
-        smaller_config(model, range(len(model.blocks)), groups, model.blocks[0].n_neurons if model.graph.mlps else 0)
+        smaller_config(model, range(len(model.blocks)), groups, model.blocks[0].n_neurons)
     except ValueError:
         return False
     return True
