@@ -21,7 +21,7 @@ from circuitome.errors import InputError
 from circuitome.graph.node import Node
 from circuitome.models.block import Block, weight_of
 from circuitome.models.model import Model
-from circuitome.models.saving import check_empty, save
+from circuitome.models.saving import check_empty, write_checkpoint
 
 PROBE = 24
 """Tokens of the prompt on which the checkpoint is compared with the edited model."""
@@ -39,14 +39,14 @@ def save_edited(edit: Edit, model: Model, folder: Path) -> Path:
     depends on the rest.
     """
     check_empty(folder)
-    return save(written_into(edit, model), folder)
+    return write_checkpoint(written_into(edit, model), folder)
 
 
 def written_into(edit: Edit, model: Model) -> Model:
     """A copy of the model whose weights are those of the edited one. Raises as `Edit.save`."""
     for change in edit.changes:
         _check(change, model)
-    copied = _with_biases(model, _biases(edit, model))
+    copied = with_biases(model, _biases(edit, model))
     with torch.no_grad():
         for change in edit.changes:
             _write(change, copied)
@@ -111,7 +111,18 @@ def _writer_before(model: Model, site: str) -> tuple[str, int]:
     return "mlp", layer
 
 
-def _with_biases(model: Model, needed: dict[str, set[int]]) -> Model:
+def holds_mean(model: Model, kind: str) -> bool:
+    """Whether a bias can hold what heads or neurons write in the mean: `kind` is head or neuron.
+
+    Behind a post-norm it cannot: the norm divides what is written by what all write together.
+    """
+    part, block = ("attention" if kind == "head" else "mlp"), model.blocks[0]
+    if (block.attention_post if kind == "head" else block.mlp_post) is not None:
+        return False
+    return _last(block, part).bias is not None or getattr(model.hf.config, SWITCHES[part], None) is False
+
+
+def with_biases(model: Model, needed: dict[str, set[int]]) -> Model:
     """A copy of the model whose projections have the biases that are needed, 0 where they are new."""
     missing = _without_bias(model, needed)
     if not missing:

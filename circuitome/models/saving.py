@@ -8,7 +8,7 @@ from circuitome.models.gguf import quiet
 from circuitome.models.model import Model
 
 
-def save(model: Model, folder: Path, *, replace: bool = False) -> Path:
+def write_checkpoint(model: Model, folder: Path, *, replace: bool = False) -> Path:
     """The folder of a checkpoint that `AutoModelForCausalLM` loads: weights, configuration, tokenizer.
 
     It is written beside and renamed. Raises `RunError` where something is there already, unless it may be replaced.

@@ -23,7 +23,7 @@ from circuitome.engine.checkpoint import Checkpoint
 from circuitome.errors import InputError, MemoryBudgetError, NumericsError
 from circuitome.models.loading import weights_hash
 from circuitome.models.model import Model
-from circuitome.models.saving import save
+from circuitome.models.saving import write_checkpoint
 from circuitome.progress import BESIDE, Progress, silent
 from circuitome.results import plain
 from circuitome.training.objectives import Objective, next_token, summed
@@ -213,7 +213,7 @@ class Loop:
             for look in self.watch:
                 row |= {str(name): plain(value) for name, value in look(self.model).items()}
         if done in self.checkpoints and self.folder is not None:
-            save(self.model, _checkpoint(self.folder, done), replace=True)
+            write_checkpoint(self.model, _checkpoint(self.folder, done), replace=True)
 
     def _step(self, step: int) -> dict[str, Any]:
         """One step of the optimiser, and its row of the metrics."""
