@@ -136,26 +136,34 @@ def _room(model: Model, parts: BlockParts) -> BlockParts:
     return replace(parts, groups=groups or (0,), neurons=parts.neurons or (0,))
 
 
-def smaller_config(model: Model, blocks: Sequence[int], groups: int, neurons: int) -> Any:
-    """The model's configuration with fewer blocks, key/value heads and neurons. Raises what the architecture raises."""
+def smaller_config(model: Model, blocks: Sequence[int], groups: int, neurons: int, width: int | None = None) -> Any:
+    """The model's configuration with fewer blocks, key/value heads and neurons, and a narrower stream.
+
+    Raises what the architecture raises.
+    """
     config: Any = model.hf.config
     values = config.to_dict()
     if len(blocks) != config.num_hidden_layers:
-        values[_own_name(config, "num_hidden_layers")] = len(blocks)
+        values[own_name(config, "num_hidden_layers")] = len(blocks)
         if (types := getattr(config, "layer_types", None)) is not None:
             values["layer_types"] = [types[i] for i in blocks]
     if groups != model.heads.kv:
-        values[_own_name(config, "num_attention_heads")] = groups * (model.heads.q // model.heads.kv)
+        values[own_name(config, "num_attention_heads")] = groups * (model.heads.q // model.heads.kv)
         values["head_dim"] = model.heads.width
         if getattr(config, "num_key_value_heads", None) is not None:
             values["num_key_value_heads"] = groups
     if neurons != model.blocks[0].n_neurons:
         name = {"gpt2": "n_inner", "opt": "ffn_dim"}.get(config.model_type, "intermediate_size")
         values[name] = neurons
+    if width is not None and width != model.d_model:
+        values[own_name(config, "hidden_size")] = width
+        values["head_dim"] = model.heads.width
+        if config.model_type == "opt":
+            values["word_embed_proj_dim"] = width
     return type(config)(**values)
 
 
-def _own_name(config: Any, name: str) -> str:
+def own_name(config: Any, name: str) -> str:
     """What the architecture itself calls an option."""
     return str(getattr(config, "attribute_map", {}).get(name, name))
 
