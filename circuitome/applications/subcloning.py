@@ -95,8 +95,8 @@ def subclone(
 
     >>> model = cm.load("known-ioi")
     >>> texts = cm.neurons.packed([model.encode("Ann and Bob met then Bob gave to")] * 4)
-    >>> cm.applications.subclone(model, texts, layers=2, neurons=8)
-    Subclone(known-ioi by magnitude: 2 blocks of width 64, 3 heads, 8 neurons)
+    >>> cm.applications.subclone(model, texts, layers=2, neurons=3)
+    Subclone(known-ioi by magnitude: 2 blocks of width 64, 3 heads, 3 neurons)
 
     Raises `InputError` for sizes larger than the model's, heads that are not whole groups of a key/value head, and
     widths that the architecture cannot have; `UnknownNameError` for another selection.

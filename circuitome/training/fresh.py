@@ -16,7 +16,11 @@ END = "<|end|>"
 
 
 def untrained(
-    like: Model | PreTrainedConfig, *, seed: int = 0, tokenizer: PreTrainedTokenizerBase | None = None
+    like: Model | PreTrainedConfig,
+    *,
+    seed: int = 0,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    device: str | torch.device | None = None,
 ) -> Model:
     """A model with the architecture's own random initialisation, in float32.
 
@@ -35,11 +39,11 @@ def untrained(
         hf: Any
         if isinstance(like, Model):
             hf = type(like.hf)(config)
-            hf.to(like.device)
+            device = device or like.device
             tokenizer = tokenizer or like.tokenizer
         else:
             hf = AutoModelForCausalLM.from_config(config)
-    return load(hf.eval(), tokenizer=tokenizer)
+    return load(hf.eval(), tokenizer=tokenizer, device=device)
 
 
 def vocabulary(texts: str | Sequence[str], size: int = 2048) -> PreTrainedTokenizerFast:

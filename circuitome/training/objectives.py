@@ -27,7 +27,7 @@ def next_token(model: Model, tokens: Tokens) -> Float[Tensor, ""]:
     >>> cm.training.next_token(model, stream.batch(0, rows=1, length=8, seed=0)).item() > 0
     True
     """
-    return _mean(logits_of(model, tokens)[:, :-1], tokens.targets[:, 1:])
+    return mean_cross_entropy(logits_of(model, tokens)[:, :-1], tokens.targets[:, 1:])
 
 
 def masked_token(model: Model, tokens: Tokens) -> Float[Tensor, ""]:
@@ -39,11 +39,11 @@ def masked_token(model: Model, tokens: Tokens) -> Float[Tensor, ""]:
     >>> cm.training.masked_token(model, stream.batch(0, rows=1, length=8, seed=0)).item() > 0
     True
     """
-    return _mean(logits_of(model, tokens)[:, 1:], tokens.targets[:, 1:])
+    return mean_cross_entropy(logits_of(model, tokens)[:, 1:], tokens.targets[:, 1:])
 
 
-def _mean(logits: Tensor, targets: Tensor) -> Tensor:
-    """0 where no token counts, and not NaN."""
+def mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean over the tokens that count, in nats; 0 where none does."""
     total = cross_entropy(logits.flatten(0, 1), targets.flatten().long(), ignore_index=NOT_COUNTED, reduction="sum")
     return total / (targets != NOT_COUNTED).sum().clamp(min=1)
 
