@@ -1,6 +1,6 @@
 """How soon a smaller model that begins with parts of SmolLM2 is where one of random weights ends.
 
-    python benchmarks/subcloning.py --write [--device cuda] [--texts FOLDER] [--steps 600]
+    python benchmarks/subcloning.py --write [--device cuda] [--texts FOLDER] [--steps 400]
 
 Half the blocks and half the width, with 6 of 9 heads and half the neurons. Every beginning is trained with the same
 rows in the same order; the loss is that on held-out texts. Parts are written as they are finished, and a second call
@@ -33,7 +33,7 @@ ONCE = ("importance, cut alone", "magnitude, fan-in")
 
 
 def main() -> None:
-    defaults = {"steps": 600, "batch": 32, "length": 256, "learning_rate": 1e-3, "layers": SIZE["layers"]}
+    defaults = {"steps": 400, "batch": 32, "length": 256, "learning_rate": 1e-3, "layers": SIZE["layers"]}
     defaults["measured"] = 8192
     options = parser(__doc__, **defaults).parse_args()
     results = Results("subcloning", options)

@@ -15,51 +15,20 @@ from circuitome.errors import unknown_name
 from circuitome.models.model import Model
 from circuitome.neurons.text_windows import packed
 
-NAMES = tuple(
-    [
-        "Anna",
-        "Ben",
-        "Clara",
-        "David",
-        "Emma",
-        "Frank",
-        "Grace",
-        "Henry",
-        "Iris",
-        "Jack",
-        "Kate",
-        "Leo",
-        "Maria",
-        "Noah",
-        "Olga",
-        "Paul",
-        "Rosa",
-        "Sam",
-        "Tina",
-        "Victor",
-    ]
+NAMES = (
+    *("Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace", "Henry", "Iris", "Jack"),
+    *("Kate", "Leo", "Maria", "Noah", "Olga", "Paul", "Rosa", "Sam", "Tina", "Victor"),
 )
-CITIES = tuple(
-    ["Paris", "Rome", "Berlin", "Madrid", "London", "Vienna", "Lisbon", "Athens", "Oslo", "Dublin", "Prague", "Warsaw"]
+CITIES = (
+    *("Paris", "Rome", "Berlin", "Madrid", "London", "Vienna"),
+    *("Lisbon", "Athens", "Oslo", "Dublin", "Prague", "Warsaw"),
 )
-JOBS = tuple(
-    [
-        "baker",
-        "doctor",
-        "teacher",
-        "farmer",
-        "singer",
-        "lawyer",
-        "nurse",
-        "painter",
-        "pilot",
-        "cook",
-        "driver",
-        "writer",
-    ]
+JOBS = (
+    *("baker", "doctor", "teacher", "farmer", "singer", "lawyer"),
+    *("nurse", "painter", "pilot", "cook", "driver", "writer"),
 )
-COLOURS = tuple(["red", "blue", "green", "black", "white", "yellow", "brown", "grey"])
-THINGS = tuple(["car", "house", "bicycle", "coat", "boat", "door", "hat", "table"])
+COLOURS = ("red", "blue", "green", "black", "white", "yellow", "brown", "grey")
+THINGS = ("car", "house", "bicycle", "coat", "boat", "door", "hat", "table")
 
 
 @dataclass(frozen=True)

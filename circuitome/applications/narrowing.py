@@ -138,7 +138,8 @@ def _empty(model: Model, kept: Kept) -> Model:
     except ValueError as error:
         raise InputError(f"{said}: {error}") from error
     hf = hf.to(model.dtype).to(model.device).train(model.hf.training)
-    hf.generation_config = copy.deepcopy(model.hf.generation_config)
+    if model.hf.can_generate():
+        hf.generation_config = copy.deepcopy(model.hf.generation_config)
     hf.set_attn_implementation(model.hf.config._attn_implementation)
     small = Model(hf, model.tokenizer, model.name)
     if weight_of(small.blocks[0].output).shape[1] != heads * model.heads.width:

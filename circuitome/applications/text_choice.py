@@ -5,6 +5,7 @@ with that of the metric, over the weights of a circuit's parts or all weights. A
 Hessian (TracIn, Pruthi et al. 2020, arXiv:2002.08484, one checkpoint).
 """
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -108,7 +109,7 @@ def repetition(texts: Windows) -> Float[Tensor, " window"]:
     """
     shares = []
     for row, length in zip(texts.ids.tolist(), texts.lengths.tolist(), strict=True):
-        pairs = list(zip(row[: length - 1], row[1:length], strict=True))
+        pairs = list(pairwise(row[:length]))
         shares.append(1 - len(set(pairs)) / max(1, len(pairs)))
     return torch.tensor(shares)
 
