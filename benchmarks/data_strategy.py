@@ -1,12 +1,14 @@
-"""What the choice of training texts does: questions behind documents, texts that agree with a circuit, repeated patterns.
+"""What the choice of training texts does: questions behind documents, repeated patterns, agreement with a circuit.
 
-    python benchmarks/data_strategy.py --write [--device cuda] [--texts FOLDER] [--parts instructions,patterns,selection]
+    python benchmarks/data_strategy.py --write [--device cuda] [--texts FOLDER] [--parts instructions,selection]
 
-instructions: a model of 4 blocks on made documents, on documents with questions and answers, and on the control, the same
-questions behind other documents; the same tokens in all. patterns: 2 blocks on texts alone, with rows of random tokens
-that come twice, and without the texts that repeat themselves most, beside as many at random. selection: SmolLM2 goes on
-with the texts that agree most with the circuit of indirect object identification, at random, and least. After every part
-the results are written, and a second call goes on with what is missing.
+instructions: a model of 4 blocks on made documents, on documents with questions and answers, and on the control, the
+same questions behind other documents; the same tokens in all.
+patterns: 2 blocks on texts alone, with rows of random tokens that come twice, and without the texts that repeat
+themselves most, beside as many at random.
+selection: SmolLM2 goes on with the texts that agree most with the circuit of indirect object identification, at random,
+and least.
+After every part the results are written, and a second call goes on with what is missing.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""What a small student learns of SmolLM2 from text alone, from its predictions, and with the heads of a circuit matched.
+"""What a small student learns of SmolLM2: from text alone, from its predictions, and with heads of a circuit matched.
 
     python benchmarks/distillation.py --write [--device cuda] [--texts FOLDER] [--steps 200]
 
-The student is a subclone of half the blocks and half the width. All conditions see the same rows in the same order. After
-every part the results are written, and a second call goes on with what is missing.
+The student is a subclone of half the blocks and half the width. All conditions see the same rows in the same order.
+After every part the results are written, and a second call goes on with what is missing.
 """
 
 import argparse

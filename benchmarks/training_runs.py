@@ -13,6 +13,7 @@ from installed_texts import installed_texts, parted
 from speed import HERE, machine
 
 import circuitome as cm
+from circuitome.runs.store import to_json
 from circuitome.runs.texts import documents
 
 MEMORY = 30_000_000_000
@@ -80,7 +81,7 @@ class Results:
         if self.path is not None:
             self.path.parent.mkdir(exist_ok=True)
             part = self.path.with_suffix(".part")
-            part.write_text(json.dumps(self.data, indent=1) + "\n")
+            part.write_text(to_json(self.data) + "\n")
             part.replace(self.path)
 
 

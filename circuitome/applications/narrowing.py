@@ -7,7 +7,8 @@ multiplied by one number, and so is a norm's gain, since a norm divides by a siz
              inputs are alike and independent (Samragh et al. 2023, arXiv:2312.09299); a norm by what gives the kept
              coordinates behind it their size on texts
     fitted   norms likewise; a projection by what brings its kept outputs on texts nearest to those before, < y, y' > /
-             < y', y' > with y' what the kept inputs alone give
+             < y', y' > with y' what the kept inputs alone give; at last the final norm by what gives the smaller model
+             the least loss on texts, since what is left of a model is surer of itself than it should be
 """
 
 import copy
@@ -20,10 +21,11 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from circuitome.applications.slices import slices
 from circuitome.applications.structure import BlockParts, smaller_config
-from circuitome.engine.batches import tokens_within
+from circuitome.engine.batches import DEFAULT_MEMORY, tokens_within
 from circuitome.engine.setting import Setting
 from circuitome.errors import InputError
 from circuitome.models.block import Block, weight_of
@@ -113,6 +115,25 @@ def measured(setting: Setting, texts: Windows, kept: Kept, *, projections: bool)
         for module, (upper, lower) in sums.items()
         if lower > 0
     }
+
+
+TEMPERATURES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08)
+"""What logits may be multiplied by."""
+
+
+@torch.no_grad()
+def tempered(setting: Setting, texts: Windows) -> float:
+    """The number of `TEMPERATURES` that gives the model the least loss on texts as a factor of its logits."""
+    model, sums = setting.model, torch.zeros(len(TEMPERATURES), dtype=torch.double)
+    each = texts.length * (16 * int(model.hf.config.vocab_size) + model.bytes_per_token(gradients=False))
+    some = max(1, (setting.max_memory or DEFAULT_MEMORY) // each)
+    for start in range(0, len(texts), some):
+        inputs = texts.inputs(model, range(start, min(start + some, len(texts))))
+        logits, real = model.every_logits(inputs)[:, :-1].float(), inputs.real()[:, 1:]
+        for i, factor in enumerate(TEMPERATURES):
+            flat = cross_entropy((factor * logits).flatten(0, 1), inputs.ids[:, 1:].flatten(), reduction="none")
+            sums[i] += float((flat * real.flatten()).sum())
+    return TEMPERATURES[int(sums.argmin())]
 
 
 def narrowed(model: Model, kept: Kept, factors: Factors | None = None) -> Model:

@@ -9,14 +9,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitome.applications.gates import Parts, swapped, text_gates
-from circuitome.applications.narrowing import Kept, fan_in, measured, narrowed
+from circuitome.applications.narrowing import Kept, fan_in, measured, narrowed, tempered
 from circuitome.applications.rankings import Measured, check_ranking, ranked_parts
 from circuitome.applications.structure import BlockParts
 from circuitome.editing.steering import neutral_windows
@@ -114,7 +114,20 @@ def subclone(
     factors = {} if scale == "none" else measured(setting, cut, kept, projections=scale == "fitted")
     if scale == "fan-in":
         factors |= fan_in(model, kept)
-    return Subclone(narrowed(model, kept, factors), model, kept, by)
+    small = narrowed(model, kept, factors)
+    if scale == "fitted" and sizes != _sizes(model, None, None, None, None):
+        _scale_logits(small, tempered(setting.but(model=small), cut))
+    return Subclone(small, model, kept, by)
+
+
+@torch.no_grad()
+def _scale_logits(model: Model, factor: float) -> None:
+    """Multiply what the final norm gives."""
+    norm, module = model.final_norm, cast(Any, model.final_norm.module)
+    if hasattr(module, "weight"):
+        module.weight.copy_((module.weight + norm.gain_offset) * factor - norm.gain_offset)
+        if getattr(module, "bias", None) is not None:
+            module.bias.mul_(factor)
 
 
 @dataclass(frozen=True)
