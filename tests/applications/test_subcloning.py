@@ -160,14 +160,14 @@ def test_slopes_of_coordinates_against_scaled_norms():
     norms = [norm.module for block in model.blocks for norm in (block.attention_norm, block.mlp_norm)]
     for j in (0, 5, 23):
         values = []
-        for step in (1e-5, -1e-5):
+        for step in (1e-3, -1e-3):
             with torch.no_grad():
                 for norm in (*norms, model.final_norm.module):
                     norm.weight[j] *= 1 + step
                 values.append(float(number()))
                 for norm in (*norms, model.final_norm.module):
                     norm.weight[j] /= 1 + step
-        assert float(found[j]) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-3, abs=1e-6)
+        assert float(found[j]) == pytest.approx((values[0] - values[1]) / 2e-3, rel=2e-3, abs=1e-3)
 
 
 def test_bad_input():
