@@ -7,3 +7,5 @@ from circuitome.applications.pruning import Pruned as Pruned
 from circuitome.applications.pruning import prune as prune
 from circuitome.applications.structure import BlockParts as BlockParts
 from circuitome.applications.structure import cut as cut
+from circuitome.applications.unlearning import Unlearned as Unlearned
+from circuitome.applications.unlearning import unlearn as unlearn

@@ -21,6 +21,7 @@ from circuitome.engine.interventions.replace_parts import part_groups
 from circuitome.errors import InputError, RunError
 from circuitome.graph.node import Node
 from circuitome.models.block import Block, weight_of
+from circuitome.models.gguf import quiet
 from circuitome.models.model import Model
 
 PROBE = 24
@@ -57,7 +58,8 @@ def write_checkpoint(model: Model, folder: Path) -> Path:
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        model.hf.save_pretrained(partial)
+        with quiet():
+            model.hf.save_pretrained(partial)
         if model.tokenizer is not None:
             model.tokenizer.save_pretrained(partial)
         if folder.exists():

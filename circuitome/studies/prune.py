@@ -210,9 +210,8 @@ def lede(settings: Prune, results: Mapping[str, Any]) -> str:
     random = [row["change"]["value"] for name, row in rows.items() if name.startswith("random ")]
     if random:
         mean = sum(random) / len(random)
-        share = f", {formats.percent(own['value'] / mean)} of that" if mean > 0 else ""
-        text += f" Parts drawn at random cost {formats.fixed(mean, 3)}; by {settings.by} it is{share or ' more'}."
-        text = text.replace("it is, ", "it is ")
+        share = f"{formats.percent(own['value'] / mean)} of that" if mean > 0 else "not less"
+        text += f" Parts drawn at random cost {formats.fixed(mean, 3)}; by {settings.by} it is {share}."
     text += f"\nA forward pass is {formats.fixed(results['times_faster'], 2)} times as fast."
     held = results["means_in_biases"]
     if settings.value == "mean" and len(held) < 2:

@@ -1,4 +1,4 @@
-"""What edit, prune and merge share: texts to score and to measure on, other tasks, and tables of models side by side."""
+"""What edit, prune and merge share: texts to score and measure on, other tasks, tables of models side by side."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
