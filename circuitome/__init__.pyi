@@ -8,6 +8,7 @@ from . import features as features
 from . import heads as heads
 from . import neurons as neurons
 from . import tasks as tasks
+from . import training as training
 from . import weights as weights
 from .applications.pruning import Pruned as Pruned
 from .applications.pruning import prune as prune

@@ -13,7 +13,7 @@ from torch import Tensor
 from circuitome.applications.gates import Parts, text_gates
 from circuitome.applications.rankings import Measured, check_ranking, ranked_blocks, ranked_parts
 from circuitome.applications.structure import BlockParts, cut, groups_allowed, heads_go, whole, without
-from circuitome.editing.checkpoint import holds_mean, write_checkpoint
+from circuitome.editing.checkpoint import holds_mean
 from circuitome.editing.edit import MEANS
 from circuitome.editing.steering import neutral_windows
 from circuitome.engine.setting import Setting, method
@@ -21,6 +21,7 @@ from circuitome.errors import InputError, unknown_name
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.node import Node
 from circuitome.models.model import Model
+from circuitome.models.saving import write_checkpoint
 from circuitome.neurons.text_windows import Windows
 
 

@@ -7,7 +7,6 @@ that an architecture can have and this model has not (Llama's `attention_bias`, 
 
 import copy
 import math
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,11 @@ from torch import Tensor, nn
 from circuitome.editing.changes import Added, Change, Removed, Replaced, Scaled
 from circuitome.editing.edit import Edit
 from circuitome.engine.interventions.replace_parts import part_groups
-from circuitome.errors import InputError, RunError
+from circuitome.errors import InputError
 from circuitome.graph.node import Node
 from circuitome.models.block import Block, weight_of
-from circuitome.models.gguf import quiet
 from circuitome.models.model import Model
+from circuitome.models.saving import check_empty, write_checkpoint
 
 PROBE = 24
 """Tokens of the prompt on which the checkpoint is compared with the edited model."""
@@ -41,33 +40,6 @@ def save_edited(edit: Edit, model: Model, folder: Path) -> Path:
     """
     check_empty(folder)
     return write_checkpoint(written_into(edit, model), folder)
-
-
-def check_empty(folder: Path) -> None:
-    """Raises `RunError` for a folder in which something lies already."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(f"{folder} exists already and is not empty. Choose another folder for the checkpoint.")
-
-
-def write_checkpoint(model: Model, folder: Path) -> Path:
-    """The model and its tokenizer as transformers saves them, in `folder`, which is there whole or not at all.
-
-    Raises `RunError` for a folder that is not empty.
-    """
-    check_empty(folder)
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with quiet():
-            model.hf.save_pretrained(partial)
-        if model.tokenizer is not None:
-            model.tokenizer.save_pretrained(partial)
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return folder
 
 
 def written_into(edit: Edit, model: Model) -> Model:
