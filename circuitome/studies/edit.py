@@ -26,14 +26,17 @@ from circuitome.studies.qualities import (
     split_texts,
     tasks_of,
 )
-from circuitome.studies.settings import Names, PromptSettings
+from circuitome.studies.settings import Flag, Names, PromptSettings
 from circuitome.studies.study import Findings, Study, Work
 
 if TYPE_CHECKING:
     from circuitome.applications.unlearning import Unlearned
+    from circuitome.engine.setting import Setting
     from circuitome.runs.draw import Origin
 
-PLAIN, OWN = "the model itself", "edited"
+PLAIN, OWN, TUNED = "the model itself", "edited", "fine-tuned away"
+TUNED_ON, BACK = 32, 0.9
+"""Held-out prompts on which relearning is watched, and the share of the gap at which the behaviour is back."""
 ROUNDS = 4
 """Rounds that unlearning usually takes."""
 
@@ -64,6 +67,8 @@ class Edit(PromptSettings):
     """Tokens of each half, at most."""
     draws: int = 2
     """Random choices of as many parts beside it."""
+    relearn: Flag = False
+    """Also fine-tune the behaviour away in place of it, and fine-tune both back: how many steps that takes."""
     checkpoint: Annotated[str | None, Parameter(negative="")] = None
     """New folder for the edited model."""
 
@@ -143,6 +148,12 @@ def run(settings: Edit, context: Context) -> Findings:
         folder = edit.save(model, settings.checkpoint or Path(scratch) / "model")
         after = context.setting.but(model=cm.load(folder, device=model.device))
         rows[OWN] = quality(readings(after, texts.measured, tasks, "the edited model"), first, tasks).to_dict()
+    relearning = {}
+    if settings.relearn:
+        own_gap = float(first.gaps[context.task.name].mean())
+        away, relearning = tuned_back(settings, context, held_out, after, own_gap)
+        forgot = readings(context.setting.but(model=away), texts.measured, tasks, "the fine-tuned model")
+        rows[TUNED] = quality(forgot, first, tasks).to_dict()
     for draw in range(settings.draws if parts else 0):
         random = constant_edit(settings, context, texts, random_like(model, parts, settings.seed + draw))
         with model.edited(random):
@@ -156,6 +167,7 @@ def run(settings: Edit, context: Context) -> Findings:
         "left_by_round": list(found.left) if found else [],
         "reached": found.reached if found else None,
         "models": rows,
+        "relearning": relearning,
         "left_out": why,
         "checkpoint": settings.checkpoint,
     }
@@ -167,6 +179,24 @@ def run(settings: Edit, context: Context) -> Findings:
         blocks=blocks(settings, results),
         more={"texts_hash": texts.data_hash},
     )
+
+
+def tuned_back(
+    settings: Edit, context: Context, held_out: "cm.Task", edited: "Setting", own_gap: float
+) -> "tuple[cm.Model, dict[str, Any]]":
+    """The model with the behaviour fine-tuned away, and how both models come back, step by step."""
+    from circuitome.applications.relearning import forget, relearn
+
+    data = context.task
+    some = replace(held_out, pairs=held_out.pairs[:TUNED_ON])
+    away = forget(context.setting.but(prompts=some), data, gap=settings.left * own_gap)
+    found = {}
+    for name, model in ((OWN, edited.model), (TUNED, away.model)):
+        back = relearn(context.setting.but(model=model, prompts=some), data, gap=BACK * own_gap)
+        shares = [gap / own_gap for gap in back.gaps]
+        found[name] = {"steps": back.steps, "reached": back.reached, "share": shares}
+    found[TUNED]["steps_away"] = away.steps
+    return away.model, found
 
 
 def what_goes(settings: Edit, task: str) -> str:
@@ -224,6 +254,8 @@ def blocks(settings: Edit, results: Mapping[str, Any]) -> list[Block]:
         parts.append(parts_table(results))
     if len(results["left_by_round"]) > 2:
         parts.append(by_round(results))
+    if results["relearning"]:
+        parts.append(back_again(results["relearning"]))
     return [*parts, *left_out(results["left_out"])]
 
 
@@ -251,6 +283,19 @@ def lede(settings: Edit, results: Mapping[str, Any]) -> str:
         worst = min(others, key=lambda name: others[name])
         text += f"\nOf other tasks, {worst} suffers most: {percent(rows[OWN]['kept'][worst])} of it is left."
     return text
+
+
+def back_again(relearning: Mapping[str, Any]) -> Lines:
+    """How much of the behaviour is back after each step of fine-tuning."""
+    series = [
+        Series(name=name, x=tuple(map(float, range(len(found["share"])))), y=tuple(found["share"]))
+        for name, found in relearning.items()
+    ]
+    words = [
+        f"{name}: {found['steps'] if found['reached'] else 'not in the steps'}" for name, found in relearning.items()
+    ]
+    note = f"Steps of fine-tuning on the answers until {BACK:.0%} of the gap is back. {'; '.join(words)}."
+    return Lines(title="Relearning", note=note, series=tuple(series), x="steps", y="share of the gap")
 
 
 def parts_table(results: Mapping[str, Any]) -> Table:
