@@ -10,6 +10,8 @@ from . import neurons as neurons
 from . import tasks as tasks
 from . import training as training
 from . import weights as weights
+from .applications.merging import Recipe as Recipe
+from .applications.merging import merge as merge
 from .applications.pruning import Pruned as Pruned
 from .applications.pruning import prune as prune
 from .applications.unlearning import Unlearned as Unlearned

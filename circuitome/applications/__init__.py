@@ -3,6 +3,8 @@
 from circuitome.applications import structure as structure
 from circuitome.applications.distance import CircuitDistance as CircuitDistance
 from circuitome.applications.distance import circuit_distance as circuit_distance
+from circuitome.applications.merging import Recipe as Recipe
+from circuitome.applications.merging import merge as merge
 from circuitome.applications.pruning import Pruned as Pruned
 from circuitome.applications.pruning import prune as prune
 from circuitome.applications.structure import BlockParts as BlockParts

@@ -148,7 +148,7 @@ def run(settings: Edit, context: Context) -> Findings:
         folder = edit.save(model, settings.checkpoint or Path(scratch) / "model")
         after = context.setting.but(model=cm.load(folder, device=model.device))
         rows[OWN] = quality(readings(after, texts.measured, tasks, "the edited model"), first, tasks).to_dict()
-    relearning = {}
+    relearning: dict[str, Any] = {}
     if settings.relearn:
         own_gap = float(first.gaps[context.task.name].mean())
         away, relearning = tuned_back(settings, context, held_out, after, own_gap)
@@ -291,10 +291,8 @@ def back_again(relearning: Mapping[str, Any]) -> Lines:
         Series(name=name, x=tuple(map(float, range(len(found["share"])))), y=tuple(found["share"]))
         for name, found in relearning.items()
     ]
-    words = [
-        f"{name}: {found['steps'] if found['reached'] else 'not in the steps'}" for name, found in relearning.items()
-    ]
-    note = f"Steps of fine-tuning on the answers until {BACK:.0%} of the gap is back. {'; '.join(words)}."
+    words = (f"{name} {found['steps'] if found['reached'] else 'not reached'}" for name, found in relearning.items())
+    note = f"Steps of fine-tuning on the answers until {BACK:.0%} of the gap is back: {', '.join(words)}."
     return Lines(title="Relearning", note=note, series=tuple(series), x="steps", y="share of the gap")
 
 
