@@ -27,6 +27,8 @@ class Readings:
 
     losses: Float[Tensor, "window next"]
     """Negative log-likelihood of tokens of the neutral text, nats."""
+    clean: Mapping[str, Float[Tensor, " prompt"]]
+    """By task, the metric on every clean prompt."""
     gaps: Mapping[str, Float[Tensor, " prompt"]]
     """By task, the metric on every clean prompt minus that on its corrupted twin."""
     parameters: int
@@ -49,13 +51,13 @@ class Quality(Record):
 
 def readings(setting: Setting, texts: Windows, tasks: Mapping[str, Task], what: str = "the model") -> Readings:
     """What the model of `setting` does on neutral text and on the tasks' prompts."""
-    gaps = dict[str, Tensor]()
+    clean, gaps = dict[str, Tensor](), dict[str, Tensor]()
     losses = token_losses(setting, texts, f"loss of {what}")
     for done, (name, task) in enumerate(tasks.items(), 1):
-        clean, corrupted = metrics(setting.but(prompts=task))
-        gaps[name] = clean - corrupted
+        clean[name], corrupted = metrics(setting.but(prompts=task))
+        gaps[name] = clean[name] - corrupted
         setting.progress(f"tasks of {what}", done, len(tasks))
-    return Readings(losses, gaps, sum(p.numel() for p in setting.model.hf.parameters()))
+    return Readings(losses, clean, gaps, sum(p.numel() for p in setting.model.hf.parameters()))
 
 
 def quality(found: Readings, first: Readings, tasks: Mapping[str, Task]) -> Quality:

@@ -14,8 +14,8 @@ from circuitome.errors import InputError, RunError
 from circuitome.present import formats
 from circuitome.present.blocks import Block, Lede, Table, table
 from circuitome.studies.context import Context
-from circuitome.studies.pieces import percent
-from circuitome.studies.qualities import OTHERS, check_tasks, left_out, loss_bars, nats, quality_table, split_texts
+from circuitome.studies.pieces import cell, percent
+from circuitome.studies.qualities import OTHERS, check_tasks, left_out, loss_bars, nats, split_texts
 from circuitome.studies.settings import Argument, Flag, ModelSettings, Names
 from circuitome.studies.study import Findings, Study, Work
 
@@ -102,17 +102,23 @@ def work(settings: Merge, context: Context) -> Work:
 def run(settings: Merge, context: Context) -> Findings:
     """Merge in every way that was asked for, and measure all models."""
     from circuitome.applications.quality import done_tasks, quality, readings
+    from circuitome.results import mean
 
     texts = split_texts(settings.texts, context.model, settings.text_tokens, settings.seed)
-    tasks, why = done_tasks(context.model, settings.tasks, settings.n, settings.seed)
+    drawn, why = done_tasks(context.model, settings.tasks, settings.n, settings.seed)
+    tasks = {name: task.measured_by("log_prob") for name, task in drawn.items()}
     found, distances = {BASE: readings(context.setting, texts.measured, tasks, BASE)}, {}
     with TemporaryDirectory() as scratch:
         for name, folder in folders(settings, context, Path(scratch)).items():
             other = context.setting.but(model=cm.load(folder, device=context.model.device))
             found[name] = readings(other, texts.measured, tasks, name)
             if settings.circuits and tasks:
-                distances[name] = moved(context, other, next(iter(tasks.values())))
-    rows = {name: quality(one, found[BASE], tasks).to_dict() for name, one in found.items()}
+                distances[name] = moved(context, other, next(iter(drawn.values())))
+    rows = {
+        name: quality(one, found[BASE], {}).to_dict()
+        | {"answers": {task: mean(one.clean[task], "nats", groups=tasks[task].groups).to_dict() for task in tasks}}
+        for name, one in found.items()
+    }
     results: dict[str, Any] = {
         "method": vars(settings.recipe()) | {"factor": settings.recipe().factor},
         "models": rows,
@@ -123,8 +129,8 @@ def run(settings: Merge, context: Context) -> Findings:
     }
     return Findings(
         title=f"{' and '.join(Path(name).name for name in settings.models)} merged into {settings.model}",
-        sign="Tasks: a model's gap of clean and corrupted metric over that of the base model, above 1 where it is "
-        "larger. Change of the loss: model minus base. Brackets are 95 % intervals.",
+        sign="Answers: mean log-probability of the right answer on clean prompts, nats; higher is better. Change of "
+        "the loss: model minus base. Brackets are 95 % intervals.",
         results=results,
         blocks=blocks(settings, results),
         more={"data_hash": texts.data_hash},
@@ -169,12 +175,12 @@ def gains(settings: Merge, found: "Mapping[str, Readings]") -> list[dict[str, An
     """Of every task that a fine-tuned model does better than the base: who gains most, and what of it others keep."""
     tuned = list(found)[1 : 1 + len(settings.models)]
     rows = []
-    for task in found[BASE].gaps:
-        gap = {name: float(one.gaps[task].mean()) for name, one in found.items()}
-        best = max(tuned, key=lambda name: gap[name])
-        gain = gap[best] - gap[BASE]
+    for task in found[BASE].clean:
+        answer = {name: float(one.clean[task].mean()) for name, one in found.items()}
+        best = max(tuned, key=answer.__getitem__)
+        gain = answer[best] - answer[BASE]
         if gain > 0:
-            kept = {name: (gap[name] - gap[BASE]) / gain for name in list(found)[1 + len(tuned) :]}
+            kept = {name: (answer[name] - answer[BASE]) / gain for name in list(found)[1 + len(tuned) :]}
             rows.append({"task": task, "model": best, "gain": gain, "kept": kept})
     return rows
 
@@ -184,10 +190,7 @@ def blocks(settings: Merge, results: Mapping[str, Any]) -> list[Block]:
     parts: list[Block] = [Lede(text=lede(settings, results))]
     if results["gains"]:
         parts.append(gains_table(results["gains"]))
-    parts += [
-        quality_table(results["models"], note="Tasks: share of the base model's gap."),
-        loss_bars(results["models"], BASE),
-    ]
+    parts += [answers_table(results["models"]), loss_bars(results["models"], BASE)]
     if results["circuits"]:
         parts.append(circuits_table(results["circuits"]))
     return [*parts, *left_out(results["left_out"])]
@@ -213,8 +216,16 @@ def gains_table(gained: list[dict[str, Any]]) -> Table:
     names = list(gained[0]["kept"])
     columns = ("task", "gains most", ("gain", "number", 2), *((name, "percent") for name in names))
     rows = ((row["task"], row["model"], row["gain"], *(row["kept"][name] for name in names)) for row in gained)
-    note = "Gain: gap of clean and corrupted metric minus that of the base; then the share that a merged model keeps."
+    note = "Gain: log-probability of the answer minus that in the base, nats; then the share that a merged model keeps."
     return table("What is kept of each gain", columns, rows, note=note)
+
+
+def answers_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Models by name: change of the loss, and the answers' log-probability by task."""
+    names = list(rows[BASE]["answers"])
+    columns = ("model", ("change of loss", "estimate", 3, "nats a token"), *((name, "estimate", 2) for name in names))
+    cells = ((name, cell(row["change"]), *(cell(row["answers"][task]) for task in names)) for name, row in rows.items())
+    return table("Side by side", columns, cells, note="Tasks: mean log-probability of the answer, nats.")
 
 
 def circuits_table(found: Mapping[str, Any]) -> Table:

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from circuitome.applications.pruning import Pruned
     from circuitome.tasks.task import Task
 
-PLAIN = "the model itself"
+PLAIN, HEALED = "the model itself", "and trained"
+HEAL_ROWS, HEAL_RATE = 8, 1e-4
+"""Windows of a step of training, and its learning rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,8 @@ class Prune(ModelSettings):
     """Texts, a file or folder: one half to score parts on, one to measure the loss on; the package's own by default."""
     text_tokens: int = 4000
     """Tokens of each half, at most."""
+    heal: int = 0
+    """Steps of training on the texts of the first half that follow, each of 8 windows."""
     beside: Names = ("random",)
     """Other rankings that are measured beside it."""
     draws: int = 2
@@ -85,7 +89,7 @@ class Prune(ModelSettings):
         for name in (self.by, *self.beside):
             if name not in RANKINGS:
                 raise unknown_name("ranking of parts", name, RANKINGS)
-        for name, least in (("rounds", 1), ("n", 1), ("draws", 0), ("text-tokens", 4)):
+        for name, least in (("rounds", 1), ("n", 1), ("draws", 0), ("heal", 0), ("text-tokens", 4)):
             if getattr(self, name.replace("-", "_")) < least:
                 raise InputError(f"--{name} must be at least {least}, got {getattr(self, name.replace('-', '_'))}.")
         if self.value not in ("mean", "zero"):
@@ -116,17 +120,26 @@ def run(settings: Prune, context: Context) -> Findings:
     tasks, why = tasks_of(context, settings.tasks, settings.n, task)
     setting = context.setting.but(prompts=task)
     first = readings(setting, texts.measured, tasks)
-    rows, pruned = {PLAIN: quality(first, first, tasks).to_dict()}, made(settings, setting, texts, circuit)
+    rows = {PLAIN: quality(first, first, tasks).to_dict()}
+
+    def measure(name: str, smaller: "cm.Model") -> None:
+        found = readings(setting.but(model=smaller), texts.measured, tasks, name)
+        rows[name] = quality(found, first, tasks).to_dict()
+
+    options: dict[str, Any] = {"texts": texts.scored, "value": settings.value, "rounds": settings.rounds}
+    options |= settings.parts() | {"circuit": circuit}
+    own = cm.prune(setting, settings.share, by=settings.by, **options)
     with TemporaryDirectory() as scratch:
-        for name, smaller in pruned.items():
-            folder = Path(settings.checkpoint or Path(scratch) / "model") if name == settings.by else None
-            after = smaller.model if folder is None else cm.load(smaller.save(folder), device=model.device)
-            found = readings(setting.but(model=after), texts.measured, tasks, name)
-            rows[name] = quality(found, first, tasks).to_dict()
-            if folder is not None:
-                seconds = forward_seconds((model, after), texts.measured)
-                size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    own = pruned[settings.by]
+        folder = own.save(settings.checkpoint or Path(scratch) / "model")
+        after = cm.load(folder, device=model.device)
+        size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        measure(settings.by, after)
+        seconds = forward_seconds((model, after), texts.measured)
+        if settings.heal:
+            measure(HEALED, healed(settings, context, after, texts, folder))
+    for name, seed in others(settings):
+        other = cm.prune(setting.but(seed=seed), settings.share, by=name.split()[0], **options)
+        measure(name, other.model)
     results: dict[str, Any] = {
         "removed": own.removed,
         "means_in_biases": list(own.means),
@@ -160,16 +173,31 @@ def own_task(settings: Prune, context: Context) -> "tuple[Task | None, cm.Circui
     return TASKS[settings.task](context.model, n=settings.n, seed=settings.seed) if needed else None, None
 
 
-def made(settings: Prune, setting: Any, texts: Texts, circuit: "cm.Circuit | None") -> "dict[str, Pruned]":
-    """The model pruned by each ranking, by its name; random ones once for each draw."""
-    options: dict[str, Any] = {"texts": texts.scored, "value": settings.value, "rounds": settings.rounds}
-    options |= settings.parts() | {"circuit": circuit}
-    found = {settings.by: cm.prune(setting, settings.share, by=settings.by, **options)}
+def others(settings: Prune) -> list[tuple[str, int]]:
+    """Rankings that stand beside, with seeds: random ones once for each draw."""
+    found = []
     for by in dict.fromkeys(name for name in settings.beside if name != settings.by):
-        for draw in range(settings.draws if by == "random" else 1):
-            name = f"random {draw + 1}" if by == "random" else by
-            found[name] = cm.prune(setting.but(seed=setting.seed + draw), settings.share, by=by, **options)
+        draws = range(settings.draws) if by == "random" else range(1)
+        found += [(f"random {draw + 1}" if by == "random" else by, settings.seed + draw) for draw in draws]
     return found
+
+
+def healed(settings: Prune, context: Context, model: "cm.Model", texts: Texts, folder: Path) -> "cm.Model":
+    """The smaller model, trained on the texts that parts were scored on, and written in place of it."""
+    import torch
+
+    from circuitome.models.saving import write_checkpoint
+
+    lengths = texts.scored.lengths.long()
+    rows = [ids[:length].long() for ids, length in zip(texts.scored.ids, lengths.tolist(), strict=True)]
+    stream = cm.training.TextStream(torch.cat(rows))
+    length = min(texts.scored.length, len(stream.ids))
+    schedule = cm.training.Schedule(
+        steps=settings.heal, batch=HEAL_ROWS, length=length, learning_rate=HEAL_RATE, warm_up=0.1, seed=settings.seed
+    )
+    cm.training.train(model, stream, schedule, max_memory=settings.max_memory, progress=context.progress)
+    write_checkpoint(model, folder, replace=True)
+    return model
 
 
 def distances(settings: Prune, setting: Any, own: "Pruned") -> dict[str, Any]:
