@@ -35,6 +35,7 @@ def words(path, *more):
     return ("--texts", path, "--text-tokens", 150, "--draws", 1, *more)
 
 
+@pytest.mark.slow
 def test_prune_makes_a_smaller_checkpoint(capsys, tmp_path, folder, text, found):
     given = ("prune", "--model", folder, *words(text), "--share", 0.5, "--checkpoint", tmp_path / "small")
     given += ("--by", "circuit", "--run", found, "--beside", "importance,random", "--circuits", "--heal", 2)
@@ -53,6 +54,7 @@ def test_prune_makes_a_smaller_checkpoint(capsys, tmp_path, folder, text, found)
     check_shown(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_all_heads_can_go_and_blocks_too(capsys, tmp_path, folder, text):
     for options, said in ((("--heads", "--share", 1), "4 of 4 heads"), (("--blocks", "--share", 0.4), "1 of 3 blocks")):
         out = tmp_path / said[0]
@@ -60,6 +62,7 @@ def test_all_heads_can_go_and_blocks_too(capsys, tmp_path, folder, text):
         assert code == 0 and said in lede_of(out), error
 
 
+@pytest.mark.slow
 def test_edit_unlearns_a_task_or_takes_named_parts(capsys, tmp_path, folder, data, text, found):
     given = ("--model", folder, "--data", data, *words(text), "--left", 0.2, "--relearn")
     out, saved = tmp_path / "run", tmp_path / "unlearnt"
@@ -99,6 +102,7 @@ def tuned(tmp_path_factory, folder):
     return folders
 
 
+@pytest.mark.slow
 def test_merge_measures_all_models(capsys, tmp_path, folder, text, found, tuned):
     given = ("merge", folder, *tuned, *words(text), "--method", "ties", "--only-circuit", found)
     code, _, error = run(capsys, *given, "--checkpoint", tmp_path / "merged", "--out", tmp_path / "run")
