@@ -10,8 +10,12 @@ from . import neurons as neurons
 from . import tasks as tasks
 from . import training as training
 from . import weights as weights
+from .applications.merging import Recipe as Recipe
+from .applications.merging import merge as merge
 from .applications.pruning import Pruned as Pruned
 from .applications.pruning import prune as prune
+from .applications.unlearning import Unlearned as Unlearned
+from .applications.unlearning import unlearn as unlearn
 from .attribution_graphs.build import attribution_graph as attribution_graph
 from .discovery.attribution.edges import eap as eap
 from .discovery.attribution.edges import eap_ig as eap_ig

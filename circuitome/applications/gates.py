@@ -98,11 +98,18 @@ def task_gates(setting: Setting, what: str = "what parts do to the task") -> Gat
             number = _metric(setting.model, task, batch.clean, batch.rows)
             found.append(_gates(setting.model, batch.clean, number).gates)
             order += batch.rows
-        back = torch.tensor(order).argsort()
-        sides.append([_joined(found).changes(None).map(lambda v, b=back: v[b]), _slopes(found, back)])
-    (clean, at_clean), (corrupted, at_corrupted) = sides
-    slope = Parts(at_clean.heads - at_corrupted.heads, at_clean.neurons - at_corrupted.neurons)
-    return Gates(slope, Parts(corrupted.heads - clean.heads, corrupted.neurons - clean.neurons))
+        back, joined = torch.tensor(order).argsort(), _joined(found)
+        sides.append(Gates(_rows(joined.slope, back), _rows(joined.written, back)))
+    clean, corrupted = sides
+    return Gates(_minus(clean.slope, corrupted.slope), _minus(clean.written, corrupted.written))
+
+
+def _rows(parts: Parts, which: Tensor) -> Parts:
+    return Parts(parts.heads[which], parts.neurons[which])
+
+
+def _minus(one: Parts, other: Parts) -> Parts:
+    return Parts(one.heads - other.heads, one.neurons - other.neurons)
 
 
 def swapped(task: Task) -> Task:
@@ -114,10 +121,6 @@ def swapped(task: Task) -> Task:
             for p in task.pairs
         ),
     )
-
-
-def _slopes(found: Sequence[Gates], order: Tensor) -> Parts:
-    return _joined(found).slope.map(lambda values: values[order])
 
 
 def _metric(model: Model, task: Task, inputs: Inputs, rows: Sequence[int]) -> Callable[[], Tensor]:
@@ -159,9 +162,9 @@ def _gates(model: Model, inputs: Inputs, number: Callable[[], Tensor]) -> _Pass:
         sums = torch.einsum("bp,bpnw->nw", inputs.real().float(), a)
         by_site.append((g.sum(1).cpu(), (a * g).sum((1, 3)).cpu(), sums.cpu()))
     heads, neurons = by_site[: len(model.blocks)], by_site[len(model.blocks) :]
-    slope, written, sums = ((_stacked(heads, k), _stacked(neurons, k)) for k in range(3))
+    slope, written, whole = ((_stacked(heads, k), _stacked(neurons, k)) for k in range(3))
     gates = Gates(Parts(slope[0], slope[1][..., 0]), Parts(*written))
-    return _Pass(gates, Parts(sums[0], sums[1][..., 0]))
+    return _Pass(gates, Parts(whole[0], whole[1][..., 0]))
 
 
 def _stacked(layers: Sequence[tuple[Tensor, ...]], k: int) -> Tensor:

@@ -16,7 +16,7 @@ from circuitome.applications.slices import slices
 from circuitome.editing.checkpoint import holds_mean, with_biases
 from circuitome.errors import InputError, UnsupportedModelError
 from circuitome.graph.node import Node
-from circuitome.models.block import Block, weight_of
+from circuitome.models.block import Block, as_stored, weight_of
 from circuitome.models.model import Model
 
 
@@ -221,14 +221,12 @@ def _path(model: Model, block: Block) -> str:
 
 def _of_block(path: str, block: Block, parts: BlockParts, heads: Sequence[int]) -> dict[str, Tensor]:
     """Weights of a block in the smaller model, by their names there."""
-    state = {name: value for name, value in block.layer.state_dict().items()}
+    state = dict(block.layer.state_dict())
     names = {module: name for name, module in block.layer.named_modules()}
     for part in slices(block, heads, parts.groups, parts.neurons):
-        name, module = names[part.module], part.module
-        index = part.index.to(weight_of(module).device)
-        chosen = weight_of(module).detach().index_select(0 if part.rows else 1, index)
-        turned = weight_of(module).data_ptr() == module.weight.data_ptr() and weight_of(module) is not module.weight
-        state[f"{name}.weight"] = chosen.T if turned else chosen
-        if part.rows and getattr(module, "bias", None) is not None:
-            state[f"{name}.bias"] = module.bias.detach()[index]
+        name, weight = names[part.module], weight_of(part.module).detach()
+        index = part.index.to(weight.device)
+        state[f"{name}.weight"] = as_stored(part.module, weight.index_select(0 if part.rows else 1, index))
+        if part.rows and f"{name}.bias" in state:
+            state[f"{name}.bias"] = state[f"{name}.bias"][index]
     return {f"{path}.{name}": value for name, value in state.items()}

@@ -239,6 +239,11 @@ def weight_of(module: Any) -> Float[Tensor, "out in_"]:
     return weight if isinstance(module, nn.Linear | nn.Embedding) else weight.T
 
 
+def as_stored(module: nn.Module, weight: Shaped[Tensor, "out in_"]) -> Shaped[Tensor, "_ _"]:
+    """A weight [out, in] in the layout of a projection's own parameter: the inverse of `weight_of`."""
+    return weight if isinstance(module, nn.Linear) else weight.T
+
+
 def _bias(module: nn.Module) -> Tensor | None:
     """A projection's bias, float32."""
     bias: Any = getattr(module, "bias", None)

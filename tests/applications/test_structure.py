@@ -10,10 +10,11 @@ from transformers import AutoModelForCausalLM
 
 import circuitome as cm
 from circuitome.applications.structure import BlockParts, cut, groups_allowed, heads_go, whole, without
-from circuitome.editing.checkpoint import holds_mean, write_checkpoint
+from circuitome.editing.checkpoint import holds_mean
 from circuitome.errors import InputError
 from circuitome.models.hooks import hooked
 from circuitome.models.loading import load
+from circuitome.models.saving import write_checkpoint
 
 INPUTS = padded("right")
 QUICK = ("gpt2", "llama", "gemma2")
