@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, snapshot_download
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from circuitome.errors import InputError, UnknownNameError, unknown_name
@@ -132,6 +132,20 @@ def _locate(name: str, progress: Progress) -> tuple[str, dict[str, Any]]:
         hint = "A model of the hub is named with its owner, such as HuggingFaceTB/SmolLM2-135M; a folder by its path."
         raise unknown_name("model", name, (*SHORT_NAMES, *HUB_NAMES), hint)
     return name, {} if _hub_answers() else local
+
+
+def checkpoint_folder(name: str | Path, progress: Progress = silent) -> Path:
+    """The folder in which a checkpoint's files lie: of a folder, a .gguf file, a short name or one of the hub.
+
+    Raises as `load` for names and folders that are not there.
+    """
+    where, options = _locate(str(name), progress)
+    if Path(where).is_dir():
+        return Path(where)
+    try:
+        return Path(snapshot_download(where, allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"], **options))
+    except (OSError, ValueError) as error:
+        raise _unreadable(str(name), error) from error
 
 
 def _hub_answers() -> bool:

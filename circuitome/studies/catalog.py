@@ -12,6 +12,7 @@ NAMES = (
     *("heads", "neurons", "neuron", "languages", "steer", "induction", "retrieval", "stream", "trace", "routes"),
     *("weights", "lens", "conv", "diff", "align", "sweep"),
     *("dictionary train", "dictionary check", "features"),
+    *("edit", "prune", "merge"),
 )
 """In the order of the help page."""
 GROUPS = {"dictionary": "Train sparse dictionaries of a model's activations, and check them."}

@@ -1,0 +1,29 @@
+"""What circuits are good for: edit, prune, subclone, merge, distil, choose data."""
+
+from circuitome.applications import instructions as instructions
+from circuitome.applications import structure as structure
+from circuitome.applications.curves import Curves as Curves
+from circuitome.applications.curves import compare_trainings as compare_trainings
+from circuitome.applications.distance import CircuitDistance as CircuitDistance
+from circuitome.applications.distance import circuit_distance as circuit_distance
+from circuitome.applications.distillation import Distillation as Distillation
+from circuitome.applications.distillation import HeadPair as HeadPair
+from circuitome.applications.distillation import distil as distil
+from circuitome.applications.distillation import linear_cka as linear_cka
+from circuitome.applications.distillation import matched_heads as matched_heads
+from circuitome.applications.distillation import resemblance as resemblance
+from circuitome.applications.merging import Recipe as Recipe
+from circuitome.applications.merging import merge as merge
+from circuitome.applications.pruning import Pruned as Pruned
+from circuitome.applications.pruning import prune as prune
+from circuitome.applications.structure import BlockParts as BlockParts
+from circuitome.applications.structure import cut as cut
+from circuitome.applications.subcloning import SELECTIONS as SELECTIONS
+from circuitome.applications.subcloning import Subclone as Subclone
+from circuitome.applications.subcloning import subclone as subclone
+from circuitome.applications.text_choice import agreement as agreement
+from circuitome.applications.text_choice import chosen_windows as chosen_windows
+from circuitome.applications.text_choice import induction_gain as induction_gain
+from circuitome.applications.text_choice import repetition as repetition
+from circuitome.applications.unlearning import Unlearned as Unlearned
+from circuitome.applications.unlearning import unlearn as unlearn
