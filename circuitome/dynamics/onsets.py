@@ -118,7 +118,9 @@ def _checked(
     rows = torch.as_tensor(values).double().cpu()
     rows = rows[None] if rows.ndim == 1 else rows
     if rows.ndim != 2 or rows.shape[1] != len(steps) or not len(rows):
-        raise InputError(f"values must be a row of {len(steps)} numbers, one a step, or rows of such; got {rows.shape}.")
+        raise InputError(
+            f"values must be a row of {len(steps)} numbers, one a step, or rows of such; got {rows.shape}."
+        )
     if any(later <= earlier for earlier, later in pairwise(steps)) or (steps and steps[0] < 0):
         raise InputError("The steps of a curve must rise from 0 or more, each later than the one before.")
     kept = [i for i, step in enumerate(steps) if step > 0]

@@ -13,7 +13,7 @@ import circuitome
 import circuitome as cm
 
 SPACES = (
-    *(cm, cm.tasks, cm.attribution_graphs, cm.causal, cm.features, cm.heads, cm.neurons, cm.weights, cm.ground_truth),
+    *(cm, cm.tasks, cm.attribution_graphs, cm.causal, cm.dynamics, cm.features, cm.heads, cm.neurons, cm.weights, cm.ground_truth),
 )
 """Where public names are looked up."""
 GIVEN = {
@@ -44,6 +44,7 @@ GIVEN = {
     *("Trained", "Quality", "Fit", "Place", "FeatureScores", "Dictionary", "CrossLayer"),
     *("Features", "RoleVerdict", "ConvNet", "Expanded", "Factored", "Composition", "Lens", "LogitAttribution"),
     *("AttentionPlace", "AttributionGraph", "GraphChecks", "GraphNode", "HeadLoadings", "QKAttribution", "SwitchedOff"),
+    *("MinimalPair", "Onset", "PairScores", "Syntax", "Tree"),
     *("AccuracyMap", "Alignment", "CausalModel", "Joint", "Located", "Subspace", "TokenPairs", "Tokens"),
 }
 """Public classes that functions give, or that users do not make: the example is that of the function."""
