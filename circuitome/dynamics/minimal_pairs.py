@@ -16,7 +16,6 @@ from circuitome.engine.setting import Setting, method
 from circuitome.errors import DataFileError, InputError
 from circuitome.neurons.text_windows import packed
 from circuitome.results import Estimate, Shown, proportion
-from circuitome.weights.folding import unembedding_rows
 
 COPIES = 3
 """Times that the logits of a batch are held."""
@@ -114,7 +113,7 @@ def _some_rows(setting: Setting, rows: Sequence[Sequence[int]]) -> list[list[int
     """Numbers of the rows in groups of about one length that fit the memory budget."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     model, longest = setting.model, max(map(len, rows))
-    each = longest * (len(unembedding_rows(model)) * 4 * COPIES + model.bytes_per_token(gradients=False))
+    each = longest * (int(model.hf.config.vocab_size) * 4 * COPIES + model.bytes_per_token(gradients=False))
     size = max(1, (setting.max_memory or DEFAULT_MEMORY) // each)
     return [order[start : start + size] for start in range(0, len(order), size)]
 

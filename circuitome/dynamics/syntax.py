@@ -150,7 +150,7 @@ def syntax(setting: Setting, trees: Sequence[Tree], *, min_arcs: int = 100) -> S
     """
     model = setting.model
     rows = [(i, tree, *tokens_of_words(model, tree)) for i, tree in enumerate(trees)]
-    limit = min(LONGEST, getattr(model.hf.config, "max_position_embeddings", None) or LONGEST)
+    limit = min(LONGEST, model.positions or LONGEST)
     kept = [row for row in rows if len(row[2]) <= limit]
     kinds = _kinds(model.causal, [row[1] for row in kept], min_arcs)
     tell, done, parts = setting.tell("attention of words to words"), 0, list[_Arcs]()

@@ -24,7 +24,7 @@ SIGN = (
 
 @dataclass(frozen=True, kw_only=True)
 class Syntax(ModelSettings):
-    """Find syntax in attention: which arcs of dependency trees each head shows, and which minimal pairs come out right."""
+    """Find syntax in attention: which arcs of dependency trees heads show, and which minimal pairs come out right."""
 
     arguments: ClassVar[tuple[str, ...]] = ("model", "trees")
 
@@ -150,8 +150,8 @@ def relations_table(syntax: Mapping[str, Any], where: str) -> Table:
         cells = (row["kind"], row["arcs"], names[0], cell(row["head"]), names[1], cell(row["offset"]))
         rows.append(cells if wide else (cells[0], *cells[2:]))
     note = (
-        "Intervals are over sentences. The head and the offset that are named are best on all sentences; the shares are "
-        "of those that are best on the other half."
+        "Intervals are over sentences. The head and the offset that are named are best on all sentences; the shares "
+        "are of those that are best on the other half."
     )
     return table("Arcs by relation", columns, rows, note=note if wide else "", where=where)
 

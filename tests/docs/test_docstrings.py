@@ -13,7 +13,8 @@ import circuitome
 import circuitome as cm
 
 SPACES = (
-    *(cm, cm.tasks, cm.attribution_graphs, cm.causal, cm.dynamics, cm.features, cm.heads, cm.neurons, cm.weights, cm.ground_truth),
+    *(cm, cm.tasks, cm.attribution_graphs, cm.causal, cm.dynamics, cm.features, cm.heads, cm.neurons, cm.weights),
+    cm.ground_truth,
 )
 """Where public names are looked up."""
 GIVEN = {
