@@ -6,10 +6,10 @@ parse = cm.dynamics.syntax(model, trees)                   # which arcs the atte
 pairs = cm.dynamics.pair_scores(model, cm.dynamics.grammar_pairs(50))
 """
 
+from circuitome.dynamics.arcs import Syntax, syntax
 from circuitome.dynamics.grammar import MinimalPair, grammar_pairs, grammar_trees
 from circuitome.dynamics.minimal_pairs import PairScores, pair_scores, read_pairs
 from circuitome.dynamics.onsets import Onset, onset, precedes
-from circuitome.dynamics.syntax import Syntax, syntax
 from circuitome.dynamics.trees import Tree, read_trees, tokens_of_words
 
 __all__ = [

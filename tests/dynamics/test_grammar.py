@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dynamics.test_syntax import pieces
+from dynamics.test_arcs import pieces
 from families import tiny
 
 import circuitome as cm

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers as tf
-from dynamics.test_syntax import slow, trees
+from dynamics.test_arcs import slow, trees
 from families import ENCODERS, random_task, tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
 

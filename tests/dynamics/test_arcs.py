@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import circuitome as cm
-from circuitome.dynamics.syntax import DIRECTIONS, OFFSETS
+from circuitome.dynamics.arcs import DIRECTIONS, OFFSETS
 from circuitome.errors import DataFileError, InputError
 from circuitome.models.inputs import Inputs
 from circuitome.models.known import KnownConfig, KnownForCausalLM, tokenizer_of
