@@ -1,5 +1,6 @@
 """The public names and where they are defined; `circuitome/__init__.py` imports each when it is first used."""
 
+from . import applications as applications
 from . import attribution_graphs as attribution_graphs
 from . import causal as causal
 from . import dynamics as dynamics
@@ -8,7 +9,10 @@ from . import features as features
 from . import heads as heads
 from . import neurons as neurons
 from . import tasks as tasks
+from . import training as training
 from . import weights as weights
+from .applications.pruning import Pruned as Pruned
+from .applications.pruning import prune as prune
 from .attribution_graphs.build import attribution_graph as attribution_graph
 from .discovery.attribution.edges import eap as eap
 from .discovery.attribution.edges import eap_ig as eap_ig

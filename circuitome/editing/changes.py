@@ -13,7 +13,7 @@ from torch import Tensor
 
 from circuitome.engine.interventions.hook_sites import hook
 from circuitome.engine.interventions.positions import At
-from circuitome.engine.interventions.replace_parts import ablate, scale
+from circuitome.engine.interventions.replace_parts import replace_each, scale
 from circuitome.features.clamping import clamped
 from circuitome.features.dictionary import Dictionary
 from circuitome.models.model import Model
@@ -28,13 +28,9 @@ class Replaced:
     at: At = "all"
     """Where, as in `cm.ablate`."""
 
-    @contextmanager
-    def applied(self, model: Model) -> Iterator[None]:
+    def applied(self, model: Model) -> AbstractContextManager[None]:
         """Inside, the parts write the constants."""
-        with ExitStack() as stack:
-            for part, value in self.values.items():
-                stack.enter_context(ablate(model, part, value=value, at=self.at))
-            yield
+        return replace_each(model, self.values, at=self.at)
 
     def __str__(self) -> str:
         return f"{_some(self.values)} replaced"

@@ -7,7 +7,6 @@ that an architecture can have and this model has not (Llama's `attention_bias`, 
 
 import copy
 import math
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,11 @@ from torch import Tensor, nn
 from circuitome.editing.changes import Added, Change, Removed, Replaced, Scaled
 from circuitome.editing.edit import Edit
 from circuitome.engine.interventions.replace_parts import part_groups
-from circuitome.errors import InputError, RunError
+from circuitome.errors import InputError
 from circuitome.graph.node import Node
 from circuitome.models.block import Block, weight_of
 from circuitome.models.model import Model
+from circuitome.models.saving import check_empty, write_checkpoint
 
 PROBE = 24
 """Tokens of the prompt on which the checkpoint is compared with the edited model."""
@@ -38,28 +38,15 @@ def save_edited(edit: Edit, model: Model, folder: Path) -> Path:
     all at every position. Heads in front of a post-norm and directions under post-norms cannot be: there the divisor
     depends on the rest.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(f"{folder} exists already and is not empty. Choose another folder for the checkpoint.")
-    edited = written_into(edit, model)
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        edited.hf.save_pretrained(partial)
-        if model.tokenizer is not None:
-            model.tokenizer.save_pretrained(partial)
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return folder
+    check_empty(folder)
+    return write_checkpoint(written_into(edit, model), folder)
 
 
 def written_into(edit: Edit, model: Model) -> Model:
     """A copy of the model whose weights are those of the edited one. Raises as `Edit.save`."""
     for change in edit.changes:
         _check(change, model)
-    copied = _with_biases(model, _biases(edit, model))
+    copied = with_biases(model, _biases(edit, model))
     with torch.no_grad():
         for change in edit.changes:
             _write(change, copied)
@@ -124,7 +111,18 @@ def _writer_before(model: Model, site: str) -> tuple[str, int]:
     return "mlp", layer
 
 
-def _with_biases(model: Model, needed: dict[str, set[int]]) -> Model:
+def holds_mean(model: Model, kind: str) -> bool:
+    """Whether a bias can hold what heads or neurons write in the mean: `kind` is head or neuron.
+
+    Behind a post-norm it cannot: the norm divides what is written by what all write together.
+    """
+    part, block = ("attention" if kind == "head" else "mlp"), model.blocks[0]
+    if (block.attention_post if kind == "head" else block.mlp_post) is not None:
+        return False
+    return _last(block, part).bias is not None or getattr(model.hf.config, SWITCHES[part], None) is False
+
+
+def with_biases(model: Model, needed: dict[str, set[int]]) -> Model:
     """A copy of the model whose projections have the biases that are needed, 0 where they are new."""
     missing = _without_bias(model, needed)
     if not missing:

@@ -34,12 +34,13 @@ class Checkpoint:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise RunError(f"{self.path} is damaged ({error}). Remove it to start afresh.") from None
+        notes = json.loads(notes.get("notes", "{}"))
         if notes.get("key") != self.key:
             raise RunError(
                 f"{self.path} belongs to another {self.search} run (other prompts, model or settings). Repeat that "
                 "command to resume it, or choose another folder."
             )
-        return tensors, json.loads(notes["state"])
+        return tensors, notes["state"]
 
     def write(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Replace what was kept, all of it or nothing."""
@@ -49,6 +50,6 @@ class Checkpoint:
         save_file(
             {k: v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()},
             part,
-            {"key": self.key, "state": json.dumps(state)},
+            {"notes": json.dumps({"key": self.key, "state": state})},  # one entry: several would lie in random order
         )
         os.replace(part, self.path)

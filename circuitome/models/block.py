@@ -7,7 +7,7 @@ from operator import attrgetter
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from circuitome.models.families import Family
@@ -93,8 +93,8 @@ class Block:
         )
 
     def split(
-        self, outputs: Sequence[Float[Tensor, "batch pos _"]], *, copy: bool = False
-    ) -> Float[Tensor, "batch pos reader d_head"]:
+        self, outputs: Sequence[Shaped[Tensor, "batch pos _"]], *, copy: bool = False
+    ) -> Shaped[Tensor, "batch pos reader d_head"]:
         """What the projections gave, as one vector per reader; with `copy`, never a view of it."""
         if self.fused == "interleaved":
             parts = outputs[0].unflatten(-1, (self.heads.q, 3, self.heads.width))
@@ -102,7 +102,7 @@ class Block:
         whole = torch.cat(list(outputs), -1) if len(outputs) > 1 or copy else outputs[0]
         return whole.unflatten(-1, (self.heads.readers, self.heads.width))
 
-    def merge(self, values: Float[Tensor, "batch pos reader d_head"]) -> list[Float[Tensor, "batch pos _"]]:
+    def merge(self, values: Shaped[Tensor, "batch pos reader d_head"]) -> list[Shaped[Tensor, "batch pos _"]]:
         """The inverse of `split`."""
         if self.fused == "interleaved":
             return [values.unflatten(-2, (3, self.heads.q)).transpose(-3, -2).flatten(-3)]

@@ -49,6 +49,8 @@ class Family:
     """How a fused projection lays out its outputs: all q, all k, all v; or q, k, v head by head (NeoX)."""
     gain_offset: float = 0.0
     """Added to a norm's weight before use: 1 for Gemma."""
+    own_width: bool = False
+    """Whether heads have a width of their own in the configuration, so that there can be fewer of the same width."""
     parallel: Callable[[Config], bool] = lambda config: False
     """Whether attention and MLP of a block read the same residual."""
     refusal: Callable[[Config], str] = lambda config: ""
@@ -87,6 +89,7 @@ _LLAMA = Family(
     mlp=("mlp",),
     attention_norm="input_layernorm",
     mlp_norm="post_attention_layernorm",
+    own_width=True,
 )
 _POST_NORMS = replace(
     _LLAMA,
@@ -133,7 +136,10 @@ FAMILIES: tuple[Family, ...] = (
     replace(_LLAMA, model_types=("phi3",), projections=("qkv_proj",), fused="blocks", activation="mlp.activation_fn"),
     _GEMMA,
     replace(_GEMMA, model_types=("gemma3_text",), qk_norms=_QK_NORMS),
-    replace(_POST_NORMS, model_types=("olmo2",), attention_norm=None, mlp_norm=None, qk_norms=_QK_NORMS),
+    # One norm over all heads' queries: with fewer heads its divisor is another.
+    replace(
+        _POST_NORMS, model_types=("olmo2",), attention_norm=None, mlp_norm=None, qk_norms=_QK_NORMS, own_width=False
+    ),
     Family(
         model_types=("gpt2",),
         layers="transformer.h",
@@ -180,6 +186,7 @@ FAMILIES: tuple[Family, ...] = (
         final_norm="final_norm",
         attention_norm=None,
         mlp_norm=None,
+        own_width=True,
         refusal=lambda config: "",
     ),
 )

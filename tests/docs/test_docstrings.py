@@ -13,8 +13,8 @@ import circuitome
 import circuitome as cm
 
 SPACES = (
-    *(cm, cm.tasks, cm.attribution_graphs, cm.causal, cm.dynamics, cm.features, cm.heads, cm.neurons, cm.weights),
-    cm.ground_truth,
+    *(cm, cm.tasks, cm.attribution_graphs, cm.causal, cm.dynamics, cm.features, cm.heads, cm.neurons, cm.training),
+    *(cm.weights, cm.ground_truth),
 )
 """Where public names are looked up."""
 GIVEN = {
@@ -46,6 +46,7 @@ GIVEN = {
     *("Features", "RoleVerdict", "ConvNet", "Expanded", "Factored", "Composition", "Lens", "LogitAttribution"),
     *("AttentionPlace", "AttributionGraph", "GraphChecks", "GraphNode", "HeadLoadings", "QKAttribution", "SwitchedOff"),
     *("MinimalPair", "Onset", "PairScores", "Syntax", "Tree"),
+    *("Training", "Tokens", "TextStream", "RepeatedStream", "DrawnStream", "MixedStream", "MaskedStream"),
     *("AccuracyMap", "Alignment", "CausalModel", "Joint", "Located", "Subspace", "TokenPairs", "Tokens"),
 }
 """Public classes that functions give, or that users do not make: the example is that of the function."""

@@ -1,6 +1,6 @@
 """Ablate, scale and patch parts of a model in every pass that runs inside a `with` block."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import groupby
 from typing import Any
@@ -12,7 +12,7 @@ from circuitome.engine.interventions.changes import Change, changing_parts
 from circuitome.engine.interventions.positions import At, Positions, inside
 from circuitome.engine.interventions.prompts import token_ids
 from circuitome.engine.interventions.sites import part
-from circuitome.engine.interventions.values import OfPrompts, replacements, times, written
+from circuitome.engine.interventions.values import OfPrompts, check_value, put_each, replacements, times, written
 from circuitome.errors import InputError, NumericsError
 from circuitome.graph.node import Node
 from circuitome.models.model import Model
@@ -71,6 +71,25 @@ def ablate(
             positions.task = task
         with _in_force(model, groups, changes, positions):
             yield
+
+
+@contextmanager
+def replace_each(model: Model, values: Mapping[str, Tensor], *, at: At = "all") -> Iterator[None]:
+    """Inside, each part writes a constant of its own, in every forward pass of `model.hf`, `generate` included.
+
+    As `ablate` with a tensor for one part after another, but with one hook for all parts of a block: a constant is of
+    the width that the part writes, or one number. Raises as `ablate`.
+    """
+    groups, positions = part_groups(model, list(values)), Positions.of(at)
+    width = {"head": model.heads.width, "neuron": 1}
+    changes = []
+    for group in groups:
+        own = width.get(group[0].kind, model.d_model)
+        for node in group:
+            check_value(values[str(node)], node, own)
+        changes.append(put_each(torch.stack([values[str(node)].expand(own) for node in group])))
+    with model.locked(), _in_force(model, groups, changes, positions):
+        yield
 
 
 @contextmanager

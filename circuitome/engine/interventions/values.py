@@ -181,11 +181,12 @@ def means(
         if task is None:
             raise InputError('value="mean" is a mean over prompts: give prompts=... or task=....')
         prompts = [pair.corrupted for pair in task.pairs]
-    return [_put(torch.cat(values).mean(0)) for values in written(model, prompts, groups, None)]
+    return [put_each(torch.cat(values).mean(0)) for values in written(model, prompts, groups, None)]
 
 
-def _put(mean: Tensor) -> Change:
-    return lambda values, where: mean.to(values).expand_as(values)
+def put_each(constants: Float[Tensor, "chunk width"]) -> Change:
+    """A constant for each of some parts of one place."""
+    return lambda values, where: constants.to(values).expand_as(values)
 
 
 def replacements(

@@ -1,0 +1,81 @@
+"""What a training makes smaller: functions of the live model and a batch of tokens."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from circuitome.models.model import Model
+from circuitome.training.streams import NOT_COUNTED, Stream, Tokens
+
+Objective = Callable[[Model, Tokens], Tensor | Mapping[str, Tensor]]
+"""From a model and a batch to the loss, a mean over the tokens that count, or to named parts whose sum it is."""
+
+
+def logits_of(model: Model, tokens: Tokens) -> Float[Tensor, "row pos vocab"]:
+    """Logits at every token, float32, with gradients where they are on, in the mode that the model is in."""
+    return model.hf(input_ids=tokens.ids, attention_mask=tokens.mask, use_cache=False).logits.float()
+
+
+def next_token(model: Model, tokens: Tokens) -> Float[Tensor, ""]:
+    """Mean cross-entropy of each next token, in nats.
+
+    >>> model = cm.load("known-ioi")
+    >>> stream = cm.training.text_stream(model, "Ann and Bob met then Bob gave to")
+    >>> cm.training.next_token(model, stream.batch(0, rows=1, length=8, seed=0)).item() > 0
+    True
+    """
+    return _mean(logits_of(model, tokens)[:, :-1], tokens.targets[:, 1:])
+
+
+def masked_token(model: Model, tokens: Tokens) -> Float[Tensor, ""]:
+    """Mean cross-entropy of the labelled tokens themselves, in nats: for masked language models, on a `MaskedStream`.
+
+    >>> model = cm.load("known-ioi")
+    >>> plain = cm.training.text_stream(model, "Ann and Bob met then Bob gave to")
+    >>> stream = cm.training.MaskedStream(plain, token=0, vocabulary=20, share=0.5)
+    >>> cm.training.masked_token(model, stream.batch(0, rows=1, length=8, seed=0)).item() > 0
+    True
+    """
+    return _mean(logits_of(model, tokens)[:, 1:], tokens.targets[:, 1:])
+
+
+def _mean(logits: Tensor, targets: Tensor) -> Tensor:
+    """0 where no token counts, and not NaN."""
+    total = cross_entropy(logits.flatten(0, 1), targets.flatten().long(), ignore_index=NOT_COUNTED, reduction="sum")
+    return total / (targets != NOT_COUNTED).sum().clamp(min=1)
+
+
+@torch.no_grad()
+def mean_loss(
+    model: Model,
+    data: Stream,
+    *,
+    batches: int = 4,
+    rows: int = 16,
+    length: int = 256,
+    seed: int = 0,
+    objective: Objective = next_token,
+) -> float:
+    """The loss on the first batches of a stream, without dropout: for texts that are held out of a training.
+
+    >>> model = cm.load("known-ioi")
+    >>> stream = cm.training.text_stream(model, "Ann and Bob met then Bob gave to")
+    >>> cm.training.mean_loss(model, stream, batches=1, rows=1, length=8) > 0
+    True
+    """
+    total = count = 0.0
+    with model.reserved():
+        for step in range(batches):
+            tokens = data.batch(step, rows, length, seed).to(model.device)
+            weight = tokens.predicted
+            total += weight * float(summed(objective(model, tokens)))
+            count += weight
+    return total / max(1.0, count)
+
+
+def summed(loss: Tensor | Mapping[str, Tensor]) -> Tensor:
+    """A loss, or the sum of its parts."""
+    return torch.stack(list(loss.values())).sum() if isinstance(loss, Mapping) else loss
