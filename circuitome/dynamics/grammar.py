@@ -82,10 +82,11 @@ def grammar_trees(n: int, *, seed: int = 0) -> list[Tree]:
     ('these lawyers jump .', [('det', 0, 1), ('nsubj', 1, 2)])
     """
     rng = Random(seed)
-    return [_sentence(rng) for _ in range(n)]
+    return [sentence(rng) for _ in range(n)]
 
 
-def _sentence(rng: Random) -> Tree:
+def sentence(rng: Random) -> Tree:
+    """One sentence of the grammar with its tree."""
     phrase = _joined(_clause(rng, 0), ".", top=0, relations=("", "punct"))
     relations = ["root" if head < 0 else name for head, name in zip(phrase.heads, phrase.relations, strict=True)]
     return Tree.of(phrase.words, phrase.heads, relations)
