@@ -15,6 +15,8 @@ from circuitome.dynamics.interventions import AttentionPenalty, behind_copies, k
 from circuitome.dynamics.measures import MEASURES, Measures, two_nn
 from circuitome.dynamics.minimal_pairs import PairScores, pair_scores, read_pairs
 from circuitome.dynamics.onsets import Onset, onset, precedes
+from circuitome.dynamics.recipes import Recipe, python_reference, recipe
+from circuitome.dynamics.series import series
 from circuitome.dynamics.small_models import grammar_tokenizer, small_model
 from circuitome.dynamics.trees import Tree, read_trees, tokens_of_words
 
@@ -27,6 +29,7 @@ __all__ = [
     "MinimalPair",
     "Onset",
     "PairScores",
+    "Recipe",
     "Syntax",
     "Tree",
     "behind_copies",
@@ -39,8 +42,11 @@ __all__ = [
     "pair_scores",
     "precedes",
     "previous_token",
+    "python_reference",
     "read_pairs",
     "read_trees",
+    "recipe",
+    "series",
     "small_model",
     "syntax",
     "tokens_of_words",

@@ -1,8 +1,10 @@
 """A training watched from the inside: curves of all measures over steps, their onsets, and which comes first."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,14 @@ class Development(Shown):
 
     def __repr__(self) -> str:
         return f"Development({self.name}, {len(self.steps)} steps to {self.steps[-1]:,}, {', '.join(self.values)})"
+
+    def since(self, step: int) -> "Development":
+        """The same from a step on: onsets are then those of later changes.
+
+        The first steps of a training teach how frequent tokens are, which is the largest fall of most losses.
+        """
+        first = bisect_left(self.steps, step)
+        return Development(self.name, self.steps[first:], {name: all_[first:] for name, all_ in self.values.items()})
 
     def _kept(self, name: str) -> tuple[list[int], Tensor]:
         if name not in self.values:
@@ -92,7 +102,7 @@ class Development(Shown):
         """Sudden changes in the order of their onsets, each with the next one and how sure it is to come first."""
         sudden = sorted((found.step, name) for name, found in self.onsets.items() if found.sudden)
         names = [name for _, name in sudden]
-        return [(a, b, precedes(self.onsets[a], self.onsets[b])) for a, b in zip(names, names[1:], strict=False)]
+        return [(a, b, precedes(self.onsets[a], self.onsets[b])) for a, b in pairwise(names)]
 
     def to_dict(self) -> dict[str, Any]:
         """Means, intervals and onsets of all curves, as plain JSON values."""

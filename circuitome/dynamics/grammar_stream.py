@@ -63,8 +63,9 @@ class GrammarStream:
         raise InputError(f"Hardly any sentence of the grammar has at most {length} tokens. Make rows longer.")
 
     def arcs(self, tokens: Tokens) -> Bool[Tensor, "row query key"]:
-        """Which pairs of positions an arc joins in rows that this stream gave, later position first, both ways if the
-        model sees both ways.
+        """Which pairs of positions an arc joins in rows that this stream gave.
+
+        The later position is the query; the earlier one is too where the model sees both ways.
         """
         plain = tokens.ids if tokens.labels is None else _unmasked(tokens)
         marks = torch.zeros(*plain.shape, plain.shape[1], dtype=torch.bool)

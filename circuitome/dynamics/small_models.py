@@ -14,6 +14,8 @@ from circuitome.training.fresh import END, untrained
 Kind = Literal["attention", "decoder", "masked"]
 KINDS: tuple[str, ...] = get_args(Kind)
 """Attention without MLPs, a decoder with them (both as Llama), and a masked language model (as BERT)."""
+THETA = 100.0
+"""Base of the rotations: with the usual 10,000 most of a narrow head's pairs hardly turn over a hundred tokens."""
 MASK, UNKNOWN = "<|mask|>", "<|unknown|>"
 
 
@@ -56,7 +58,8 @@ def small_model(
     if kind == "masked":
         dropouts = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
         return untrained(BertConfig(**sizes, **dropouts), seed=seed, tokenizer=tokenizer)
-    model = untrained(LlamaConfig(**sizes), seed=seed, tokenizer=tokenizer)
+    rotations = {"rope_type": "default", "rope_theta": THETA}
+    model = untrained(LlamaConfig(**sizes, rope_parameters=rotations), seed=seed, tokenizer=tokenizer)
     if kind == "attention":
         without_mlps(model)
     return model

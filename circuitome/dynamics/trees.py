@@ -138,13 +138,12 @@ def tokens_of_words(model: Model, tree: Tree) -> tuple[list[int], Float[Tensor, 
             f"{model.name} has no tokenizer that says which characters its tokens stand for, so its tokens cannot be "
             "laid over words. Load it with a fast tokenizer of Hugging Face."
         )
-    ids = model.encode(tree.text)
     coded = tokenizer(tree.text, return_offsets_mapping=True, return_special_tokens_mask=True)
-    share = torch.zeros(len(tree.words), len(ids))
+    share = torch.zeros(len(tree.words), len(coded["input_ids"]))
     for token, ((start, end), special) in enumerate(
         zip(coded["offset_mapping"], coded["special_tokens_mask"], strict=True)
     ):
         for word, (first, last) in enumerate(tree.spans):
             if not special and max(start, first) < min(end, last):
                 share[word, token] = 1.0
-    return ids, share
+    return list(coded["input_ids"]), share
