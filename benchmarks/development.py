@@ -2,10 +2,10 @@
 
     python benchmarks/development.py --write [--device cuda] [--workers 12] [--parts phase,syntax]
 
-phase: attention-only models of two layers and of one, on repeated random tokens with text; and two layers with attention
-to the previous token, or behind earlier copies, suppressed. syntax: masked language models on sentences of the grammar,
-plain, with attention along arcs suppressed for good or to a fifth of the steps, and encouraged. Every run is a process
-of its own with one thread; the result is written after each, so that a stop loses only what runs.
+phase: attention-only models of two layers and of one, on repeated random tokens with text; and two layers with
+attention to the previous token, or behind earlier copies, suppressed. syntax: masked language models on sentences of
+the grammar, plain, with attention along arcs suppressed for good or to a fifth of the steps, and encouraged. Every run
+is a process of its own with one thread; the result is written after each, so that a stop loses only what runs.
 """
 
 import argparse
@@ -57,7 +57,11 @@ def main() -> None:
     with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
         futures = [pool.submit(run, *job) for job in jobs(options)]
         for future in as_completed(futures):
-            part, name, seed, found = future.result()
+            try:
+                part, name, seed, found = future.result()
+            except Exception as error:  # of whatever type: the other runs go on
+                print(f"A run failed: {error!r}", flush=True)
+                continue
             result.setdefault(part, {}).setdefault(name, {})[str(seed)] = found
             print(part, name, seed, f"{found['seconds']:.0f} s", shown(found), flush=True)
             if options.write:
@@ -87,7 +91,7 @@ def run(part: str, name: str, seed: int, choices: dict[str, Any]) -> tuple[str, 
     one_thread()
     start = time.monotonic()
     watched = cm.dynamics.recipe(**choices, seed=seed).develop()
-    numbers = (watched.since(SINCE) if part == "phase" else watched).to_dict()
+    numbers = (watched.since(min(SINCE, choices["steps"] // 8)) if part == "phase" else watched).to_dict()
     curves = {
         key: {"steps": watched.curve(key)[0], "value": [round(v, 4) for v in watched.curve(key)[1].mean(0).tolist()]}
         for key in watched.values

@@ -46,8 +46,11 @@ class Development(Shown):
         """The same from a step on: onsets are then those of later changes.
 
         The first steps of a training teach how frequent tokens are, which is the largest fall of most losses.
+        Raises `InputError` where no step is left.
         """
         first = bisect_left(self.steps, step)
+        if first == len(self.steps):
+            raise InputError(f"There is no step from {step} on; the last is {self.steps[-1]}.")
         return Development(self.name, self.steps[first:], {name: all_[first:] for name, all_ in self.values.items()})
 
     def _kept(self, name: str) -> tuple[list[int], Tensor]:
