@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +125,3 @@ def _write(keep: Path | None, rows: dict[int, dict[str, Any]], passed_over: dict
         part = keep.with_name(keep.name + ".part")
         part.write_text(json.dumps({"rows": rows, "passed_over": passed_over}), encoding="utf-8")
         part.replace(keep)
-
-
-def loadable(places: Sequence[tuple[int, Path]]) -> Path:
-    """The last checkpoint that has a configuration, for what must be known before the work."""
-    return next((path for _, path in reversed(places) if (path / "config.json").is_file()), places[-1][1])

@@ -10,7 +10,7 @@ from circuitome.studies.study import Study
 NAMES = (
     *("see", "graph", "check", "find", "measure", "patch", "path", "compare", "known", "validate", "explain"),
     *("heads", "neurons", "neuron", "languages", "steer", "induction", "retrieval", "stream", "trace", "routes"),
-    *("weights", "lens", "conv", "diff", "align", "syntax"),
+    *("weights", "lens", "conv", "diff", "align", "syntax", "develop", "series"),
     *("dictionary train", "dictionary check", "features"),
 )
 """In the order of the help page."""
