@@ -56,6 +56,8 @@ class Setting:
 
     def __post_init__(self) -> None:
         check_ablation(self.ablation)
+        if self.prompts is not None:
+            self.model.check_sums("Prompts that ask for a next token")
 
     @property
     def task(self) -> Task:

@@ -93,7 +93,7 @@ def firing(model: Model, dictionary: Dictionary) -> Float[Tensor, " feature"]:
 
 def sample(model: Model) -> Windows:
     """The package's prose in windows; random tokens for a model that cannot read it, such as the known ones."""
-    longest = getattr(model.hf.config, "max_position_embeddings", None) or LENGTH
+    longest = model.positions or LENGTH
     length = min(LENGTH, longest)
     try:
         return windows(model, own_text(), length=length, tokens=WINDOWS * length)

@@ -12,7 +12,14 @@ from urllib.request import getproxies
 
 import torch
 from huggingface_hub import constants, snapshot_download
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from circuitome.errors import InputError, UnknownNameError, unknown_name
 from circuitome.models.check import check_model
@@ -170,14 +177,22 @@ def _read(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     with quiet():
         try:
-            family_of(AutoConfig.from_pretrained(folder, **options))  # refuse before gigabytes are read
-            hf = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto", **options)
+            kind = auto_class(AutoConfig.from_pretrained(folder, **options))  # refuses before gigabytes are read
+            hf = kind.from_pretrained(folder, dtype=dtype or "auto", **options)
         except (OSError, ValueError) as error:
             raise _unreadable(name, error) from error
         try:
             return hf, AutoTokenizer.from_pretrained(folder, **options)
         except (OSError, ValueError):
             return hf, None  # a model without a tokenizer still takes token ids
+
+
+def auto_class(config: Any) -> Any:
+    """The class of transformers that makes a model from such a configuration, a decoder or a masked language model.
+
+    Raises `UnsupportedModelError` for another architecture.
+    """
+    return AutoModelForMaskedLM if family_of(config).masked else AutoModelForCausalLM
 
 
 def _unreadable(name: str, error: Exception) -> InputError:

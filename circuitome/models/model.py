@@ -1,4 +1,4 @@
-"""A Hugging Face causal language model with its residual stream in view. The model itself is never changed."""
+"""A Hugging Face language model with its residual stream in view. The model itself is never changed."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -47,7 +47,7 @@ class Edited(Protocol):
 
 
 class Model:
-    """A causal language model, its tokenizer, and where its readers and writers are.
+    """A language model, its tokenizer, and where its readers and writers are.
 
     Weights are the model's own, read when they are needed; hooks and replaced forwards live only inside the context
     managers below, and a second thread waits until they are gone.
@@ -69,6 +69,7 @@ class Model:
         self.final_norm = Norm(attrgetter(self.family.final_norm)(hf), self.family.gain_offset)
         self.heads = heads
         self.graph = Graph(len(self.blocks), heads.q, heads.kv, parallel=self.family.parallel(config))
+        self.first_position = self.family.first_position(config)
         self.held: dict[int, list[HeldHeads]] = {}
         """By block with a post-norm: changes in force of its heads' scaled outputs, in the order in which they act."""
         self.described: dict[tuple[int, bool], Described] = {}
@@ -132,7 +133,31 @@ class Model:
     @property
     def causal(self) -> bool:
         """Whether no position sees a later one."""
-        return bool(getattr(self.hf.config, "is_causal", True))
+        return not self.masked and bool(getattr(self.hf.config, "is_causal", True))
+
+    @property
+    def positions(self) -> int | None:
+        """How many tokens a text may have; None where the configuration sets no limit."""
+        limit = getattr(self.hf.config, "max_position_embeddings", None)
+        return None if limit is None else limit - self.first_position
+
+    @property
+    def masked(self) -> bool:
+        """Whether it is a masked language model, such as BERT: of these, only attention and neurons are studied."""
+        return self.family.masked
+
+    def check_sums(self, what: str) -> None:
+        """Raises `UnsupportedModelError` where parts do not add up to the stream, or the stream to logits.
+
+        `what` is what cannot be done then, as the beginning of a sentence.
+        """
+        if self.masked:
+            raise UnsupportedModelError(
+                f"{what} cannot be done with {self.name} ({self.hf.config.model_type}): a masked language model says "
+                "nothing of a next token, and this one's blocks normalise the stream after each sum, so that no part's "
+                "share of it or of the logits is its own. Its attention, heads, neurons and syntax can be studied "
+                "(circuitome heads, neurons, syntax); for the rest use a decoder."
+            )
 
     @property
     def device(self) -> torch.device:
@@ -146,7 +171,8 @@ class Model:
 
     @property
     def unembedding(self) -> Any:
-        """The language-model head, a linear layer."""
+        """The language-model head, a linear layer. Raises `UnsupportedModelError` for a masked language model."""
+        self.check_sums("Reading tokens off the stream or off weights")
         return self.hf.get_output_embeddings()
 
     def encode(self, text: str) -> list[int]:
@@ -401,7 +427,7 @@ class Model:
                 return self.hf(
                     input_ids=inputs.ids,
                     attention_mask=inputs.mask,
-                    position_ids=inputs.positions,
+                    position_ids=inputs.positions + self.first_position,
                     past_key_values=inputs.cache,
                     use_cache=inputs.cache is not None,
                 )
@@ -469,7 +495,7 @@ class Model:
         def pick(module: nn.Module, args: tuple[Any, ...]) -> Any:
             return (args[0][rows, read][:, None], *args[1:])
 
-        return self._hooked(self.unembedding.register_forward_pre_hook, pick)
+        return self._hooked(self.hf.get_output_embeddings().register_forward_pre_hook, pick)  # type: ignore[union-attr]
 
     def _ending_at_final_norm(self) -> AbstractContextManager[None]:
         return self._hooked(self.final_norm.module.register_forward_pre_hook, _stop)

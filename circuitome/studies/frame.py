@@ -159,7 +159,7 @@ def _timed(model: Model, work: Work) -> float:
     """Seconds of a forward pass over all texts, from some of them."""
     some = max(1, min(TIMED, work.texts))
     # Texts that the model cannot take are refused by the run, whose message says more.
-    tokens = min(work.tokens, getattr(model.hf.config, "max_position_embeddings", None) or work.tokens)
+    tokens = min(work.tokens, model.positions or work.tokens)
     inputs = Inputs.whole(torch.ones(some, tokens, dtype=torch.long, device=model.device))
     with torch.no_grad():
         model.logits(inputs)  # the first pass of a process also warms caches up

@@ -14,8 +14,8 @@ import circuitome
 import circuitome as cm
 
 SPACES = (
-    *(cm, cm.tasks, cm.attribution_graphs, cm.causal, cm.features, cm.heads, cm.neurons, cm.training, cm.weights),
-    cm.ground_truth,
+    *(cm, cm.tasks, cm.attribution_graphs, cm.causal, cm.dynamics, cm.features, cm.heads, cm.neurons, cm.training),
+    *(cm.weights, cm.ground_truth),
 )
 """Where public names are looked up."""
 GIVEN = {
@@ -47,6 +47,7 @@ GIVEN = {
     *("Features", "RoleVerdict", "ConvNet", "Expanded", "Factored", "Composition", "Lens", "LogitAttribution"),
     *("AttentionPlace", "AttributionGraph", "GraphChecks", "GraphNode", "HeadLoadings", "QKAttribution", "SwitchedOff"),
     *("BlockParts", "CircuitDistance", "Pruned", "Unlearned"),
+    *("MinimalPair", "Onset", "PairScores", "Syntax", "Tree"),
     *("Training", "Tokens", "TextStream", "RepeatedStream", "DrawnStream", "MixedStream", "MaskedStream"),
     *("AccuracyMap", "Alignment", "CausalModel", "Joint", "Located", "Subspace", "TokenPairs", "Tokens"),
 }

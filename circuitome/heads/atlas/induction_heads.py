@@ -144,6 +144,7 @@ def induction(
     (('a1.h0',), 2.83)
     """
     model, seed = setting.model, setting.seed
+    model.check_sums("Losses of next tokens")
     heads = model.graph.n_layers * model.graph.n_heads
     if not 1 <= k <= heads // 2:
         raise InputError(
@@ -256,7 +257,7 @@ def _texts(model: Model, text: str | None) -> Inputs | None:
     """
     if text is None and not reads_text(model):
         return None
-    limit = getattr(model.hf.config, "max_position_embeddings", None) or LENGTH
+    limit = model.positions or LENGTH
     tokens = model.encode_answer(own_text() if text is None else text)
     return Inputs.whole(pieces(model, tokens, min(LENGTH, limit)).to(model.device))
 

@@ -130,7 +130,7 @@ def _is_word(token: str | None) -> bool:
 
 
 def _positions(model: Model) -> int | None:
-    return getattr(model.hf.config, "max_position_embeddings", None)
+    return model.positions
 
 
 def _check(n: int, period: int, repeats: int) -> None:
