@@ -179,7 +179,7 @@ class Sweep:
     @classmethod
     def of(cls, setting: Setting, graph: AttributionGraph) -> "Sweep":
         """The edges of a graph from tokens and neurons."""
-        frozen = FrozenModel.of(setting.model, graph.ids)
+        frozen = FrozenModel.of(setting.model, graph.ids, graph.transcoders)
         explained, parts = Explained.of(frozen, graph.contrast), Parts.of(graph)
         place = {node.name: i for i, node in enumerate(parts.nodes)}
         named = torch.tensor([place.get(node.name, -1) for node in graph.nodes])

@@ -31,6 +31,18 @@ class Encoder(Protocol):
         """Decoder."""
 
     @property
+    def b_enc(self) -> Float[Tensor, " feature"]:
+        """Encoder's bias."""
+
+    @property
+    def b_in(self) -> Float[Tensor, " d_in"] | None:
+        """What is subtracted from the input."""
+
+    @property
+    def b_dec(self) -> Float[Tensor, " d_out"]:
+        """Decoder's bias."""
+
+    @property
     def place(self) -> Any:
         """Where it belongs: `site` and `layer`."""
 
