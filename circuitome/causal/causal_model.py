@@ -137,7 +137,7 @@ class CausalModel:
         )
 
 
-def model(**functions: Callable[..., Any]) -> CausalModel:
+def model(**functions: Any) -> CausalModel:
     """The causal model whose variables are `functions`, each of the variables and inputs that its parameters name.
 
     The answer is `answer`, or, where nothing is called so, the one variable from which no other is computed. It is a
@@ -178,7 +178,7 @@ def model(**functions: Callable[..., Any]) -> CausalModel:
     return CausalModel(dict(functions), parents, tuple(order), inputs, ends[0])
 
 
-def _parameters(name: str, function: Callable[..., Any]) -> tuple[str, ...]:
+def _parameters(name: str, function: Any) -> tuple[str, ...]:
     if not callable(function):
         raise InputError(
             f"The variable {name!r} must be a function of others, got {function!r}. Give a lambda or a def."

@@ -212,6 +212,6 @@ def test_bad_input_is_refused():
     several = replace(several, functions={**several.functions, "answer": lambda word: f" {word} 7"})
     with pytest.raises(
         InputError,
-        match=r"cannot say ' \d+ 7', the value of 'answer' for prompt=.*, in one token: its tokenizer makes 2 tokens of it",
+        match=r"cannot say ' \d+ 7', the value of 'answer' for .*, in one token: its tokenizer makes 2 tokens of it",
     ):
         cm.causal.align(other, prompts, several)
