@@ -314,7 +314,7 @@ def measure(
 def more_prompts(results: Results, model: cm.Model, options: Any) -> None:
     """Directions that hold the name of IOI, learned from more prompts: do they hold for other names?"""
     place = results.values["ioi: map"]["best"]["name"][0]
-    for n in (options.n // 4, 4 * options.n):
+    for n in (max(32, options.n // 4), 4 * options.n):
         prompts = ioi_prompts(model, n) | {"held out": ioi_prompts(model, options.n)["held out"]}
         case = Case.of(model, prompts, cm.causal.ready("ioi"), "name", place, options)
         results.add(

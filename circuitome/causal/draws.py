@@ -58,7 +58,7 @@ class Answers:
             if len(spelled) != 1:
                 raise InputError(
                     f"The model cannot say {text!r}, the value of {self.causal.output!r} for {_shown(inputs)}, in one "
-                    f"token: its tokenizer makes {len(spelled)} of it. Let the causal model give the first of them."
+                    f"token: its tokenizer makes {len(spelled)} tokens of it. Let the causal model give a text of one."
                 )
             self.known[text] = spelled[0]
         return self.known[text]

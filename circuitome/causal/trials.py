@@ -281,6 +281,11 @@ def trials(
     alone = [causal.run(given) for given in inputs]
     says = Answers(setting, causal, inputs)
     answers = [says.ids(values[causal.output], given) for values, given in zip(alone, inputs, strict=True)]
+    if not any(answers):
+        raise InputError(
+            f"{causal.output!r} is None on all {len(task)} prompts of {task.name}: the causal model has no answer to "
+            "compare the model's with. Let it give a text."
+        )
     theirs = [] if gives_number(model) else [token for pair in task.pairs for token in (*pair.answers, *pair.wrongs)]
     tokens = tuple(sorted({*theirs}.union(*answers)))
     said = _said_alone(setting, tokens)
@@ -339,7 +344,8 @@ def _enough(kept: list[int], task: Task, model: Model, least: float = 0.0) -> li
         raise InputError(
             f"{model.name} answers {len(kept)} of {len(task)} prompts of {task.name} as the causal model does, and at "
             f"least {least:.0%} of them, and {FEWEST}, are needed: what the model does not compute has no place. "
-            "Check the causal model, take a model that does the task, or look at those prompts alone (a smaller least, --least)."
+            "Check the causal model, take a model that does the task, or look at those prompts alone: "
+            "a smaller least (--least)."
         )
     if len(kept) < FEWEST:
         raise InputError(

@@ -303,7 +303,7 @@ def _warned(found: "cm.causal.Alignment") -> list[blocks.Note]:
     if found.base_accuracy.value >= 0.5:
         return []
     words = (
-        f"Model and causal model agree on {found.pairs} of {found.prompts} prompts only, and only these were looked at. "
+        f"Model and causal model agree on {found.pairs} of {found.prompts} prompts only, and only these are looked at. "
         "On the others the model computes something else, so what is found here is no account of the task."
     )
     return [blocks.Note(text=words, level="warning")]

@@ -200,6 +200,9 @@ def test_bad_input_is_refused():
     number = cm.causal.model(answer=lambda S2: 3)
     with pytest.raises(InputError, match=r"'answer' must be a text, or several .* it is 3 for S2='...'"):
         cm.causal.align(model, task, number)
+    silent = cm.causal.model(answer=lambda S2: None)
+    with pytest.raises(InputError, match=r"'answer' is None on all 16 prompts of known-ioi: the causal model has no"):
+        cm.causal.align(model, task, silent)
     same = cm.causal.model(constant=lambda S2: 1, answer=lambda constant, IO: IO)
     with pytest.raises(InputError, match=r"'constant' from another prompt changes the answer .* on none of the 16"):
         cm.causal.align(model, task, same)
@@ -208,6 +211,7 @@ def test_bad_input_is_refused():
     prompts, several = random_words(other)
     several = replace(several, functions={**several.functions, "answer": lambda word: f" {word} 7"})
     with pytest.raises(
-        InputError, match=r"cannot say ' \d+ 7', the value of 'answer' for prompt=.*, in one token: its"
+        InputError,
+        match=r"cannot say ' \d+ 7', the value of 'answer' for .*, in one token: its tokenizer makes 2 tokens of it",
     ):
         cm.causal.align(other, prompts, several)

@@ -135,7 +135,7 @@ def test_a_causal_model_of_ones_own(capsys, tmp_path, own):
     ("options", "message"),
     [
         (("--model-of", "{own}:number"), "is a int. A causal model is made by cm.causal.model"),
-        (("--model-of", "{own}:casual"), "no causal model in {own} 'casual'"),
+        (("--model-of", "{own}:casual"), "no causal model in {own} 'casual'. Did you mean 'causal'"),
         (("--variables", "reapeted"), "no variable 'reapeted'. Did you mean 'repeated'"),
         (("--sites", "head"), "no kind of sites 'head'. Did you mean 'heads'"),
         (("--at", "S3"), "no position 'S3'. Did you mean 'S2'"),
