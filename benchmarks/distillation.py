@@ -15,8 +15,7 @@ from typing import Any
 from training_runs import Results, collected, curve, held_out, memory, parser, texts_of
 
 import circuitome as cm
-from circuitome.applications.rankings import metrics
-from circuitome.engine.setting import Setting
+from circuitome.applications.data_choices import gap
 
 SIZE = {"layers": 15, "width": 288, "neurons": 768, "heads": 6}
 CONDITIONS: dict[str, dict[str, Any]] = {
@@ -71,12 +70,6 @@ def trained(
         aligned = task if CONDITIONS[name]["align"] else None
         training = cm.applications.distil(teacher, student, streams[0], schedule, align=aligned, **more)
     return {**curve(training, "held_out", "ioi"), "resemblance": cm.applications.resemblance(teacher, student, task)}
-
-
-def gap(model: cm.Model, task: cm.Task) -> float:
-    """The mean metric of the clean prompts minus that of the corrupted ones."""
-    clean, corrupted = metrics(Setting(model, task))
-    return float((clean - corrupted).mean())
 
 
 def summary(results: Results, seeds: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What circuits are good for: edit, prune, subclone, merge, distil, choose data."""
 
+from circuitome.applications import data_choices as data_choices
 from circuitome.applications import instructions as instructions
 from circuitome.applications import structure as structure
 from circuitome.applications.curves import Curves as Curves

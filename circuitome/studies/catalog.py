@@ -12,7 +12,7 @@ NAMES = (
     *("heads", "neurons", "neuron", "languages", "steer", "induction", "retrieval", "stream", "trace", "routes"),
     *("weights", "lens", "conv", "diff", "align", "sweep", "syntax", "develop", "series"),
     *("dictionary train", "dictionary check", "features"),
-    *("edit", "prune", "merge"),
+    *("edit", "prune", "merge", "subclone", "distil", "data"),
 )
 """In the order of the help page."""
 GROUPS = {"dictionary": "Train sparse dictionaries of a model's activations, and check them."}
