@@ -43,7 +43,7 @@ COMPARED = ("repeat_loss", "induction", "in_context")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default="phase,syntax")
-    parser.add_argument("--phase-steps", type=int, default=4000)
+    parser.add_argument("--phase-steps", type=int, default=2500)
     parser.add_argument("--syntax-steps", type=int, default=3000)
     parser.add_argument("--seeds", type=int, default=5, help="seeds of two layers and one; others take three at most")
     parser.add_argument("--device", default="cpu", help="for the masked models; the tiny ones are faster on a CPU")

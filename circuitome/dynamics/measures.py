@@ -84,13 +84,17 @@ class Measures:
         length: int = 64,
         trees: Sequence[Tree] = (),
         pairs: Sequence[MinimalPair] = (),
+        tokens: Sequence[int] | None = None,
         seed: int = 0,
     ) -> "Measures":
-        """What suits a model: `rows` of a stream that is not trained on, and repeated tokens of its vocabulary."""
-        tokens = None if held_out is None else held_out.batch(0, rows, length, seed)
-        period = min(PERIOD, usual_period(model))
-        repeated = repeated_tokens(model, n=SEQUENCES, period=period, seed=seed)
-        return cls(tokens, repeated, tuple(trees), tuple(pairs))
+        """What suits a model: `rows` of a stream that is not trained on, and repeated tokens of its vocabulary.
+
+        `tokens` are those that repeated sequences are made of; ordinary words where nobody says.
+        """
+        held = None if held_out is None else held_out.batch(0, rows, length, seed)
+        period = usual_period(model) if tokens is None else min(PERIOD, length // 2)
+        repeated = repeated_tokens(model, n=SEQUENCES, period=min(PERIOD, period), seed=seed, tokens=tokens)
+        return cls(held, repeated, tuple(trees), tuple(pairs))
 
     def __call__(self, model: Model) -> dict[str, Tensor]:
         """All measures by name in `MEASURES`, samples first: rows, sequences or pairs; those of heads [n, layer, head].

@@ -16,7 +16,6 @@ from circuitome.dynamics.interventions import AttentionPenalty, Marks, behind_co
 from circuitome.dynamics.measures import Measures
 from circuitome.dynamics.small_models import MASK, grammar_tokenizer, small_model
 from circuitome.errors import InputError, unknown_name
-from circuitome.heads.atlas.repeated import ordinary_ids
 from circuitome.models.model import Model
 from circuitome.progress import Progress, silent
 from circuitome.training.fresh import vocabulary
@@ -28,8 +27,8 @@ DATA = ("text", "grammar")
 """What is read: texts with repeated random tokens between them, or sentences of the grammar."""
 MARKED = ("previous", "induction", "arcs")
 """Attention that can be suppressed or encouraged: to the token before, behind earlier copies, along arcs of trees."""
-VOCABULARY = 1024
-"""Tokens of a vocabulary that is learned from texts."""
+VOCABULARY = 512
+"""Tokens of a vocabulary that is learned from texts: with more, random ones are seen too seldom to be learned soon."""
 HELD_OUT = 0.05
 """Share of the text, its end, that is not trained on."""
 TREES, PAIRS, HELD_SEED = 150, 20, 1_000_003
@@ -101,8 +100,8 @@ def recipe(
 ) -> Recipe:
     """A training of a `small_model`, and the measures that suit it.
 
-    With `data` "text", a share `repeated` of the rows are random tokens of a vocabulary that are said again after 12
-    tokens to half a row, the others are `texts` (the Python language reference unless given), whose end is held out.
+    With `data` "text", a share `repeated` of the rows are random tokens of the whole vocabulary that are said again after
+    12 tokens to half a row, the others are `texts` (the Python language reference unless given), whose end is held out.
     With "grammar" every row is a sentence of `grammar_trees`, never the same, and syntax is measured. Attention of a
     kind in `MARKED` can be suppressed or encouraged with a `strength`, up to step `until` (None: always);
     `kept_weights` below 1 keeps that share of each weight matrix after each step.
@@ -125,7 +124,8 @@ def recipe(
     tokenizer = grammar_tokenizer() if data == "grammar" else _tokenizer(whole)
     model = small_model(kind, tokenizer, layers=layers, heads=heads, width=width, length=length, seed=seed)
     model.hf.to(device or model.device)  # type: ignore[arg-type]  # transformers' decorator hides that devices are taken
-    streams = _of_grammar(model) if data == "grammar" else _of_text(model, whole, repeated)
+    tokens = sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids))
+    streams = _of_grammar(model) if data == "grammar" else _of_text(model, whole, repeated, tokens)
     arcs = streams[0]
     data_stream, held_out = (_masked(stream, tokenizer) if model.masked else stream for stream in streams)
     prediction = masked_token if model.masked else next_token
@@ -140,6 +140,7 @@ def recipe(
         length=length,
         trees=grammar_trees(TREES, seed=HELD_SEED) if data == "grammar" else (),
         pairs=grammar_pairs(PAIRS, seed=HELD_SEED) if data == "grammar" else (),
+        tokens=tokens,
         seed=seed + HELD_SEED,
     )
     after = (keeping_largest(kept_weights),) if kept_weights < 1 else ()
@@ -158,12 +159,12 @@ def _of_grammar(model: Model) -> tuple[Stream, Stream]:
     return GrammarStream(model), GrammarStream(model)
 
 
-def _of_text(model: Model, text: str, repeated: float) -> tuple[Stream, Stream]:
+def _of_text(model: Model, text: str, repeated: float, tokens: Sequence[int]) -> tuple[Stream, Stream]:
     """What is trained on, and what is held out: the text's end, and repeated tokens of other seeds."""
     if not 0 <= repeated <= 1:
         raise InputError(f"The share of repeated rows must be from 0 to 1, got {repeated}.")
     cut = round(len(text) * (1 - HELD_OUT))
-    again = RepeatedStream(torch.tensor(ordinary_ids(model)), shortest=12)
+    again = RepeatedStream(torch.tensor(tokens), shortest=12)
     parts = [
         [(stream, share) for stream, share in ((again, repeated), (text_stream(model, some), 1 - repeated)) if share]
         for some in (text[:cut], text[cut:])
