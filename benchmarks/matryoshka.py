@@ -15,7 +15,7 @@ from rules import faithfulness
 from speed import HERE, SIZES, machine
 
 import circuitome as cm
-from circuitome.discovery.search import mask_objective, matryoshka
+from circuitome.discovery.search import matryoshka
 
 VARIANTS = ("8x200x10000", "32x120x10000", "32x120x70651", "32x300x70651")
 
@@ -38,11 +38,10 @@ def main() -> None:
             prompts, steps, largest = map(int, variant.split("x"))
             began = time.perf_counter()
             with (
-                mock.patch.object(mask_objective, "PROMPTS", prompts),
                 mock.patch.object(matryoshka, "SHARES", (matryoshka.SHARES[0], 1.0)),
                 mock.patch.object(matryoshka.Training.__init__, "__defaults__", _defaults(largest)),
             ):
-                scores = cm.mattr(model, own, steps=steps, start=start)
+                scores = cm.mattr(model, own, steps=steps, start=start, prompts=prompts)
             row = {"seconds": round(time.perf_counter() - began, 1)}
             row |= {"own": faithfulness(model, scores, own), "held out": faithfulness(model, scores, held_out)}
             result.setdefault(name, {})[variant] = row

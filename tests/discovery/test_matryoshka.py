@@ -119,8 +119,18 @@ def test_the_same_seed_gives_the_same_scores_and_a_stopped_search_goes_on(tmp_pa
 
 def test_bad_input():
     model, task = tiny("llama"), random_task(3)
-    with pytest.raises(InputError, match="steps must be at least 1, got 0"):
+    with pytest.raises(InputError, match="steps and prompts must be at least 1, got 0 and 8"):
         cm.mattr(model, task, steps=0)
+    with pytest.raises(InputError, match="steps and prompts must be at least 1, got 200 and 0"):
+        cm.mattr(model, task, prompts=0)
+
+
+def test_a_step_takes_as_many_prompts_as_are_asked_for():
+    model = tiny("llama")
+    task = random_task(5, lengths=(7,))
+    assert [len(MaskObjective(Setting(model, task), "kl", n).groups) for n in (1, 2, 5, 100)] == [5, 3, 1, 1]
+    few, all_of_them = (cm.mattr(model, task, steps=2, prompts=n).values for n in (2, 5))
+    assert not torch.equal(few, all_of_them)
     with pytest.raises(UnknownNameError, match="no loss 'l2'"):
         cm.mattr(model, task, loss="l2")
 

@@ -48,18 +48,21 @@ class _Clean:
 class MaskObjective:
     """The loss of a mask on one minibatch after another, in an order shuffled each time all have had their turn."""
 
-    def __init__(self, setting: Setting, loss: str) -> None:
-        """Prompts alike in length share a minibatch. Raises for an unknown loss or ablation or too little memory."""
+    def __init__(self, setting: Setting, loss: str, prompts: int = PROMPTS) -> None:
+        """Prompts alike in length share a minibatch, of `prompts` at most.
+
+        Raises for an unknown loss or ablation, or too little memory.
+        """
         if loss not in MASK_LOSSES:
             raise unknown_name("loss", loss, MASK_LOSSES)
-        self.setting, self.loss = setting, loss
+        self.setting, self.loss, self.prompts = setting, loss, prompts
         self.model, self.task = model, task = setting.model, setting.task
         self.generator = torch.Generator().manual_seed(setting.seed)
         budget = memory_budget(model, setting.max_memory)
         self.shared = setting.replacement.from_prompts
         groups = group_rows(model, task, shared_prefix=self.shared, max_memory=setting.max_memory)
         order = [row for rows in groups for row in rows]
-        self.groups = _parts(order, _prompts_within(model, task, budget))
+        self.groups = _parts(order, min(prompts, _prompts_within(model, task, budget)))
         self.kept: dict[int, _Clean] = {}
         self.room = budget
         self.order: list[int] = []
@@ -136,7 +139,7 @@ def _prompts_within(model: Model, task: Task, budget: int) -> int:
             f"Learning masks takes about {each / 1e6:,.0f} MB a prompt beside the weights, the budget is "
             f"{budget / 1e6:,.0f} MB. Raise --max-memory to {each / 1e9:.1f}GB, or shorten the prompts."
         )
-    return min(PROMPTS, budget // each)
+    return budget // each
 
 
 def _parts(rows: list[int], at_most: int) -> list[tuple[int, ...]]:

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitome.discovery.attribution.edges import eap_ig
-from circuitome.discovery.search.mask_objective import MaskObjective, log_ranks
+from circuitome.discovery.search.mask_objective import PROMPTS, MaskObjective, log_ranks
 from circuitome.engine.setting import Setting, method, on_neurons
 from circuitome.errors import InputError
 from circuitome.graph.edge_scores import EdgeScores
@@ -45,13 +45,21 @@ SAVE_EVERY = 10
 
 @method
 @on_neurons
-def mattr(setting: Setting, *, steps: int = STEPS, loss: str = "both", start: EdgeScores | None = None) -> EdgeScores:
+def mattr(
+    setting: Setting,
+    *,
+    steps: int = STEPS,
+    loss: str = "both",
+    start: EdgeScores | None = None,
+    prompts: int = PROMPTS,
+) -> EdgeScores:
     """Edge scores whose `.top(k)` is trained to do the task as the model does, for every size k at once.
 
     A score is minus one over the rank that the edge has come to, in [-1, 0] at the start and a little beyond later;
     as everywhere, negative helps. `loss`, averaged over minibatches of prompts and over sizes: "kl" (KL(clean ||
     circuit), nats), "metric" (squared difference of each prompt's metric from the clean model's, as a share of the
-    gap) or "both". Learning starts from the ranks of |start|, by default |EAP-IG|; where neurons are nodes give
+    gap) or "both". A minibatch has `prompts` prompts: with 32 and 120 steps the smallest and the largest circuits are
+    nearer to the model, for twice the passes. Learning starts from the ranks of |start|, by default |EAP-IG|; where neurons are nodes give
     `cm.neurons.graph_scores`. The same seed gives the same scores on one machine; the setting's checkpoint keeps the
     state, from which the same call goes on after a stop.
 
@@ -60,14 +68,14 @@ def mattr(setting: Setting, *, steps: int = STEPS, loss: str = "both", start: Ed
     >>> scores.top(13) == cm.ground_truth.true_circuit(model, task)
     True
 
-    Raises `InputError` unless steps >= 1 and `start` is of the model's graph, `UnknownNameError` for another loss or
+    Raises `InputError` unless steps and prompts are at least 1 and `start` is of the model's graph, `UnknownNameError` for another loss or
     ablation, `NumericsError` at NaN, `MemoryBudgetError` where not even one prompt fits, `RunError` if the checkpoint
     belongs to another run.
     Source: Arora et al. 2026, arXiv:2609.25518, section 3; the module's first lines say what is ours.
     """
-    if steps < 1:
-        raise InputError(f"steps must be at least 1, got {steps}.")
-    training = Training(MaskObjective(setting, loss), steps)
+    if steps < 1 or prompts < 1:
+        raise InputError(f"steps and prompts must be at least 1, got {steps} and {prompts}.")
+    training = Training(MaskObjective(setting, loss, prompts), steps)
     start = eap_ig(setting) if start is None else start
     if start.graph != setting.model.graph:
         raise InputError(f"start has scores for {start.graph}; {setting.model.name} has {setting.model.graph}.")
@@ -92,7 +100,9 @@ class Training:
     def run(self, start: Float[Tensor, " edges"], what: str) -> EdgeScores:
         """The scores after all steps, from `start`, or from where the setting's checkpoint stands."""
         setting, loss = self.objective.setting, self.objective.loss
-        kept = setting.kept("mattr", setting.seed, loss, self.steps, self.sizes, self.temperatures)
+        kept = setting.kept(
+            "mattr", setting.seed, loss, self.objective.prompts, self.steps, self.sizes, self.temperatures
+        )
         scores, done = start, 0
         self.moments = {"average": torch.zeros_like(start), "square": torch.zeros_like(start)}
         if before := kept.read():
