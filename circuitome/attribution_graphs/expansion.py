@@ -82,11 +82,11 @@ class Expansion:
             self._keep(target, rows, i)
 
     def _keep(self, target: Target, rows: Rows, i: int) -> None:
-        own = [(layer, units[i]) for layer, units in enumerate(rows.units) if units is not None]
+        own = [(layer, units[i].cpu()) for layer, units in enumerate(rows.units) if units is not None]
         sums, parts = torch.zeros(2, len(rows.units), self.frozen.tokens)
         for layer, row in own:
             sums[layer], parts[layer] = row.sum(1), row.abs().sum(1)
-        size = max(LEAST, float(rows.tokens[i].abs().sum() + rows.bias[i].abs() + parts.sum()))
+        size = max(LEAST, float(rows.tokens[i].abs().sum().cpu() + rows.bias[i].abs() + parts.sum()))
         columns, edges = [], []
         for layer, row in own:
             large = (row.flatten().abs() > SMALLEST * size).nonzero()[:, 0]
@@ -95,7 +95,7 @@ class Expansion:
         self.targets.append(target)
         self.columns.append(torch.cat(columns) if columns else torch.zeros(0, dtype=torch.int32))
         self.edges.append(torch.cat(edges) if edges else torch.zeros(0))
-        self.tokens.append(rows.tokens[i])
+        self.tokens.append(rows.tokens[i].cpu())
         self.bias.append(float(rows.bias[i]))
         self.sums.append(sums)
         self.parts.append(parts)
