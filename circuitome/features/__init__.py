@@ -17,6 +17,7 @@ from circuitome.features.dictionary import Dictionary, random_dictionary
 from circuitome.features.dictionary_quality import Fit, Quality, quality
 from circuitome.features.feature_nodes import as_nodes, with_errors, without_errors
 from circuitome.features.feature_scores import FeatureScores, effects, scores
+from circuitome.features.fired import Fired, fired
 from circuitome.features.formats import save
 from circuitome.features.loading import load
 from circuitome.features.places import SITES, Place
@@ -28,6 +29,7 @@ __all__ = [
     "Dictionary",
     "FeatureScores",
     "Features",
+    "Fired",
     "Fit",
     "Place",
     "Quality",
@@ -37,6 +39,7 @@ __all__ = [
     "describe",
     "effects",
     "feature_activations",
+    "fired",
     "load",
     "load_cross_layer",
     "quality",
