@@ -27,6 +27,7 @@ from circuitome.studies.neuron_nodes import error_results
 
 LENGTH, TRAIN, HELD_OUT = 256, 2_050_000, 100_000
 SITES = (("resid", 15, "topk"), ("transcoder", 15, "batchtopk"), ("mlp", 15, "topk"))
+PROMPT, CONTRAST = "In Germany people speak", (" German", " French")
 NODES, TASKS, SIZES = 50, ("ioi", "subject_verb"), (100, 300, 1_000, 3_000, 10_000)
 
 
@@ -95,6 +96,29 @@ def circuits(model: cm.Model, dictionary: cm.features.Dictionary, name: str, n: 
     }
 
 
+def graph(dictionary: cm.features.Dictionary) -> dict:
+    """The graph of one prompt with the transcoder's features in place of its block's neurons, and its checks.
+
+    On the processor: it takes ten seconds there.
+    """
+    model = cm.load("smollm2-135m")
+    own = dictionary.to(model.device)
+    found = cm.attribution_graph(model, PROMPT, contrast=CONTRAST, transcoders=[own])
+    checks = cm.attribution_graphs.check_graph(model, found)
+    kinds = [node.kind for node in found.units()]
+    return {
+        "prompt": PROMPT,
+        "neurons": kinds.count("neuron"),
+        "features": kinds.count("feature"),
+        "replacement": found.replacement,
+        "completeness": found.completeness,
+        "sums": checks.sums,
+        "differences": checks.differences,
+        "correlation": checks.correlation.to_dict(),
+        "off": [vars(off) for off in checks.off if ".f" in off.name],
+    }
+
+
 def run(options: argparse.Namespace) -> None:
     model, tensors = cm.load("smollm2-135m", device=options.device), load_file(str(options.tokens_file))
     cut, held = unpacked(tensors, "train", options.tokens), unpacked(tensors, "held_out", min(HELD_OUT, options.tokens))
@@ -114,6 +138,9 @@ def run(options: argparse.Namespace) -> None:
         found[site], part = trained(model, cm.features.Place(site, layer), kind, cut, held, options)
         result[f"{site}{layer}"] = part
         print(site, layer, part["seconds"], "s, FVU", round(part["held_out"]["fits"]["dictionary"]["fvu"]["value"], 4))
+        keep()
+    if "transcoder" in found:
+        result["transcoder15"]["graph"] = graph(found["transcoder"])
         keep()
     for name in TASKS:
         for site, dictionary in found.items():

@@ -82,11 +82,11 @@ class Expansion:
             self._keep(target, rows, i)
 
     def _keep(self, target: Target, rows: Rows, i: int) -> None:
-        own = [(layer, units[i]) for layer, units in enumerate(rows.units) if units is not None]
+        own = [(layer, units[i].cpu()) for layer, units in enumerate(rows.units) if units is not None]
         sums, parts = torch.zeros(2, len(rows.units), self.frozen.tokens)
         for layer, row in own:
             sums[layer], parts[layer] = row.sum(1), row.abs().sum(1)
-        size = max(LEAST, float(rows.tokens[i].abs().sum() + rows.bias[i].abs() + parts.sum()))
+        size = max(LEAST, float(rows.tokens[i].abs().sum().cpu() + rows.bias[i].abs() + parts.sum()))
         columns, edges = [], []
         for layer, row in own:
             large = (row.flatten().abs() > SMALLEST * size).nonzero()[:, 0]

@@ -8,7 +8,7 @@ from typing_extensions import override
 
 import circuitome as cm
 from circuitome.errors import InputError
-from circuitome.present.blocks import Block, Column, Figure, Lede, Note, Numbers, Tokens, table
+from circuitome.present.blocks import Bars, Block, Column, Figure, Lede, Note, Numbers, Tokens, table
 from circuitome.studies.context import Context
 from circuitome.studies.dictionary_check import DictionarySettings
 from circuitome.studies.pieces import cell
@@ -25,6 +25,8 @@ BEFORE, AFTER, SHORT = 20, 6, 5
 SHOWN, DETAILED, WORDS = 20, 5, 5
 """Features that a terminal lists; those that are shown in full where nobody says which; tokens listed of each."""
 
+QUANTILES, BINS = (1.0, 0.95, 0.75, 0.5, 0.25, 0.05), 20
+"""Shares of a feature's activations at which a text is shown, and bars of its histogram."""
 KNOWN = 10
 """Tokens on which a feature must have fired for its largest activation to say how large it gets."""
 
@@ -79,6 +81,11 @@ def run(settings: FeaturesSettings, context: Context) -> Findings:
         "task": task,
         "detailed": [detailed(model, found, feature) for feature in chosen],
     }
+    if settings.feature:  # each feature asked for is worth another pass
+        for part, every in zip(
+            results["detailed"], cm.features.fired(context.setting, dictionary, cut, chosen), strict=True
+        ):
+            part |= distribution(model, found, every)
     names = ("active", "mean", "top", "top_places", "usual", "usual_places", "promoted", "suppressed", "neurons")
     return Findings(
         title=f"Features of the {dictionary.place.words} of {settings.model}",
@@ -148,6 +155,17 @@ def detailed(model: "cm.Model", found: "cm.features.Features", feature: int) -> 
         "promoted_by": named(found.promoted, found.promoted_by),
         "suppressed_by": named(found.suppressed, found.suppressed_by),
         "neurons": [[f"m{layer}.n{neuron}", cosine] for (layer, neuron), cosine in neurons],
+    }
+
+
+def distribution(model: "cm.Model", found: "cm.features.Features", every: "cm.features.Fired") -> dict[str, Any]:
+    """All activations of a feature: quantiles with an example at each, and a histogram."""
+    if not len(every.values):
+        return {}
+    begins, counts = every.histogram(BINS)
+    return {
+        "quantiles": [{"share": q, **example(model, found, every.feature, *every.at(q))} for q in QUANTILES],
+        "histogram": [[f"{begin:.2f}", count] for begin, count in zip(begins, counts, strict=True)],
     }
 
 
@@ -329,12 +347,28 @@ def feature_blocks(feature: Mapping[str, Any]) -> list[Block]:
     note = f"Active on {density:.3%} of tokens. Neurons with the most similar output (cosine): {like or 'none'}."
     shown: list[Block] = [strips(feature["examples"], title=name, note=note)]
     shown.append(strips(feature["usual"], note="Activations drawn at random from all.", where="page"))
+    if "quantiles" in feature:
+        shown += distribution_blocks(feature)
     pairs = zip(feature["promoted_by"], feature["suppressed_by"], strict=True)
     rows = [(repr(a), x, repr(b), y) for (a, x), (b, y) in pairs]
     if rows:
         columns = ("promoted", ("by", "signed", 3), "suppressed", ("down by", "signed", 3))
         shown.append(table("", columns, rows, top=5))
     return shown
+
+
+def distribution_blocks(feature: Mapping[str, Any]) -> list[Block]:
+    """Texts at quantiles of a feature's activations, and their histogram."""
+    some = feature["quantiles"]
+    lines = tuple(tuple(zip(e["tokens"], e["activations"], strict=True)) for e in some)
+    labels = tuple(f"{e['share']:.0%}: {e['value']:.3g}" for e in some)
+    note = "At quantiles of all its activations: so many per cent of them are smaller."
+    names, counts = zip(*feature["histogram"], strict=True)
+    bars = "Tokens by activation; each bar begins at its label."
+    return [
+        Tokens(lines=lines, labels=labels, unit="activation", note=note),
+        Bars(title=f"Activations of feature {feature['feature']}", note=bars, labels=names, values=counts, x="tokens"),
+    ]
 
 
 def strips(examples: Sequence[Mapping[str, Any]], **options: Any) -> Tokens:

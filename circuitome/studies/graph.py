@@ -115,7 +115,11 @@ def run(settings: Graph, context: Context) -> Findings:
         blocks=blocks(graph, checks, loadings, attention),
         tensors=tensors(graph, loadings),
         files=files(settings, context, graph, attention, promoted),
-        more={"prompt": settings.prompt, "data_hash": settings.prompt},
+        more={
+            "prompt": settings.prompt,
+            "data_hash": settings.prompt,
+            **({"dictionaries": list(settings.transcoders)} if settings.transcoders else {}),
+        },
     )
 
 

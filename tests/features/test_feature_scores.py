@@ -82,3 +82,17 @@ def test_bad_input():
         cm.features.effects(model, own, [40], task)
     with pytest.raises(InputError, match="40 features; 41 were asked"):
         cm.features.scores(model, own, task).top(41)
+
+
+def test_every_activation_of_a_feature_is_found():
+    model = tiny("llama")
+    dictionary = cm.features.random_dictionary(cm.features.Place("mlp", 1), 24, 60, k=8)
+    rows = torch.randint(3, 61, (6, 9), generator=torch.Generator().manual_seed(0)).tolist()
+    (found,) = cm.features.fired(model, dictionary, cm.neurons.packed(rows), [17])
+    values = torch.stack([cm.features.feature_activations(model, dictionary, row)[:, 17] for row in rows])
+    expected = values[values > 0].sort().values
+    torch.testing.assert_close(found.values, expected)
+    for window, position in found.places.tolist():
+        assert float(values[window, position]) > 0
+    assert found.at(1.0)[2] == float(expected[-1]) and found.at(0.5)[2] == float(expected[len(expected) // 2])
+    assert sum(found.histogram(5)[1]) == len(expected)

@@ -72,6 +72,20 @@ def test_features(capsys, folder, texts, trained, tmp_path, monkeypatch):
     assert "Every feature" in page and 'type="search"' not in page.split("Every feature")[0]
     code, printed, error = run(capsys, "features", str(trained), *words[:-2], "--feature", "99", "--out", "x")
     assert code == 1 and "no feature 99; the dictionary has 0 to 47" in error
+    often = max(found["features"], key=lambda row: row["density"])["feature"]
+    never = [row["feature"] for row in found["features"] if not row["density"]][:1]
+    asked = ",".join(map(str, [often, *never]))
+    code, printed, _ = run(
+        capsys, "features", str(trained), *words, "--feature", asked, "--out", str(tmp_path / "g"), "--json"
+    )
+    results = json.loads(printed)["results"]
+    own = results["detailed"][0]
+    assert code == 0 and own["quantiles"][0]["value"] == pytest.approx(own["largest"])
+    assert [q["value"] for q in own["quantiles"]] == sorted((q["value"] for q in own["quantiles"]), reverse=True)
+    assert sum(count for _, count in own["histogram"]) == round(own["density"] * results["tokens"])
+    assert all("quantiles" not in feature for feature in results["detailed"][1:])
+    code, printed, _ = run(capsys, "show", str(tmp_path / "g"))
+    assert f"Activations of feature {often}" in (tmp_path / "g" / "report.html").read_text()
 
 
 def test_features_on_a_task(capsys, tmp_path):

@@ -105,3 +105,22 @@ def test_nodes_that_cannot_be_are_refused(capsys, dictionary, tmp_path, options,
     code, _, error = run(capsys, "find", task, *model, "--n", "16", *options, "--out", tmp_path / "run")
     assert code in (1, 2) and message in error.replace("\n", " ")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_graph_of_a_prompt_holds_features_of_a_transcoder(capsys, dictionary, tmp_path):
+    model = cm.load("tracr-reverse")
+    first, last = model.blocks[1].mlp_readers[0], model.blocks[1].mlp_writer
+    weights = {"W_enc": first.weight.T, "b_enc": first.bias, "W_dec": last.weight.T, "b_dec": last.bias}
+    made = {name: weight.detach().clone().contiguous() for name, weight in weights.items()}
+    cm.features.save(Dictionary(place=cm.features.Place("transcoder", 1), **made), tmp_path / "transcoder")
+    prompt = model.decode(cm.ground_truth.task("tracr-reverse", 4).pairs[0].clean[1:])
+    asked = ("graph", prompt, "--model", "tracr-reverse", "--first-token")
+    code, printed, error = run(capsys, *asked, "--transcoders", tmp_path / "transcoder", "--out", tmp_path / "run")
+    assert code == 0, error
+    assert "Neurons and features" in printed
+    assert cm.open(tmp_path / "run").manifest["dictionaries"] == [str(tmp_path / "transcoder")]
+    code, _, error = run(
+        capsys, "graph", "Ann and Bob", "--model", "known-ioi", "--transcoders", dictionary, "--out", tmp_path / "no"
+    )
+    assert code == 1 and "Only transcoders" in error and not (tmp_path / "no").exists()
