@@ -228,10 +228,12 @@ def year_pair(model: cm.Model, template: Template, rng: Random, nouns: Sequence[
 # Accuracies
 
 
-def mapped(model: cm.Model, prompts: dict[str, cm.Task], causal: Any, least: float) -> dict[str, Any]:
+def mapped(
+    model: cm.Model, prompts: dict[str, cm.Task], causal: Any, least: float, at: tuple[str, ...]
+) -> dict[str, Any]:
     """Base accuracy, and the best place of each variable, on the prompts to search with."""
     task = some(prompts["search"], prompts["search"].pairs, MAP_PAIRS)
-    found = cm.causal.align(model, task, causal, least=least)
+    found = cm.causal.align(model, task, causal, least=least, at=at)
     return {
         "base_accuracy": found.base_accuracy.value,
         "prompts": {name: len(task) for name, task in prompts.items()},
@@ -296,10 +298,10 @@ def listed(estimate: cm.Estimate) -> list[float]:
 
 
 def measure(
-    results: Results, model: cm.Model, name: str, prompts: dict[str, cm.Task], causal: Any, options: Any
+    results: Results, model: cm.Model, name: str, prompts: dict[str, cm.Task], causal: Any, options: Any, at: Any = ()
 ) -> None:
     """Map, whole places, and all searches of all variables of a causal model."""
-    found = results.add(f"{name}: map", lambda: mapped(model, prompts, causal, options.least))
+    found = results.add(f"{name}: map", lambda: mapped(model, prompts, causal, options.least, at))
     for variable, (place, *_) in found["best"].items():
         case = Case.of(model, prompts, causal, variable, place, options)
         results.add(f"{name}, {variable} at {place}: whole", case.whole)
@@ -348,9 +350,11 @@ def main() -> None:
         measure(results, model, "ioi", ioi_prompts(model, options.n), cm.causal.ready("ioi"), options)
         more_prompts(results, model, options)
     if "greater-than" in options.parts:
-        for digit in ("units", "tens"):
+        for digit in ("units", "tens"):  # at the last token alone: at the year's own it is only read
             prompts = year_prompts(model, options.n, digit)
-            measure(results, model, f"greater-than ({digit})", prompts, cm.causal.ready("greater-than"), options)
+            measure(
+                results, model, f"greater-than ({digit})", prompts, cm.causal.ready("greater-than"), options, ("end",)
+            )
 
 
 if __name__ == "__main__":
