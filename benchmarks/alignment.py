@@ -29,6 +29,7 @@ from circuitome.causal.subspaces import Subspace
 from circuitome.causal.suffixes import Suffixes
 from circuitome.causal.trials import Trials, trials
 from circuitome.engine.setting import Setting
+from circuitome.errors import CircuitomeError
 from circuitome.tasks.generators.greater_than import TEMPLATE as YEARS
 from circuitome.tasks.generators.words import EVENTS
 from circuitome.tasks.sampling import Template, draw_task, one_token_words
@@ -44,13 +45,19 @@ UNITS = (
 OTHER_UNITS = (
     "The {noun} took place between {XX}{YY} and {_again}",
     "The {noun} broke out in {XX}{YY}, and it was over by {_again}",
+    "In {XX}{YY} the {noun} began, and it lasted to {_again}",
+    "Historians date the {noun} from {XX}{YY} to {_again}",
 )
 TENS = (
     "The {noun} was born in {XX}{YY}{_rest} and died in {_again}",
     "The {noun} lived from {XX}{YY}{_rest} to {_again}",
     "The famous {noun} was born in the year {XX}{YY}{_rest} and died in the year {_again}",
 )
-OTHER_TENS = ("Born in {XX}{YY}{_rest}, the {noun} died in {_again}",)
+OTHER_TENS = (
+    "Born in {XX}{YY}{_rest}, the {noun} died in {_again}",
+    "The old {noun}, who was born in {XX}{YY}{_rest}, died in {_again}",
+    "Here lies the {noun}, born in {XX}{YY}{_rest}, died in {_again}",
+)
 PEOPLE = ("painter", "composer", "poet", "king", "writer", "artist", "teacher", "doctor", "queen", "priest")
 
 
@@ -303,7 +310,11 @@ def measure(
     """Map, whole places, and all searches of all variables of a causal model."""
     found = results.add(f"{name}: map", lambda: mapped(model, prompts, causal, options.least, at))
     for variable, (place, *_) in found["best"].items():
-        case = Case.of(model, prompts, causal, variable, place, options)
+        try:
+            case = Case.of(model, prompts, causal, variable, place, options)
+        except CircuitomeError as error:
+            results.add(f"{name}, {variable} at {place}: refused", lambda error=error: {"why": str(error)})
+            continue
         results.add(f"{name}, {variable} at {place}: whole", case.whole)
         for search, k in SEARCHES:
             controls = search == "das"
