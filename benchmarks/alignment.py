@@ -29,6 +29,7 @@ from circuitome.causal.subspaces import Subspace
 from circuitome.causal.suffixes import Suffixes
 from circuitome.causal.trials import Trials, trials
 from circuitome.engine.setting import Setting
+from circuitome.errors import CircuitomeError
 from circuitome.tasks.generators.greater_than import TEMPLATE as YEARS
 from circuitome.tasks.generators.words import EVENTS
 from circuitome.tasks.sampling import Template, draw_task, one_token_words
@@ -44,13 +45,19 @@ UNITS = (
 OTHER_UNITS = (
     "The {noun} took place between {XX}{YY} and {_again}",
     "The {noun} broke out in {XX}{YY}, and it was over by {_again}",
+    "In {XX}{YY} the {noun} began, and it lasted to {_again}",
+    "Historians date the {noun} from {XX}{YY} to {_again}",
 )
 TENS = (
     "The {noun} was born in {XX}{YY}{_rest} and died in {_again}",
     "The {noun} lived from {XX}{YY}{_rest} to {_again}",
     "The famous {noun} was born in the year {XX}{YY}{_rest} and died in the year {_again}",
 )
-OTHER_TENS = ("Born in {XX}{YY}{_rest}, the {noun} died in {_again}",)
+OTHER_TENS = (
+    "Born in {XX}{YY}{_rest}, the {noun} died in {_again}",
+    "The old {noun}, who was born in {XX}{YY}{_rest}, died in {_again}",
+    "Here lies the {noun}, born in {XX}{YY}{_rest}, died in {_again}",
+)
 PEOPLE = ("painter", "composer", "poet", "king", "writer", "artist", "teacher", "doctor", "queen", "priest")
 
 
@@ -228,10 +235,12 @@ def year_pair(model: cm.Model, template: Template, rng: Random, nouns: Sequence[
 # Accuracies
 
 
-def mapped(model: cm.Model, prompts: dict[str, cm.Task], causal: Any, least: float) -> dict[str, Any]:
+def mapped(
+    model: cm.Model, prompts: dict[str, cm.Task], causal: Any, least: float, at: tuple[str, ...]
+) -> dict[str, Any]:
     """Base accuracy, and the best place of each variable, on the prompts to search with."""
     task = some(prompts["search"], prompts["search"].pairs, MAP_PAIRS)
-    found = cm.causal.align(model, task, causal, least=least)
+    found = cm.causal.align(model, task, causal, least=least, at=at)
     return {
         "base_accuracy": found.base_accuracy.value,
         "prompts": {name: len(task) for name, task in prompts.items()},
@@ -296,12 +305,16 @@ def listed(estimate: cm.Estimate) -> list[float]:
 
 
 def measure(
-    results: Results, model: cm.Model, name: str, prompts: dict[str, cm.Task], causal: Any, options: Any
+    results: Results, model: cm.Model, name: str, prompts: dict[str, cm.Task], causal: Any, options: Any, at: Any = ()
 ) -> None:
     """Map, whole places, and all searches of all variables of a causal model."""
-    found = results.add(f"{name}: map", lambda: mapped(model, prompts, causal, options.least))
+    found = results.add(f"{name}: map", lambda: mapped(model, prompts, causal, options.least, at))
     for variable, (place, *_) in found["best"].items():
-        case = Case.of(model, prompts, causal, variable, place, options)
+        try:
+            case = Case.of(model, prompts, causal, variable, place, options)
+        except CircuitomeError as error:
+            results.add(f"{name}, {variable} at {place}: refused", lambda error=error: {"why": str(error)})
+            continue
         results.add(f"{name}, {variable} at {place}: whole", case.whole)
         for search, k in SEARCHES:
             controls = search == "das"
@@ -348,9 +361,11 @@ def main() -> None:
         measure(results, model, "ioi", ioi_prompts(model, options.n), cm.causal.ready("ioi"), options)
         more_prompts(results, model, options)
     if "greater-than" in options.parts:
-        for digit in ("units", "tens"):
+        for digit in ("units", "tens"):  # at the last token alone: at the year's own it is only read
             prompts = year_prompts(model, options.n, digit)
-            measure(results, model, f"greater-than ({digit})", prompts, cm.causal.ready("greater-than"), options)
+            measure(
+                results, model, f"greater-than ({digit})", prompts, cm.causal.ready("greater-than"), options, ("end",)
+            )
 
 
 if __name__ == "__main__":

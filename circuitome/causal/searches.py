@@ -283,9 +283,10 @@ class Learning:
         self, pairs: Trials, place: Place, batches: Sequence[tuple[Suffixes, Tensor, Tensor]], done: float
     ) -> None:
         """A step for each batch: bases from the place on, which pairs they are, and what is expected of them."""
-        total = 0.0
+        total, steps = 0.0, self.epochs * len(batches)
         for number, (rest, chunk, expected) in enumerate(batches):
-            share = min(1.0, (done + number / len(batches) / self.epochs) / (1 - 1 / len(batches) / self.epochs))
+            step = round(done * steps) + number
+            share = step / max(1, steps - 1)
             logits = logits_at(pairs, rest, place, chunk, [putting(part) for part in self.search.projects(share)])
             loss = cross_entropy(logits, expected) + self.search.penalty(share)
             self.optimizer.zero_grad()

@@ -374,7 +374,7 @@ def _causal_map(
             parents=causal.parents.get(name, ()),
             place=judged[name].place if name in judged else "",
             sites=tuple((height, columns.index(role)) for height, role in _spots(judged.get(name), model)),
-            accuracy=cell(judged[name].accuracy) if name in judged else None,
+            accuracy=_ends(judged[name].accuracy) if name in judged else None,
             holds=name in judged and judged[name].holds,
         )
         for name in (*causal.inputs, *causal.order)
@@ -388,6 +388,10 @@ def _causal_map(
         positions=tuple(columns),
         where="page",
     )
+
+
+def _ends(estimate: "cm.Estimate") -> tuple[float, float, float]:
+    return estimate.value, estimate.low, estimate.high
 
 
 def _spots(verdict: "Located | None", model: "cm.Model") -> list[tuple[float, str]]:

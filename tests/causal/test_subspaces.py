@@ -94,6 +94,12 @@ def test_learning_is_the_same_for_the_same_seed_and_changes_no_parameter():
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.hf.parameters())
 
 
+def test_one_step_is_a_search_too():
+    pairs = trials(Setting(cm.load("known-ioi"), known(n=16)), cm.causal.ready("known-ioi"), ["repeated"])
+    for search in ("das", "boundless", "mask"):
+        assert len(learned(pairs, "x2@end", "repeated", 2, epochs=1, search=search).losses) == 1
+
+
 def test_shuffled_values_are_those_of_sources_of_the_same_template():
     pairs = trials(Setting(cm.load("known-ioi"), known()), cm.causal.ready("known-ioi"), ["repeated"])
     base, source = pairs.base.tolist(), pairs.source.tolist()
