@@ -122,6 +122,38 @@ SUBJECTS = {
         "We looked out of the window and saw",
         ("snow", "ice", "cold", "winter", "freez", "frost", "frozen", "coat", "chill"),
     ),
+    "food": Subject(
+        (
+            "She baked a cake with butter, sugar and eggs",
+            "We ate soup, bread and roast chicken for dinner",
+            "The cook cut onions and fried the meat in a pan",
+            "Fresh fruit, cheese and rice lay on the kitchen table",
+        ),
+        (
+            "She built a wall with bricks, sand and stones",
+            "We played chess, cards and old records for an hour",
+            "The tailor cut cloth and sewed the coat in a shop",
+            "Old letters, maps and keys lay on the office desk",
+        ),
+        "When I think of my childhood, I remember",
+        ("food", "cook", "eat", "ate", "cake", "bread", "soup", "meal", "dinner", "kitchen", "bak", "taste", "recipe"),
+    ),
+    "war": Subject(
+        (
+            "The soldiers fired their guns and the army attacked the town",
+            "Bombs fell on the city and the enemy crossed the border",
+            "The general led his troops into battle and many were killed",
+            "Tanks and fighters fought until the war was won",
+        ),
+        (
+            "The farmers fed their cows and the family visited the town",
+            "Leaves fell on the garden and the postman crossed the street",
+            "The teacher led her pupils into school and many were early",
+            "Singers and dancers played until the show was over",
+        ),
+        "The book that I am reading is about",
+        ("war", "soldier", "army", "battle", "fight", "fought", "enem", "gun", "kill", "troop", "attack", "weapon"),
+    ),
 }
 
 

@@ -1,6 +1,7 @@
 """What circuits are good for: pruning, unlearning and merging of SmolLM2-135M, each beside what needs no circuit.
 
     python benchmarks/uses.py prune|edit|merge [--device cuda] [--write]
+    python benchmarks/uses.py tables
 
 Parts are scored on texts that the model itself draws at temperature 1, and losses are measured on the package's own
 prose, which nothing else sees. Every row is written when it is done. `--small` runs all of it at toy size.
@@ -256,9 +257,44 @@ def tuned(options: argparse.Namespace, base: Path, data: cm.Task, out: Path) -> 
     return write_checkpoint(model, out)
 
 
+def tables(options: argparse.Namespace) -> None:
+    """Markdown of the newest results, for docs/uses.md."""
+    for part in ("prune", "edit", "merge"):
+        files = sorted((HERE / "results").glob(f"{part}-*.json"))
+        if not files:
+            continue
+        found = json.loads(files[-1].read_text())
+        print(f"\n{files[-1].name}: {found['machine']}\n")
+        for name, row in found.items():
+            if isinstance(row, dict) and "change" in row:
+                print(f"| {name} | {shown(row['change'], 3)} | {' | '.join(cells(part, row))} |")
+
+
+def cells(part: str, row: Mapping[str, Any]) -> list[str]:
+    """The cells of a row behind its change of loss."""
+    left = [f"{name} {shown(value, 2)}" for name, value in row["kept"].items()] if part != "merge" else []
+    if part == "merge":
+        left = [f"{value:.2f}" for value in row["answers"]]
+        left += [f"{value:.0%}" for value in row.get("kept", [])] if isinstance(row.get("kept"), list) else []
+    if "parts" in row:
+        random = [f"{value['change']['value']:+.3f}" for value in row["random"]]
+        left += [f"{len(row['parts'])} parts", f"random {', '.join(random)}"]
+    if "relearning" in row:
+        left.append(f"back in {len(row['relearning']['share']) - 1} steps: {row['relearning']['reached']}")
+    if "times_faster" in row:
+        left.append(f"{row['times_faster']:.2f} times faster")
+    return left
+
+
+def shown(estimate: Mapping[str, Any], decimals: int) -> str:
+    """An estimate with its interval."""
+    value, low, high = (f"{estimate[name]:.{decimals}f}" for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["prune", "edit", "merge"])
+    parser.add_argument("part", choices=["prune", "edit", "merge", "tables"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--small", action="store_true", help="toy size, to see that it runs")
     parser.add_argument("--write", action="store_true", help="write the result under benchmarks/results")
@@ -266,7 +302,7 @@ def main() -> None:
     if options.device == "cpu":
         one_thread()
     start = time.perf_counter()
-    {"prune": prune, "edit": edit, "merge": merge}[options.part](options)
+    {"prune": prune, "edit": edit, "merge": merge, "tables": tables}[options.part](options)
     print(f"{time.perf_counter() - start:.0f} s")
 
 

@@ -52,10 +52,9 @@ def whole(model: Model) -> list[BlockParts]:
 
 def without(model: Model, parts: BlockParts) -> BlockParts:
     """The other heads and neurons of the block."""
-    every = whole(model)[parts.layer]
-    groups = tuple(group for group in every.groups if group not in parts.groups)
-    gone = set(parts.neurons)
-    return BlockParts(parts.layer, groups, tuple(neuron for neuron in every.neurons if neuron not in gone))
+    groups = set(range(model.heads.kv)) - set(parts.groups)
+    neurons = set(range(model.blocks[parts.layer].n_neurons)) - set(parts.neurons)
+    return BlockParts(parts.layer, tuple(sorted(groups)), tuple(sorted(neurons)))
 
 
 def heads_go(model: Model) -> bool:

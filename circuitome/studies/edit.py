@@ -13,7 +13,7 @@ from typing_extensions import override
 import circuitome as cm
 from circuitome.errors import InputError, RunError, UnknownNameError
 from circuitome.present import formats
-from circuitome.present.blocks import Block, Figure, Lede, Lines, Numbers, Series, Table, table
+from circuitome.present.blocks import Block, Figure, Lede, Lines, Note, Numbers, Series, Table, table
 from circuitome.studies.context import Context
 from circuitome.studies.pieces import percent
 from circuitome.studies.qualities import (
@@ -171,6 +171,7 @@ def run(settings: Edit, context: Context) -> Findings:
         "models": rows,
         "relearning": relearning,
         "left_out": why,
+        "heads_stay": found is not None and saved_kinds(settings, model) != settings.kinds,
         "checkpoint": settings.checkpoint,
     }
     return Findings(
@@ -265,6 +266,9 @@ def blocks(settings: Edit, results: Mapping[str, Any]) -> list[Block]:
         parts.append(by_round(results))
     if results["relearning"]:
         parts.append(back_again(results["relearning"]))
+    if results["heads_stay"]:
+        text = "Heads were not taken: behind the post-norms of this architecture no weights hold a head that is gone."
+        parts.append(Note(text=text))
     return [*parts, *left_out(results["left_out"])]
 
 

@@ -144,6 +144,7 @@ def run(settings: Prune, context: Context) -> Findings:
         measure(name, other.model)
     results: dict[str, Any] = {
         "removed": own.removed,
+        "heads_share": 1 - len(own.kept[0].groups) / model.heads.kv if settings.parts()["heads"] else None,
         "means_in_biases": list(own.means),
         "parameters": list(own.parameters),
         "seconds": seconds,
@@ -155,13 +156,18 @@ def run(settings: Prune, context: Context) -> Findings:
         "checkpoint": settings.checkpoint,
     }
     return Findings(
-        title=f"{settings.model} without {formats.percent(settings.share)}, by {settings.by}",
+        title=f"{settings.model} without {formats.percent(settings.share)} of its {what(settings)}, by {settings.by}",
         sign="Change of the loss: smaller model minus model itself, on texts that no ranking saw. Brackets are 95 % "
         "intervals, of losses over windows of text, of tasks over prompts.",
         results=results,
         blocks=blocks(settings, results),
         more={"data_hash": texts.data_hash, "kept": [vars(parts) for parts in own.kept]},
     )
+
+
+def what(settings: Prune) -> str:
+    """What is removed, in words."""
+    return " and ".join(name for name, removed in settings.parts().items() if removed)
 
 
 def own_task(settings: Prune, context: Context) -> "tuple[Task | None, cm.Circuit | None]":
@@ -237,6 +243,8 @@ def lede(settings: Prune, results: Mapping[str, Any]) -> str:
     rows = results["models"]
     own = rows[settings.by]["change"]
     text = f"Without {' and '.join(results['removed'])} the loss on neutral text rises by {nats(own)}."
+    if results["heads_share"] is not None and abs(results["heads_share"] - settings.share) > 0.02:
+        text += f" Heads go in whole key/value heads: {formats.percent(results['heads_share'])} of them here."
     random = [row["change"]["value"] for name, row in rows.items() if name.startswith("random ")]
     if random:
         mean = sum(random) / len(random)

@@ -15,7 +15,7 @@ import circuitome as cm
 
 SPACES = (
     *(cm, cm.tasks, cm.attribution_graphs, cm.causal, cm.dynamics, cm.features, cm.heads, cm.neurons, cm.training),
-    *(cm.weights, cm.ground_truth),
+    *(cm.applications, cm.weights, cm.ground_truth),
 )
 """Where public names are looked up."""
 GIVEN = {

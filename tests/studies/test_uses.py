@@ -6,6 +6,7 @@ from command import run
 from shown import blocks_of, check_shown, lede_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import circuitome as cm
 from circuitome.runs.store import load_run
 
 WORDS = "a b c d e f g h i j k l m n o p"
@@ -23,12 +24,11 @@ def text(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(tmp_path_factory, folder, data):
     """A run of find on the small model."""
-    from circuitome.studies.catalog import STUDIES
+    from circuitome.studies.find import STUDY, Find
     from circuitome.studies.frame import perform
 
-    study = STUDIES["find"]
-    asked = study.settings(task="letters", model=str(folder), data=str(data), method="eap", edges=60)
-    return perform(study, asked, out=tmp_path_factory.mktemp("runs") / "find")[1]
+    asked = Find(task="letters", model=str(folder), data=str(data), method="eap", edges=60)
+    return perform(STUDY, asked, out=tmp_path_factory.mktemp("runs") / "find")[1]
 
 
 def words(path, *more):
@@ -76,8 +76,10 @@ def test_edit_unlearns_a_task_or_takes_named_parts(capsys, tmp_path, folder, dat
     check_shown(out)
     code, _, error = run(capsys, "edit", found, "--model", folder, *words(text), "--out", tmp_path / "of-run")
     assert code == 0, error
-    nodes = set(load_run(found).manifest["results"]) and load_run(tmp_path / "of-run").manifest["results"]["parts"]
-    assert nodes and load_run(tmp_path / "of-run").manifest["results"]["behaviour"] == "letters"
+    of_run = load_run(tmp_path / "of-run").manifest["results"]
+    circuit = set(cm.open(found).circuit.nodes)
+    inside = [name if ".h" in name else name.split(".")[0] for name in of_run["parts"]]
+    assert inside and set(inside) <= circuit and of_run["behaviour"] == "letters"
     named = ("--heads", "a0.h1", "--neurons", "m1.n3,m2.n4")
     code, _, error = run(capsys, "edit", "letters", *given[:4], *words(text), *named, "--out", tmp_path / "named")
     assert code == 0, error
