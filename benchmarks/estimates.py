@@ -29,6 +29,7 @@ CASES = {
     "see": {"prompt": PROMPT},
     "explain": {"run": "find"},
     "validate": {"run": "find", "quick": True},
+    "align": {"task": "ioi", "n": 32, "k": (4,)},
 }
 """By study: what it is asked; `run` names a case whose run it is about."""
 

@@ -19,6 +19,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tasks", nargs="*", default=list(cm.tasks.TASKS))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--n", type=int, default=64, help="prompt pairs that are searched")
+    parser.add_argument("--full", action="store_true", help="the whole verdict and not the quick one")
     parser.add_argument("--write", action="store_true", help="write the result under benchmarks/results")
     options = parser.parse_args()
     one_thread()
@@ -27,24 +29,27 @@ def main() -> None:
     before = json.loads(path.read_text()) if options.write and path.is_file() else {}
     result = {"machine": machine(), "seed": options.seed, "tasks": before.get("tasks", {})}
     for name in options.tasks:
-        result["tasks"][name] = measured(model, name, options.seed)
+        result["tasks"][name] = measured(model, name, options)
         print(name, json.dumps(result["tasks"][name]), flush=True)
         if options.write:
             path.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def measured(model: cm.Model, name: str, seed: int) -> dict[str, object]:
+def measured(model: cm.Model, name: str, options: argparse.Namespace) -> dict[str, object]:
     """One task, as `circuitome find` draws and searches it."""
-    parts = Origin(task=name, model="smollm2-135m", n=64, seed=seed, data=None, apart=("held_out", "sizing")).parts(
-        model
-    )
+    seed, apart = options.seed, ("held_out", "sizing")
+    origin = Origin(task=name, model="smollm2-135m", n=options.n, seed=seed, data=None, apart=apart)
+    parts = origin.parts(model)
     forward = seconds_of_forward(model, parts.search)
-    start = time.process_time()
+    start, began = time.process_time(), time.perf_counter()
     found = cm.smallest(model, parts.search, sizing=parts.sizing, held_out=parts.held_out, seed=seed)
     searched = time.process_time() - start
-    verdict = cm.validate(model, found.circuit, parts.held_out, quick=True, seed=seed)
+    verdict = cm.validate(model, found.circuit, parts.held_out, quick=not options.full, seed=seed)
     own = cm.faithfulness(model, found.circuit, parts.search)
     return {
+        "n": options.n,
+        "full": options.full,
+        "seconds": round(time.perf_counter() - began, 1),
         "edges": len(found.circuit),
         "nodes": len(found.circuit.nodes),
         "reached": found.reached,

@@ -80,7 +80,7 @@ def one_thread() -> None:
 
 def bare_forward(model: cm.Model, ids: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        return model.hf(ids, logits_to_keep=1, use_cache=False).logits
+        return model.hf(ids.to(model.device), logits_to_keep=1, use_cache=False).logits
 
 
 def bare_forward_backward(model: cm.Model, task: cm.Task, ids: torch.Tensor) -> torch.Tensor:

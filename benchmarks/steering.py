@@ -10,6 +10,7 @@ import time
 from dataclasses import asdict, dataclass
 from datetime import date
 
+import torch
 from speed import HERE, machine, one_thread
 
 import circuitome as cm
@@ -124,18 +125,23 @@ SUBJECTS = {
 }
 
 
+def device_name(model: cm.Model) -> str:
+    return torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else str(model.device)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("subjects", nargs="*", default=list(SUBJECTS))
     parser.add_argument("--samples", type=int, default=24)
     parser.add_argument("--layer", type=int, default=12)
+    parser.add_argument("--device", help="cuda, for example; the processor by default")
     parser.add_argument("--write", action="store_true", help="write the result under benchmarks/results")
     options = parser.parse_args()
     one_thread()
-    model = cm.load("smollm2-135m")
+    model = cm.load("smollm2-135m", device=options.device)
     path = HERE / "results" / f"steering-{date.today()}.json"
     result = json.loads(path.read_text()) if options.write and path.is_file() else {}
-    result |= {"machine": machine(), "layer": options.layer, "samples": options.samples}
+    result = {"machine": machine(), **result, "layer": options.layer, "samples": options.samples}
     neutral = " ".join(cm.heads.own_text().split()[:NEUTRAL_WORDS])
     for name in options.subjects:
         subject, start = SUBJECTS[name], time.process_time()
@@ -153,6 +159,7 @@ def main() -> None:
         result[name] = {
             "separation": direction.separation,
             "seconds": time.process_time() - start,
+            "device": device_name(model),
             "rows": [asdict(row) | {"texts": row.texts[:2]} for row in steering.rows],
         }
         for row in steering.rows:

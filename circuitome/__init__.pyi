@@ -3,6 +3,7 @@
 from . import applications as applications
 from . import attribution_graphs as attribution_graphs
 from . import causal as causal
+from . import dynamics as dynamics
 from . import errors as errors
 from . import features as features
 from . import heads as heads

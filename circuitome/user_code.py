@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from circuitome.errors import InputError, unknown_name
@@ -20,9 +21,8 @@ def named_object(spec: str, kind: str) -> Any:
         raise InputError(f"A {kind} of your own is given as file.py:NAME or package.module:NAME, got {spec!r}.")
     module = _module(where)
     if not hasattr(module, name):
-        raise unknown_name(
-            f"{kind} in {where}", name, [name for name, value in vars(module).items() if callable(value)]
-        )
+        names = [n for n, value in vars(module).items() if not n.startswith("_") and not isinstance(value, ModuleType)]
+        raise unknown_name(f"{kind} in {where}", name, names)
     return getattr(module, name)
 
 

@@ -6,6 +6,8 @@ from typing import Any
 from circuitome.present.blocks import (
     Attention,
     Bars,
+    CausalMap,
+    CausalVariable,
     CircuitMap,
     Column,
     Document,
@@ -131,6 +133,34 @@ def roles() -> Roles:
             ("name mover", "logits", "logits", 1.5),
         ),
         positions=("IO", "S1", "S2", "end"),
+    )
+
+
+def causal_map() -> CausalMap:
+    """The causal model of IOI, one of whose two variables stands out."""
+    return CausalMap(
+        title="The causal model and its places",
+        layers=30,
+        positions=("S2", "end"),
+        variables=(
+            *(CausalVariable(name=name) for name in ("first", "second", "S2")),
+            CausalVariable(
+                name="position",
+                parents=("first", "S2"),
+                place="x18@S2",
+                sites=((18.0, 0),),
+                accuracy=(0.95, 0.9, 1.0),
+                holds=True,
+            ),
+            CausalVariable(
+                name="name",
+                parents=("position", "first", "second"),
+                place="a24.h1@end",
+                sites=((24.3, 1),),
+                accuracy=(0.6, 0.5, 0.7),
+            ),
+            CausalVariable(name="answer", parents=("name",)),
+        ),
     )
 
 

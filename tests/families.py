@@ -35,15 +35,21 @@ CONFIGS: dict[str, Callable[[], tf.PreTrainedConfig]] = {
     "opt": lambda: tf.OPTConfig(**SIZE, ffn_dim=40, max_position_embeddings=64, word_embed_proj_dim=24),
 }
 
+ENCODERS: dict[str, Callable[[], tf.PreTrainedConfig]] = {
+    "bert": lambda: tf.BertConfig(**SIZE, intermediate_size=40, max_position_embeddings=64),
+    "roberta": lambda: tf.RobertaConfig(**SIZE, intermediate_size=40, max_position_embeddings=66, pad_token_id=1),
+}
+"""Masked language models: only what reads attention and neurons runs on them."""
+
 
 def tiny(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, layers: int = 3) -> Model:
     """A checked random model: weights large enough for peaked attention, gains and biases away from 1 and 0."""
     torch.manual_seed(seed)
-    config = CONFIGS[name]()
+    config = {**CONFIGS, **ENCODERS}[name]()
     config.num_hidden_layers = layers
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:layers]
-    hf = tf.AutoModelForCausalLM.from_config(config)
+    hf = (tf.AutoModelForMaskedLM if name in ENCODERS else tf.AutoModelForCausalLM).from_config(config)
     with torch.no_grad():
         for parameter in hf.parameters():
             noise = torch.randn_like(parameter)

@@ -21,12 +21,29 @@ def writer_outputs(model: Model, ids: tuple[int, ...]) -> list[torch.Tensor]:
             outputs += heads_out(block, activations.z[layer][0], model.heads.q)
             xs = [activations.resid_mid[layer][0]] * (1 + len(model.graph.neurons_of(layer)))
             outputs += mlp_out(model, layer, xs)
+            if features := model.graph.features_behind(layer):
+                outputs += features_out(model, layer, [activations.resid_post(layer)[0]] * (1 + len(features)), True)
     return outputs
+
+
+def features_out(model: Model, layer: int, xs: list[torch.Tensor], stream: bool) -> list[torch.Tensor]:
+    """What features of a dictionary leave, and what each of these writes, each for its own residual [pos, d_model]."""
+    described, block, outs = model.described[layer, stream], model.blocks[layer], []
+    dictionary, site = described.dictionary, described.dictionary.place.site
+    for part, x in enumerate(xs):
+        out = x if stream else block.run_mlp(x[None])[0]
+        given = {"mlp": out, "transcoder": block.mlp_norm(x) if block.mlp_norm else x}.get(site, x)
+        features = dictionary.encode(given)
+        written = [features[:, i, None] * dictionary.W_dec[i] for i in described.which]
+        outs.append(written[part - 1] if part else out - sum(written))
+    return outs
 
 
 def mlp_out(model: Model, layer: int, xs: list[torch.Tensor]) -> list[torch.Tensor]:
     """What an MLP without its neuron nodes, and each of these, write, each for its own residual [pos, d_model]."""
     block, nodes = model.blocks[layer], model.graph.neurons_of(layer)
+    if (layer, False) in model.described:
+        return features_out(model, layer, xs, False)
     if not nodes:
         return [block.run_mlp(xs[0][None])[0]]
     hidden = []
@@ -81,9 +98,10 @@ def masked_logits(
     activations, calls = model.record(inputs), model.attention_calls(inputs)
     online = [activations.resid_pre[0][0].detach()]
     constant = torch.zeros_like(online[0])
+    cut = 0  # the first writer that is read: behind a stream taken apart, its nodes
 
     def seen(column: int, count: int) -> torch.Tensor:
-        mixed = [keep[u, column] * online[u] + (1 - keep[u, column]) * ablated[u] for u in range(count)]
+        mixed = [keep[u, column] * online[u] + (1 - keep[u, column]) * ablated[u] for u in range(cut, count)]
         return torch.stack(mixed).sum(0) + constant
 
     for layer, block in enumerate(model.blocks):
@@ -100,4 +118,9 @@ def masked_logits(
         if (bias := block.output_bias()) is not None:
             constant = constant + bias
         online += mlp_out(model, layer, before or [seen(c, graph.upstream_of_mlp(layer)) for c in inputs_at])
+        if graph.features_behind(layer):
+            stage = graph.stages[layer][1]
+            xs = [seen(column, stage.upstream) for column in range(stage.columns.start, stage.columns.stop)]
+            online += features_out(model, layer, xs, True)
+            cut, constant = stage.rows.start, torch.zeros_like(constant)
     return model.unembed(seen(len(graph.readers) - 1, len(online))[-1:])

@@ -75,7 +75,7 @@ def check_graph(setting: Setting, graph: AttributionGraph, *, nodes: int = STRON
     (True, True)
     """
     with torch.no_grad():
-        frozen = FrozenModel.of(setting.model, graph.ids)
+        frozen = FrozenModel.of(setting.model, graph.ids, graph.transcoders)
         explained = Explained.of(frozen, graph.contrast)
         effects = total_effects(frozen, explained.mean(explained.reads(frozen).vectors.T))
         strongest = [(n.layer, n.position, n.index) for n in graph.units()[:nodes]]
@@ -111,9 +111,12 @@ def _drawn(frozen: FrozenModel, strongest: Sequence[tuple[int, int, int]], seed:
     generator = torch.Generator().manual_seed(seed)
     found = []
     for layer, position, index in strongest:
-        count = frozen.units[layer].values.shape[1]
-        step = int(torch.randint(1, max(2, count), (1,), generator=generator))
-        found.append((layer, position, (index + step) % count))
+        units = frozen.units[layer]
+        others = list(range(units.expandable))
+        if units.kind == "feature":  # most features are off, and switching them off is nothing
+            others = units.values[position, : units.expandable].nonzero()[:, 0].tolist()
+        step = int(torch.randint(1, max(2, len(others)), (1,), generator=generator))
+        found.append((layer, position, others[(others.index(index) + step) % len(others)]))
     return found
 
 
@@ -121,10 +124,18 @@ def _switched(frozen: FrozenModel, explained: Explained, layer: int, position: i
     """Change of the metric when a neuron writes nothing at a token: with patterns held, and in the model itself."""
     model, inputs = frozen.model, inputs_of(frozen)
 
+    units, block = frozen.units[layer], model.blocks[layer]
+
     def without(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         values = args[0].clone()
         values.view(frozen.tokens, -1)[position, index] = 0.0
         return (values, *args[1:])
+
+    def less(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        output = output.clone()
+        written = units.shares[position, index] * units.writes()[index]
+        output.view(frozen.tokens, -1)[position] -= written.to(output.dtype)
+        return output
 
     base = float(explained.mean(explained.values(frozen.logits[None])))
     changes = list[float]()
@@ -132,7 +143,10 @@ def _switched(frozen: FrozenModel, explained: Explained, layer: int, position: i
         with ExitStack() as stack:
             if held:
                 stack.enter_context(frozen_patterns(model, [a.pattern[None] for a in frozen.attention]))
-            stack.enter_context(hooked(model.blocks[layer].mlp_writer.register_forward_pre_hook, without))
+            if units.kind == "feature":
+                stack.enter_context(hooked(block.mlp_ends[1].register_forward_hook, less))
+            else:
+                stack.enter_context(hooked(block.mlp_writer.register_forward_pre_hook, without))
             changes.append(float(explained.mean(explained.values(model.logits(inputs)))) - base)
     return changes[0], changes[1]
 

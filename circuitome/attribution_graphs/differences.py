@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from circuitome.attribution_graphs.explained import Explained
+from circuitome.attribution_graphs.feature_units import FeatureUnits
 from circuitome.attribution_graphs.frozen_model import FrozenModel, inputs_of
-from circuitome.attribution_graphs.result import AttributionGraph, GraphNode
+from circuitome.attribution_graphs.result import UNITS, AttributionGraph, GraphNode
+from circuitome.attribution_graphs.units import NeuronUnits
 from circuitome.engine.backward_rules import described_norms
 from circuitome.engine.frozen_attention import frozen_patterns
 from circuitome.models.hooks import hooked, replaced
@@ -21,8 +23,8 @@ EDGES = 24
 
 
 def edges_between(graph: AttributionGraph) -> list[int]:
-    """Edges whose source is a neuron."""
-    return [i for i, source in enumerate(graph.sources.tolist()) if graph.nodes[source].kind == "neuron"]
+    """Edges whose source is a neuron or feature."""
+    return [i for i, source in enumerate(graph.sources.tolist()) if graph.nodes[source].kind in UNITS]
 
 
 def worst_difference(frozen: FrozenModel, explained: Explained, graph: AttributionGraph, seed: int) -> float:
@@ -84,9 +86,28 @@ def _read(frozen: FrozenModel, explained: Explained, without: GraphNode | None) 
 
         return put
 
+    def adding(layer: int, units: FeatureUnits) -> Callable[..., Tensor]:
+        def put(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            values = units.values.clone()
+            if without is not None and without.layer == layer:
+                values[without.position, without.index] = 0.0
+            return units.written(values).view_as(output).to(output.dtype)
+
+        return put
+
+    streams = dict[int, Tensor]()
+
+    def seeing(layer: int) -> Callable[..., None]:
+        return lambda module, args: streams.update({layer: args[0].view(frozen.tokens, -1)})
+
     with ExitStack() as stack:
-        for layer, block in enumerate(model.blocks):
-            stack.enter_context(hooked(block.mlp_writer.register_forward_pre_hook, writing(layer)))
+        for layer, (block, units) in enumerate(zip(model.blocks, frozen.units, strict=True)):
+            if isinstance(units, FeatureUnits):
+                first, last = block.mlp_ends
+                stack.enter_context(hooked(first.register_forward_pre_hook, seeing(layer)))
+                stack.enter_context(hooked(last.register_forward_hook, adding(layer, units)))
+            else:
+                stack.enter_context(hooked(block.mlp_writer.register_forward_pre_hook, writing(layer)))
         cache = stack.enter_context(watching_neurons(model.blocks))
         final = list[Tensor]()
         keep = model.final_norm.module.register_forward_pre_hook
@@ -100,6 +121,9 @@ def _read(frozen: FrozenModel, explained: Explained, without: GraphNode | None) 
                 explained.reads(frozen).values(final[0][0, -1:].float())[0, explained.tokens.index(node.index)]
             )
         block, units = model.blocks[node.layer], frozen.units[node.layer]
+        if isinstance(units, FeatureUnits):
+            return units.read_from(streams[node.layer], node.position, node.index)
+        assert isinstance(units, NeuronUnits)
         parts = block.split_inputs([x[0].float() for x in shown.inputs[node.layer]])
         here = [float(part[node.position, node.index]) for part in parts]
         return float(sum(slope[node.position, node.index] * x for slope, x in zip(units.slopes, here, strict=True)))

@@ -21,7 +21,7 @@ class Effects:
 
     tokens: Float[Tensor, " pos"]
     """Embeddings."""
-    neurons: list[Float[Tensor, "pos neuron"]]
+    neurons: list[Float[Tensor, "pos _"]]
     """By block, neurons."""
 
 

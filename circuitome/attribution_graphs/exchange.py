@@ -154,7 +154,7 @@ def _error(layer: int, position: int) -> dict[str, Any]:
         "ctx_idx": position,
         "feature_type": ERROR,
         "jsNodeId": f"err_{layer}_{position}-0",
-        "clerp": f"other neurons of {name.split('@')[0]}",
+        "clerp": f"the rest of {name.split('@')[0]}",
     }
 
 

@@ -10,7 +10,6 @@ place of features.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -70,10 +69,11 @@ class Expansion:
         layer = int(torch.searchsorted(self.starts, number, right=True)) - 1
         return Target(layer, *divmod(number - int(self.starts[layer]), int(self.widths[layer])))
 
-    def by_token(self, sources: Float[Tensor, " source"], change: Callable[[Tensor], Any]) -> None:
-        """Have `change` change the numbers of each block's units, given as views [token, unit]."""
-        for start, end, width in zip(self.starts, self.starts[1:], self.widths, strict=False):
-            change(sources[int(start) : int(end)].view(-1, int(width)))
+    def close(self, influence: Float[Tensor, " source"], first: int) -> None:
+        """Set the influence of what cannot be expanded to 0: units in front of a token, and errors."""
+        for layer, units in enumerate(self.frozen.units):
+            own = influence[int(self.starts[layer]) : int(self.starts[layer + 1])].view(-1, int(self.widths[layer]))
+            own[:first] = own[:, units.expandable :] = 0.0
 
     def expand(self, targets: Sequence[Target]) -> None:
         """Find the edges into some more nodes."""
@@ -90,12 +90,12 @@ class Expansion:
         columns, edges = [], []
         for layer, row in own:
             large = (row.flatten().abs() > SMALLEST * size).nonzero()[:, 0]
-            columns.append((large + self.starts[layer]).int())
-            edges.append(row.flatten()[large])
+            columns.append((large.cpu() + self.starts[layer]).int())
+            edges.append(row.flatten()[large].cpu())
         self.targets.append(target)
         self.columns.append(torch.cat(columns) if columns else torch.zeros(0, dtype=torch.int32))
         self.edges.append(torch.cat(edges) if edges else torch.zeros(0))
-        self.tokens.append(rows.tokens[i])
+        self.tokens.append(rows.tokens[i].cpu())
         self.bias.append(float(rows.bias[i]))
         self.sums.append(sums)
         self.parts.append(parts)
@@ -135,7 +135,7 @@ def expanded(
     expansion.expand([Target(last, position, i) for i in range(len(weights))])
     while (done := len(expansion.targets) - len(weights)) < nodes:
         influence, _ = expansion.influence()
-        expansion.by_token(influence, lambda units: units[:first].zero_())
+        expansion.close(influence, first)
         influence[[expansion.number(target) for target in expansion.targets[len(weights) :]]] = 0.0
         best = influence.topk(min(batch, nodes - done, len(influence)))
         chosen = best.indices[best.values > 0].tolist()

@@ -11,17 +11,20 @@ so that f at the prompt's own stream is what the neuron wrote with. Rules N, I, 
 are the gradients of this. Everything is float32 whatever the model's dtype.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitome.attribution_graphs.feature_units import FeatureUnits
 from circuitome.attribution_graphs.units import NeuronUnits, Units
 from circuitome.engine.readout import check_numbers
 from circuitome.models.attention import mix
 from circuitome.models.block import Block
+from circuitome.models.described import Encoder
 from circuitome.models.inputs import Inputs
 from circuitome.models.model import Model
 from circuitome.models.norms import Norm
@@ -118,8 +121,13 @@ class FrozenModel:
     """What biases alone make of the stream that each block's MLP reads, and of what the final norm reads."""
 
     @classmethod
-    def of(cls, model: Model, ids: Sequence[int]) -> "FrozenModel":
-        """One pass of the model over a prompt. Raises `NumericsError` where its logits are not finite."""
+    def of(
+        cls, model: Model, ids: Sequence[int], transcoders: Mapping[int, Encoder] = MappingProxyType({})
+    ) -> "FrozenModel":
+        """One pass of the model over a prompt, by block with features of `transcoders` in place of neurons.
+
+        Raises `NumericsError` where its logits are not finite.
+        """
         inputs = Inputs.whole(torch.tensor([list(ids)], device=model.device))
         patterns = list[Tensor]()
         with torch.no_grad(), watching_neurons(model.blocks) as cache:
@@ -134,6 +142,10 @@ class FrozenModel:
                 scales = _scale(block.attention_norm, seen.resid_pre[layer][0]), _scale(block.attention_post, post)
                 attention.append(FrozenAttention(block, patterns[layer], *scales))
                 mlp_scale = _scale(block.mlp_norm, seen.resid_mid[layer][0])
+                if layer in transcoders:
+                    x, out = seen.resid_mid[layer][0], seen.mlp_out[layer][0]
+                    units.append(FeatureUnits.of(block, transcoders[layer], mlp_scale, x, out))
+                    continue
                 values = (shown.inputs[layer], shown.activations[layer], shown.outputs[layer])
                 units.append(NeuronUnits.of(block, mlp_scale, *_first_of(values)))
             streams = [x[0].float() for x in (*seen.resid_pre, seen.final)]

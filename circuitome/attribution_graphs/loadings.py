@@ -102,8 +102,8 @@ def head_loadings(setting: Setting, graph: AttributionGraph) -> HeadLoadings:
             through = _through_heads(sweep.frozen.attention[layer], stream, middle)
             by_pair = torch.einsum("spd,tpd->ts", stream, middle)
             ends, sources = sweep.ends(edges)
-            found.heads[edges, layer] = through[:, ends, sources].T
-            found.bypass[edges, layer] = by_pair[ends, sources]
+            found.heads[edges, layer] = through[:, ends, sources].T.cpu()
+            found.bypass[edges, layer] = by_pair[ends, sources].cpu()
             found.influence[layer] += found.heads[edges, layer].abs().T @ sweep.shares[edges]
     return found
 
@@ -135,10 +135,10 @@ def attention_places(
                 attention, kv = sweep.frozen.attention[layer], sweep.frozen.model.graph.kv_head(head)
                 values, outputs = attention.values(stream)[:, :, kv], attention.outputs_back(middle)[:, :, head]
                 ends, sources = sweep.ends(edges)
-                sent = torch.zeros(len(attention.pattern[head]), len(attention.pattern[head]))
+                sent = torch.zeros_like(attention.pattern[head])
                 for part in torch.arange(len(edges)).split(STEP):
                     each = outputs[ends[part]] @ values[sources[part]].transpose(1, 2) * attention.pattern[head]
-                    sent += torch.einsum("eqk,e->qk", each.abs(), sweep.shares[edges[part]])
+                    sent += torch.einsum("eqk,e->qk", each.abs(), sweep.shares[edges[part]].to(each.device))
                 crossing[layer, head] = crossing.get((layer, head), 0.0) + sent
     found = []
     for place in (place for place in heads if place in crossing):
@@ -179,7 +179,7 @@ class Sweep:
     @classmethod
     def of(cls, setting: Setting, graph: AttributionGraph) -> "Sweep":
         """The edges of a graph from tokens and neurons."""
-        frozen = FrozenModel.of(setting.model, graph.ids)
+        frozen = FrozenModel.of(setting.model, graph.ids, graph.transcoders)
         explained, parts = Explained.of(frozen, graph.contrast), Parts.of(graph)
         place = {node.name: i for i, node in enumerate(parts.nodes)}
         named = torch.tensor([place.get(node.name, -1) for node in graph.nodes])

@@ -96,7 +96,7 @@ def attention_of(
     nodes = [_checked(setting.model, graph, *place) for place in places]
     parts, found = Parts.of(graph), dict[int, QKAttribution]()
     with torch.no_grad():
-        frozen = FrozenModel.of(setting.model, graph.ids)
+        frozen = FrozenModel.of(setting.model, graph.ids, graph.transcoders)
         calls = attention_logits(frozen)
         tables = rotary_tables(setting.model, torch.arange(frozen.tokens))
         for layer, stream in streams_by_part(frozen, parts):

@@ -91,6 +91,8 @@ def _node(path: str | Path, entry: Mapping[str, Any], unit: str) -> GraphNode:
     if missing or not kind:
         what = f"no {missing[0]}" if missing else f"the type {entry['feature_type']!r}"
         raise DataFileError(f"{path}: node {entry.get('node_id')!r} has {what}. Known types: {', '.join(KINDS)}.")
+    if kind == "feature" and unit == "neuron" and re.match(r"m\d+\.f\d", str(entry.get("clerp"))):
+        unit = "feature"  # of a graph of ours, in which both can be
     kind = unit if kind == "feature" else "bias" if entry["node_id"] == "bias" else kind
     layer = -1 if str(entry["layer"]) == "E" else int(entry["layer"]) - (kind == "logit")
     numbers = [int(number) for number in re.findall(r"-?\d+", str(entry["node_id"]))]

@@ -1,8 +1,8 @@
 """The attribution graph of one prompt: its nodes, its edges, and what of the influence it accounts for."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitome.errors import unknown_name
+from circuitome.models.described import Encoder
 from circuitome.results import Record, Shown
 
 
@@ -79,10 +80,13 @@ class AttributionGraph(Shown):
     """Mean share of inputs that come from expanded nodes, tokens or biases, nodes weighted by their influence."""
     expanded: int
     """Neurons whose inputs were computed; the graph holds those with most influence of them."""
+    transcoders: Mapping[int, Encoder] = field(default_factory=dict)
+    """By block, the transcoder whose features stand in place of its neurons; not kept in files."""
 
     def __repr__(self) -> str:
         count = sum(node.kind in UNITS for node in self.nodes)
-        return f"AttributionGraph({count} neurons, {len(self.weights)} edges, explains {self.explains})"
+        kind = "neurons and features" if any(node.kind == "feature" for node in self.nodes) else "neurons"
+        return f"AttributionGraph({count} {kind}, {len(self.weights)} edges, explains {self.explains})"
 
     @cached_property
     def place(self) -> dict[str, int]:

@@ -34,7 +34,7 @@ class Rows:
 
     tokens: Float[Tensor, "target pos"]
     """From the embedding of each token."""
-    units: list[Float[Tensor, "target pos unit"] | None]
+    units: list[Float[Tensor, "target pos _"] | None]
     """By block, from the nodes of its MLP; None for blocks that are behind all targets."""
     bias: Float[Tensor, " target"]
     """From all biases together."""

@@ -45,6 +45,10 @@ class Units(Protocol):
         """The same over the divisor of a post-norm: times its row of `writes` it is what a node added to the stream."""
 
     @property
+    def expandable(self) -> int:
+        """How many of the units, the first ones, have inputs."""
+
+    @property
     def constant(self) -> Float[Tensor, "#pos d_model"]:
         """What the MLP adds to the stream whatever it reads: its bias."""
 
@@ -99,6 +103,11 @@ class NeuronUnits:
             post_scale = 1 / post.sigma(output)
             constant = constant * post.gain * post_scale
         return cls(block, scale, values, values * post_scale, constant, post_scale, slopes)
+
+    @property
+    def expandable(self) -> int:
+        """All of them."""
+        return self.values.shape[1]
 
     def writes(self) -> Float[Tensor, "neuron d_model"]:
         """Output weights, a post-norm's gain folded in."""

@@ -18,7 +18,7 @@ from circuitome.causal.causal_model import CausalModel
 from circuitome.causal.interchanges import UNIT, right, shares, unchanged_right
 from circuitome.causal.sites import Part, Place, Site, added, sites, units
 from circuitome.causal.suffixes import Suffixes
-from circuitome.causal.trials import Trials, trials
+from circuitome.causal.trials import LEAST, Trials, trials
 from circuitome.engine.partial_forward import dense_copies
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
@@ -36,7 +36,7 @@ class AccuracyMap(Samples):
     variable: str
     """The variable."""
     changed: float
-    """Share of pairs in which the variable's value from the source changes the causal model's answer."""
+    """Share of pairs in which, with the variable's value from the source, the model's own answer is right no longer."""
     unchanged: Estimate
     """The accuracy where nothing is interchanged."""
     majority: float
@@ -111,19 +111,21 @@ def align(
     kind: str = "resid",
     at: Sequence[str] = (),
     only: Sequence[str] = (),
+    least: float = LEAST,
 ) -> Alignment:
     """The interchange accuracy of every variable at every site of a `kind` and every position.
 
     IIA = share of pairs (base, source) in which the likeliest of all answers, when the base runs with the source's
     value at that place, is what the causal model answers with the source's value of the variable. Pairs are drawn so
-    that this is another answer in half of them; prompts that the model gets wrong are left out.
+    that in half of them it is another answer than the model gives without; prompts that the model gets wrong are left
+    out, and it must do the share `least` of them.
     `kind` is resid (the stream in front of each block, and behind the last one), mid (between attention and MLP),
     heads, mlps, or q, k or v of each head; `at` are roles, by default all that every prompt has and at which a variable
     can be; source and base may hold them at different positions. `only` some heads and MLPs are looked at, by name.
     All variables are judged on the same passes. A change runs on from its block, at its position and those behind it.
 
-    Raises `UnknownNameError` for a variable, kind or role that is none, `InputError` where the model does not do what
-    the causal model says on half of the prompts, for an answer of several tokens, for roles that are no inputs or stand
+    Raises `UnknownNameError` for a variable, kind or role that is none, `InputError` where the model does what the
+    causal model says on fewer prompts, for an answer of several tokens, for roles that are no inputs or stand
     in front of the inputs of all variables, and where `only` leaves no site of the kind.
     Source: Geiger et al. 2021, arXiv:2106.02997.
 
@@ -132,7 +134,7 @@ def align(
     repeated: IIA 1.000 [1.000, 1.000] at a0.h0@S2, 0.500 by chance
     name: IIA 1.000 [1.000, 1.000] at a2.h0@end, 0.500 by chance
     """
-    return align_trials(trials(setting, causal, variables), kind, at, only)
+    return align_trials(trials(setting, causal, variables, least=least), kind, at, only)
 
 
 def align_trials(pairs: Trials, kind: str = "resid", at: Sequence[str] = (), only: Sequence[str] = ()) -> Alignment:

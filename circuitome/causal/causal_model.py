@@ -122,7 +122,10 @@ class CausalModel:
             return self.functions[name](**given)
         except Exception as error:  # of no narrower type: the function is the user's
             shown = ", ".join(f"{parent}={value!r}" for parent, value in given.items())
-            raise InputError(f"The variable {name!r} cannot be computed from {shown}: {_told(error)}.") from error
+            raise InputError(
+                f"The variable {name!r} cannot be computed from {shown}: {_told(error)}. "
+                "Mend its function, or say how inputs are read from a prompt: causal.reading(...)."
+            ) from error
 
     def _hint(self, name: str) -> str:
         near = get_close_matches(name, self.order, n=1)
@@ -134,13 +137,13 @@ class CausalModel:
         )
 
 
-def model(**functions: Callable[..., Any]) -> CausalModel:
+def model(**functions: Any) -> CausalModel:
     """The causal model whose variables are `functions`, each of the variables and inputs that its parameters name.
 
     The answer is `answer`, or, where nothing is called so, the one variable from which no other is computed. It is a
     text that the model can say in one token, or several of which each is right.
-    Raises `InputError` for functions in a circle, for parameters without names of their own (`*args`), and where it is
-    not clear which variable is the answer.
+    Raises `InputError` for functions in a circle, for what is no function or has parameters without names of their own
+    (`*args`), and where it is not clear which variable is the answer.
     Source: Geiger et al. 2021, arXiv:2106.02997; Geiger et al. 2023, arXiv:2301.04709.
 
     >>> causal = cm.causal.model(
@@ -159,7 +162,10 @@ def model(**functions: Callable[..., Any]) -> CausalModel:
         order = [name for name in TopologicalSorter(parents).static_order() if name in functions]
     except CycleError as error:
         circle = " -> ".join(error.args[1])
-        raise InputError(f"Variables of the causal model are computed from one another: {circle}.") from None
+        raise InputError(
+            f"Variables of the causal model are computed from one another: {circle}. Let one of them be computed from "
+            "others, or have no function: then it is an input."
+        ) from None
     used = {name for names in parents.values() for name in names}
     ends = [name for name in order if name not in used]
     if "answer" in functions:
@@ -172,8 +178,18 @@ def model(**functions: Callable[..., Any]) -> CausalModel:
     return CausalModel(dict(functions), parents, tuple(order), inputs, ends[0])
 
 
-def _parameters(name: str, function: Callable[..., Any]) -> tuple[str, ...]:
-    parameters = inspect.signature(function).parameters.values()
+def _parameters(name: str, function: Any) -> tuple[str, ...]:
+    if not callable(function):
+        raise InputError(
+            f"The variable {name!r} must be a function of others, got {function!r}. Give a lambda or a def."
+        )
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:
+        raise InputError(
+            f"Python does not say what {function!r}, the function of {name!r}, is computed from. Name that: "
+            "lambda a, b: ..."
+        ) from None
     for parameter in parameters:
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise InputError(

@@ -58,7 +58,7 @@ class Answers:
             if len(spelled) != 1:
                 raise InputError(
                     f"The model cannot say {text!r}, the value of {self.causal.output!r} for {_shown(inputs)}, in one "
-                    f"token: its tokenizer makes {len(spelled)} of it. Let the causal model give the first of them."
+                    f"token: its tokenizer makes {len(spelled)} tokens of it. Let the causal model give a text of one."
                 )
             self.known[text] = spelled[0]
         return self.known[text]
@@ -84,6 +84,8 @@ class Draws:
     """Share of pairs in which the answer of the causal model is to change."""
     kinds: tuple[tuple[Any, ...], ...]
     """By prompt its template and the number of tokens of each role, which base and source must have in common."""
+    said: tuple[float, ...]
+    """What the model answers on each prompt when nothing is interchanged."""
     kept: dict[tuple[str, int, Any], frozenset[float]] = field(default_factory=dict)
     """Answers that were worked out before."""
     compared: dict[tuple[int, int], list[bool]] = field(default_factory=dict)
@@ -98,15 +100,11 @@ class Draws:
             self.kept[key] = self.says.ids(answer, self.inputs[base])
         return self.kept[key]
 
-    def right(self, base: int) -> frozenset[float]:
-        """The tokens that the causal model allows on `base` alone."""
-        return self.says.ids(self.alone[base][self.causal.output], self.inputs[base])
-
     def changes(self, base: int, source: int) -> list[bool]:
-        """By variable: whether what was right on the base alone is so no longer."""
+        """By variable: whether what the model answers on the base alone is no longer right."""
         if (base, source) not in self.compared:
-            right = self.right(base)
-            self.compared[base, source] = [not self.ids(name, base, source) & right for name in self.variables]
+            said = self.said[base]
+            self.compared[base, source] = [said not in self.ids(name, base, source) for name in self.variables]
         return self.compared[base, source]
 
     def possible(self, base: int, source: int) -> bool:
@@ -128,7 +126,7 @@ class Draws:
         allowed = [self.allowed(base, which) for which in (source, self.others(base, source, seed))]
         answers = tuple(sorted({*tokens}.union(*(ids for table in allowed for rows in table for ids in rows))))
         expected, shuffled = (torch.stack([_table(rows, answers) for rows in table]) for table in allowed)
-        before = _table([self.right(row) for row in base], answers)
+        before = _table([frozenset([self.said[row]]) for row in base], answers)
         found = {"source": torch.tensor(source), "tokens": answers, "before": before}
         return {**found, "expected": expected, "shuffled": shuffled}
 

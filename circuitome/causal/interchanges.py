@@ -8,9 +8,9 @@ from torch import Tensor
 
 from circuitome.causal.causal_model import CausalModel
 from circuitome.causal.sites import Place
-from circuitome.causal.subspaces import Project, Subspace
-from circuitome.causal.suffixes import Replace, Suffixes
-from circuitome.causal.trials import Trials, trials
+from circuitome.causal.subspaces import Interchanged, Put
+from circuitome.causal.suffixes import Passes, Replace, Suffixes
+from circuitome.causal.trials import LEAST, Trials, trials
 from circuitome.engine.setting import Setting, method
 from circuitome.results import Estimate, mean
 
@@ -25,14 +25,15 @@ def interchange(
     place: str,
     *,
     variables: Sequence[str] = (),
-    subspace: Subspace | None = None,
+    subspace: Interchanged | None = None,
+    least: float = LEAST,
 ) -> dict[str, Estimate]:
     """The interchange accuracy of each variable at one place, on the prompts of the setting.
 
     A place is x14@end, mid3@S2, a5.h1@S2, m5@end, a5.h1.q@end, a5.kv1.k@S2, some neurons of an MLP m5.n3,n17@end, all
     of them m5.n*@end, all heads a5.h*@end, or several of these at once, joined by +. Several sites are set one after
     another, each to the source's value whatever those before it did. With a `subspace` of the place, only the values'
-    parts in it are interchanged.
+    parts in it are interchanged: directions (`das`), or features of a dictionary (`cm.features.as_subspace`).
     Raises `InputError` for a place that does not exist or stands in front of a variable's inputs; see `align`.
 
     >>> model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 32)
@@ -41,29 +42,31 @@ def interchange(
     1.0
     """
     where = Place.parse(place, setting.model)
-    pairs = trials(setting, causal, variables)
+    pairs = trials(setting, causal, variables, least=least)
     for variable in variables:
         pairs.check_place(where, variable)
     said = answers_at(pairs, where, subspace)
     return {variable: shares(pairs, right_at(pairs, variable, said)) for variable in pairs.variables}
 
 
-def answers_at(pairs: Trials, place: Place, subspace: Subspace | None = None) -> Int[Tensor, " pairs"]:
+def answers_at(pairs: Trials, place: Place, subspace: Interchanged | None = None) -> Int[Tensor, " pairs"]:
     """What the model answers, as the number of a token, with the source's value, or its part, at one place."""
     said = torch.empty(len(pairs.base), dtype=torch.long)
-    projects = None if subspace is None else subspace.projects
+    puts = None if subspace is None else subspace.puts
     with torch.no_grad():
         for chunk in pairs.chunks():
             rest = bases_from(pairs, [place], chunk)
-            said[chunk] = logits_at(pairs, rest, place, chunk, projects).argmax(-1).cpu()
+            said[chunk] = logits_at(pairs, rest, place, chunk, puts).argmax(-1).cpu()
     return said
 
 
-def bases_from(pairs: Trials, places: Sequence[Place], chunk: Int[Tensor, " some"]) -> Suffixes:
-    """The bases of some pairs from the first of some places on."""
+def bases_from(
+    pairs: Trials, places: Sequence[Place], chunk: Int[Tensor, " some"], run: Passes | None = None
+) -> Suffixes:
+    """The bases of some pairs from the first of some places on; `run` is their pass where there is one already."""
     whole = Place(tuple(part for place in places for part in place.parts))
     view, at = whole.view(pairs.model), torch.cat([pairs.at(chunk, role) for role in whole.roles], 1)
-    return Suffixes(view, pairs.bases(chunk, view), at, [whole.first])
+    return Suffixes(view, run or pairs.bases(chunk, view), at, [whole.first])
 
 
 def logits_at(
@@ -71,34 +74,32 @@ def logits_at(
     rest: Suffixes,
     place: Place,
     chunk: Int[Tensor, " some"],
-    projects: Sequence[Project] | None = None,
+    puts: Sequence[Put] | None = None,
 ) -> Float[Tensor, "some tokens"]:
     """Logits of the answers for some pairs, with bases `rest` and the source's values, or their parts, at a place."""
     source = pairs.source[chunk]
     wanted = [values[source] for values in pairs.values_of(place)]
-    return logits_with(pairs, rest, [(place, wanted, projects)], chunk)
+    return logits_with(pairs, rest, [(place, wanted, puts)], chunk)
 
 
 def logits_with(
     pairs: Trials,
     rest: Suffixes,
-    placed: Sequence[tuple[Place, Sequence[Tensor], Sequence[Project] | None]],
+    placed: Sequence[tuple[Place, Sequence[Tensor], Sequence[Put] | None]],
     chunk: Int[Tensor, " some"],
 ) -> Float[Tensor, "some tokens"]:
     """Logits of the answers for some pairs when the parts of some places are set to values [some, most, width]."""
     changes = [
-        (part.site, rest.slots(pairs.at(chunk, part.role)), towards(value, None if projects is None else projects[i]))
-        for place, values, projects in placed
+        (part.site, rest.slots(pairs.at(chunk, part.role)), towards(value, None if puts is None else puts[i]))
+        for place, values, puts in placed
         for i, (part, value) in enumerate(zip(place.parts, values, strict=True))
     ]
     return pairs.logits(rest.changed(changes)[None])[0]
 
 
-def towards(value: Float[Tensor, "batch most width"], project: Project | None) -> Replace:
-    """What is to be added to a site's value so that it, or its part in a subspace, becomes `value`."""
-    if project is None:
-        return lambda current: value - current
-    return lambda current: project(value - current)
+def towards(value: Float[Tensor, "batch most width"], put: Put | None) -> Replace:
+    """What is to be added to a site's value so that it, or a part of it, becomes `value`."""
+    return lambda current: value - current if put is None else put(value, current)
 
 
 def right_at(pairs: Trials, variable: str, said: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:

@@ -12,8 +12,8 @@ from torch import Tensor
 from circuitome.causal.causal_model import CausalModel
 from circuitome.causal.interchanges import bases_from, logits_with, right, shares
 from circuitome.causal.sites import Place
-from circuitome.causal.subspaces import Subspace
-from circuitome.causal.trials import Trials, trials
+from circuitome.causal.subspaces import Interchanged
+from circuitome.causal.trials import LEAST, Trials, trials
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
 from circuitome.results import Estimate, plain_fields
@@ -57,7 +57,9 @@ class Joint:
 
 
 @method
-def joint(setting: Setting, causal: CausalModel, places: Mapping[str, str | Subspace]) -> Joint:
+def joint(
+    setting: Setting, causal: CausalModel, places: Mapping[str, str | Interchanged], *, least: float = LEAST
+) -> Joint:
     """The interchange accuracy of several variables at once, each set at its place to its value on a source of its own.
 
     `places` gives each variable's place, or a subspace of one. Every set of two variables or more is tried (of five
@@ -73,7 +75,7 @@ def joint(setting: Setting, causal: CausalModel, places: Mapping[str, str | Subs
     """
     if len(places) < 2:
         raise InputError(f"A joint interchange takes two variables or more, got {', '.join(places) or 'none'}.")
-    pairs = trials(setting, causal, list(places))
+    pairs = trials(setting, causal, list(places), least=least)
     where = {name: _place(pairs, name, place) for name, place in places.items()}
     sources = _sources(pairs)
     columns, before, answers, majorities = list[Tensor](), list[Tensor](), dict[str, Estimate](), list[float]()
@@ -98,8 +100,8 @@ def joint(setting: Setting, causal: CausalModel, places: Mapping[str, str | Subs
     )
 
 
-def _place(pairs: Trials, variable: str, place: str | Subspace) -> Place:
-    parsed = Place.parse(place.place if isinstance(place, Subspace) else place, pairs.model)
+def _place(pairs: Trials, variable: str, place: str | Interchanged) -> Place:
+    parsed = Place.parse(place if isinstance(place, str) else place.place, pairs.model)
     pairs.check_place(parsed, variable)
     return parsed
 
@@ -129,7 +131,7 @@ def _expected(pairs: Trials, chosen: Sequence[str], sources: Mapping[str, Tensor
 
 
 def _said(
-    pairs: Trials, where: Mapping[str, Place], places: Mapping[str, str | Subspace], sources: Mapping[str, Tensor]
+    pairs: Trials, where: Mapping[str, Place], places: Mapping[str, str | Interchanged], sources: Mapping[str, Tensor]
 ) -> Int[Tensor, " pairs"]:
     """What the model answers when each variable's place has the value of the variable's source."""
     said = torch.empty(len(pairs.base), dtype=torch.long)
@@ -140,7 +142,7 @@ def _said(
             for name, place in where.items():
                 values = [shown[sources[name][chunk]] for shown in pairs.values_of(place)]
                 given = places[name]
-                placed.append((place, values, given.projects if isinstance(given, Subspace) else None))
+                placed.append((place, values, None if isinstance(given, str) else given.puts))
             said[chunk] = logits_with(pairs, rest, placed, chunk).argmax(-1).cpu()
     return said
 

@@ -20,7 +20,7 @@ from circuitome.causal.interchanges import answers_at, right_at, shares, unchang
 from circuitome.causal.searches import EPOCHS, SIZED, learned
 from circuitome.causal.sites import Place
 from circuitome.causal.subspaces import Subspace, at_random
-from circuitome.causal.trials import Trials, trials
+from circuitome.causal.trials import LEAST, Trials, answer_text, trials
 from circuitome.engine.setting import Setting, method
 from circuitome.results import Estimate, plain_fields
 from circuitome.tasks.task import Task
@@ -32,6 +32,20 @@ RANDOM = 5
 
 DEALS = 10
 """Times that sources are dealt out anew where values of other pairs are a control."""
+
+
+@dataclass(frozen=True)
+class WrongPair:
+    """A pair that does not come out as the causal model says."""
+
+    base: str
+    """The prompt that ran."""
+    source: str
+    """The prompt that the place's value came from."""
+    expected: tuple[str, ...]
+    """What the causal model allows."""
+    said: str
+    """What the model answered."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -60,6 +74,8 @@ class Located:
     """The directions that were learned."""
     search: str
     """How they were looked for."""
+    wrong: tuple[WrongPair, ...]
+    """The held-out pairs that did not come out right."""
 
     @property
     def holds(self) -> bool:
@@ -72,7 +88,19 @@ class Located:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields but the directions, and the verdict, as plain JSON values."""
-        names = ("variable", "place", "whole", "k", "accuracy", "controls", "above", "base_accuracy", "holds", "search")
+        names = (
+            "variable",
+            "place",
+            "whole",
+            "k",
+            "accuracy",
+            "controls",
+            "above",
+            "base_accuracy",
+            "holds",
+            "search",
+            "wrong",
+        )
         return {**plain_fields(self, *names), "sizes": {str(k): e.to_dict() for k, e in self.sizes.items()}}
 
 
@@ -88,6 +116,7 @@ def locate(
     sizes: Sequence[int] = SIZES,
     epochs: int = EPOCHS,
     search: str = "das",
+    least: float = LEAST,
 ) -> Located:
     """Whether a place holds a variable, by its accuracy on `held_out` prompts beside those of controls.
 
@@ -107,8 +136,9 @@ def locate(
     repeated: has a place at x1@S2, IIA 0.750 [0.750, 0.750]
     """
     variable = variable or causal.first
-    searched, judged = (trials(part, causal, [variable]) for part in (setting, setting.but(prompts=held_out)))
-    chosen = searched if sizing is None else trials(setting.but(prompts=sizing), causal, [variable])
+    pairs = partial(trials, causal=causal, variables=[variable], least=least)
+    searched, judged = pairs(setting), pairs(setting.but(prompts=held_out))
+    chosen = searched if sizing is None else pairs(setting.but(prompts=sizing))
     tried = sizes if search in SIZED else sizes[:1]
     made = [learned(searched, place, variable, k, epochs=epochs, search=search) for k in tried]
     subspaces = {subspace.k: subspace for subspace in made if subspace.k}
@@ -116,13 +146,14 @@ def locate(
     if by_size:
         by_size[0] = shares(chosen, _right(chosen, variable, place))
     k = _smallest(by_size)
-    whole, subspace = _right(judged, variable, place), subspaces.get(k)
-    right = whole if subspace is None else _right(judged, variable, place, subspace)
-    controls = _controls(searched, judged, place, subspace, epochs)
+    of_whole, subspace = _said(judged, place, None), subspaces.get(k)
+    said = of_whole if subspace is None else _said(judged, place, subspace)
+    right = right_at(judged, variable, said)
+    controls = controlled(searched, judged, place, subspace, epochs)
     return Located(
         variable=variable,
         place=place,
-        whole=shares(judged, whole),
+        whole=shares(judged, right_at(judged, variable, of_whole)),
         k=k,
         accuracy=shares(judged, right),
         sizes=by_size,
@@ -131,6 +162,22 @@ def locate(
         base_accuracy=judged.base_accuracy,
         subspace=subspace,
         search=search,
+        wrong=_wrong(judged, variable, said, right),
+    )
+
+
+def _wrong(pairs: Trials, variable: str, said: Tensor, right: Tensor) -> tuple[WrongPair, ...]:
+    """The pairs that did not come out right, by the text of their prompts."""
+    texts = [answer_text(pairs.model, token) for token in pairs.tokens]
+    expected, prompts = pairs.expected[pairs.index(variable)], pairs.task.pairs
+    return tuple(
+        WrongPair(
+            base=prompts[int(pairs.base[row])].clean_text,
+            source=prompts[int(pairs.source[row])].clean_text,
+            expected=tuple(texts[i] for i in expected[row].nonzero()[:, 0].tolist()),
+            said=texts[int(said[row])],
+        )
+        for row in (right == 0).nonzero()[:, 0].tolist()
     )
 
 
@@ -152,10 +199,13 @@ def _right(pairs: Trials, variable: str, place: str, subspace: Subspace | None =
     return right_at(pairs, variable, _said(pairs, place, subspace))
 
 
-def _controls(
+def controlled(
     searched: Trials, judged: Trials, place: str, subspace: Subspace | None, epochs: int
 ) -> dict[str, Float[Tensor, " pairs"]]:
-    """By name: how the held-out pairs come out where there is nothing to be found, in a subspace of the same size."""
+    """By name: how the held-out pairs come out where there is nothing to be found, in a subspace of the same size.
+
+    Both sets of pairs are of one variable.
+    """
     (variable,), other = judged.variables, random_weights(judged.model, judged.setting.seed)
     shuffled = at_random_weights = None
     if subspace is not None:

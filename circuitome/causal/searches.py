@@ -30,9 +30,10 @@ from circuitome.causal.subspaces import (
     directions,
     onto,
     orthonormal,
+    putting,
 )
 from circuitome.causal.suffixes import Suffixes
-from circuitome.causal.trials import Trials, trials
+from circuitome.causal.trials import LEAST, Trials, trials
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import unknown_name
 
@@ -182,6 +183,7 @@ def das(
     k: int = 1,
     epochs: int = EPOCHS,
     search: str = "das",
+    least: float = LEAST,
 ) -> Subspace:
     """The directions of a place that hold `variable` best, learned on the prompts of the setting.
 
@@ -205,7 +207,7 @@ def das(
     Subspace(repeated at x2@end, 8 directions)
     """
     variable = variable or causal.first
-    return learned(trials(setting, causal, [variable]), place, variable, k, epochs=epochs, search=search)
+    return learned(trials(setting, causal, [variable], least=least), place, variable, k, epochs=epochs, search=search)
 
 
 def learned(
@@ -226,6 +228,8 @@ def learned(
     if search not in SEARCHES:
         raise unknown_name("search", search, SEARCHES)
     pairs.check_place(where, variable)
+    chunks = list(pairs.chunks(BATCH, gradients=True))
+    bases = _begun(pairs, where, chunks) if search in LEARNED else []
     if search in SIZED:
         for values in pairs.values_of(where):
             check_size(k, values.shape[-1])
@@ -236,9 +240,7 @@ def learned(
     if search != "mask":
         begun.append((principal_starts(pairs, where, size), GENTLE))
     runs = [Learning(LEARNED[search](*start), epochs) for start in begun]
-    chunks = list(pairs.chunks(BATCH, gradients=True))
     with model.frozen_parameters():
-        bases = [bases_from(pairs, [where], chunk) for chunk in chunks]
         for epoch in range(epochs):
             if epoch == max(1, round(TRIED * epochs)):
                 runs = [min(runs, key=lambda run: run.losses[-1])]
@@ -256,6 +258,19 @@ def learned(
     return Subspace(place, variable, best.search.bases(), tuple(best.losses), search)
 
 
+def _begun(pairs: Trials, place: Place, chunks: Sequence[Tensor]) -> list[Suffixes]:
+    """The bases of each step from the place on; run once for all searches there, which shows the values there too."""
+    if str(place) not in pairs.begun:
+        pairs.begun.clear()
+        view, begun = place.view(pairs.model), list[Suffixes]()
+        for chunk in chunks:
+            run = pairs.bases(chunk, view)
+            pairs.note(place, view, run)
+            begun.append(bases_from(pairs, [place], chunk, run))
+        pairs.begun[str(place)] = begun
+    return pairs.begun[str(place)]
+
+
 class Learning:
     """A search on its way: its optimizer, and the mean loss of each epoch so far."""
 
@@ -271,7 +286,7 @@ class Learning:
         total = 0.0
         for number, (rest, chunk, expected) in enumerate(batches):
             share = min(1.0, (done + number / len(batches) / self.epochs) / (1 - 1 / len(batches) / self.epochs))
-            logits = logits_at(pairs, rest, place, chunk, self.search.projects(share))
+            logits = logits_at(pairs, rest, place, chunk, [putting(part) for part in self.search.projects(share)])
             loss = cross_entropy(logits, expected) + self.search.penalty(share)
             self.optimizer.zero_grad()
             loss.backward()

@@ -55,6 +55,12 @@ class Site:
         return f"{next(letter for letter, kind in LETTERS.items() if kind == self.kind)}{self.layer}"
 
     @property
+    def height(self) -> float:
+        """How many blocks up the site is, inside a block with the share of it: heads in front of the MLP."""
+        inside = {"resid": 0.0, "q": 0.15, "k": 0.15, "v": 0.15, "heads": 0.3, "mid": 0.5, NEURONS: 0.65, "mlps": 0.8}
+        return self.layer + inside[self.kind]
+
+    @property
     def unit(self) -> str:
         """The node that the site belongs to, a5.h1 for its q as well, a5.kv0 for its k; the stream is its own."""
         return str(self) if self.kind == NEURONS else str(Node.parse(str(self)).whole)

@@ -8,6 +8,7 @@ number of neurons of some neurons.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -17,6 +18,21 @@ from circuitome.errors import InputError
 
 Project = Callable[[Float[Tensor, "*any width"]], Float[Tensor, "*any width"]]
 """What of a change of a site's value is made: its part in a subspace."""
+Put = Callable[[Float[Tensor, "*any width"], Float[Tensor, "*any width"]], Float[Tensor, "*any width"]]
+"""Given the value that a site is to take over and its present one, what is added to the present one."""
+
+
+@runtime_checkable
+class Interchanged(Protocol):
+    """What of the values of a place is interchanged: some directions (`Subspace`), or features of a dictionary."""
+
+    @property
+    def place(self) -> str:
+        """Where in the model and in the prompt: x14@end."""
+
+    @property
+    def puts(self) -> list[Put]:
+        """By part of the place, what is added to its value."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -50,14 +66,19 @@ class Subspace:
         return sum(basis.shape[1] for basis in self.bases)
 
     @property
-    def projects(self) -> list[Project]:
-        """By part of the place, the projection of a change onto the subspace."""
-        return [onto(basis) for basis in self.bases]
+    def puts(self) -> list[Put]:
+        """By part of the place, the projection of the change onto the subspace."""
+        return [putting(onto(basis)) for basis in self.bases]
 
 
 def onto(basis: Float[Tensor, "width k"]) -> Project:
     """The projection onto the span of orthonormal directions."""
     return lambda change: change @ basis @ basis.T
+
+
+def putting(project: Project) -> Put:
+    """What is added to a site's value where a projection says which part of the change is made."""
+    return lambda value, current: project(value - current)
 
 
 def check_size(k: int, width: int) -> None:

@@ -64,21 +64,24 @@ def _most_frequent_other(repeated: str, first: str, second: str, S2: str) -> str
 
 
 def greater_than() -> CausalModel:
-    """The digits of the start year decide which digits may follow.
+    """The digits of the start year decide which digits may follow: larger ones, and not much larger.
 
-    Variable: `start`, the digits that the answer must exceed. The answer is every digit token that does.
-    Source: Hanna et al. 2023, arXiv:2305.00586.
+    Variable: `start`, the digits that the answer must exceed. Right are the digit tokens behind it, a third of all at
+    most: were all larger ones right, the largest would be so after every year, and a place that holds the year could
+    not be told from a model that always says it. Source of the task: Hanna et al. 2023, arXiv:2305.00586.
     """
-    causal = model(
-        start=lambda YY: YY,
-        answer=lambda start, digits: tuple(digit for digit in digits if digit > start),
-    )
+    causal = model(start=lambda YY: YY, answer=_next_third)
 
     def read(tokens: Tokens, pair: Pair) -> Mapping[str, Any]:
         digits = sorted(tokens.decode([i]) for i in (*pair.answers, *pair.wrongs))
         return {"YY": tokens.decode([pair.clean[pair.roles["YY"]]]), "digits": tuple(digits)}
 
     return causal.reading(read)
+
+
+def _next_third(start: str, digits: tuple[str, ...]) -> tuple[str, ...]:
+    larger = [digit for digit in digits if digit > start]
+    return tuple(larger[: len(digits) // 3])
 
 
 def induction() -> CausalModel:

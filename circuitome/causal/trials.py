@@ -16,7 +16,7 @@ from torch import Tensor
 from circuitome.causal.causal_model import CausalModel
 from circuitome.causal.draws import Answers, Draws, gives_number
 from circuitome.causal.sites import Place, chosen, values_at
-from circuitome.causal.suffixes import Passes, passed
+from circuitome.causal.suffixes import Passes, Suffixes, passed
 from circuitome.engine.batches import tokens_within
 from circuitome.engine.setting import Setting
 from circuitome.errors import InputError, NumericsError, TaskError, unknown_name
@@ -28,6 +28,8 @@ CHANGED = 0.5
 """Share of pairs in which the answer of the causal model is to change."""
 NEAR = 0.02
 """How far numbers may be apart to count as near one another."""
+LEAST = 0.5
+"""Share of the prompts that the model must do, unless another is asked for."""
 FEWEST = 8
 """Prompts that the model must do, so that a share of them says something."""
 
@@ -60,7 +62,7 @@ class Trials:
     shuffled: Bool[Tensor, "variables pairs tokens"]
     """The same with values from the sources of other pairs: a control."""
     before: Bool[Tensor, "pairs tokens"]
-    """Which of them the causal model allows on the base alone."""
+    """Which of them the model answers on the base alone."""
     draws: Draws
     """Where further sources come from."""
     recorded: dict[tuple[str, int], Tensor] = field(default_factory=dict)
@@ -68,6 +70,8 @@ class Trials:
     needed."""
     placed: dict[str, list[Tensor]] = field(default_factory=dict)
     """By place: what each prompt shows at its parts, [prompts, most, width]; filled when needed."""
+    begun: dict[str, list[Suffixes]] = field(default_factory=dict)
+    """Of the last place at which something was learned: the bases of each step from there on."""
 
     @property
     def task(self) -> Task:
@@ -91,7 +95,7 @@ class Trials:
 
     def on(self, model: Model) -> "Trials":
         """The same pairs on another model."""
-        return replace(self, setting=self.setting.but(model=model), recorded={}, placed={})
+        return replace(self, setting=self.setting.but(model=model), recorded={}, placed={}, begun={})
 
     def redrawn(self, seed: int) -> "Trials":
         """The same bases, in the same order, with other sources."""
@@ -151,18 +155,22 @@ class Trials:
     def values_of(self, place: Place) -> list[Float[Tensor, "prompts most width"]]:
         """What each prompt shows at the parts of a place; float32. The first call for a place runs the prompts."""
         if str(place) not in self.placed:
-            view, columns = place.view(self.model), [self.column(part.role) for part in place.parts]
-            values: list[Tensor] = []
+            view = place.view(self.model)
             for run in passes(self.setting.but(model=view), self.base.tolist()):
-                here, within = list(run.rows), torch.arange(len(run.rows))[:, None]
-                for number, (part, column) in enumerate(zip(place.parts, columns, strict=True)):
-                    shown = values_at(view, run.activations, part.site.kind, part.site.layer)
-                    shown = chosen(view, part.site, shown)[within, self.positions[here, column].clamp(min=0)].float()
-                    if number == len(values):
-                        values.append(shown.new_zeros(len(self.task), *shown.shape[1:]))
-                    values[number][here] = shown
-            self.placed[str(place)] = values
+                self.note(place, view, run)
         return self.placed[str(place)]
+
+    def note(self, place: Place, view: Model, run: Passes) -> None:
+        """Keep what a pass shows at the parts of a place, for `values_of`."""
+        values = self.placed.setdefault(str(place), [])
+        here, within = list(run.rows), torch.arange(len(run.rows))[:, None]
+        for number, part in enumerate(place.parts):
+            at = self.positions[here, self.column(part.role)].clamp(min=0)
+            shown = values_at(view, run.activations, part.site.kind, part.site.layer)
+            shown = chosen(view, part.site, shown)[within, at].float()
+            if number == len(values):
+                values.append(shown.new_zeros(len(self.task), *shown.shape[1:]))
+            values[number][here] = shown
 
     def needed(self, variable: str) -> Int[Tensor, " pairs"]:
         """Position in each base of the last token that the variable is computed from; 0 where no role says it."""
@@ -226,6 +234,11 @@ def at_of(position: int | Sequence[int]) -> tuple[int, ...]:
     return (position,) if isinstance(position, int) else tuple(position)
 
 
+def answer_text(model: Model, token: float) -> str:
+    """An answer to be read: the text of a token, or a number."""
+    return f"{token:g}" if gives_number(model) else model.decode([int(token)])
+
+
 def answer_logits(
     model: Model, final: Float[Tensor, "batch d_model"], tokens: Sequence[float]
 ) -> Float[Tensor, "batch tokens"]:
@@ -244,13 +257,22 @@ def passes(setting: Setting, rows: Sequence[int]) -> Iterator[Passes]:
         yield passed(setting.model, setting.task, order[start : start + size])
 
 
-def trials(setting: Setting, causal: CausalModel, variables: Sequence[str] = (), *, changed: float = CHANGED) -> Trials:
+def trials(
+    setting: Setting,
+    causal: CausalModel,
+    variables: Sequence[str] = (),
+    *,
+    least: float = LEAST,
+    changed: float = CHANGED,
+) -> Trials:
     """Pairs for the interchange of `variables` (all that are not the answer), one for every prompt that the model does.
 
     Left out is also a prompt to which no other can lend its values; see `Draws.possible`.
-    Raises `UnknownNameError` for a variable that is none, `InputError` where the model does less than half of the
-    prompts or none changes an answer, and for an answer that is not one token.
+    Raises `UnknownNameError` for a variable that is none, `InputError` where the model does less than the share `least`
+    of the prompts or none changes an answer, for an answer that is not one token, and for one that is always right.
     """
+    if not 0 < least <= 1:
+        raise InputError(f"least is a share of the prompts, above 0 and at most 1; got {least}.")
     model, task = setting.model, setting.task
     for name in variables:
         causal.check_name(name)
@@ -259,19 +281,25 @@ def trials(setting: Setting, causal: CausalModel, variables: Sequence[str] = (),
     alone = [causal.run(given) for given in inputs]
     says = Answers(setting, causal, inputs)
     answers = [says.ids(values[causal.output], given) for values, given in zip(alone, inputs, strict=True)]
+    if not any(answers):
+        raise InputError(
+            f"{causal.output!r} is None on all {len(task)} prompts of {task.name}: the causal model has no answer to "
+            "compare the model's with. Let it give a text."
+        )
     theirs = [] if gives_number(model) else [token for pair in task.pairs for token in (*pair.answers, *pair.wrongs)]
     tokens = tuple(sorted({*theirs}.union(*answers)))
-    right = _right_alone(setting, tokens, answers)
-    kept = _enough([row for row, good in enumerate(right.tolist()) if good], task, model)
+    said = _said_alone(setting, tokens)
+    right = torch.tensor([float(token in allowed) for token, allowed in zip(said, answers, strict=True)])
+    kept = _enough([row for row, good in enumerate(right.tolist()) if good], task, model, least)
     roles, positions = _positions(causal, task, model)
     kinds = [
         (pair.template, *(int(count) for count in counts))
         for pair, counts in zip(task.pairs, (positions >= 0).sum(2).tolist(), strict=True)
     ]
-    draws = Draws(setting, causal, variables, tuple(inputs), tuple(alone), says, changed, tuple(kinds))
-    kept = _enough(draws.with_sources(kept), task, model, of_all=False)
+    draws = Draws(setting, causal, variables, tuple(inputs), tuple(alone), says, changed, tuple(kinds), said)
+    kept = _enough(draws.with_sources(kept), task, model)
     Random(setting.seed).shuffle(kept)
-    return Trials(
+    pairs = Trials(
         setting=setting,
         causal=causal,
         variables=variables,
@@ -282,27 +310,42 @@ def trials(setting: Setting, causal: CausalModel, variables: Sequence[str] = (),
         draws=draws,
         **draws.drawn(kept, setting.seed, tokens),
     )
+    for variable in variables:
+        _check_no_answer_for_all(pairs, variable)
+    return pairs
 
 
-def _right_alone(setting: Setting, tokens: Sequence[float], answers: Sequence[frozenset[float]]) -> Tensor:
-    """1.0 for prompts on which the likeliest of `tokens` is an answer of the causal model."""
-    right = torch.zeros(len(answers))
-    for run in passes(setting, range(len(answers))):
+def _check_no_answer_for_all(pairs: Trials, variable: str) -> None:
+    """Raises `InputError` where of several right answers one is right in all pairs."""
+    expected = pairs.expected[pairs.index(variable)]
+    if bool((expected.sum(1) > 1).any()) and bool((always := expected.all(0)).any()):
+        said = answer_text(pairs.model, pairs.tokens[int(always.nonzero()[0])])
+        raise InputError(
+            f"{said!r} is a right answer in all {len(expected)} pairs, whatever the value of {variable!r} is, so that "
+            f"no place could be told from a model that always says it. Let {pairs.causal.output!r} allow fewer answers."
+        )
+
+
+def _said_alone(setting: Setting, tokens: Sequence[float]) -> tuple[float, ...]:
+    """By prompt, the likeliest of `tokens`."""
+    said = dict[int, float]()
+    for run in passes(setting, range(len(setting.task))):
         final = run.activations.final
         assert final is not None
         with torch.no_grad():
             best = answer_logits(setting.model, run.inputs.at_read(final), tokens).argmax(1).tolist()
-        for row, token in zip(run.rows, best, strict=True):
-            right[row] = float(tokens[token] in answers[row])
-    return right
+        said |= {row: tokens[token] for row, token in zip(run.rows, best, strict=True)}
+    return tuple(said[row] for row in range(len(setting.task)))
 
 
-def _enough(kept: list[int], task: Task, model: Model, *, of_all: bool = True) -> list[int]:
-    if of_all and len(kept) < max(FEWEST, len(task) / 2):
+def _enough(kept: list[int], task: Task, model: Model, least: float = 0.0) -> list[int]:
+    """Raises `InputError` for fewer prompts than the share `least` of all, and than `FEWEST`."""
+    if least and len(kept) < max(FEWEST, least * len(task)):
         raise InputError(
             f"{model.name} answers {len(kept)} of {len(task)} prompts of {task.name} as the causal model does, and at "
-            f"least half of them, and {FEWEST}, are needed: what the model does not compute has no place. "
-            "Check the causal model, or take a model that does the task."
+            f"least {least:.0%} of them, and {FEWEST}, are needed: what the model does not compute has no place. "
+            "Check the causal model, take a model that does the task, or look at those prompts alone: "
+            "a smaller least (--least)."
         )
     if len(kept) < FEWEST:
         raise InputError(

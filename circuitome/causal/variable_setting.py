@@ -6,19 +6,21 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from circuitome.causal.causal_model import CausalModel
-from circuitome.causal.sites import NEURONS, Part, Place
+from circuitome.causal.sites import NEURONS, Part, Place, Site
 from circuitome.causal.subspaces import Subspace
-from circuitome.causal.trials import trials
-from circuitome.engine.interventions.changes import Change, changing_parts
+from circuitome.causal.trials import LEAST, trials
+from circuitome.engine.interventions.changes import Change, apart, changed_cells, changing_parts
 from circuitome.engine.interventions.positions import At, Positions, Where
 from circuitome.engine.interventions.sites import site as site_of
+from circuitome.engine.interventions.sites import tap
 from circuitome.engine.interventions.watching import changing_site
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
 from circuitome.graph.node import Node
+from circuitome.models.hooks import hooked
 from circuitome.models.model import Model
 from circuitome.tasks.task import Task
 
@@ -39,7 +41,7 @@ def whole(model: Model, place: str, variable: str) -> Subspace:
 
 
 @method
-def value_means(setting: Setting, causal: CausalModel, subspace: Subspace) -> dict[Any, Means]:
+def value_means(setting: Setting, causal: CausalModel, subspace: Subspace, *, least: float = LEAST) -> dict[Any, Means]:
     """By value of the subspace's variable, the mean coordinates of the prompts on which it has that value.
 
     Over prompts on which model and causal model agree, and over the tokens of the place's role; for `set_variable`.
@@ -49,7 +51,7 @@ def value_means(setting: Setting, causal: CausalModel, subspace: Subspace) -> di
     >>> sorted(cm.causal.value_means(model, task, causal, cm.causal.whole(model, "a1.h0@end", "repeated")))[:2]
     ['Ann', 'Bob']
     """
-    pairs = trials(setting, causal, [subspace.variable])
+    pairs = trials(setting, causal, [subspace.variable], least=least)
     place = Place.parse(subspace.place, setting.model)
     by_value: dict[Any, list[int]] = {}
     for row in pairs.base.tolist():
@@ -80,7 +82,8 @@ def set_variable(
     `to` are coordinates by part of the place, such as `value_means(...)[value]`. `at` says where, as in `cm.ablate`; by
     default at the place's own role, which needs the `task` unless it is end. Tokens that are generated keep their own
     values unless `at` is all. Several nest, and nest with `cm.ablate` and the others.
-    Raises `InputError` for coordinates of another size, a role without task, and neurons in front of a post-norm.
+    Neurons in front of a post-norm are set over its divisor, which stays that of the pass, as all shares are.
+    Raises `InputError` for coordinates of another size and a role without task.
 
     >>> model, task, causal = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 32), cm.causal.ready("known-ioi")
     >>> place = cm.causal.whole(model, "a1.h0@end", "repeated")
@@ -130,10 +133,7 @@ def _changing(model: Model, part: Part, positions: Positions, changed: Callable[
         node = Node.head(where.layer, where.head) if where.kind == "heads" else Node.mlp(where.layer)
         return changing_parts(model, [node], positions, change)
     if where.kind == NEURONS and model.blocks[where.layer].mlp_post is not None:
-        raise InputError(
-            f"{part} stands in front of a norm of the MLP's output, which would change all neurons' shares. Set the "
-            f"whole MLP, m{where.layer}, or the stream."
-        )
+        return _changing_shares(model, where, positions, change)
     names = {
         "resid": f"a{where.layer}.resid_pre",
         "mid": f"a{where.layer}.resid_mid",
@@ -142,3 +142,21 @@ def _changing(model: Model, part: Part, positions: Positions, changed: Callable[
     name = "final" if where.layer == len(model.blocks) else names.get(where.kind, str(where))
     acts: Change = some if where.kind == NEURONS else change
     return changing_site(model, site_of(model, name), positions, acts)
+
+
+@contextmanager
+def _changing_shares(model: Model, where: Site, positions: Positions, change: Change) -> Iterator[None]:
+    """The change of neurons in front of a post-norm, in force: of what they write with over its divisor."""
+    block, neurons, shares = model.blocks[where.layer], list(where.neurons), list[Tensor]()
+    weights, out = block.neuron_weights(neurons), tap(model, site_of(model, f"m{where.layer}.out"))
+
+    def look(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        shares[:] = [block.neuron_shares(args[0][..., neurons], output)]
+
+    def put(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        before = apart(shares.pop(), positions)[:, :, None]
+        new = changed_cells(before, (0,), positions, change)
+        return None if new is None else (output + ((new - before)[:, :, 0] @ weights).view_as(output)).to(output.dtype)
+
+    with hooked(block.mlp_writer.register_forward_hook, look), hooked(out.module.register_forward_hook, put):
+        yield

@@ -14,13 +14,14 @@ import torch
 from scipy.stats import binomtest, fisher_exact
 
 from circuitome.editing.edit import Edit
-from circuitome.engine.batches import DEFAULT_MEMORY
+from circuitome.engine.batches import memory_budget
 from circuitome.engine.generation import generate
 from circuitome.engine.interventions.positions import At
 from circuitome.engine.interventions.replace_parts import part_groups
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError, NumericsError
 from circuitome.features.dictionary import Dictionary
+from circuitome.features.loading import firing
 from circuitome.models.model import Model
 from circuitome.neurons.held_neurons import random_neurons
 from circuitome.neurons.text_loss import COPIES, mean_loss
@@ -31,6 +32,8 @@ STRENGTHS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 """Strengths where nobody says."""
 NEUTRAL = 2_000
 """Tokens of neutral text that the price is measured on."""
+LIKE = 10
+"""A random feature is one of at least that many, and of at most one in that many, that fire about as often."""
 SAMPLES, NEW = 8, 30
 """Texts that are generated of each prompt, and their new tokens."""
 
@@ -112,10 +115,23 @@ class Feature:
         return Edit.clamp(self.dictionary, self.number, strength, at=at)
 
     def random(self, model: Model, seed: int) -> "Feature":
-        """Another feature, drawn at random."""
-        others = [i for i in range(len(self.dictionary)) if i != self.number]
+        """Another feature that fires, drawn from those about as often active on the package's prose.
+
+        Raises `InputError` where no other fires there.
+        """
+        density = firing(model, self.dictionary)
+        own, density[self.number] = float(density[self.number]), 0.0
+        others = (density > 0).nonzero()[:, 0]
+        if not len(others):
+            raise InputError(
+                f"No other feature of the dictionary of {self.dictionary.place} fires on the package's prose, so there "
+                "is no feature to compare with. Give draws=0 (--draws 0)."
+            )
+        if own:
+            distance = (density[others].log() - math.log(own)).abs()
+            others = others[distance.argsort(stable=True)[: max(LIKE, len(others) // LIKE)]]
         drawn = int(torch.randint(len(others), (1,), generator=torch.Generator().manual_seed(seed)))
-        return Feature(self.dictionary, others[drawn])
+        return Feature(self.dictionary, int(others[drawn]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +248,7 @@ def _price(setting: Setting, edit: Edit, texts: Windows, what: str) -> tuple[Est
     """Change of the loss, and divergence, on neutral text."""
     model = setting.model
     each = texts.length * (model.hf.config.vocab_size * 4 * 2 * COPIES + model.bytes_per_token(gradients=False))
-    size = max(1, (setting.max_memory or DEFAULT_MEMORY) // each)
+    size = max(1, memory_budget(model, setting.max_memory) // each)
     changes, divergences = (torch.full((len(texts), texts.length - 1), torch.nan) for _ in range(2))
     for start in range(0, len(texts), size):
         rows = range(start, min(start + size, len(texts)))

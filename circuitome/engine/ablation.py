@@ -46,16 +46,31 @@ class WriterValues:
     mlps: list[Float[Tensor, "batch pos d_model"]]
     """Per layer, what the MLP adds to the stream, without the neurons that are nodes."""
     neurons: list[Float[Tensor, "batch pos _"]] = field(default_factory=list)
-    """Where neurons are nodes: per layer, what those write with over the post-norm's divisor."""
+    """Where neurons or features are nodes: per layer, what those write with (over the post-norm's divisor)."""
+    streams: list[Float[Tensor, "batch pos _"]] = field(default_factory=list)
+    """Where features of the stream are nodes: per such layer, first the rest [d_model], then the features' values."""
 
     @classmethod
     def of(cls, model: Model, activations: ActivationCache) -> "WriterValues":
         """The writers' outputs in a recorded pass, out of reach of its gradients."""
         heads = [recorded_heads(model, activations, layer) for layer in range(len(activations.z))]
         mlps, neurons = [m.detach().float() for m in activations.mlp_out], [n.detach() for n in activations.neurons]
+        streams = list[Tensor]()
+        for (layer, stream), described in sorted(model.described.items()):
+            x = activations.resid_post(layer) if stream else activations.resid_mid[layer]
+            values = described.values(model.blocks[layer], x.detach(), activations.mlp_out[layer].detach())
+            if stream:
+                streams += [x.detach().float() - values @ described.weights, values]
+            else:
+                neurons[layer] = values
         for layer, values in enumerate(neurons):
             mlps[layer] = mlps[layer] - join_neurons(model, layer, values)
-        return cls(activations.resid_pre[0].detach().float(), heads, mlps, neurons)
+        return cls(activations.resid_pre[0].detach().float(), heads, mlps, neurons, streams)
+
+    def stream(self, model: Model, layer: int) -> tuple[Tensor, Tensor]:
+        """What is left of the stream behind a block whose features are nodes, and their values."""
+        first = 2 * sum(bool(features) for features in model.graph.streams[:layer])
+        return self.streams[first], self.streams[first + 1]
 
     def mlp(self, model: Model, layer: int) -> Float[Tensor, "batch pos d_model"]:
         """What the MLP adds to the stream, the neurons that are nodes among it."""
@@ -63,11 +78,13 @@ class WriterValues:
 
     def tensors(self) -> list[Tensor]:
         """All tensors in one order."""
-        return [self.embed, *self.heads, *self.mlps, *self.neurons]
+        return [self.embed, *self.heads, *self.mlps, *self.neurons, *self.streams]
 
     def _like(self, tensors: list[Tensor]) -> "WriterValues":
-        n = len(self.heads)
-        return WriterValues(tensors[0], tensors[1 : n + 1], tensors[n + 1 : 2 * n + 1], tensors[2 * n + 1 :])
+        n, end = len(self.heads), len(tensors) - len(self.streams)
+        return WriterValues(
+            tensors[0], tensors[1 : n + 1], tensors[n + 1 : 2 * n + 1], tensors[2 * n + 1 : end], tensors[end:]
+        )
 
     def minus(self, other: "WriterValues") -> "WriterValues":
         """Tensor by tensor, this minus `other`."""
@@ -89,8 +106,8 @@ class WriterValues:
 def join_neurons(
     model: Model, layer: int, values: Float[Tensor, "batch pos neuron"]
 ) -> Float[Tensor, "batch pos d_model"]:
-    """What a block's neuron nodes add to the stream when their scaled outputs are `values`; float32."""
-    return values @ model.blocks[layer].neuron_weights(model.graph.neurons_of(layer))
+    """What a block's neuron or feature nodes add to the stream when their scaled outputs are `values`; float32."""
+    return values @ model.part_weights(layer)
 
 
 def scaled_heads(
@@ -174,7 +191,7 @@ class AblationValues:
     def at(self, batch: Batch, clean: WriterValues, task: Task) -> WriterValues:
         """The replacement values for a batch whose clean values are `clean` (not for "corrupted": run the prompts)."""
         if self.kind == "zero":
-            return clean.zeros()
+            return _zeros(self.model, clean)
         if self.kind == "by-role":
             assert self.model is not None
             return _by_role(self.model, batch, clean, task)
@@ -187,6 +204,18 @@ class AblationValues:
             for target, mean in zip(filled.tensors(), self.means[group].tensors(), strict=True):
                 target[i, : group[1]] = mean[0]
         return filled
+
+
+def _zeros(model: Model | None, clean: WriterValues) -> WriterValues:
+    """Nothing written; biases, which no node writes, are what is left of a stream whose features are nodes."""
+    zeros = clean.zeros()
+    cuts = [] if model is None else [layer for layer, features in enumerate(model.graph.streams) if features]
+    for place, layer in enumerate(cuts):
+        assert model is not None
+        biases = [bias for block in model.blocks[: layer + 1] if (bias := block.output_bias()) is not None]
+        if biases:
+            zeros.streams[2 * place] = zeros.streams[2 * place] + torch.stack(biases).sum(0)
+    return zeros
 
 
 def _mean_over_positions(model: Model, task: Task, max_memory: int | None) -> WriterValues:

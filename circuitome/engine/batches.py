@@ -46,10 +46,22 @@ def _cut(model: Model, pair: Pair, shared_prefix: bool) -> int:
     return min(first_difference(pair), pair.answer_position) if shared_prefix and model.causal else 0
 
 
+def memory_budget(model: Model, max_memory: int | None) -> int:
+    """Bytes beside the weights: `max_memory`, or by default `DEFAULT_MEMORY`, on CUDA a quarter of the device's memory.
+
+    There it is the many small passes that cost, not the arithmetic; and of the whole memory, not of what is free just
+    now, so that batches are the same in each run.
+    """
+    if max_memory is not None:
+        return max_memory
+    if model.device.type == "cuda":
+        return max(DEFAULT_MEMORY, torch.cuda.get_device_properties(model.device).total_memory // 4)
+    return DEFAULT_MEMORY
+
+
 def tokens_within(model: Model, max_memory: int | None, *, gradients: bool) -> int:
     """How many tokens of a batch fit into a budget in bytes (None: the default)."""
-    budget = DEFAULT_MEMORY if max_memory is None else max_memory
-    return budget // model.bytes_per_token(gradients=gradients)
+    return memory_budget(model, max_memory) // model.bytes_per_token(gradients=gradients)
 
 
 def group_rows(
@@ -67,7 +79,7 @@ def group_rows(
         need = longest * model.bytes_per_token(gradients=gradients)
         raise MemoryBudgetError(
             f"One prompt of {longest} tokens needs about {need / 1e6:,.0f} MB beside the weights, the budget is "
-            f"{(max_memory or DEFAULT_MEMORY) / 1e6:,.0f} MB. Raise --max-memory to {need / 1e9:.1f}GB, or shorten "
+            f"{memory_budget(model, max_memory) / 1e6:,.0f} MB. Raise --max-memory to {need / 1e9:.1f}GB, or shorten "
             "the prompts."
         )
     cuts = [_cut(model, pair, shared_prefix) for pair in task.pairs]

@@ -14,6 +14,7 @@ included. So shares add up, and a knocked-out head is a head all of whose outgoi
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -22,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitome.engine.ablation import scaled_heads
-from circuitome.graph.model_graph import Graph
+from circuitome.graph.model_graph import Graph, Stage
 from circuitome.models.block import Block, weight_of
 from circuitome.models.hooks import hooked
 from circuitome.models.inputs import Inputs
@@ -73,7 +74,9 @@ class Edit:
     mlp_out: Change | None = None
     """What the MLP adds to the stream [copies, batch, pos, d_model]; where neurons are nodes, what the others add."""
     neurons: Change | None = None
-    """Scaled outputs of the neurons that are nodes [copies, batch, pos, neuron]."""
+    """Scaled outputs of the neurons or features that are nodes [copies, batch, pos, neuron]."""
+    stream: Change | None = None
+    """The stream behind the block [copies, batch, pos, d_model]."""
 
 
 UNCHANGED = Edit()
@@ -122,13 +125,19 @@ class BlockStep:
         with self.model.reserved():
             return self.model.blocks[layer].run_mlp(x.to(self.model.dtype)).float()
 
-    def mlp_parts(
-        self, layer: int, parts: Sequence[int], x: Float[Tensor, "part rows d_model"]
+    def parts(
+        self, stage: Stage, parts: Sequence[int], x: Float[Tensor, "part rows d_model"]
     ) -> Float[Tensor, "part rows d_model"]:
         """What an MLP (part 0) and its neurons that are nodes (1, 2, ...) write, each for a residual x of its own.
 
         The MLP is then its other neurons; float32. Under a post-norm the divisor is that of all together: give all.
+        The same of an MLP or a stream some of whose features are nodes; see `Described`.
         """
+        layer = stage.layer
+        if stage.described:
+            seen = x if stage.stream else x.to(self.model.dtype)
+            with self.model.reserved():
+                return self.model.described[layer, stage.stream].parts(self.model.blocks[layer], parts, seen)
         nodes, block = self.graph.neurons_of(layer), self.model.blocks[layer]
         if not nodes:
             return self.mlp(layer, x)
@@ -199,26 +208,33 @@ class BlockStep:
 
         Of the last block, unless its MLP is edited, there is only the position read: nothing else is needed of it.
         """
-        changed = edit.mlp_in or edit.mlp_out or edit.neurons
+        changed = edit.mlp_in or edit.mlp_out or edit.neurons or edit.stream
         if layer == self.graph.n_layers - 1 and changed is None:
             middle, seen = self.at_read(middle)[:, :, None], self.at_read(seen)[:, :, None]
         seen = seen if edit.mlp_in is None else edit.mlp_in(seen)
         if self.graph.neurons_of(layer) and (edit.mlp_out or edit.neurons):
-            return middle + self._mlp_changed(layer, seen, edit)
-        with self.model.reserved():
-            written = self.model.blocks[layer].run_mlp(seen.flatten(0, 1)).unflatten(0, seen.shape[:2])
-        return middle + (written if edit.mlp_out is None else edit.mlp_out(written))
+            behind = middle + self._mlp_changed(layer, seen, edit)
+        else:
+            with self.model.reserved():
+                written = self.model.blocks[layer].run_mlp(seen.flatten(0, 1)).unflatten(0, seen.shape[:2])
+            behind = middle + (written if edit.mlp_out is None else edit.mlp_out(written))
+        return behind if edit.stream is None else edit.stream(behind)
 
     def _mlp_changed(self, layer: int, x: Float[Tensor, "copies batch pos d_model"], edit: Edit) -> Tensor:
-        """What an MLP adds to the stream some of whose neurons are nodes, these or the others changed."""
+        """What an MLP adds to the stream some of whose neurons or features are nodes, these or the rest changed."""
         block, nodes, shares = self.model.blocks[layer], list(self.graph.neurons_of(layer)), list[Tensor]()
+        described, weights = self.model.described.get((layer, False)), self.model.part_weights(layer)
 
         def note(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             shares.append(block.neuron_shares(args[0][..., nodes], output))
 
-        with self.model.reserved(), hooked(block.mlp_writer.register_forward_hook, note):
+        with self.model.reserved(), ExitStack() as stack:
+            if described is None:
+                stack.enter_context(hooked(block.mlp_writer.register_forward_hook, note))
             written = block.run_mlp(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-        neurons, weights = shares[0].reshape(*x.shape[:3], -1), block.neuron_weights(nodes)
+            if described is not None:
+                shares.append(described.values(block, x, written))
+        neurons = shares[0].reshape(*x.shape[:3], -1)
         rest = written.float() - neurons @ weights
         neurons = neurons if edit.neurons is None else edit.neurons(neurons)
         rest = rest if edit.mlp_out is None else edit.mlp_out(rest)

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from circuitome.engine.ablation import AblationValues, WriterValues
 from circuitome.engine.batches import Batch
-from circuitome.engine.block_step import BlockStep
+from circuitome.engine.block_step import BlockStep, stream_read
 from circuitome.errors import InputError
 from circuitome.graph.circuits import Circuit
-from circuitome.graph.model_graph import Graph
+from circuitome.graph.model_graph import Graph, Stage
 from circuitome.models.model import Call, Model
 from circuitome.tasks.task import Task
 
@@ -119,11 +119,12 @@ class Reach:
             wide[part] = (open_edges[part] & everywhere).any(1)
 
         for layer in reversed(range(graph.n_layers)):
-            mlp, mlp_in = graph.mlp_rows(layer), graph.mlp_columns(layer)
+            for stage in reversed(graph.stages[layer]):
+                visit(stage.rows)
+                for needed, part in ((columns, rows), (everywhere, wide)):
+                    together = coupled and not stage.described
+                    needed[stage.columns] = part[stage.rows].any() if together else part[stage.rows]
             heads, span = graph.head_rows(layer), graph.attention_columns(layer)
-            visit(mlp)
-            for needed, part in ((columns, rows), (everywhere, wide)):
-                needed[mlp_in] = part[mlp].any() if coupled else part[mlp]
             visit(heads)
             inputs = graph.inputs[heads, span]
             used, used_wide = (
@@ -175,8 +176,8 @@ class CircuitRun:
         self.reach = Reach.of(self.graph, (mask != 0).cpu(), coupled=is_coupled(model))
         self.used = self.reach.rows.nonzero().flatten()
         self.before = torch.cat([torch.zeros(1, dtype=torch.long), self.reach.rows.long().cumsum(0)]).tolist()
-        self.weights = mask[self.used.to(mask.device)]
-        self.weights_here = self.weights.cpu()
+        open_as_far = mask[self.used.to(mask.device)]
+        self.weights, self.weights_here = open_as_far.to(base.clean_embed.device), open_as_far.cpu()
         self.ran = torch.zeros(len(self.used), dtype=torch.bool)
         self.shape = base.clean_embed.shape
         self.delta = base.clean_embed.new_zeros(len(self.used), self.shape[0] * self.shape[1], self.shape[2])
@@ -192,7 +193,8 @@ class CircuitRun:
         if self.reach.rows[0]:
             self._store([0], (self.base.clean_embed - self.base.ablated.embed).flatten(0, 1)[None], last=False)
         for layer in range(self.graph.n_layers):
-            for part in (self._heads(layer, keep), self._mlps(layer, keep)):
+            stages = (self._stage(stage, keep) for stage in self.graph.stages[layer])
+            for part in (self._heads(layer, keep), *stages):
                 if part is not None and keep:
                     self.parts.append(part)
         return self._seen(self.base.final, [len(self.graph.readers) - 1], len(self.used), last=True)[0]
@@ -205,7 +207,7 @@ class CircuitRun:
         """What some readers see: the ablated stream, and the open part of the differences of writers before them."""
         stream = self.at(stream.flatten(0, 1), last=last)
         edges = (self.weights_here[:upto, columns] * self.ran[:upto, None]).nonzero()
-        if len(edges) > SUMS_PER_PRODUCT * upto:
+        if len(edges) > SUMS_PER_PRODUCT * upto or self.delta.is_cuda:  # there each sum is a launch of its own
             mixed = self.weights[:upto, columns].T @ self.at(self.delta[:upto], last=last).flatten(1)
             return mixed.view(len(columns), *stream.shape) + stream
         seen = stream.expand(len(columns), -1, -1).clone()
@@ -256,39 +258,44 @@ class CircuitRun:
             values = self.model.blocks[layer].split(self.base.projected[layer], copy=True)
         return values.index_copy(2, torch.tensor(readers, device=values.device), online)
 
-    def _mlps(self, layer: int, keep: bool) -> Ran | None:
-        """Run the MLP of a block, and its neurons that are nodes, if open edges leave them.
+    def _stage(self, stage: Stage, keep: bool) -> Ran | None:
+        """Run an MLP, or the features of a stream, with the nodes it is taken apart into, if open edges leave them.
 
         Only at the position read if no other one matters.
         """
-        rows, span = self.graph.mlp_rows(layer), self.graph.mlp_columns(layer)
-        slot, upto = self.before[rows.start], self.before[self.graph.upstream_of_mlp(layer)]
+        rows, span = stage.rows, stage.columns
+        slot, upto = self.before[rows.start], self.before[stage.upstream]
         used = self.reach.rows[rows].nonzero().flatten().tolist()
         columns = self._active(span, upto) if used else []
         if not columns:
             return None
-        if self.model.blocks[layer].mlp_post is not None:
+        if self.model.blocks[stage.layer].mlp_post is not None and not stage.described:
             columns = list(range(span.start, span.stop))  # the post-norm's divisor is that of all
         run = [column - span.start for column in columns]
         written = [part for part in used if part in run]
         last = not bool(self.reach.wide[rows].any())
-        seen = self._seen(self.base.resid_mid[layer], columns, upto, last=last).requires_grad_(keep)
+        stream = stream_read(self.base, self.graph, span.start)
+        seen = self._seen(stream, columns, upto, last=last).requires_grad_(keep)
         with torch.set_grad_enabled(keep):
-            online = self.steps.mlp_parts(layer, run, seen)
-            ablated = self.at(ablated_parts(self.model, self.base, layer, written), last=last)
+            online = self.steps.parts(stage, run, seen)
+            ablated = self.at(ablated_parts(self.model, self.base, stage, written), last=last)
             difference = online[[run.index(part) for part in written]] - ablated
         slots = [slot + used.index(part) for part in written]
         self._store(slots, difference.detach(), last=last)
         return Ran(columns, slots, upto, seen, difference, last=last)
 
 
-def ablated_parts(model: Model, base: Baseline, layer: int, parts: Sequence[int]) -> Float[Tensor, "part rows d_model"]:
-    """What an MLP (part 0) and its neurons that are nodes (1, 2, ...) write when ablated, at all rows of the batch."""
-    vectors = [base.ablated.mlps[layer].flatten(0, 1) for part in parts if part == 0]
-    if neurons := [part - 1 for part in parts if part]:
-        nodes = model.graph.neurons_of(layer)
-        weights = model.blocks[layer].neuron_weights([nodes[i] for i in neurons])
-        vectors += list(base.ablated.neurons[layer].flatten(0, 1).T[neurons][..., None] * weights[:, None])
+def ablated_parts(
+    model: Model, base: Baseline, stage: Stage, parts: Sequence[int]
+) -> Float[Tensor, "part rows d_model"]:
+    """What the rest of a stage (part 0) and its nodes (1, 2, ...) write when ablated, at all rows of the batch."""
+    layer, ablated = stage.layer, base.ablated
+    rest, values = ablated.stream(model, layer) if stage.stream else (ablated.mlps[layer], None)
+    vectors = [rest.flatten(0, 1) for part in parts if part == 0]
+    if nodes := [part - 1 for part in parts if part]:
+        values = ablated.neurons[layer] if values is None else values
+        weights = model.part_weights(layer, nodes, stream=stage.stream)
+        vectors += list(values.flatten(0, 1).T[nodes][..., None] * weights[:, None])
     return torch.stack(vectors)
 
 

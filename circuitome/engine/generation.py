@@ -24,6 +24,7 @@ def generate(model: Model, prompts: Sequence[Sequence[int]], new: int, *, seed: 
     >>> [model.decode(ids) for ids in generate(model, [prompt, prompt], 1)]
     ['Ann', 'Ann']
     """
+    model.check_sums("Generation")
     said = list[list[int]]([] for _ in prompts)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     for length in dict.fromkeys(map(len, prompts)):

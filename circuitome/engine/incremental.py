@@ -11,12 +11,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitome.engine.batches import DEFAULT_MEMORY, Batch
+from circuitome.engine.batches import Batch, memory_budget
 from circuitome.engine.block_step import stream_read
 from circuitome.engine.circuit_run import Baseline, CircuitRun, Reach, ablated_parts, is_coupled
-from circuitome.engine.partial_forward import MOST_COPIES
+from circuitome.engine.partial_forward import most_copies
 from circuitome.errors import MemoryBudgetError
 from circuitome.graph.circuits import Circuit
+from circuitome.graph.model_graph import Stage
 from circuitome.models.model import Model
 
 
@@ -33,10 +34,10 @@ def copies_within(model: Model, batches: Sequence[Batch], max_memory: int | None
             f"Live circuits on these prompts take {need / 1e9:.1f} GB beside the weights, the budget is "
             f"{max_memory / 1e9:.1f} GB. Raise --max-memory, or take fewer prompts (--n)."
         )
-    spare = (2 * DEFAULT_MEMORY if max_memory is None else max_memory) - need
+    spare = (2 * memory_budget(model, None) if max_memory is None else max_memory) - need
     prefix = max(batch.clean.mask.numel() for batch in batches) * 2 * model.heads.kv * model.heads.width * 4
     each = max(tokens) * 2 * len(model.blocks) * writer + prefix * len(model.blocks)
-    fits = max(1, min(MOST_COPIES, spare // each))
+    fits = max(1, min(most_copies(model), spare // each))
     return 1 << (fits.bit_length() - 1)
 
 
@@ -130,8 +131,10 @@ class IncrementalCircuit:
 
     def at_once(self, max_memory: int | None) -> int:
         """How many parts to carry on together: all that moves in them has to fit into `max_memory` bytes."""
-        budget = 2 * DEFAULT_MEMORY if max_memory is None else max_memory
-        return max(1, min(MOST_COPIES, budget // max(1, 2 * self.delta.numel() * self.delta.element_size())))
+        budget = 2 * memory_budget(self.model, None) if max_memory is None else max_memory
+        return max(
+            1, min(most_copies(self.model), budget // max(1, 2 * self.delta.numel() * self.delta.element_size()))
+        )
 
     def _carry(self, change: "_Change") -> Float[Tensor, "copies batch d_model"]:
         """Carry a change to the logits."""
@@ -140,9 +143,10 @@ class IncrementalCircuit:
             span = graph.attention_columns(layer)
             if inputs := self._moved_inputs(range(span.start, span.stop), change):
                 self._move(self._moved_heads(layer, inputs, change), change)
-            span = graph.mlp_columns(layer)
-            if inputs := self._moved_inputs(range(span.start, span.stop), change):
-                self._move(self._moved_mlps(layer, inputs, change), change)
+            for stage in graph.stages[layer]:
+                span = stage.columns
+                if inputs := self._moved_inputs(range(span.start, span.stop), change):
+                    self._move(self._moved_stage(stage, inputs, change), change)
         final = self._moved_inputs([logits], change)
         return final[logits] if final else self.inputs[logits].expand(change.copies, -1, -1)
 
@@ -206,12 +210,12 @@ class IncrementalCircuit:
             for head, weight in zip(heads, weights, strict=True)
         }
 
-    def _moved_mlps(
-        self, layer: int, inputs: Mapping[int, Tensor], change: "_Change"
+    def _moved_stage(
+        self, stage: Stage, inputs: Mapping[int, Tensor], change: "_Change"
     ) -> dict[int, Float[Tensor, "copies rows d_model"]]:
-        """By row, how an MLP and its neuron nodes, some of which see `inputs`, differ from their ablated selves."""
-        span, first = self.graph.mlp_columns(layer), self.graph.mlp_row(layer)
-        if self.model.blocks[layer].mlp_post is not None:  # its divisor is that of all
+        """By row, how the nodes of a stage, some of which see `inputs`, differ from their ablated selves."""
+        span, first = stage.columns, stage.rows.start
+        if self.model.blocks[stage.layer].mlp_post is not None and not stage.described:  # its divisor is that of all
             there = [column for column in range(span.start, span.stop) if column in self.inputs]
             inputs = {c: inputs.get(c, self.inputs[c].expand(change.copies, -1, -1)) for c in there}
         moved = dict[int, Tensor]()
@@ -220,9 +224,9 @@ class IncrementalCircuit:
             if not parts:
                 continue
             x = torch.stack([inputs[span.start + part] for part in parts]).flatten(1, 2)
-            ablated = ablated_parts(self.model, self.base, layer, parts)
+            ablated = ablated_parts(self.model, self.base, stage, parts)
             ablated = ablated if wide else ablated[:, self.at_read]
-            online = self.steps.mlp_parts(layer, parts, x).unflatten(1, (change.copies, -1)) - ablated[:, None]
+            online = self.steps.parts(stage, parts, x).unflatten(1, (change.copies, -1)) - ablated[:, None]
             for i, part in enumerate(parts):
                 if self.reached[first + part]:
                     narrow = (
@@ -263,7 +267,7 @@ class IncrementalCircuit:
 
     def _upto(self, column: int) -> int:
         """How many of the writers that ran lie in front of a reader."""
-        limit = int(self.graph.mask[:, column].sum())
+        limit = 1 + max(self.graph.mask[:, column].nonzero().flatten().tolist(), default=-1)
         return sum(row < limit for row in self.slot)
 
 

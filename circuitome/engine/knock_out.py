@@ -40,7 +40,29 @@ class KnockOut:
             heads=_swapped(heads[:, None, None, :, None], ablated.heads[layer]),
             mlp_out=_swapped(mlp[:, None, None, None], ablated.mlps[layer]),
             neurons=_swapped(neurons[:, None, None], ablated.neurons[layer]) if ablated.neurons else None,
+            stream=self._stream(layer, sets),
         )
+
+    def _stream(self, layer: int, sets: Bool[Tensor, "copies writers"]) -> Change | None:
+        """The stream behind a block with some of its features, or what they leave of it, ablated."""
+        described = self.model.described.get((layer, True))
+        if described is None:
+            return None
+        gone = sets[:, self.model.graph.stages[layer][1].rows][:, None, None]
+        ablated = self.base.ablated.stream(self.model, layer)
+        parts = zip((gone[..., :1], gone[..., 1:]), ablated, strict=True)
+        rest, features = (_swapped(which, values) or _same for which, values in parts)
+
+        def change(x: Tensor) -> Tensor:
+            values = described.values(self.model.blocks[layer], x, x)
+            left = rest(x.float() - values @ described.weights)
+            return (left + features(values) @ described.weights).to(x.dtype)
+
+        return change if bool(gone.any()) else None
+
+
+def _same(online: Tensor) -> Tensor:
+    return online
 
 
 def _swapped(gone: Bool[Tensor, "copies ..."], ablated: Tensor) -> Change | None:

@@ -30,12 +30,12 @@ class _Masked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, run: CircuitRun) -> Tensor:
-        ctx.run = run
+        ctx.run, ctx.device = run, z.device
         return run.final(keep=ctx.needs_input_grad[0])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _mask_gradient(ctx.run, grads[0]), None
+        return _mask_gradient(ctx.run, grads[0]).to(ctx.device), None
 
 
 def _mask_gradient(run: CircuitRun, grad: Float[Tensor, "batch d_model"]) -> Float[Tensor, "writers readers"]:

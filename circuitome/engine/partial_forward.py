@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitome.engine.batches import DEFAULT_MEMORY
+from circuitome.engine.batches import memory_budget
 from circuitome.engine.block_step import BlockStep, Edit
 from circuitome.graph.node import Node
 from circuitome.models.activations import ActivationCache
@@ -17,7 +17,12 @@ from circuitome.models.inputs import Inputs
 from circuitome.models.model import Model
 
 MOST_COPIES = 16
-"""States that are computed together at most; more are no faster."""
+"""States that are computed together at most on the CPU, where more are no faster."""
+
+
+def most_copies(model: Model) -> int:
+    """How many states to compute together at most: on other devices small passes leave most of the device idle."""
+    return MOST_COPIES if model.device.type == "cpu" else 8 * MOST_COPIES
 
 
 def dense_copies(model: Model, inputs: Inputs, max_memory: int | None) -> int:
@@ -25,7 +30,7 @@ def dense_copies(model: Model, inputs: Inputs, max_memory: int | None) -> int:
     prefix = inputs.mask.numel() * 2 * model.heads.kv * model.heads.width * len(model.blocks)
     width = getattr(model.hf.config, "intermediate_size", None) or 4 * model.d_model
     each = 4 * (inputs.ids.numel() * (8 * model.d_model + 3 * width) + prefix)
-    return max(1, min(MOST_COPIES, (DEFAULT_MEMORY if max_memory is None else max_memory) // each))
+    return max(1, min(most_copies(model), memory_budget(model, max_memory) // each))
 
 
 class PartialForward:

@@ -56,6 +56,8 @@ class Setting:
 
     def __post_init__(self) -> None:
         check_ablation(self.ablation)
+        if self.prompts is not None:
+            self.model.check_sums("Prompts that ask for a next token")
 
     @property
     def task(self) -> Task:
@@ -144,7 +146,8 @@ class Setting:
         """What decides a result besides the method's own arguments: weights, prompts with their metric, ablation."""
         data = "" if self.prompts is None else self.prompts.data_hash()
         graph = self.model.graph
-        nodes = (str((graph.neurons, graph.apart)),) if graph.neurons else ()
+        parts = (graph.neurons, graph.apart, *((graph.streams, graph.dictionaries) if graph.dictionaries else ()))
+        nodes = (str(parts),) if graph.has_parts else ()
         return weights_hash(self.model), data, self.ablation, *nodes
 
     def kept(self, search: str, *arguments: Any) -> Checkpoint:
@@ -185,10 +188,10 @@ def method(function: Callable[Concatenate[Setting, P], R]) -> Method[P, R]:
     @functools.wraps(function)
     def call(first: Any, /, *args: Any, **kwargs: Any) -> Any:
         if isinstance(first, Setting):
-            if first.model.graph.neurons and function not in ON_NEURONS:
+            if first.model.graph.has_parts and function not in ON_NEURONS:
                 raise InputError(
-                    f"{function.__name__} knows MLPs as one node each, and neurons of this model are nodes. "
-                    "Give it the model without them: model.with_neurons([])."
+                    f"{function.__name__} knows MLPs as one node each, and neurons or features of this model are "
+                    "nodes. Give it the model without them: model.with_neurons([])."
                 )
             with first.model.reserved():
                 return function(first, *args, **kwargs)

@@ -6,6 +6,7 @@ dictionary = cm.features.load("their-sae", model=model)             # proved on 
 table = cm.features.describe(model, dictionary, other_texts)        # every feature: examples, tokens, neurons like it
 with cm.features.clamped(model, dictionary, {12: 5.0}): ...         # a feature set, the dictionary's error kept
 scores = cm.features.scores(model, dictionary, task)                # what each feature does to a task's metric
+view = cm.features.as_nodes(model, dictionary, task)                # a model in whose circuits features are nodes
 cm.features.save(dictionary, "folder")                              # as SAELens reads it
 """
 
@@ -14,8 +15,10 @@ from circuitome.features.cross_layer import CrossLayer, load_cross_layer
 from circuitome.features.described import Features, describe, feature_activations
 from circuitome.features.dictionary import Dictionary, random_dictionary
 from circuitome.features.dictionary_quality import Fit, Quality, quality
+from circuitome.features.feature_nodes import as_nodes, with_errors, without_errors
 from circuitome.features.feature_scores import FeatureScores, effects, scores
 from circuitome.features.formats import save
+from circuitome.features.interchanged import FeatureSubspace, as_subspace
 from circuitome.features.loading import load
 from circuitome.features.places import SITES, Place
 from circuitome.features.training import Trained, train
@@ -25,11 +28,14 @@ __all__ = [
     "CrossLayer",
     "Dictionary",
     "FeatureScores",
+    "FeatureSubspace",
     "Features",
     "Fit",
     "Place",
     "Quality",
     "Trained",
+    "as_nodes",
+    "as_subspace",
     "clamped",
     "describe",
     "effects",
@@ -41,4 +47,6 @@ __all__ = [
     "save",
     "scores",
     "train",
+    "with_errors",
+    "without_errors",
 ]

@@ -9,7 +9,7 @@ used after training, Bussmann et al. 2024, arXiv:2412.06410). All weights are fl
 values: a scaling that a dictionary was trained with is folded in, unless it differs from token to token (`scaling`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -22,6 +22,9 @@ from circuitome.features.places import Place
 
 SCALINGS = ("none", "layer_norm", "unit_norm")
 """What is done to each token's values before, and undone afterwards: nothing; mean 0 and deviation 1; norm sqrt(d)."""
+
+CHUNK = 4096
+"""Rows of all features that are computed at a time where single features are compared with them."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -114,6 +117,25 @@ class Dictionary:
     def encode(self, x: Float[Tensor, "*token d_in"]) -> Float[Tensor, "*token feature"]:
         """The features of values x of the model: at least 0, most of them 0."""
         return activated(self.before(x), self.k, self.threshold)
+
+    def encode_each(self, which: Sequence[int], x: Float[Tensor, "feature rows d_in"]) -> Float[Tensor, "feature rows"]:
+        """Some features, each for values of its own, as `encode` gives them.
+
+        Under TopK a feature that is above 0 is compared with all others, which are computed for such rows alone.
+        """
+        number = list(which)
+        x = self.scaled(x.float())[0]
+        x = x if self.b_in is None else x - self.b_in
+        before = (x @ self.W_enc.T[number][..., None])[..., 0] + self.b_enc[number][:, None]
+        active = before > (0 if self.threshold is None else self.threshold[number].clamp(min=0)[:, None])
+        if self.k is not None and self.k < len(self):
+            with torch.no_grad():
+                places = active.nonzero()
+                for some in places.split(CHUNK):
+                    every = x[some[:, 0], some[:, 1]] @ self.W_enc + self.b_enc
+                    own = every.gather(1, torch.tensor(number, device=x.device)[some[:, 0]][:, None])[:, 0]
+                    active[some[:, 0], some[:, 1]] = own >= every.topk(self.k, dim=-1).values[:, -1]
+        return before * active
 
     def decode(
         self, features: Float[Tensor, "*token feature"], x: Float[Tensor, "*token d_in"]

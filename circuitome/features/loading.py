@@ -4,6 +4,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from circuitome.engine.setting import Setting
 from circuitome.errors import InputError
@@ -81,9 +83,17 @@ def proof(model: Model, dictionary: Dictionary) -> Proof:
     return Proof(float(error.square().sum() / variance), active)
 
 
+@torch.no_grad()
+def firing(model: Model, dictionary: Dictionary) -> Float[Tensor, " feature"]:
+    """Share of the tokens of the package's prose on which each feature is active."""
+    cut = sample(model)
+    data = gathered(Setting(model), dictionary.place, cut, range(len(cut)))
+    return (dictionary.to(model.device).encode(data.given) > 0).float().mean(0).cpu()
+
+
 def sample(model: Model) -> Windows:
     """The package's prose in windows; random tokens for a model that cannot read it, such as the known ones."""
-    longest = getattr(model.hf.config, "max_position_embeddings", None) or LENGTH
+    longest = model.positions or LENGTH
     length = min(LENGTH, longest)
     try:
         return windows(model, own_text(), length=length, tokens=WINDOWS * length)

@@ -11,8 +11,8 @@ with an L1 penalty they are set to inputs that are described badly, drawn by the
 """
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError, NumericsError, unknown_name
-from circuitome.features.activations import Activations, gathered
+from circuitome.features.activations import Activations, at_once, gathered
 from circuitome.features.dictionary import Dictionary
 from circuitome.features.kinds import BANDWIDTH, KINDS, Sparsity
 from circuitome.features.places import Place
@@ -59,6 +59,9 @@ class Trained(Shown):
     """The dictionary."""
     history: Float[Tensor, "stretch 4"]
     """After each stretch: tokens read, FVU on the stretch, active features a token, share of dead features."""
+    speed: Mapping[str, float] = field(default_factory=dict)
+    """Tokens a second by the clock: of bare passes of the same windows, of gathering activations (harvest), and of
+    gathering and learning together (train); empty where an earlier run had read all texts."""
 
     def __repr__(self) -> str:
         tokens, fvu, active, dead = self.history[-1].tolist()
@@ -153,11 +156,16 @@ class Training:
     def run(self) -> Trained:
         """Read all stretches, from where an earlier run stopped."""
         start, last = self._restored(), time.monotonic()
+        spent, tokens = {"harvest": 0.0, "train": 0.0}, 0
         total, data = len(self.stretches), None
         for number in range(start, total):
+            began = time.perf_counter()
             data = self._read(number)
+            spent["harvest"] += time.perf_counter() - began
             if len(data):
                 self._stretch(number, data)
+            spent["train"] += time.perf_counter() - began
+            tokens += int(self.cut.lengths[self.stretches[number].start : self.stretches[number].stop].sum())
             self._tell(self.stretches[number].stop)
             if time.monotonic() - last > SECONDS or number + 1 == total:
                 self._write(number + 1)
@@ -166,7 +174,20 @@ class Training:
             raise InputError("The texts hold only first and special tokens, so nothing was learned. Give texts.")
         if data is None or not len(data):
             data = self._read(total - 1)
-        return Trained(self._folded(data), torch.tensor(self.history))
+        speed = {name: tokens / seconds for name, seconds in spent.items() if tokens}
+        if speed:
+            speed["bare"] = self._bare_speed()
+        return Trained(self._folded(data), torch.tensor(self.history), speed)
+
+    def _bare_speed(self) -> float:
+        """Tokens a second of the plain model, on a pass of the same windows."""
+        model, rows = self.setting.model, range(min(len(self.cut), at_once(self.setting, self.cut.length)))
+        inputs = self.cut.inputs(model, rows)
+        with torch.no_grad():
+            model.logits(inputs).sum().item()
+            began = time.perf_counter()
+            model.logits(inputs).sum().item()
+        return int(self.cut.lengths[: len(rows)].sum()) / (time.perf_counter() - began)
 
     def _read(self, number: int) -> Activations:
         """The values of a stretch, but for tokens of massive norm."""

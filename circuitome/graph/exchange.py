@@ -38,8 +38,8 @@ def load_on_graph(path: str | Path, kind: str) -> tuple[Graph, dict[str, Tensor]
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} cannot be read as safetensors: {error}") from error
     shape = json.loads(header["graph"])
-    neurons = tuple(map(tuple, shape.get("neurons", ())))
-    tuples = {"embeds": tuple(shape["embeds"]), "neurons": neurons, "apart": tuple(shape.get("apart", ()))}
+    tuples = {name: tuple(shape.get(name, ())) for name in ("embeds", "apart")}
+    tuples |= {name: tuple(map(tuple, shape.get(name, ()))) for name in ("neurons", "streams", "dictionaries")}
     return Graph(**{**shape, **tuples}), tensors, header
 
 
@@ -105,6 +105,7 @@ def attribution_graph(
 
 
 FEATURE_TYPES = {"logits": "logit", "head": "head", "mlp": "mlp", "neuron": "neuron"}
+FEATURE_TYPES |= {"feature": "feature", "stream_feature": "feature", "resid_pre": "error"}
 """By kind of node: what Neuronpedia calls it; embeddings besides."""
 
 

@@ -11,10 +11,25 @@ from torch import Tensor
 from typing_extensions import override
 
 from circuitome.errors import InputError, unknown_name
-from circuitome.graph.node import EMBEDDINGS, Edge, Node, split_edge
+from circuitome.graph.node import EMBEDDINGS, IN_MLP, IN_STREAM, Edge, Node, split_edge
 
-IN_MLP = ("mlp", "neuron")
-"""Kinds of nodes that read where an MLP does."""
+
+@dataclass(frozen=True)
+class Stage:
+    """Nodes that read the stream at one place and write behind it: one for what is left, then neurons or features."""
+
+    layer: int
+    """Their block."""
+    stream: bool
+    """Whether they are the stream behind the block instead of its MLP."""
+    described: bool
+    """Whether they are features of a dictionary instead of neurons."""
+    rows: slice
+    """Rows of what they write."""
+    columns: slice
+    """Columns of what they read."""
+    upstream: int
+    """Rows [0, this) can reach them."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +63,11 @@ class Graph:
     write together. Empty where no neuron is a node."""
     apart: tuple[int, ...] = ()
     """Blocks in whose MLP these neurons are the only nodes: m5 has no edges, the others are in no circuit."""
+    streams: tuple[tuple[int, ...], ...] = ()
+    """By block, the features of the stream behind it that are nodes, x6.f12 behind block 5; x6 is then what they leave
+    of the stream, and no edge passes these nodes by. Empty where there are none."""
+    dictionaries: tuple[tuple[str, str], ...] = ()
+    """Node and fingerprint of every dictionary: of ("m5", ...) the nodes in `neurons` are features, m5.f123."""
 
     def with_neurons(self, neurons: Iterable[str | Node], apart: Iterable[int] = ()) -> "Graph":
         """The same graph with some neurons as nodes; see `Model.with_neurons`.
@@ -63,13 +83,72 @@ class Graph:
         if missing := [layer for layer in apart if not 0 <= layer < self.n_layers]:
             raise InputError(f"There is no MLP in layer {missing[0]}; there are layers 0 to {self.n_layers - 1}.")
         nodes = tuple(tuple(sorted(layer)) for layer in chosen) if any(chosen) else ()
-        return replace(self, neurons=nodes, apart=tuple(sorted(set(apart))))
+        return replace(self, neurons=nodes, apart=tuple(sorted(set(apart))), streams=(), dictionaries=())
+
+    def with_features(self, node: Node, features: Iterable[int], fingerprint: str) -> "Graph":
+        """The same graph with features of a dictionary as nodes beside `node`: an MLP, or the stream before a block.
+
+        Raises `InputError` for an MLP whose neurons are nodes.
+        """
+        stream = node.kind == "resid_pre"
+        layer = node.layer - stream
+        before = self.streams if stream else self.neurons
+        by_block = list(before or ((),) * self.n_layers)
+        if by_block[layer] or layer in self.apart:
+            raise InputError(f"Neurons or features of {node} are nodes already; give the model without them.")
+        by_block[layer] = tuple(sorted(set(features)))
+        dictionaries = (*self.dictionaries, (str(node), fingerprint))
+        if stream:
+            return replace(self, streams=tuple(by_block), dictionaries=dictionaries)
+        return replace(self, neurons=tuple(by_block), dictionaries=dictionaries)
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether neurons or features are nodes."""
+        return bool(self.neurons or self.streams)
+
+    @cached_property
+    def described(self) -> frozenset[int]:
+        """Blocks whose MLP has features of a dictionary as nodes."""
+        nodes = (Node.parse(name) for name, _ in self.dictionaries)
+        return frozenset(node.layer for node in nodes if node.kind == "mlp")
+
+    def part_nodes(self, layer: int, *, stream: bool = False) -> tuple[Node, ...]:
+        """The neurons or features of a block's MLP, or of the stream behind it, that are nodes."""
+        if stream:
+            return tuple(Node("stream_feature", layer + 1, i) for i in self.features_behind(layer))
+        kind = "feature" if layer in self.described else "neuron"
+        return tuple(Node(kind, layer, i) for i in self.neurons_of(layer))
+
+    def features_behind(self, layer: int) -> tuple[int, ...]:
+        """The features of the stream behind block `layer` that are nodes."""
+        return self.streams[layer] if self.streams else ()
+
+    @cached_property
+    def stages(self) -> tuple[tuple[Stage, ...], ...]:
+        """By block, behind its attention: the MLP with its nodes, and the stream behind it where features are nodes."""
+        by_block: list[tuple[Stage, ...]] = []
+        for layer in range(self.n_layers):
+            rows, columns = self.mlp_rows(layer), self.mlp_columns(layer)
+            mlp = Stage(layer, False, layer in self.described, rows, columns, self.upstream_of_mlp(layer))
+            if features := self.features_behind(layer):
+                size = 1 + len(features)
+                behind = slice(rows.stop, rows.stop + size), slice(columns.stop, columns.stop + size)
+                by_block.append((mlp, Stage(layer, True, True, *behind, rows.stop)))
+            else:
+                by_block.append((mlp,))
+        return tuple(by_block)
 
     def places_in(self, whole: "Graph") -> tuple[list[int], list[int]]:
-        """Row of each writer and column of each reader in the same graph without neurons: those of a neuron's MLP."""
+        """Row of each writer and column of each reader in the same graph without neurons: those of a neuron's MLP.
+
+        Raises `InputError` where the stream is taken apart into features: no edge of the graph without passes there.
+        """
+        if self.streams:
+            raise InputError("Circuits of features of the stream have no form in which MLPs and heads alone are nodes.")
 
         def of(node: Node) -> Node:
-            return Node("mlp", node.layer, input=node.input) if node.kind == "neuron" else node
+            return Node("mlp", node.layer, input=node.input) if node.kind in IN_MLP else node
 
         return [whole.row(of(node)) for node in self.writer_nodes], [
             whole.column(of(node)) for node in self.reader_nodes
@@ -82,7 +161,9 @@ class Graph:
         for layer in range(self.n_layers):
             nodes += [Node.head(layer, head) for head in range(self.n_heads)]
             nodes += [Node.mlp(layer)] * self.mlps
-            nodes += [Node("neuron", layer, neuron) for neuron in self.neurons_of(layer)]
+            nodes += self.part_nodes(layer)
+            if features := self.part_nodes(layer, stream=True):
+                nodes += [Node("resid_pre", layer + 1), *features]
         return tuple(nodes)
 
     @cached_property
@@ -93,13 +174,18 @@ class Graph:
             nodes += [Node("head", layer, head, "q") for head in range(self.n_heads)]
             nodes += [Node("kv", layer, head, part) for part in "kv" for head in range(self.n_kv_heads)]
             nodes += [Node("mlp", layer, input="in")] * self.mlps
-            nodes += [Node("neuron", layer, neuron, "in") for neuron in self.neurons_of(layer)]
+            parts = list(self.part_nodes(layer))
+            if features := self.part_nodes(layer, stream=True):
+                parts += [Node("resid_pre", layer + 1), *features]
+            nodes += [node.reads("in") for node in parts]
         return (*nodes, Node("logits"))
 
     @override
     def __str__(self) -> str:
         text = f"a graph of {self.n_layers} blocks, {self.n_heads} heads and {self.n_kv_heads} key/value heads a block"
-        nodes = f", {sum(map(len, self.neurons))} neurons as nodes" if self.neurons or self.apart else ""
+        kind = "features and neurons" if self.dictionaries else "neurons"
+        count = sum(map(len, (*self.neurons, *self.streams)))
+        nodes = f", {count} {kind} as nodes" if self.has_parts or self.apart else ""
         return text + (", attention and MLP in parallel" if self.parallel else "") + nodes
 
     def matrix(self, values: Float[Tensor, " edges"]) -> Float[Tensor, "writers readers"]:
@@ -157,8 +243,10 @@ class Graph:
 
     @cached_property
     def _neurons_before(self) -> tuple[int, ...]:
-        """Number of neuron nodes before each block, and at the end of all."""
+        """Number of neuron and feature nodes before each block, and at the end of all."""
         counts = [len(self.neurons_of(layer)) for layer in range(self.n_layers)]
+        for layer in range(self.n_layers):
+            counts[layer] += 1 + len(self.features_behind(layer)) if self.features_behind(layer) else 0
         return tuple(accumulate(counts, initial=0))
 
     def upstream_of_attention(self, layer: int) -> int:
@@ -172,13 +260,24 @@ class Graph:
 
     @cached_property
     def mask(self) -> Bool[Tensor, "writers readers"]:
-        """True where an edge exists: where the writer has written before the reader reads."""
-        written = torch.tensor([2 * node.layer + (node.kind in IN_MLP) for node in self.writer_nodes])
+        """True where an edge exists: where the writer has written before the reader reads.
+
+        Of a stream taken apart into features nothing but its nodes is read behind it.
+        """
+
+        def half(node: Node) -> float:
+            return 0.5 * (node.kind in IN_STREAM)
+
+        written = torch.tensor([2 * n.layer + (n.kind in IN_MLP) - half(n) for n in self.writer_nodes])
         written[: len(self.embeds)] = -1
         late = 0 if self.parallel else 1
-        read = torch.tensor([2 * node.layer + late * (node.kind in IN_MLP) for node in self.reader_nodes])
+        read = torch.tensor([2 * n.layer + late * (n.kind in IN_MLP) - half(n) for n in self.reader_nodes])
         read[-1] = 2 * self.n_layers
         mask = written[:, None] < read
+        for layer, features in enumerate(self.streams):
+            if features:
+                cut = 2 * (layer + 1) - 0.5
+                mask &= ~((written[:, None] < cut) & (read > cut))
         for layer in self.apart:
             mask[self.mlp_row(layer)] = mask[:, self.mlp_column(layer)] = False
         return mask
@@ -196,7 +295,7 @@ class Graph:
             if node.kind == "head":
                 kv = Node("kv", node.layer, self.kv_head(node.index))
                 return node.reads("q"), kv.reads("k"), kv.reads("v")
-            return (node.reads("in"),) if node.kind in IN_MLP else ()
+            return (node.reads("in"),) if node.kind in (*IN_MLP, *IN_STREAM) else ()
 
         return tuple(tuple(map(self.column, inputs(node))) for node in self.writer_nodes)
 
@@ -215,7 +314,7 @@ class Graph:
 
     @cached_property
     def reader_layer(self) -> tuple[int, ...]:
-        """By column: the block of each reader, `n_layers` for the logits."""
+        """By column: the block of each reader, `n_layers` for the logits; the stream in front of a block is its."""
         return (*(node.layer for node in self.reader_nodes[:-1]), self.n_layers)
 
     @cached_property

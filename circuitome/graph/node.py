@@ -7,6 +7,7 @@ a9.h6.q  a9.kv2.k  m7.in    what a node reads; also a9.kv2.v, m7.n123.in, m7.f12
 logits                      what the unembedding reads
 logits.t42                  the logit of the token with id 42
 x5  mid5                    the residual stream in front of block 5, and in front of its MLP
+x5.f12  x5.f12.in           a feature of the stream in front of block 5, and what it reads; also x5.in
 a5.bias  m5.bias  bias      biases of a block's attention and MLP; all biases of a model
 a5.h1@3                     any of these at one position, here the fourth token
 a5.h1->a9.h6.q              an edge
@@ -20,6 +21,10 @@ from circuitome.errors import InputError, unknown_name
 
 EMBEDDINGS = ("embed", "token", "position")
 """Kinds of nodes that write in front of block 0: the whole embedding, or its two parts."""
+IN_MLP = ("mlp", "neuron", "feature")
+"""Kinds of nodes that read where an MLP does."""
+IN_STREAM = ("resid_pre", "stream_feature")
+"""Kinds of nodes that stand for the stream in front of a block."""
 
 _FORMS = {
     **{name: name for name in EMBEDDINGS},
@@ -32,6 +37,7 @@ _FORMS = {
     "logits": "logits",
     "logit": "logits.t{index}",
     "resid_pre": "x{layer}",
+    "stream_feature": "x{layer}.f{index}",
     "resid_mid": "mid{layer}",
     "attention_bias": "a{layer}.bias",
     "mlp_bias": "m{layer}.bias",
@@ -40,6 +46,7 @@ _FORMS = {
 """By kind of node: its text, without what it reads and where."""
 
 _INPUTS = {"head": "q|k|v", "kv": "k|v", "mlp": "in", "neuron": "in", "feature": "in"}
+_INPUTS |= {"resid_pre": "in", "stream_feature": "in"}
 """By kind: names of the inputs through which a node reads the residual stream."""
 
 _NUMBER = "(?:0|[1-9][0-9]*)"

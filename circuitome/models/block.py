@@ -55,6 +55,8 @@ class Block:
     """Norm on the MLP's output."""
     qk_norms: tuple[Norm, ...]
     """Norms on queries and keys."""
+    sum_norms: tuple[Norm, ...]
+    """Norms on the stream itself, after the attention and after the MLP are added; none in most architectures."""
     activation: nn.Module
     """The MLP's activation function."""
     gated: bool
@@ -75,14 +77,15 @@ class Block:
         return cls(
             layer=layer,
             attention=attention,
-            projections=tuple(getattr(attention, name) for name in family.projections),
-            output=getattr(attention, family.output),
-            mlp=tuple(getattr(layer, name) for name in family.mlp),
+            projections=tuple(attrgetter(name)(attention) for name in family.projections),
+            output=attrgetter(family.output)(attention),
+            mlp=tuple(attrgetter(name)(layer) for name in family.mlp),
             attention_norm=norm(family.attention_norm),
             mlp_norm=norm(family.mlp_norm),
             attention_post=norm(family.attention_post_norm),
             mlp_post=norm(family.mlp_post_norm),
             qk_norms=tuple(Norm(getattr(attention, name), family.gain_offset) for name in family.qk_norms),
+            sum_norms=tuple(Norm(attrgetter(name)(layer), 0.0) for name in family.sum_norms or ()),
             activation=attrgetter(family.activation)(layer),
             gated=family.gated,
             heads=heads,
@@ -153,7 +156,7 @@ class Block:
     @property
     def norms(self) -> list[nn.Module]:
         """The block's norms that read or write the residual stream."""
-        norms = (self.attention_norm, self.mlp_norm, self.attention_post, self.mlp_post)
+        norms = (self.attention_norm, self.mlp_norm, self.attention_post, self.mlp_post, *self.sum_norms)
         return [norm.module for norm in norms if norm is not None]
 
     @property

@@ -68,12 +68,19 @@ def _identities(model: Model, activations: ActivationCache) -> Iterator[tuple[st
         if block.attention_post is not None:
             z = z / block.attention_post.sigma(activations.attention_out[layer])[..., None]
         stream = activations.resid_pre[layer].float() + block.join_heads(z)
+        if block.sum_norms:
+            stream = block.sum_norms[0](stream.to(model.dtype)).float()
         if not model.graph.parallel:
             yield str(Node("mlp", layer, input="in")), stream, activations.resid_mid[layer]
             stream = activations.resid_mid[layer].float()
         yield str(Node.mlp(layer)), block.run_mlp(activations.resid_mid[layer]), activations.mlp_out[layer]
+        stream = stream + activations.mlp_out[layer].float()
+        if block.sum_norms:
+            stream = block.sum_norms[1](stream.to(model.dtype)).float()
         after = activations.resid_pre[layer + 1] if layer + 1 < len(model.blocks) else activations.final
-        yield f"the stream after block {layer}", stream + activations.mlp_out[layer].float(), after
+        yield f"the stream after block {layer}", stream, after
+    if model.masked:
+        return  # its head is more than a norm and the unembedding
     yield "logits (unembedding)", model.unembed(activations.final[:, -1]), activations.logits
 
 

@@ -1,6 +1,6 @@
 """One row of data per architecture: where q, k, v, o, MLP and norms are, and which layouts are fused.
 
-Paths are attribute names: `layers` and `final_norm` from the causal language model, all others from one block.
+Paths are attribute names: `layers` and `final_norm` from the language model, all others from one block.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class Family:
     layers: str
     """The list of blocks."""
     final_norm: str
-    """The norm before the unembedding."""
+    """The norm before the unembedding; in a masked language model its head, which is more than a norm."""
     attention: str
     """The attention module of a block."""
     projections: tuple[str, ...]
@@ -55,6 +55,12 @@ class Family:
     """Whether attention and MLP of a block read the same residual."""
     refusal: Callable[[Config], str] = lambda config: ""
     """Why a model of this architecture cannot be used, or an empty string."""
+    sum_norms: tuple[str, str] | None = None
+    """The norms on the stream itself, after the attention and after the MLP are added to it (BERT, RoBERTa)."""
+    masked: bool = False
+    """Whether it is a masked language model: every position sees all others, and a hidden token is predicted."""
+    first_position: Callable[[Config], int] = lambda config: 0
+    """The number of the first position: RoBERTa counts from behind that of padding."""
 
 
 def _opt_refusal(config: Config) -> str:
@@ -63,6 +69,10 @@ def _opt_refusal(config: Config) -> str:
     if config.word_embed_proj_dim != config.hidden_size:
         return "its embeddings have another width than its residual stream (word_embed_proj_dim)"
     return ""
+
+
+def _encoder_refusal(config: Config) -> str:
+    return "it is a decoder (is_decoder=True), and only its masked language models are supported" * config.is_decoder
 
 
 def _post_norm_refusal(config: Config) -> str:
@@ -102,6 +112,22 @@ _OPT = Family(
     attention_norm="self_attn_layer_norm",
     mlp_norm="final_layer_norm",
     refusal=_opt_refusal,
+)
+_BERT = Family(
+    model_types=("bert",),
+    layers="bert.encoder.layer",
+    final_norm="cls.predictions.transform",
+    attention="attention",
+    projections=("self.query", "self.key", "self.value"),
+    output="output.dense",
+    mlp=("intermediate", "output.dense"),
+    activation="intermediate.intermediate_act_fn",
+    gated=False,
+    attention_norm=None,
+    mlp_norm=None,
+    sum_norms=("attention.output.LayerNorm", "output.LayerNorm"),
+    masked=True,
+    refusal=_encoder_refusal,
 )
 
 FAMILIES: tuple[Family, ...] = (
@@ -145,6 +171,14 @@ FAMILIES: tuple[Family, ...] = (
         parallel=lambda config: bool(config.use_parallel_residual),
     ),
     _OPT,
+    _BERT,
+    replace(
+        _BERT,
+        model_types=("roberta",),
+        layers="roberta.encoder.layer",
+        final_norm="lm_head",
+        first_position=lambda config: int(config.pad_token_id) + 1,
+    ),
     replace(
         _OPT,
         model_types=("circuitome_known",),
@@ -159,7 +193,7 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def supported() -> tuple[str, ...]:
-    """The `model_type` of every supported decoder architecture."""
+    """The `model_type` of every supported architecture."""
     return tuple(name for family in FAMILIES for name in family.model_types)
 
 

@@ -12,7 +12,14 @@ from urllib.request import getproxies
 
 import torch
 from huggingface_hub import constants, snapshot_download
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from circuitome.errors import InputError, UnknownNameError, unknown_name
 from circuitome.models.check import check_model
@@ -62,14 +69,15 @@ def load(
 
     `model` is a short name (`circuitome models`), the name of a model with a known circuit (`KNOWN`), a hub name, a
     local folder, a .gguf file, or a live transformers model (then give its `tokenizer` too). A GGUF file is
-    dequantised once and cached as safetensors. `dtype` defaults to the checkpoint's own, float32 for GGUF. Before it
-    is returned the model is checked on a short input.
+    dequantised once and cached as safetensors. `dtype` defaults to the checkpoint's own, float32 for GGUF. `device` is
+    a name such as cuda or cuda:1; by default the environment variable CIRCUITOME_DEVICE, else the CPU; a live model
+    stays where it is. Before it is returned the model is checked on a short input.
 
     >>> cm.load("known-ioi")  # or smollm2-135m, a hub name, a folder, a .gguf file, a transformers model
     Model(known-ioi, circuitome_known, 172 edges, torch.float32)
 
     Raises `UnknownNameError`, `UnsupportedModelError`, `AdapterError`, `NumericsError` for weights that give NaN, or
-    `InputError` for files that cannot be read.
+    `InputError` for files that cannot be read, a device that is not there, or weights on several devices.
     """
     if isinstance(model, PreTrainedModel):
         hf, name = model, model.config._name_or_path or type(model).__name__
@@ -77,12 +85,38 @@ def load(
         name = str(model)
         hf, its_tokenizer = _known(name, dtype) if name in KNOWN else _read(name, *_locate(name, progress), dtype)
         tokenizer = tokenizer or its_tokenizer
+        device = device or os.environ.get("CIRCUITOME_DEVICE")
     if device is not None:
-        hf.to(device)  # type: ignore[arg-type]  # transformers' decorator hides that devices are taken
+        hf.to(_device(device))  # type: ignore[arg-type]  # transformers' decorator hides that devices are taken
+    _refuse_several_devices(hf, name)
     loaded = Model(hf, tokenizer, Path(name).name if Path(name).exists() else name)
     if check:
         check_model(loaded)
     return loaded
+
+
+def _device(name: str | torch.device) -> torch.device:
+    """The device of this name. Raises `InputError` where this machine has none."""
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA fails an assertion
+        there = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"The device {str(name)!r} cannot be used: {reason} Here are: {', '.join(['cpu', *there])}."
+        ) from None
+    return device
+
+
+def _refuse_several_devices(hf: PreTrainedModel, name: str) -> None:
+    """Weights are read from their modules and multiplied with activations of others: all on one device."""
+    places = sorted({str(parameter.device) for parameter in hf.parameters()})
+    if len(places) > 1 or places == ["meta"]:
+        raise InputError(
+            f"The weights of {name} lie on {', '.join(places)}; circuitome needs all of them on one device. Load the "
+            "model without a device_map, in bfloat16 if it is too large otherwise."
+        )
 
 
 def _locate(name: str, progress: Progress) -> tuple[str, dict[str, Any]]:
@@ -143,14 +177,22 @@ def _read(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     with quiet():
         try:
-            family_of(AutoConfig.from_pretrained(folder, **options))  # refuse before gigabytes are read
-            hf = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto", **options)
+            kind = auto_class(AutoConfig.from_pretrained(folder, **options))  # refuses before gigabytes are read
+            hf = kind.from_pretrained(folder, dtype=dtype or "auto", **options)
         except (OSError, ValueError) as error:
             raise _unreadable(name, error) from error
         try:
             return hf, AutoTokenizer.from_pretrained(folder, **options)
         except (OSError, ValueError):
             return hf, None  # a model without a tokenizer still takes token ids
+
+
+def auto_class(config: Any) -> Any:
+    """The class of transformers that makes a model from such a configuration, a decoder or a masked language model.
+
+    Raises `UnsupportedModelError` for another architecture.
+    """
+    return AutoModelForMaskedLM if family_of(config).masked else AutoModelForCausalLM
 
 
 def _unreadable(name: str, error: Exception) -> InputError:

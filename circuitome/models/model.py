@@ -1,4 +1,4 @@
-"""A Hugging Face causal language model with its residual stream in view. The model itself is never changed."""
+"""A Hugging Face language model with its residual stream in view. The model itself is never changed."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +18,7 @@ from circuitome.graph.model_graph import Graph
 from circuitome.graph.node import Node
 from circuitome.models.activations import ActivationCache, recording
 from circuitome.models.block import Block, Heads
+from circuitome.models.described import Described, Encoder
 from circuitome.models.families import Family, family_of
 from circuitome.models.hooks import hooked, replaced
 from circuitome.models.inputs import Inputs, OnePassLayer
@@ -46,7 +47,7 @@ class Edited(Protocol):
 
 
 class Model:
-    """A causal language model, its tokenizer, and where its readers and writers are.
+    """A language model, its tokenizer, and where its readers and writers are.
 
     Weights are the model's own, read when they are needed; hooks and replaced forwards live only inside the context
     managers below, and a second thread waits until they are gone.
@@ -68,8 +69,11 @@ class Model:
         self.final_norm = Norm(attrgetter(self.family.final_norm)(hf), self.family.gain_offset)
         self.heads = heads
         self.graph = Graph(len(self.blocks), heads.q, heads.kv, parallel=self.family.parallel(config))
+        self.first_position = self.family.first_position(config)
         self.held: dict[int, list[HeldHeads]] = {}
         """By block with a post-norm: changes in force of its heads' scaled outputs, in the order in which they act."""
+        self.described: dict[tuple[int, bool], Described] = {}
+        """Features that are nodes, by block and by whether they stand for the stream behind it or for its MLP."""
         self.rows: tuple[tuple[int, ...], int] | None = None
         """In `running_rows`: which prompts a pass runs, and of how many; None where a pass runs all, in order."""
         self._lock = threading.RLock()
@@ -89,8 +93,28 @@ class Model:
         Raises `InputError` for a node that is no neuron of this model, and for a block that it has not.
         """
         view = copy(self)
-        view.graph = self.graph.with_neurons(map(self.neuron, neurons), apart)
+        view.graph, view.described = self.graph.with_neurons(map(self.neuron, neurons), apart), {}
         return view
+
+    def with_described(self, dictionary: Encoder, features: Iterable[int], fingerprint: str) -> "Model":
+        """The same model with features of a dictionary on its device as nodes; see `cm.features.as_nodes`."""
+        layer, stream = dictionary.place.layer, dictionary.place.site == "resid"
+        node = Node("resid_pre", layer + 1) if stream else Node.mlp(layer)
+        view = copy(self)
+        view.graph = self.graph.with_features(node, features, fingerprint)
+        which = view.graph.features_behind(layer) if stream else view.graph.neurons_of(layer)
+        described = Described(dictionary, which, dictionary.W_dec[list(which)])
+        view.described = {**self.described, (layer, stream): described}
+        return view
+
+    def part_weights(
+        self, layer: int, parts: Sequence[int] | None = None, *, stream: bool = False
+    ) -> Float[Tensor, "part d_model"]:
+        """What each neuron or feature that is a node (or some, by their place) adds to the stream for a value of 1."""
+        if (described := self.described.get((layer, stream))) is not None:
+            return described.weights if parts is None else described.weights[list(parts)]
+        nodes = self.graph.neurons_of(layer)
+        return self.blocks[layer].neuron_weights(nodes if parts is None else [nodes[i] for i in parts])
 
     def neuron(self, name: str | Node) -> Node:
         """The neuron called `name`. Raises `InputError` for what is none of this model."""
@@ -109,7 +133,31 @@ class Model:
     @property
     def causal(self) -> bool:
         """Whether no position sees a later one."""
-        return bool(getattr(self.hf.config, "is_causal", True))
+        return not self.masked and bool(getattr(self.hf.config, "is_causal", True))
+
+    @property
+    def positions(self) -> int | None:
+        """How many tokens a text may have; None where the configuration sets no limit."""
+        limit = getattr(self.hf.config, "max_position_embeddings", None)
+        return None if limit is None else limit - self.first_position
+
+    @property
+    def masked(self) -> bool:
+        """Whether it is a masked language model, such as BERT: of these, only attention and neurons are studied."""
+        return self.family.masked
+
+    def check_sums(self, what: str) -> None:
+        """Raises `UnsupportedModelError` where parts do not add up to the stream, or the stream to logits.
+
+        `what` is what cannot be done then, as the beginning of a sentence.
+        """
+        if self.masked:
+            raise UnsupportedModelError(
+                f"{what} cannot be done with {self.name} ({self.hf.config.model_type}): a masked language model says "
+                "nothing of a next token, and this one's blocks normalise the stream after each sum, so that no part's "
+                "share of it or of the logits is its own. Its attention, heads, neurons and syntax can be studied "
+                "(circuitome heads, neurons, syntax); for the rest use a decoder."
+            )
 
     @property
     def device(self) -> torch.device:
@@ -123,7 +171,8 @@ class Model:
 
     @property
     def unembedding(self) -> Any:
-        """The language-model head, a linear layer."""
+        """The language-model head, a linear layer. Raises `UnsupportedModelError` for a masked language model."""
+        self.check_sums("Reading tokens off the stream or off weights")
         return self.hf.get_output_embeddings()
 
     def encode(self, text: str) -> list[int]:
@@ -164,7 +213,10 @@ class Model:
         """
         width = getattr(self.hf.config, "intermediate_size", None) or 4 * self.d_model
         attention = self.heads.readers * self.heads.width
-        nodes = self.d_model * sum(map(len, self.graph.neurons)) * (1 + gradients)  # a vector for each neuron node
+        parts = sum(map(len, (*self.graph.neurons, *self.graph.streams)))
+        nodes = self.d_model * parts * (1 + gradients)  # a vector for each neuron or feature node
+        whole = [described for described in self.described.values() if described.site == "mlp"]
+        nodes += 2 * width * sum(len(described.which) for described in whole)  # each runs the MLP for itself
         numbers = 6 * self.d_model + attention
         if gradients:
             numbers += 4 * width + 10 * self.d_model + 3 * attention
@@ -189,7 +241,8 @@ class Model:
         """
         activations = ActivationCache()
         with self.reserved(), ExitStack() as stack:
-            neurons = self.graph.neurons
+            described = self.graph.described
+            neurons = [() if layer in described else nodes for layer, nodes in enumerate(self.graph.neurons)]
             stack.enter_context(recording(self.blocks, self.final_norm.module, activations, start, neurons))
             stack.enter_context(self._only_at(inputs.read) if logits else self._ending_at_final_norm())
             if not whole:
@@ -374,7 +427,7 @@ class Model:
                 return self.hf(
                     input_ids=inputs.ids,
                     attention_mask=inputs.mask,
-                    position_ids=inputs.positions,
+                    position_ids=inputs.positions + self.first_position,
                     past_key_values=inputs.cache,
                     use_cache=inputs.cache is not None,
                 )
@@ -442,7 +495,7 @@ class Model:
         def pick(module: nn.Module, args: tuple[Any, ...]) -> Any:
             return (args[0][rows, read][:, None], *args[1:])
 
-        return self._hooked(self.unembedding.register_forward_pre_hook, pick)
+        return self._hooked(self.hf.get_output_embeddings().register_forward_pre_hook, pick)  # type: ignore[union-attr]
 
     def _ending_at_final_norm(self) -> AbstractContextManager[None]:
         return self._hooked(self.final_norm.module.register_forward_pre_hook, _stop)

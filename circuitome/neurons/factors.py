@@ -56,8 +56,8 @@ class Readers:
     """What reads: a9.h6.q, m5.n12.in, logits."""
     width: int
     """Columns of each."""
-    weights: Float[Tensor, "columns d_model"]
-    """W, with the norm's gain and centring folded in."""
+    weights: Float[Tensor, "rows d_model"]
+    """W, with the norm's gain and centring folded in; without rows where `gradient` is at the stream itself."""
     gradient: Float[Tensor, "tokens columns"]
     """G."""
     slopes: tuple[tuple[Float[Tensor, "tokens d_model"], Float[Tensor, "tokens nodes"]], ...]
@@ -228,3 +228,39 @@ def folded(weights: Float[Tensor, "columns d_model"], norm: Norm | None) -> Floa
     """Columns with the norm's gain and centring folded in, float32."""
     weights = weights.detach().float()
     return weights if norm is None else norm.centre(weights * norm.gain)
+
+
+def tokens(values: Sequence[Tensor]) -> Float[Tensor, "tokens width"]:
+    """The tokens of all batches, one behind the other."""
+    return torch.cat([value.flatten(0, 1).float() for value in values])
+
+
+@dataclass(frozen=True)
+class Read:
+    """The gradient of some readers on one batch, summed over points of the path."""
+
+    gradient: Float[Tensor, "tokens reader column"]
+    """G."""
+    slopes: tuple[tuple[Tensor, Tensor], ...]
+    """By point, c and r."""
+
+
+def read_at(norm: Norm | None, resid: Tensor, given: Tensor, gradient: Tensor, frozen: bool = False) -> Read:
+    """What readers leave behind at one point: residual, what their columns give, and the gradient at that.
+
+    `frozen`: the norm's divisor passes no gradient, so it has no slope.
+    """
+    g = gradient.flatten(0, 1)
+    if norm is None:
+        return Read(g, ())
+    x = resid.detach().flatten(0, 1)
+    sigma = norm.sigma(x)[..., None]
+    if frozen:
+        return Read(g / sigma, ())
+    slope = (given.flatten(0, 1) * g).sum(-1) / (x.shape[-1] * sigma[..., 0].square())
+    return Read(g / sigma, ((norm.centre(x), slope),))
+
+
+def readers_of(names: Sequence[str], weights: Float[Tensor, "columns d_model"], read: Read) -> Readers:
+    """Readers with their weights and gradients."""
+    return Readers(tuple(names), len(weights) // len(names), weights, read.gradient.flatten(1), read.slopes)

@@ -18,15 +18,19 @@ from circuitome.errors import InputError
 from circuitome.graph.node import Node
 from circuitome.models.block import Block, weight_of
 from circuitome.models.model import Model
-from circuitome.models.norms import Norm
 from circuitome.neurons.factors import (
     Gradients,
     Pass,
+    Read,
     Readers,
     Writers,
     folded,
     path_points,
+    read_at,
+    readers_of,
+    tokens,
 )
+from circuitome.neurons.feature_factors import FeatureFactors, described_factors, described_reads
 from circuitome.neurons.neuron_scores import check_neurons
 from circuitome.results import Shown
 
@@ -136,11 +140,14 @@ class Factors:
     attention: list[Readers]
     mlps: list[Readers]
     logits: Readers
+    described: dict[tuple[int, bool], FeatureFactors]
+    """Features that are nodes, as in `Model.described`."""
 
     @classmethod
     def of(cls, setting: Setting, steps: int, rules: Rules = PLAIN) -> "Factors":
         """The factors of all prompts, whose tokens follow one another."""
-        setting = setting if setting.max_memory else setting.but(max_memory=PASS_MEMORY)
+        if setting.max_memory is None and setting.model.device.type == "cpu":
+            setting = setting.but(max_memory=PASS_MEMORY)
         model, changes, reads = setting.model, list[Pass](), list[list[Read]]()
         for batch in setting.batches("scoring neurons", gradients=True):
             clean, ablated, points = path_points(setting, batch, steps, rules)
@@ -148,12 +155,13 @@ class Factors:
             changes.append(Pass(ablated.writers.minus(clean.writers), neurons))
             total: list[Read] = []
             for point in points:  # one at a time: what a point leaves behind is thin
-                total = added(total, reads_of(model, point, steps))
+                total = added(total, [*reads_of(model, point, steps), *described_reads(model, point, steps, rules)])
             reads.append(total)
         for read in reads:
             read.reverse()
         # Popped, so that a batch's part of a layer is free once it is joined.
-        readers = [joined([read.pop() for read in reads]) for _ in range(2 * len(model.blocks) + 1)]
+        readers = [joined([read.pop() for read in reads]) for _ in range(len(reads[0]))]
+        ends = 2 * len(model.blocks)
         heads, of_neurons = zip(*(_writers(model, layer, changes) for layer in range(len(model.blocks))), strict=True)
         identity = torch.eye(model.d_model, device=model.device)
         embed = tokens([change.writers.embed for change in changes])
@@ -163,10 +171,11 @@ class Factors:
             heads=list(heads),
             neurons=list(of_neurons),
             attention=[
-                readers_of(*_attention_columns(model, layer), read) for layer, read in enumerate(readers[:-1:2])
+                readers_of(*_attention_columns(model, layer), read) for layer, read in enumerate(readers[:ends:2])
             ],
-            mlps=[readers_of(*_neuron_columns(model, layer), read) for layer, read in enumerate(readers[1:-1:2])],
-            logits=readers_of(("logits",), identity, readers[-1]),
+            mlps=[readers_of(*_neuron_columns(model, layer), read) for layer, read in enumerate(readers[1:ends:2])],
+            logits=readers_of(("logits",), identity, readers[ends]),
+            described=described_factors(model, changes, readers[ends + 1 :]),
         )
 
     def pairs(self, layers: Sequence[int]) -> Iterator[tuple[Writers, Readers]]:
@@ -179,11 +188,6 @@ class Factors:
                 beside = [] if parallel else [self.heads[layer]]
                 yield from ((writers, self.mlps[layer]) for writers in (*before, *beside))
         yield from ((writers, self.logits) for writers in (self.embed, *self.heads, *(self.neurons[i] for i in layers)))
-
-
-def tokens(values: Sequence[Tensor]) -> Float[Tensor, "tokens width"]:
-    """The tokens of all batches, one behind the other."""
-    return torch.cat([value.flatten(0, 1).float() for value in values])
 
 
 def _writers(model: Model, layer: int, changes: Sequence[Pass]) -> tuple[Writers, Writers]:
@@ -199,16 +203,6 @@ def _writers(model: Model, layer: int, changes: Sequence[Pass]) -> tuple[Writers
     )
 
 
-@dataclass(frozen=True)
-class Read:
-    """The gradient of some readers on one batch, summed over points of the path."""
-
-    gradient: Float[Tensor, "tokens reader column"]
-    """G."""
-    slopes: tuple[tuple[Tensor, Tensor], ...]
-    """By point, c and r."""
-
-
 def reads_of(model: Model, point: Gradients, steps: int) -> list[Read]:
     """By layer what q, k and v and what the neurons read, then what the logits do, at one point."""
     reads = list[Read]()
@@ -216,7 +210,7 @@ def reads_of(model: Model, point: Gradients, steps: int) -> list[Read]:
         projected = block.split([t.detach() for t in point.activations.projected[layer]]).float()
         inputs = torch.stack(block.split_inputs(point.cache.inputs[layer]), -1).float()
         reads.append(
-            _read(
+            read_at(
                 block.attention_norm,
                 point.activations.resid_pre[layer],
                 projected - _attention_constants(block),
@@ -226,24 +220,8 @@ def reads_of(model: Model, point: Gradients, steps: int) -> list[Read]:
         )
         gradient = torch.stack(block.split_inputs(point.inputs[layer]), -1) / steps
         resid_mid = point.activations.resid_mid[layer]
-        reads.append(_read(block.mlp_norm, resid_mid, inputs - _constants(block), gradient, point.frozen))
-    return [*reads, _read(None, point.final, point.final, point.final[:, :, None] / steps)]
-
-
-def _read(norm: Norm | None, resid: Tensor, given: Tensor, gradient: Tensor, frozen: bool = False) -> Read:
-    """What readers leave behind at one point: residual, what their columns give, and the gradient at that.
-
-    `frozen`: the norm's divisor passes no gradient, so it has no slope.
-    """
-    g = gradient.flatten(0, 1)
-    if norm is None:
-        return Read(g, ())
-    x = resid.detach().flatten(0, 1)
-    sigma = norm.sigma(x)[..., None]
-    if frozen:
-        return Read(g / sigma, ())
-    slope = (given.flatten(0, 1) * g).sum(-1) / (x.shape[-1] * sigma[..., 0].square())
-    return Read(g / sigma, ((norm.centre(x), slope),))
+        reads.append(read_at(block.mlp_norm, resid_mid, inputs - _constants(block), gradient, point.frozen))
+    return [*reads, read_at(None, point.final, point.final, point.final[:, :, None] / steps)]
 
 
 def added(total: Sequence[Read], more: Sequence[Read]) -> list[Read]:
@@ -262,11 +240,6 @@ def joined(parts: Sequence[Read]) -> Read:
         torch.cat([part.gradient for part in parts]),
         tuple((torch.cat([c for c, _ in point]), torch.cat([r for _, r in point])) for point in slopes),
     )
-
-
-def readers_of(names: Sequence[str], weights: Float[Tensor, "columns d_model"], read: Read) -> Readers:
-    """Readers with their weights and gradients."""
-    return Readers(tuple(names), len(weights) // len(names), weights, read.gradient.flatten(1), read.slopes)
 
 
 def _attention_columns(model: Model, layer: int) -> tuple[Sequence[str], Tensor]:

@@ -1,12 +1,13 @@
-"""EAP and EAP-IG on a graph in which some neurons are nodes: the score of every edge, as a matrix.
+"""EAP and EAP-IG on a graph in which some neurons or features are nodes: the score of every edge, as a matrix.
 
 The score is that of `eap_ig` with midpoints: what an edge's writer changes by when ablated, times the mean gradient at
 its reader's own copy of the residual stream. A neuron writes and reads by its own weights; what is left of an MLP is
-one node, whose writing is the sum of its other neurons' and whose gradient is the sum of theirs.
+one node, whose writing is the sum of its other neurons' and whose gradient is the sum of theirs. Features of a
+dictionary and what they leave of the MLP or of the stream take part likewise (`cm.features.as_nodes`).
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -27,7 +28,7 @@ TOKENS = 128
 @method
 @on_neurons
 def graph_scores(setting: Setting, *, steps: int = 5, rules: str | Rules = "plain") -> EdgeScores:
-    """The score of every edge of the model's graph, whose neurons may be nodes (`Model.with_neurons`).
+    """The score of every edge of the model's graph, whose neurons may be nodes (`Model.with_neurons`), or features.
 
     As `eap_ig(steps=...)` (`steps=1`: `eap`), to which it is equal on a graph without neurons; the scores of an MLP's
     nodes sum to its own there. Costs what these do.
@@ -43,11 +44,19 @@ def graph_scores(setting: Setting, *, steps: int = 5, rules: str | Rules = "plai
     check_neurons(setting, steps)
     rules, graph = rules_of(rules), setting.model.graph
     factors = Factors.of(setting, steps, rules)
-    writers, readers = [factors.embed], list[Readers]()
+    writers, readers = [factors.embed], list[Readers | Rest]()
     for layer in range(graph.n_layers):
-        nodes = graph.neurons_of(layer)
-        writers += [factors.heads[layer], *writers_of_nodes(factors.neurons[layer], layer, nodes)]
-        readers += [factors.attention[layer], *readers_of_nodes(factors.mlps[layer], layer, nodes)]
+        writers.append(factors.heads[layer])
+        readers.append(factors.attention[layer])
+        nodes = () if layer in graph.described else graph.neurons_of(layer)
+        whole = readers_of_nodes(factors.mlps[layer], layer, nodes)
+        if layer not in graph.described:
+            writers += writers_of_nodes(factors.neurons[layer], layer, nodes)
+            readers += whole
+        for stream in (False, True):
+            if (features := factors.described.get((layer, stream))) is not None:
+                writers += [features.rest, features.features]
+                readers += [Rest(features.whole or whole[0], features.reads), features.reads]
     readers.append(factors.logits)
     values = torch.zeros(graph.mask.shape, device=setting.model.device)
     tokens = len(factors.embed.delta)
@@ -72,8 +81,27 @@ def vectors_written(writers: Writers, span: slice) -> Float[Tensor, "writer toke
     return writers.delta[span].unflatten(1, weights.shape[:2]).transpose(0, 1) @ weights
 
 
-def vectors_read(readers: Readers, span: slice) -> Float[Tensor, "reader tokens d_model"]:
+@dataclass(frozen=True)
+class Rest:
+    """What features of a dictionary leave, as a reader: what all nodes of their stage read, without the features."""
+
+    whole: Readers
+    """All of them together."""
+    features: Readers
+    """The features."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The one reader."""
+        return self.whole.names
+
+
+def vectors_read(readers: Readers | Rest, span: slice) -> Float[Tensor, "reader tokens d_model"]:
     """The mean gradient at each reader's own copy of the residual stream, at some tokens."""
+    if isinstance(readers, Rest):
+        return vectors_read(readers.whole, span) - vectors_read(readers.features, span).sum(0)
+    if not len(readers.weights):
+        return readers.gradient[span].unflatten(1, (len(readers.names), -1)).transpose(0, 1)
     weights = readers.weights.unflatten(0, (len(readers.names), readers.width))
     vectors = readers.gradient[span].unflatten(1, weights.shape[:2]).transpose(0, 1) @ weights
     for centred, slope in readers.slopes:

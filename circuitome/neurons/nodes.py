@@ -14,7 +14,7 @@ from circuitome.errors import InputError
 from circuitome.graph.node import Node
 from circuitome.models.model import Model
 from circuitome.neurons.neuron_scores import scores
-from circuitome.neurons.projections import projected
+from circuitome.neurons.projections import logits_of
 from circuitome.tasks.task import Pair
 from circuitome.weights.pairs import token_name
 
@@ -52,7 +52,7 @@ def take_apart(setting: Setting, *, neurons: int = NODES, layers: Sequence[int] 
 
 @dataclass(frozen=True)
 class DescribedNeuron:
-    """A neuron on some prompts: where ablation changes it most, and what it then says."""
+    """A neuron (or a feature that is a node) on some prompts: where ablation changes it most, and what it then says."""
 
     name: str
     """m5.n123."""
@@ -73,6 +73,8 @@ class DescribedNeuron:
 def describe(setting: Setting, neurons: Sequence[str], *, top: int = 5) -> tuple[DescribedNeuron, ...]:
     """Where on the task's prompts neurons change most when ablated, and the `top` tokens that they raise and lower.
 
+    Features of a dictionary that are nodes of the model likewise.
+
     Tokens are those that the unembedding reads from the neuron's output weights alone, the final norm's gain folded in;
     their sign is that of the neuron's mean activity there.
 
@@ -82,27 +84,40 @@ def describe(setting: Setting, neurons: Sequence[str], *, top: int = 5) -> tuple
 
     Raises `InputError` for a name that is no neuron.
     """
-    view = setting.model.with_neurons(neurons)
-    places = [(layer, i) for layer, nodes in enumerate(view.graph.neurons) for i in range(len(nodes))]
-    setting, kept = setting.but(model=view), dict[tuple[int, int], list[tuple[str, float, float]]]()
+    names = list(dict.fromkeys(str(Node.parse(name)) for name in neurons))
+    view = setting.model if {*names} <= {*setting.model.graph.writers} else setting.model.with_neurons(names)
+    places = [(name, *_place_of(view, Node.parse(name))) for name in names]
+    setting, kept = setting.but(model=view), {name: list[tuple[str, float, float]]() for name in names}
     for batch in setting.batches():
         with torch.no_grad():
             clean = WriterValues.of(view, view.record(batch.clean, logits=False))
         ablated = setting.ablated_values(batch, clean)
         real, last = batch.clean.real(), torch.zeros_like(batch.clean.real())
         last[torch.arange(len(last)), batch.clean.read] = 1.0  # all that matters of the last block
-        for place in places:
-            here, there = (values.neurons[place[0]][..., place[1]] for values in (clean, ablated))
-            at = ((here - there).abs() * (last if place[0] == len(view.blocks) - 1 else real)).argmax(1)
+        for name, layer, stream, i in places:
+            here, there = (
+                (values.stream(view, layer)[1] if stream else values.neurons[layer])[..., i]
+                for values in (clean, ablated)
+            )
+            at = ((here - there).abs() * (last if layer == len(view.blocks) - 1 else real)).argmax(1)
             rows = torch.arange(len(at), device=at.device)
             positions = batch.clean.positions.expand_as(batch.clean.ids)[rows, at].tolist()
             found = [_place(view, setting.task.pairs[row], i) for row, i in zip(batch.rows, positions, strict=True)]
             values = (t[rows, at].tolist() for t in (here, there))
-            kept.setdefault(place, []).extend(zip(found, *values, strict=True))
-    names = {str(Node("neuron", layer, view.graph.neurons[layer][i])): (layer, i) for layer, i in places}
-    order = dict.fromkeys(str(Node.parse(name)) for name in neurons)
-    logits = projected(view, list(order))
-    return tuple(_described(view, name, kept[names[name]], logits[i], top) for i, name in enumerate(order))
+            kept[name].extend(zip(found, *values, strict=True))
+    directions = [view.part_weights(layer, [i], stream=stream)[0] for _, layer, stream, i in places]
+    if not directions:
+        return ()
+    logits = logits_of(view, torch.stack(directions))
+    return tuple(_described(view, name, kept[name], row, top) for name, row in zip(names, logits, strict=True))
+
+
+def _place_of(model: Model, node: Node) -> tuple[int, bool, int]:
+    """The block of a neuron or feature that is a node, whether it is one of the stream, and its place among these."""
+    stream = node.kind == "stream_feature"
+    layer = node.layer - stream
+    which = model.graph.features_behind(layer) if stream else model.graph.neurons_of(layer)
+    return layer, stream, which.index(node.index)
 
 
 def _place(model: Model, pair: Pair, position: int) -> str:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from circuitome.engine.batches import DEFAULT_MEMORY
+from circuitome.engine.batches import memory_budget
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
 from circuitome.models.inputs import Inputs
@@ -34,7 +34,7 @@ def token_losses(
     """
     model, tell = setting.model, setting.tell(what)
     bytes_each = texts.length * (len(unembedding_rows(model)) * 4 * COPIES + model.bytes_per_token(gradients=False))
-    size = max(1, (setting.max_memory or DEFAULT_MEMORY) // bytes_each)
+    size = max(1, memory_budget(setting.model, setting.max_memory) // bytes_each)
     losses = torch.full((len(texts), texts.length - 1), torch.nan)
     for start in range(0, len(texts), size):
         rows = range(start, min(start + size, len(texts)))

@@ -250,8 +250,8 @@ class Shape:
     """Whether blocks have MLPs."""
     parallel: bool = False
     """Whether attention and MLP of a block read the same stream."""
-    neurons: tuple[tuple[int, ...], ...] = ()
-    """By block, the neurons that are drawn beside its MLP, or nothing."""
+    neurons: tuple[tuple[str, ...], ...] = ()
+    """By block, the neurons and features that are drawn beside its MLP, or nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,6 +310,37 @@ class Roles(Block):
     positions: tuple[str, ...] = ()
     """Named token positions from left to right."""
     block: Literal["roles"] = "roles"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalVariable:
+    """An input, a variable or the answer of a causal model, and where in a network it was looked for."""
+
+    name: str
+    """Its name."""
+    parents: tuple[str, ...] = ()
+    """What it is computed from; nothing of an input."""
+    place: str = ""
+    """Where in the network it was judged, e.g. x14@end; nothing where it was not looked for."""
+    sites: tuple[tuple[float, int], ...] = ()
+    """The sites of that place: how many blocks up, with the share of the block, and the number of the position."""
+    accuracy: tuple[Number, Number, Number] | None = None
+    """Its interchange accuracy there, with its interval."""
+    holds: bool = False
+    """Whether it stands out from all controls there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalMap(Block):
+    """A causal model as a graph, beside the network's blocks and positions; each variable leads to its place."""
+
+    variables: tuple[CausalVariable, ...]
+    """Inputs first, then variables, each behind all that it is computed from."""
+    layers: int
+    """Number of blocks of the network."""
+    positions: tuple[str, ...]
+    """Named token positions from left to right."""
+    block: Literal["causal model"] = "causal model"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -537,7 +568,7 @@ class Note(Block):
     block: Literal["note"] = "note"
 
 
-Drawn = Attention | CircuitMap | PromptGraph | Roles | Routes
+Drawn = Attention | CausalMap | CircuitMap | PromptGraph | Roles | Routes
 """Blocks that we draw ourselves."""
 Chart = HeatMap | Lines | Bars | Scatter
 """Blocks that are drawn as charts."""

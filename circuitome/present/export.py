@@ -161,6 +161,11 @@ def _roles(block: blocks.Roles) -> Rows:
     return [("class", "members", "position"), *((c.name, " ".join(c.members), c.position) for c in block.classes)]
 
 
+def _causal_map(block: blocks.CausalMap) -> Rows:
+    rows = [(v.name, " ".join(v.parents), v.place, *(v.accuracy or (None, None, None))) for v in block.variables]
+    return [("variable", "computed from", "place", "accuracy", "low", "high"), *rows]
+
+
 def _attention(block: blocks.Attention) -> Rows:
     rows = [
         (name, i, block.tokens[i], j, block.tokens[j], value)
@@ -214,6 +219,7 @@ _ROWS: dict[type[blocks.Block], Callable[[Any], Rows]] = {
     blocks.Routes: _routes,
     blocks.PromptGraph: _prompt_graph,
     blocks.Roles: _roles,
+    blocks.CausalMap: _causal_map,
     blocks.Attention: _attention,
     blocks.Tokens: _tokens,
     blocks.NeuronIndex: _neurons,

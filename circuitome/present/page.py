@@ -18,6 +18,7 @@ from circuitome.present.blocks import (
     AnyBlock,
     Attention,
     Block,
+    CausalMap,
     CircuitMap,
     Document,
     HeatMap,
@@ -27,7 +28,7 @@ from circuitome.present.blocks import (
     Roles,
     Routes,
 )
-from circuitome.present.drawings import attention, attribution_graph, circuit, roles, routes
+from circuitome.present.drawings import attention, attribution_graph, causal_map, circuit, roles, routes
 from circuitome.runs.store import plain
 
 OPEN_PAIRS = 4
@@ -163,6 +164,7 @@ def drawing(block: Block) -> Markup:
     """A chart or a drawing as SVG in the page's colours."""
     draw: dict[type[Block], Callable[[Any], str]] = {
         CircuitMap: lambda circuit_map: circuit.svg(circuit.draw(circuit_map)),
+        CausalMap: causal_map.svg,
         Roles: roles.svg,
         Routes: routes.svg,
         PromptGraph: attribution_graph.svg,

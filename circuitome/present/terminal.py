@@ -132,6 +132,19 @@ def _roles(block: blocks.Roles, console: Console) -> None:
     print_table(table("", ("role", Column("at", narrow=False), "parts", "leads to"), rows), console)
 
 
+def _causal_map(block: blocks.CausalMap, console: Console) -> None:
+    rows = [
+        (v.name, ", ".join(v.parents) or "(an input)", v.place, v.accuracy, "" if v.accuracy is None else _stands(v))
+        for v in block.variables
+    ]
+    heads = ("variable", Column("computed from", narrow=False), ("judged at", "node"), ("IIA", "estimate", 2), "")
+    print_table(table("", heads, rows), console)
+
+
+def _stands(variable: blocks.CausalVariable) -> str:
+    return "has a place" if variable.holds else "not above controls"
+
+
 def _tokens(block: blocks.Tokens, console: Console) -> None:
     """The text, its strongest tokens bold and listed with their values."""
     largest = max((abs(v) for line in block.lines for _, v in line if v is not None), default=0.0) or 1.0
@@ -183,6 +196,7 @@ PRINTED: dict[str, Callable[[Any, Console], None]] = {
     "scatter": _scatter,
     "circuit": text_figures.circuit,
     "roles": _roles,
+    "causal model": _causal_map,
     "routes": text_figures.routes,
     "attribution graph": text_figures.prompt_graph,
     "tokens": _tokens,

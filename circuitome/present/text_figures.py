@@ -1,12 +1,12 @@
 """Maps, circuits and routes in the terminal: signs for sizes, each with its legend, and the strongest as a table."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from circuitome.graph.node import Node
+from circuitome.graph.node import IN_STREAM, Node
 from circuitome.present import formats
 from circuitome.present.blocks import CircuitMap, Column, HeatMap, PromptGraph, Routes, table
 from circuitome.present.drawings.attribution_graph import ROUND
@@ -127,16 +127,16 @@ def _strongest_cells(block: HeatMap, values: dict[tuple[int, int], float], conso
 def circuit(block: CircuitMap, console: Console) -> None:
     """Heads across, layers upwards; a darker sign for a node that more of the circuit's score touches; then edges."""
     sizes = _strengths(block)
-    parts = ("head", "mlp", "neuron")
+    parts = ("head", "mlp", "neuron", "feature", *IN_STREAM)
     top = max((size for node, size in sizes.items() if Node.parse(node).kind in parts), default=0.0) or 1.0
     heads = _heads(block, sizes, console.width - 10)
     wide = max(1, len(str(heads[-1] if heads else 0)))
     neurons = block.shape.neurons
-    header = [f"{head:<{wide}}" for head in heads] + ["mlp"] * block.shape.mlps + ["neurons"] * bool(neurons)
+    header = [f"{head:<{wide}}" for head in heads] + ["mlp"] * block.shape.mlps + [_called(neurons)] * bool(neurons)
     _line(console, f"{'layer':>5}", [(words, "bold") for words in header])
     for layer in reversed(range(block.shape.layers)):
         names = [str(Node.head(layer, head)) for head in heads] + [str(Node.mlp(layer))] * block.shape.mlps
-        names += [str(Node("neuron", layer, neuron)) for neuron in (neurons[layer] if neurons else ())]
+        names += neurons[layer] if neurons else ()
         signs = [_shade(sizes.get(name, 0.0) / top) for name in names]
         if any(sign != " " for sign in signs):
             _line(console, f"{layer:>5}", [(f"{sign:<{wide}}", "") for sign in signs])
@@ -150,6 +150,12 @@ def circuit(block: CircuitMap, console: Console) -> None:
         rows = ((edge.source, edge.reader, (edge.score, edge.low, edge.high)) for edge in block.edges[: block.top])
         score = ("score with its interval", "estimate", 4, block.unit)
         print_table(table("", (("strongest edges from", "node"), ("to", "node"), score), rows), console)
+
+
+def _called(names: Iterable[Iterable[str]]) -> str:
+    """What the nodes beside MLPs are called together."""
+    kinds = {Node.parse(name).kind for some in names for name in some}
+    return "neurons" if kinds == {"neuron"} else "features" if "neuron" not in kinds else "neurons, features"
 
 
 def _strengths(block: CircuitMap) -> dict[str, float]:

@@ -5,11 +5,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from circuitome.engine.ablation import UNALIGNED
 from circuitome.errors import InputError, RunError
+from circuitome.features.feature_nodes import fingerprint
+from circuitome.features.loading import load as load_dictionary
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
 from circuitome.graph.model_graph import Graph
+from circuitome.graph.node import Node
 from circuitome.models.loading import load, weights_hash
 from circuitome.models.model import Model
 from circuitome.runs.draw import Origin
@@ -30,6 +35,8 @@ class Reopened:
     """Where the run lies."""
     run: Run
     """Its manifest and tensors."""
+    device: str | None = None
+    """Where its model is loaded; None: the default of `load`."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.manifest['command']!r}, {len(self.run.tensors)} tensors)"
@@ -73,11 +80,24 @@ class Reopened:
         if "model" not in self.manifest:
             raise self._without("model", "find")
         asked = self.manifest["model"]["name"] if "prompts_from" not in self.manifest else self.origin.model
-        model = load(asked)
+        model = load(asked, dtype=getattr(torch, self.manifest["model"]["dtype"]), device=self.device)
         if weights_hash(model) != self.manifest["model"]["weights_hash"]:
             raise RunError(f"The weights of {asked} are not those of {self.folder}. {self._again()}")
-        nodes = self.manifest.get("neuron_nodes")
-        return model.with_neurons(nodes["neurons"], apart=nodes["apart"]) if nodes else model
+        if nodes := self.manifest.get("neuron_nodes"):
+            model = model.with_neurons(nodes["neurons"], apart=nodes["apart"])
+        for record in self.manifest.get("feature_nodes", ()):
+            model = self._with_features(model, record)
+        return model
+
+    def _with_features(self, model: Model, record: dict[str, Any]) -> Model:
+        """The model with features of a dictionary as nodes. Raises `RunError` for another dictionary."""
+        path = record["dictionary"]
+        if not Path(path).exists():
+            raise RunError(f"The dictionary of {self.folder} was at {path}, which is not there any more.")
+        dictionary = load_dictionary(path, model=model, check=False)
+        if fingerprint(dictionary) != record["fingerprint"]:
+            raise RunError(f"The dictionary {path} is not that of {self.folder} any more. {self._again()}")
+        return model.with_described(dictionary.to(model.device), record["features"], record["fingerprint"])
 
     @cached_property
     def prompts(self) -> Split:
@@ -109,8 +129,11 @@ class Reopened:
             raise self._without("model", "find")
         shape = self.manifest["model"]
         graph = Graph(shape["layers"], shape["heads"], shape["kv_heads"], parallel=shape["parallel"])
-        nodes = self.manifest.get("neuron_nodes")
-        return graph.with_neurons(nodes["neurons"], nodes["apart"]) if nodes else graph
+        if nodes := self.manifest.get("neuron_nodes"):
+            graph = graph.with_neurons(nodes["neurons"], nodes["apart"])
+        for record in self.manifest.get("feature_nodes", ()):
+            graph = graph.with_features(Node.parse(record["node"]), record["features"], record["fingerprint"])
+        return graph
 
     @cached_property
     def circuit(self) -> Circuit:
@@ -137,13 +160,13 @@ class Reopened:
         return f"Run it again: {self.manifest['command']}"
 
 
-def reopened(folder: Path) -> Reopened:
-    """The run in `folder`, its model loaded, its prompts drawn again and its circuit read.
+def reopened(folder: Path, device: str | None = None) -> Reopened:
+    """The run in `folder`: model loaded onto `device` in its precision, prompts drawn again, circuit read.
 
     Raises `RunError` where there is no run or it holds no circuit, or where its prompts, weights or graph are no longer
     what they were.
     """
-    found = Reopened(folder, load_run(folder))
+    found = Reopened(folder, load_run(folder), device)
     circuit, _ = found.circuit, found.task  # drawn now, so that changed prompts are noticed before the work
     if circuit.graph != found.model.graph:
         raise InputError(

@@ -27,7 +27,7 @@ SIGN = (
     "pairs in which the model then answers what the causal model does with the variable's value from the source."
 )
 LEARNING = 0.5
-"""Bare forward and backward passes of one epoch of learning at the middle of the model, at an average position."""
+"""Part of the blocks that a step of learning runs where it is not known where the place will be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,8 @@ class Align(PromptSettings):
     """das (directions of the sizes --k), boundless (how many is learned too), mask (coordinates or heads), pca."""
     k: WholeNumbers = (1, 4, 16)
     """Sizes of subspaces to learn at that place, the smallest good enough is judged; 0 alone: its whole value."""
+    least: float = 0.5
+    """Share of the prompts that model and causal model must agree on; the others are left out and counted."""
     held_out: str | None = None
     """File or task of the prompts to judge on; by default other prompts of the same task."""
 
@@ -68,6 +70,8 @@ class Align(PromptSettings):
             raise unknown_name("kind of sites", self.sites, KINDS)
         if min(self.k, default=0) < 0 or (0 in self.k and len(self.k) > 1):
             raise InputError(f"--k takes sizes of subspaces from 1 on, or 0 alone; got {', '.join(map(str, self.k))}.")
+        if not 0 < self.least <= 1:
+            raise InputError(f"--least is a share of the prompts, above 0 and at most 1; got {self.least}.")
         if self.model_of == BUILTIN:
             cm.causal.ready(self.task)
         super().check()
@@ -129,8 +133,9 @@ def check_possible(settings: Align, model: "cm.Model") -> None:
 
 
 def work(settings: Align, context: Context) -> Work:
-    """Three passes to record, a part of a pass for every site and position, and what learning takes."""
-    from circuitome.causal.searches import EPOCHS
+    """Passes that record prompts, a part of a pass for every site and position, and what learning takes."""
+    from circuitome.causal.located import RANDOM
+    from circuitome.causal.searches import EPOCHS, LEARNED, SIZED, TRIED
     from circuitome.causal.sites import sites, units
 
     causal, graph, task = causal_model(settings), context.model.graph, context.task
@@ -139,9 +144,24 @@ def work(settings: Align, context: Context) -> Work:
     only = units(graph, candidates(settings, context.model))
     count = len([site for site in sites(graph, settings.sites) if not only or site.unit in only])
     variables = len(settings.variables or causal.variables or (causal.output,))
-    sizes = [k for k in settings.k if k]
-    learned = variables * (len(sizes) + 2 * bool(sizes)) * EPOCHS * share / max(1, len(positions)) * LEARNING
-    return Work.over(task, forward=3 + 8 * variables + count * share / 2, backward=learned)
+    sizes = [k for k in settings.k if k][: None if settings.search in SIZED else 1]
+    # A place: three sets of prompts drawn, recorded and run on; with directions, for each size and control again.
+    judged = 8 + (len(sizes) + 8 + RANDOM) * bool(sizes)
+    starts = {"mask": 1.0}.get(settings.search, 1 + TRIED) * (settings.search in LEARNED)
+    rest = _learned_part(settings, causal, context, share / max(1, len(positions)))
+    learned = variables * (len(sizes) + 2 * bool(sizes)) * EPOCHS * starts * rest
+    together = (2 + variables + 2 ** min(variables, 4)) * (variables > 1)
+    return Work.over(task, forward=3 + variables * judged + together + count * share / 2, backward=learned)
+
+
+def _learned_part(settings: Align, causal: "CausalModel", context: Context, share: float) -> float:
+    """The part of a pass that runs behind the place: of its tokens and blocks, half of these where it is not known."""
+    from circuitome.causal.sites import Place
+
+    if settings.place is None:
+        return share * LEARNING
+    place, layers = Place.parse(settings.place, context.model), context.model.graph.n_layers
+    return _behind(causal, context.task, place.roles[:1]) * (1 - place.first / layers)
 
 
 def _possible(settings: Align, causal: "CausalModel", context: Context) -> list[str]:
@@ -172,7 +192,13 @@ def run(settings: Align, context: Context) -> Findings:
     check_possible(settings, context.model)
     only = candidates(settings, context.model)
     found = cm.causal.align(
-        setting, causal, variables=settings.variables, kind=settings.sites, at=settings.at, only=only
+        setting,
+        causal,
+        variables=settings.variables,
+        kind=settings.sites,
+        at=settings.at,
+        only=only,
+        least=settings.least,
     )
     verdicts = [
         cm.causal.locate(
@@ -184,10 +210,11 @@ def run(settings: Align, context: Context) -> Findings:
             sizing=prompts.sizing,
             sizes=sizes,
             search=settings.search,
+            least=settings.least,
         )
         for name, (place, _) in found.best.items()
     ]
-    joint = together(setting.but(prompts=prompts.held_out), causal, verdicts)
+    joint = together(setting.but(prompts=prompts.held_out), causal, verdicts, settings.least)
     return Findings(
         title=f"Does {settings.model} compute it so? {context.task.name}",
         sign=f"{SIGN} Brackets are 95 % intervals over {setting.over}.",
@@ -198,11 +225,13 @@ def run(settings: Align, context: Context) -> Findings:
         },
         blocks=[
             blocks.Lede(text=" ".join([*map(_sentence, verdicts), *_of_all(joint)])),
+            *_warned(found),
             blocks.Numbers(items=_headlines(found, verdicts)),
+            _causal_map(causal, verdicts, next(iter(found.maps.values())).axes[1], context.model),
             *(_map(accuracy, i) for i, accuracy in enumerate(found.maps.values())),
             _controls(verdicts),
             *_sets(joint),
-            _variables(causal),
+            *_wrong(verdicts),
         ],
         tensors={
             **{f"right.{name}": accuracy.samples for name, accuracy in found.maps.items()},
@@ -212,11 +241,13 @@ def run(settings: Align, context: Context) -> Findings:
     )
 
 
-def together(setting: "Setting", causal: "CausalModel", verdicts: Sequence["Located"]) -> "cm.causal.Joint | None":
+def together(
+    setting: "Setting", causal: "CausalModel", verdicts: Sequence["Located"], least: float
+) -> "cm.causal.Joint | None":
     """All variables set at once at the places that were judged, on held-out prompts; None for a single variable."""
     if len(verdicts) < 2:
         return None
-    return cm.causal.joint(setting, causal, {v.variable: v.subspace or v.place for v in verdicts})
+    return cm.causal.joint(setting, causal, {v.variable: v.subspace or v.place for v in verdicts}, least=least)
 
 
 def _bases(verdict: "Located") -> list[tuple[str, "Tensor"]]:
@@ -267,6 +298,17 @@ def _sentence(verdict: "Located") -> str:
     )
 
 
+def _warned(found: "cm.causal.Alignment") -> list[blocks.Note]:
+    """A warning where the model does less than half of the prompts, which was asked for."""
+    if found.base_accuracy.value >= 0.5:
+        return []
+    words = (
+        f"Model and causal model agree on {found.pairs} of {found.prompts} prompts only, and only these are looked at. "
+        "On the others the model computes something else, so what is found here is no account of the task."
+    )
+    return [blocks.Note(text=words, level="warning")]
+
+
 def _headlines(found: "cm.causal.Alignment", verdicts: Sequence["Located"]) -> tuple[blocks.Figure, ...]:
     agree = f"model and causal model agree on {found.pairs} of {found.prompts} prompts; the others are left out"
     return (
@@ -281,7 +323,8 @@ def _map(accuracy: "AccuracyMap", number: int) -> blocks.HeatMap:
     values, lows, highs = (tuple(map(tuple, part.tolist())) for part in (accuracy.mean, low, high))
     return blocks.HeatMap(
         title=f"Where {accuracy.variable} is",
-        note=f"The causal model's answer changes in {accuracy.changed:.0%} of pairs; chance is {accuracy.chance:.0%}.",
+        note=f"In {accuracy.changed:.0%} of pairs another answer is right than the model gives by itself; chance is "
+        f"{accuracy.chance:.0%}.",
         rows=accuracy.axes[0],
         columns=accuracy.axes[1],
         values=values,
@@ -318,11 +361,55 @@ def _controls(verdicts: Sequence["Located"]) -> blocks.Table:
     return blocks.table("Held-out accuracy and controls", columns, rows, note=note, marks=tuple(marks))
 
 
-def _variables(causal: "CausalModel") -> blocks.Table:
-    """The causal model: what is computed from what."""
-    rows = [(name, ", ".join(causal.parents[name]), "answer" * (name == causal.output)) for name in causal.order]
-    note = f"Inputs: {', '.join(causal.inputs)}."
-    return blocks.table("The causal model", ("variable", "computed from", "is"), rows, note=note, where="page")
+def _causal_map(
+    causal: "CausalModel", verdicts: Sequence["Located"], positions: Sequence[str], model: "cm.Model"
+) -> blocks.CausalMap:
+    """The causal model beside the network, each variable that was looked for with its place."""
+    judged = {verdict.variable: verdict for verdict in verdicts}
+    roles = {role: None for verdict in verdicts for _, role in _spots(verdict, model)}
+    columns = list(dict.fromkeys([*positions, *roles]))
+    drawn = [
+        blocks.CausalVariable(
+            name=name,
+            parents=causal.parents.get(name, ()),
+            place=judged[name].place if name in judged else "",
+            sites=tuple((height, columns.index(role)) for height, role in _spots(judged.get(name), model)),
+            accuracy=cell(judged[name].accuracy) if name in judged else None,
+            holds=name in judged and judged[name].holds,
+        )
+        for name in (*causal.inputs, *causal.order)
+    ]
+    note = "Lines lead from a variable to the place at which it was judged; broken ones where it does not stand out."
+    return blocks.CausalMap(
+        title="The causal model and its places",
+        note=note,
+        variables=tuple(drawn),
+        layers=model.graph.n_layers,
+        positions=tuple(columns),
+        where="page",
+    )
+
+
+def _spots(verdict: "Located | None", model: "cm.Model") -> list[tuple[float, str]]:
+    """By site of a verdict's place: how many blocks up it is, and its role."""
+    from circuitome.causal.sites import Place
+
+    if verdict is None:
+        return []
+    return [(part.site.height, part.role) for part in Place.parse(verdict.place, model).parts]
+
+
+def _wrong(verdicts: Sequence["Located"]) -> list[blocks.Table]:
+    """By variable: the pairs that did not come out as the causal model says, with their prompts."""
+    tables = []
+    for verdict in verdicts:
+        rows = [(pair.base, pair.source, " or ".join(pair.expected), pair.said) for pair in verdict.wrong]
+        columns = ("base", f"source of {verdict.variable}", "expected", "said")
+        note = f"Held-out pairs that did not come out as the causal model says, in {_where(verdict)}."
+        title = f"Pairs that went wrong: {verdict.variable}"
+        if rows:
+            tables.append(blocks.table(title, columns, rows, note=note, top=8, where="page"))
+    return tables
 
 
 STUDY = Study("align", Align, run, work)

@@ -10,7 +10,7 @@ from circuitome.studies.study import Study
 NAMES = (
     *("see", "graph", "check", "find", "measure", "patch", "path", "compare", "known", "validate", "explain"),
     *("heads", "neurons", "neuron", "languages", "steer", "induction", "retrieval", "stream", "trace", "routes"),
-    *("weights", "lens", "conv", "diff", "align"),
+    *("weights", "lens", "conv", "diff", "align", "sweep", "syntax", "develop", "series"),
     *("dictionary train", "dictionary check", "features"),
     *("edit", "prune", "merge", "subclone", "distil", "data"),
 )

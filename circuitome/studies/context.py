@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import circuitome as cm
 from circuitome.progress import Progress, silent
@@ -15,12 +15,18 @@ if TYPE_CHECKING:
     from circuitome.tasks.held_out import Split
 
 
+Models: TypeAlias = "dict[tuple[str, str | None, str | None], cm.Model] | None"
+"""Loaded models by name, device and precision."""
+
+
 class Context:
     """Everything around one run. Model and prompts are made when they are first asked for."""
 
-    def __init__(self, settings: Settings, progress: Progress = silent, folder: Path | None = None) -> None:
-        """`folder` is where long work keeps what is done so far; None: nowhere."""
-        self.settings, self.progress, self.folder = settings, progress, folder
+    def __init__(
+        self, settings: Settings, progress: Progress = silent, folder: Path | None = None, models: Models = None
+    ) -> None:
+        """`folder` is where long work keeps what is done so far (None: nowhere), `models` what is loaded already."""
+        self.settings, self.progress, self.folder, self.models = settings, progress, folder, models
 
     @cached_property
     def model(self) -> "cm.Model":
@@ -29,8 +35,22 @@ class Context:
             return self.reopened.model
         assert isinstance(self.settings, ModelSettings), "these settings name no model"
         self.progress("loading the model", 0, 1)
-        model = cm.load(self.settings.model)
+        model = self.load(self.settings.model)
         self.progress("loading the model", 1, 1)
+        return model
+
+    def load(self, name: str) -> "cm.Model":
+        """A model, on the settings' device and in their precision."""
+        import torch
+
+        assert isinstance(self.settings, ModelSettings), "these settings name no model"
+        key = (name, self.settings.device, self.settings.dtype)
+        if self.models is not None and key in self.models:
+            return self.models[key]
+        dtype = None if self.settings.dtype is None else getattr(torch, self.settings.dtype)
+        model = cm.load(name, device=self.settings.device, dtype=dtype)
+        if self.models is not None:
+            self.models[key] = model
         return model
 
     @cached_property
@@ -56,7 +76,7 @@ class Context:
 
         assert isinstance(self.settings, RunSettings), "these settings name no run"
         self.progress("loading the run", 0, 1)
-        run = reopened(Path(self.settings.run))
+        run = reopened(Path(self.settings.run), device=self.settings.device)
         self.progress("loading the run", 1, 1)
         return run
 

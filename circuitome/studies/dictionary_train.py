@@ -116,6 +116,7 @@ def measured(trained: "cm.features.Trained") -> dict[str, Any]:
         "place": trained.dictionary.place.words,
         "features": len(trained.dictionary),
         "kind": trained.dictionary.kind,
+        "tokens_a_second": {name: round(value, 1) for name, value in trained.speed.items()},
         "history": [dict(zip(names, row, strict=True)) for row in trained.history.tolist()],
     }
 
@@ -129,6 +130,15 @@ def blocks(results: Mapping[str, Any]) -> list[Block]:
         return Series(name=name, x=tokens, y=tuple(row[key] for row in rows))
 
     shares = (curve("FVU", "fvu"), curve("dead features", "dead"))
+    speed = results["tokens_a_second"]
+    gathering = []
+    if speed:
+        share = speed["harvest"] / speed["bare"]
+        about = f"tokens a second by the clock; with learning {speed['train']:,.0f}"
+        gathering = [
+            Figure(name="Gathering", value=speed["harvest"], style="count", about=about),
+            Figure(name="Beside bare passes", value=share, about="gathering's tokens a second over theirs"),
+        ]
     return [
         Lede(
             text=(
@@ -142,6 +152,7 @@ def blocks(results: Mapping[str, Any]) -> list[Block]:
                 Figure(name="FVU", value=last["fvu"], about="variance unexplained, last tokens read"),
                 Figure(name="Active", value=last["active"], about="features on a token"),
                 Figure(name="Dead", value=last["dead"], style="percent", about="of features, lately"),
+                *gathering,
             )
         ),
         Lines(title="Training", x="tokens read", y="share", series=shares),

@@ -19,6 +19,7 @@ from circuitome.studies.pieces import percent
 from circuitome.studies.qualities import (
     OTHERS,
     Texts,
+    check_saved,
     check_tasks,
     left_out,
     nats,
@@ -26,7 +27,7 @@ from circuitome.studies.qualities import (
     split_texts,
     tasks_of,
 )
-from circuitome.studies.settings import Flag, Names, PromptSettings
+from circuitome.studies.settings import Argument, Flag, Names, PromptSettings
 from circuitome.studies.study import Findings, Study, Work
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ ROUNDS = 4
 class Edit(PromptSettings):
     """Take a behaviour out of a model, or heads, neurons or a feature, and keep the rest: an ordinary checkpoint."""
 
-    task: Annotated[str, Parameter(parse=False)] = "ioi"
+    task: Annotated[str, Argument] = "ioi"
     """The behaviour: a task, or the folder of a run, of whose circuit parts are then taken."""
     heads: Names = ()
     """Heads to take out, in place of unlearning a behaviour; what this does to it is measured."""
@@ -90,6 +91,7 @@ class Edit(PromptSettings):
         if self.feature is not None and not self.feature.rpartition(":")[2].isdigit():
             raise InputError(f"--feature is DICT:NUMBER, got {self.feature!r}.")
         check_tasks(self.tasks)
+        check_saved(self.model)
         if self.checkpoint is not None and Path(self.checkpoint).exists():
             raise RunError(f"{self.checkpoint} exists already. Choose another folder for the checkpoint.")
 
@@ -219,10 +221,17 @@ def chosen(settings: Edit, context: Context, texts: Texts) -> "tuple[cm.Edit, Un
     circuit = cm.open(settings.task).circuit if settings.is_run else None
     if circuit is not None and circuit.graph.with_neurons([]) != context.model.graph:
         raise InputError(f"The circuit of {settings.task} belongs to another model than {context.model.name}.")
-    found = cm.unlearn(context.setting, texts=texts.scored, left=settings.left, kinds=settings.kinds, circuit=circuit)
+    kinds = saved_kinds(settings, context.model)
+    found = cm.unlearn(context.setting, texts=texts.scored, left=settings.left, kinds=kinds, circuit=circuit)
     if not found.parts:
         raise InputError(f"No part of the circuit of {settings.task} can be taken out of {context.model.name}.")
     return found.edit, found
+
+
+def saved_kinds(settings: Edit, model: "cm.Model") -> tuple[str, ...]:
+    """The kinds of parts that can be taken: behind a post-norm no weights hold a head that is gone."""
+    neurons = tuple(kind for kind in settings.kinds if kind != "heads")
+    return neurons if neurons and model.blocks[0].attention_post else settings.kinds
 
 
 def constant_edit(settings: Edit, context: Context, texts: Texts, parts: Any) -> "cm.Edit":

@@ -73,13 +73,13 @@ def work(settings: Explain, context: Context) -> Work:
 def circuit_of(context: Context) -> "cm.Circuit":
     """The run's circuit, with neurons as the MLPs that they belong to."""
     circuit = context.reopened.circuit
-    return circuit.with_whole_mlps() if circuit.graph.neurons else circuit
+    return circuit.with_whole_mlps() if circuit.graph.has_parts else circuit
 
 
 def setting_of(context: Context) -> "Setting":
     """The setting in which that circuit is explained."""
     setting = context.setting
-    return setting.but(model=setting.model.with_neurons([])) if setting.model.graph.neurons else setting
+    return setting.but(model=setting.model.with_neurons([])) if setting.model.graph.has_parts else setting
 
 
 def heads_of(circuit: "cm.Circuit") -> tuple[str, ...]:
@@ -115,7 +115,7 @@ def run(settings: Explain, context: Context) -> Findings:
     parts = "MLPs" if named is None else "heads and MLPs"
     return Findings(
         title=f"What the {parts} do: {task.name} in {context.reopened.origin.model}",
-        sign=f"{SIGN} {OF_NEURONS}" if context.reopened.circuit.graph.neurons else SIGN,
+        sign=f"{SIGN} {OF_NEURONS}" if context.reopened.circuit.graph.has_parts else SIGN,
         results=results,
         blocks=[*shown, *held, *fires_on(census, context, setting), example_pairs(context.model, task, metrics)],
         tensors={"circuit": circuit.mask, **kept, **explained_mlps.tensors(mlps)},

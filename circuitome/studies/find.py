@@ -9,7 +9,15 @@ import circuitome as cm
 from circuitome.errors import InputError
 from circuitome.present.blocks import Block, Figure, Lede, Lines, Numbers
 from circuitome.studies.context import Context
-from circuitome.studies.neuron_nodes import check_nodes, neuron_record, neuron_table, neuron_work, with_nodes
+from circuitome.studies.neuron_nodes import (
+    check_nodes,
+    error_results,
+    error_table,
+    neuron_record,
+    neuron_table,
+    neuron_work,
+    with_nodes,
+)
 from circuitome.studies.pieces import circuit_map, example_pairs, figure, percent, scored_edges, series_of, size_lines
 from circuitome.studies.settings import Flag, PromptSettings, WholeNumbers
 from circuitome.studies.settings import Numbers as SeveralNumbers
@@ -29,6 +37,8 @@ RANDOM_CIRCUITS = 3
 """Random circuits of each size that are measured as well."""
 QUICK_VERDICT = 25.0
 """Forward passes of the quick verdict on a small circuit; measured on SmolLM2."""
+PARTS = ("neuron", "feature", "stream_feature")
+"""Kinds of nodes that a table describes."""
 SMALLEST_SCORE = "the change of the metric when the edge leaves the circuit, mean over prompts: negative means it helps"
 
 
@@ -49,9 +59,10 @@ class Find(PromptSettings):
     held_out: str | None = None
     """Prompts to measure on: a file, or a task; by default another draw. Rows of --data are split for smallest."""
     nodes: str = "mlps"
-    """What is a node beside the heads: mlps, or neurons, the strongest ones of the MLPs taken apart."""
+    """What is a node beside the heads: mlps; neurons, the strongest of the MLPs taken apart; or the folder of a
+    dictionary (several with commas between), whose strongest features stand in the place of what they describe."""
     neurons: int | None = None
-    """Of --nodes neurons: how many neurons can be nodes; 300 by default."""
+    """Of --nodes: how many neurons can be nodes, 300 by default, or features of each dictionary, 50 by default."""
     layers: WholeNumbers = ()
     """Of --nodes neurons: blocks whose MLPs are taken apart, with commas between; all by default."""
     ablation: str = "corrupted"
@@ -163,6 +174,7 @@ def run(settings: Find, context: Context) -> Findings:
         edges=scored_edges(scores, result.circuit, intervals),
         unit=scores.unit,
         neurons=described_neurons(judged, result),
+        errors=error_results(judged, result.circuit),
         stable=stable_results(judged, result.stable),
     )
     about = {
@@ -182,7 +194,7 @@ def run(settings: Find, context: Context) -> Findings:
         more={
             "method": about,
             "edges": len(result.circuit),
-            **neuron_record(result.circuit.graph),
+            **neuron_record(result.circuit.graph, settings.nodes),
             **held_out_record(context),
         },
     )
@@ -206,6 +218,8 @@ class Measured:
     """Unit of these scores."""
     neurons: "tuple[cm.neurons.DescribedNeuron, ...]"
     """The circuit's neurons, where neurons are nodes."""
+    errors: list[dict[str, Any]] | None
+    """Faithfulness with and without errors of dictionaries, where features are nodes."""
     stable: dict[str, Any] | None
     """How many edges come back in which share of draws of prompts, where these chose the circuit."""
 
@@ -241,7 +255,7 @@ def quick_verdict(judged: "Setting", result: "Result", context: Context) -> "cm.
 
 def described_neurons(judged: "Setting", result: "Result") -> "tuple[cm.neurons.DescribedNeuron, ...]":
     """What the circuit's neurons do on the prompts that it is measured on."""
-    names = [name for name in result.circuit.without_dangling().nodes if cm.Node.parse(name).kind == "neuron"]
+    names = [name for name in result.circuit.without_dangling().nodes if cm.Node.parse(name).kind in PARTS]
     return cm.neurons.describe(judged, names) if names else ()
 
 
@@ -293,6 +307,7 @@ def results(settings: Find, context: Context, measured: Measured) -> dict[str, A
             "random_circuits": curve.draws,
         },
         "stable": measured.stable,
+        **({} if measured.errors is None else {"errors": measured.errors}),
     }
     if (smallest := measured.result.smallest) is not None:
         assert measured.verdict is not None
@@ -321,6 +336,7 @@ def blocks(settings: Find, context: Context, measured: Measured) -> list[Block]:
             note=f"Method: {measured.result.scores.method}.",
         ),
         *neuron_table(measured.neurons, measured.edges, measured.unit),
+        *error_table(measured.errors),
     ]
     if measured.verdict is not None:
         parts.append(criteria(measured.verdict.to_dict()["criteria"]))
@@ -343,10 +359,11 @@ def lede(settings: Find, context: Context, measured: Measured) -> str:
     text += stable_sentence(measured.stable)
     if smallest is not None and not smallest.reached:
         text += f"No circuit kept {settings.faithful:.0%} on the prompts that choose the size; this came nearest"
-        text += "; more neurons as nodes (--neurons) may help.\n" if circuit.graph.neurons else ".\n"
+        text += "; more of them as nodes (--neurons) may help.\n" if circuit.graph.has_parts else ".\n"
     dangling = len(circuit) - len(kept)
     text += f"{len(kept.nodes)} nodes"
-    text += f", {len(measured.neurons)} of them neurons" if circuit.graph.neurons else ""
+    kind = "features" if circuit.graph.dictionaries else "neurons"
+    text += f", {len(measured.neurons)} of them {kind}" if circuit.graph.has_parts else ""
     text += f"; {dangling:,} of the edges lie on no path from input to logits. " if dangling else ". "
     if held_out is None:
         return text + "The circuit was chosen on these same prompts; circuitome validate tests it."

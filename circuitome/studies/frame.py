@@ -38,11 +38,13 @@ def perform(
     out: Path | None = None,
     resume: bool = False,
     progress: Progress = silent,
+    models: dict[tuple[str, str | None, str | None], Model] | None = None,
 ) -> tuple[Run, Path]:
     """Do the study, save its run with its page, and give the run and its folder (`out`, or under runs/).
 
     What long methods keep for `resume` lies beside the folder and goes when the run is saved. A folder that cannot take
-    the run is refused before the work. Raises what settings, models and methods raise; bad input leaves nothing behind.
+    the run is refused before the work. `models` keeps loaded models for further runs. Raises what settings, models and
+    methods raise; bad input leaves nothing behind.
     """
     settings.check()
     folder = out or default_folder(study, settings)
@@ -51,7 +53,7 @@ def perform(
     command = command_line(study.name, settings)
     partial = open_partial(folder, command, resume=resume)
     start = time.perf_counter()
-    context = Context(settings, progress, partial)
+    context = Context(settings, progress, partial, models)
     try:
         if progress is not silent:
             context.watch(of_whole(progress, estimate(study, settings, context).seconds))
@@ -157,7 +159,7 @@ def _timed(model: Model, work: Work) -> float:
     """Seconds of a forward pass over all texts, from some of them."""
     some = max(1, min(TIMED, work.texts))
     # Texts that the model cannot take are refused by the run, whose message says more.
-    tokens = min(work.tokens, getattr(model.hf.config, "max_position_embeddings", None) or work.tokens)
+    tokens = min(work.tokens, model.positions or work.tokens)
     inputs = Inputs.whole(torch.ones(some, tokens, dtype=torch.long, device=model.device))
     with torch.no_grad():
         model.logits(inputs)  # the first pass of a process also warms caches up

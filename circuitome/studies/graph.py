@@ -27,7 +27,7 @@ from circuitome.present.blocks import (
 )
 from circuitome.studies.context import Context
 from circuitome.studies.pieces import figure
-from circuitome.studies.settings import Argument, Flag, ModelSettings
+from circuitome.studies.settings import Argument, Flag, ModelSettings, Names
 from circuitome.studies.study import Findings, Study, Work
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ class Graph(ModelSettings):
     """Strongest neurons that are switched off in the model itself, to check what the graph predicts."""
     heads: int = 8
     """Heads whose attention is explained, those that carry most influence."""
+    transcoders: Names = ()
+    """Folders or files of transcoders, with commas between, whose features stand in place of their blocks' neurons."""
     census: str | None = None
     """Folder of a run of `circuitome neurons`, whose texts then stand in the folder of details."""
 
@@ -93,6 +95,9 @@ def run(settings: Graph, context: Context) -> Findings:
     options = {
         name: getattr(settings, name) for name in ("contrast", "expand", "node_share", "edge_share", "first_token")
     }
+    options["transcoders"] = [
+        cm.features.load(path, model=context.model).to(context.model.device) for path in settings.transcoders
+    ]
     plain = cm.attribution_graph(setting, settings.prompt, **options)
     promoted = tokens_of(context.model, plain)
     graph = graphs.grouped(plain.labelled([promoted.get(n.name, (n.label,))[0] for n in plain.nodes]))
@@ -133,11 +138,21 @@ def tokens_of(model: "cm.Model", graph: "AttributionGraph") -> dict[str, tuple[s
 
     The label names what it promotes as it acts there: of a negative activation what a positive one suppresses.
     """
-    from circuitome.neurons.projections import projected
+    import torch
 
-    units = [node for node in graph.nodes if node.kind == "neuron"]
-    names = list(dict.fromkeys(str(Node.parse(node.name).whole) for node in units))
-    logits = dict(zip(names, projected(model, names), strict=True)) if names else {}
+    from circuitome.neurons.projections import logits_of
+
+    def written(node: "GraphNode") -> Any:
+        if node.kind == "feature":
+            return graph.transcoders[node.layer].W_dec[node.index]
+        return model.blocks[node.layer].neuron_weights([node.index])[0]
+
+    units = [node for node in graph.nodes if node.kind in ("neuron", "feature")]
+    by_name = {str(Node.parse(node.name).whole): node for node in units}
+    logits = {}
+    if by_name:
+        rows = logits_of(model, torch.stack([written(node) for node in by_name.values()]))
+        logits = dict(zip(by_name, rows, strict=True))
     found = {}
     for node in units:
         row = logits[str(Node.parse(node.name).whole)]
@@ -200,7 +215,7 @@ def _examples(settings: Graph, context: Context, graph: "AttributionGraph") -> d
     from circuitome.studies.neuron import Neuron, opened
 
     found = dict[tuple[int, int], list[Any]]()
-    for done, node in enumerate(graph.units()[:DETAILED]):
+    for done, node in enumerate([node for node in graph.units() if node.kind == "neuron"][:DETAILED]):
         name = str(Node.parse(node.name).whole)
         model, census = opened(Neuron(neuron=name, run=settings.census, model=settings.model), context)
         row, column = census.at(name)
@@ -238,17 +253,23 @@ def sentence(graph: "AttributionGraph") -> str:
     text = f"Explained: {graph.explains}."
     if units:
         named = (f"{n.name} ({n.label})" if n.label else n.name for n in units[:3])
-        text += f" The neurons with most influence are {', '.join(named)}."
+        text += f" The {called(graph)} with most influence are {', '.join(named)}."
     if len(tokens) > 1 and not any(node.position == 0 for node in units):
-        text += f"\nNeurons at the first token {formats.quoted(tokens[0])} are not expanded; --first-token does so."
+        first = formats.quoted(tokens[0])
+        text += f"\n{called(graph).capitalize()} at the first token {first} are not expanded; --first-token does so."
     return text
+
+
+def called(graph: "AttributionGraph") -> str:
+    """What its nodes are called together."""
+    return "neurons and features" if graph.transcoders else "neurons"
 
 
 def cards(graph: "AttributionGraph", checks: "GraphChecks") -> list[Figure]:
     """Scores and checks as headline numbers."""
     share = f"of {graph.expanded:,} expanded"
     return [
-        Figure(name="Neurons", value=len(graph.units()), style="count", about=share),
+        Figure(name=called(graph).capitalize(), value=len(graph.units()), style="count", about=share),
         Figure(name="Replacement", value=graph.replacement, style="percent", about="of influence reaches the tokens"),
         Figure(name="Completeness", value=graph.completeness, style="percent", about="of inputs come from these nodes"),
         figure("Predicted", checks.correlation, "correlation with the model's own change, strongest nodes off"),

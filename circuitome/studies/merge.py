@@ -15,7 +15,7 @@ from circuitome.present import formats
 from circuitome.present.blocks import Block, Lede, Table, table
 from circuitome.studies.context import Context
 from circuitome.studies.pieces import cell, percent
-from circuitome.studies.qualities import OTHERS, check_tasks, left_out, loss_bars, nats, split_texts
+from circuitome.studies.qualities import OTHERS, check_saved, check_tasks, left_out, loss_bars, nats, split_texts
 from circuitome.studies.settings import Argument, Flag, ModelSettings, Names
 from circuitome.studies.study import Findings, Study, Work
 
@@ -76,6 +76,8 @@ class Merge(ModelSettings):
             raise InputError(f"--only-circuit takes one run or {len(self.models)}, got {len(self.only_circuit)}.")
         if self.draws < 0 or self.n < 1 or self.text_tokens < 4:
             raise InputError("--draws is at least 0, --n at least 1 and --text-tokens at least 4.")
+        for name in (self.model, *self.models):
+            check_saved(name)
         check_tasks(self.tasks)
         if self.checkpoint is not None and Path(self.checkpoint).exists():
             raise RunError(f"{self.checkpoint} exists already. Choose another folder for the checkpoint.")

@@ -176,12 +176,12 @@ def _attributed(function: Callable[..., EdgeScores]) -> Callable[[Search], Resul
     """EAP or EAP-IG; where neurons are nodes, their form for such graphs."""
 
     def run(search: Search) -> Result:
-        if not search.setting.model.graph.neurons:
+        if not search.setting.model.graph.has_parts:
             return _scored(function)(search)
         for name in ("path", "loss"):
             if name in search.options:
                 raise InputError(
-                    f"--{name} is not for graphs with neurons; they are scored by the metric along inputs."
+                    f"--{name} is not for graphs with neurons or features; they are scored by the metric along inputs."
                 )
         return _scored(graph_scores, **({"steps": 1} if function is eap else {}))(search)
 
@@ -190,7 +190,7 @@ def _attributed(function: Callable[..., EdgeScores]) -> Callable[[Search], Resul
 
 def _ranked(search: Search) -> Result:
     """Matryoshka attribution, from the scores that suit the graph."""
-    start = graph_scores(search.setting) if search.setting.model.graph.neurons else None
+    start = graph_scores(search.setting) if search.setting.model.graph.has_parts else None
     return _scored(mattr, start=start)(search)
 
 

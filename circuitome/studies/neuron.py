@@ -85,7 +85,7 @@ def opened(settings: Neuron, context: Context) -> tuple["cm.Model", "cm.neurons.
 
     kept = cm.open(settings.run)
     census, name = kept.census, kept.manifest["model"]["name"]
-    model = context.model if name == settings.model else cm.load(name)
+    model = context.model if name == settings.model else context.load(name)
     if weights_hash(model) != kept.manifest["model"]["weights_hash"]:
         raise RunError(f"{settings.run} was made with other weights of {name}. Repeat {kept.manifest['command']}.")
     return model, census

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import circuitome as cm
-from circuitome.graph.node import Node
+from circuitome.graph.node import IN_STREAM, Node
 from circuitome.present import blocks, formats
 
 if TYPE_CHECKING:
@@ -120,12 +120,22 @@ def example_pairs(model: "cm.Model", task: "cm.Task", metrics: Mapping[str, "Ten
     return blocks.Pairs(title="Example prompts", pairs=pairs, unit=task.unit, where="page")
 
 
+DRAWN = ("neuron", "feature", *IN_STREAM)
+"""Kinds of nodes that are drawn beside an MLP."""
+
+
+def block_of(node: Node) -> int:
+    """The block beside which a neuron or feature is drawn: that in front of a stream."""
+    return node.layer - (node.kind in IN_STREAM)
+
+
 def shape_of(graph: "cm.Graph", edges: Iterable[blocks.Edge] = ()) -> blocks.Shape:
-    """The grid of a graph, with the neurons at the ends of `edges`."""
+    """The grid of a graph, with the neurons and features at the ends of `edges`."""
     sizes = {"layers": graph.n_layers, "heads": graph.n_heads, "kv_heads": graph.n_kv_heads}
-    ends = {Node.parse(end).whole for edge in edges for end in (edge.source, edge.reader)} if graph.neurons else set()
+    ends = {Node.parse(end).whole for edge in edges for end in (edge.source, edge.reader)} if graph.has_parts else set()
     drawn = [
-        sorted(n.index for n in ends if n.kind == "neuron" and n.layer == layer) for layer in range(graph.n_layers)
+        [str(node) for node in graph.writer_nodes if node in ends and node.kind in DRAWN and block_of(node) == layer]
+        for layer in range(graph.n_layers)
     ]
     neurons = tuple(map(tuple, drawn)) if any(drawn) else ()
     return blocks.Shape(**sizes, mlps=bool(graph.mlps), parallel=graph.parallel, neurons=neurons)

@@ -18,6 +18,7 @@ from circuitome.studies.pieces import percent
 from circuitome.studies.qualities import (
     OTHERS,
     Texts,
+    check_saved,
     check_tasks,
     left_out,
     loss_bars,
@@ -94,6 +95,7 @@ class Prune(ModelSettings):
                 raise InputError(f"--{name} must be at least {least}, got {getattr(self, name.replace('-', '_'))}.")
         if self.value not in ("mean", "zero"):
             raise unknown_name("value of removed parts", self.value, ("mean", "zero"))
+        check_saved(self.model)
         check_tasks((*self.tasks, *(() if self.run else (self.task,))))
         if self.checkpoint is not None and Path(self.checkpoint).exists():
             raise RunError(f"{self.checkpoint} exists already. Choose another folder for the checkpoint.")

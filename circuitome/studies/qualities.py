@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import circuitome as cm
-from circuitome.errors import unknown_name
+from circuitome.errors import InputError, unknown_name
 from circuitome.present import formats
 from circuitome.present.blocks import Bars, Block, Note, Table, table
 from circuitome.studies.pieces import cell, ends
@@ -28,6 +28,14 @@ def check_tasks(names: Sequence[str]) -> None:
     for name in names:
         if name not in TASKS:
             raise unknown_name("task", name, TASKS)
+
+
+def check_saved(model: str) -> None:
+    """Raises `InputError` for a model that transformers could not read from a checkpoint."""
+    from circuitome.models.known import KNOWN
+
+    if model in KNOWN:
+        raise InputError(f"{model} is no architecture of transformers, so it has no checkpoints. Give another.")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_type_hints
 
 from cyclopts import Group, Parameter, Token
 from typing_extensions import override
@@ -77,6 +77,9 @@ RUN = Group("Run", sort_key=9)
 Bytes = Annotated[int | None, Parameter(converter=_size, negative="", group=RUN, metavar="SIZE")]
 """A size in bytes, which may be written as 500MB or 2GB."""
 
+Device = Annotated[str | None, Parameter(group=RUN)]
+"""The name of a device."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -109,6 +112,10 @@ class ModelSettings(Settings):
 
     model: str = "smollm2-135m"
     """A name that `circuitome models` lists, a hub name, a folder or a .gguf file."""
+    device: Device = None
+    """Where the model runs, such as cuda; by default $CIRCUITOME_DEVICE, else the CPU."""
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, Parameter(group=RUN)] = None
+    """Precision of the model's weights; by default that of the checkpoint."""
 
     @override
     def subject(self) -> str:
@@ -162,6 +169,8 @@ class RunSettings(Settings):
 
     run: Annotated[str, Argument] = ""
     """Folder of a run that holds a circuit."""
+    device: Device = None
+    """Where the model runs, such as cuda; by default $CIRCUITOME_DEVICE, else the CPU."""
 
     @override
     def folder_name(self, study: str) -> str:

@@ -26,6 +26,11 @@ NEUTRAL = 2_000
 """Tokens of neutral text on which the price is measured."""
 PLACES = ("all", "prompt", "generated", "end")
 """Where a change can act in any prompt."""
+NEVER = (
+    "This feature fires on no token of the package's prose, so it is not known how large it gets by itself: strengths "
+    "may be far from what the model ever sees, or the feature may be dead. `circuitome features DICT --feature NUMBER "
+    "--texts FILES` says whether it fires on other texts."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +129,10 @@ def run(settings: Steer, context: Context) -> Findings:
     results: dict[str, Any] = {"what": str(what), "rows": [asdict(row) for row in steering.rows]}
     if isinstance(what, cm.Direction):
         results["separation"] = what.separation
+    if isinstance(what, cm.Feature):
+        from circuitome.features.loading import firing
+
+        results["density"] = float(firing(model, what.dictionary)[what.number])
     return Findings(
         title=f"Steering {settings.model}: {what}",
         sign=(
@@ -168,6 +177,7 @@ def blocks(settings: Steer, results: Mapping[str, Any]) -> list[Block]:
         sweep(rows, "loss", "What it costs", "change of the loss, nats a token"),
         said(own),
         everything(rows),
+        *([Note(text=NEVER)] if results.get("density") == 0 else []),
         *([] if settings.draws else [Note(text="There is nothing random to compare with; give --draws.")]),
     ]
 

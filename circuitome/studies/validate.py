@@ -59,7 +59,7 @@ def run(settings: Validate, context: Context) -> Findings:
     from circuitome.validation.tests.minimality import shrink
 
     reopened, ablation, setting = context.reopened, context.ablation, judged(context)
-    whole = not context.model.graph.neurons
+    whole = not context.model.graph.has_parts
     knows = whole and context.model.name in KNOWN and ablation in ("corrupted", "zero")
     verdict = cm.validate(
         setting.but(checkpoint=context.folder),

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from circuitome.errors import InputError
-from circuitome.models.loading import load
+from circuitome.models.loading import auto_class, load
 from circuitome.models.model import Model
 
 END = "<|end|>"
@@ -42,7 +42,7 @@ def untrained(
             device = device or like.device
             tokenizer = tokenizer or like.tokenizer
         else:
-            hf = AutoModelForCausalLM.from_config(config)
+            hf = auto_class(config).from_config(config)
     return load(hf.eval(), tokenizer=tokenizer, device=device)
 
 

@@ -134,7 +134,7 @@ def smallest(
     assert prompts.sizing is not None and prompts.held_out is not None
     search = setting.but(prompts=prompts.search)
     folder = setting.checkpoint
-    start = graph_scores(search) if setting.model.graph.neurons else None
+    start = graph_scores(search) if setting.model.graph.has_parts else None
     learned = search.but(checkpoint=None if folder is None else folder / "mattr.safetensors")
     scores = mattr(learned, steps=steps, start=start)
     judge = Judge(Evaluator(_kept(setting, prompts.sizing, "sizing")), faithful)

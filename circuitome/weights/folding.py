@@ -53,6 +53,7 @@ def _shared(model: Model, layer: int, heads: Sequence[int] | None, first: int) -
 
 
 def _readers(model: Model, layer: int, readers: Sequence[int]) -> Tensor:
+    model.check_sums("Following the stream by weights")
     block = model.blocks[layer]
     return behind(block.attention_norm, block.reader_weights(list(readers)))
 
@@ -76,11 +77,12 @@ def vocabulary(model: Model) -> int:
 
 def outputs_are_tokens(model: Model) -> bool:
     """Whether the model's outputs are its input tokens, so that a token can be copied to itself."""
-    return len(unembedding_rows(model)) == vocabulary(model)
+    return not model.masked and len(unembedding_rows(model)) == vocabulary(model)
 
 
 def check_outputs_are_tokens(model: Model) -> None:
     """Raises `InputError` for a model whose outputs are not its input tokens."""
+    model.check_sums("Copying of tokens")
     if not outputs_are_tokens(model):
         raise InputError(
             f"{model.name} gives {len(unembedding_rows(model))} outputs for {vocabulary(model)} input tokens, so no "

@@ -156,8 +156,32 @@ def test_prompts_that_the_model_gets_wrong_are_left_out_and_too_many_refused():
     assert found.pairs == good < 24 == found.prompts and found.base_accuracy.value == pytest.approx(good / 24)
     bad |= {pair.clean for pair in task.pairs[:13]}
     good = sum(pair.clean not in bad for pair in task.pairs)
-    with pytest.raises(InputError, match=rf"answers {good} of 24 prompts of known-ioi as the causal model does"):
+    with pytest.raises(
+        InputError, match=rf"answers {good} of 24 prompts of known-ioi as the causal model does, .* 50%"
+    ):
         cm.causal.align(model, task, causal)
+    fewer = cm.causal.align(model, task, causal, least=0.3)
+    assert fewer.pairs == good and fewer.base_accuracy.value == pytest.approx(good / 24)
+    with pytest.raises(InputError, match=r"least is a share of the prompts, above 0 and at most 1; got 0"):
+        cm.causal.align(model, task, causal, least=0)
+
+
+def test_answers_that_several_values_share_are_told_apart_by_what_the_model_says():
+    """As in Greater-Than, where 9 is right after every start year: it is the model's own answer that must change."""
+    model, task, known = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 24), cm.causal.ready("known-ioi")
+    names = sorted(
+        {causal_name for pair in task.pairs for causal_name in map(model.decode, ([*pair.answers], [*pair.wrongs]))}
+    )
+    behind = dict(zip(names, [*names[1:], names[0]], strict=True))
+    several = replace(known, functions={**known.functions, "answer": lambda name: (name, behind[name])})
+    one, other = (cm.causal.align(model, task, causal, kind="heads") for causal in (known, several))
+    for variable in known.variables:
+        assert other.best[variable] == one.best[variable] and other.best[variable][1].value == 1
+        assert other[variable].unchanged.value == pytest.approx(1 - other[variable].changed)
+        assert 0.4 <= other[variable].changed <= 0.6
+    every = replace(known, functions={**known.functions, "answer": lambda name: (name, "to")})
+    with pytest.raises(InputError, match=r"'to' is a right answer in all 24 pairs, whatever .* Let 'answer' allow"):
+        cm.causal.align(model, task, every)
 
 
 def test_bad_input_is_refused():
@@ -176,6 +200,9 @@ def test_bad_input_is_refused():
     number = cm.causal.model(answer=lambda S2: 3)
     with pytest.raises(InputError, match=r"'answer' must be a text, or several .* it is 3 for S2='...'"):
         cm.causal.align(model, task, number)
+    silent = cm.causal.model(answer=lambda S2: None)
+    with pytest.raises(InputError, match=r"'answer' is None on all 16 prompts of known-ioi: the causal model has no"):
+        cm.causal.align(model, task, silent)
     same = cm.causal.model(constant=lambda S2: 1, answer=lambda constant, IO: IO)
     with pytest.raises(InputError, match=r"'constant' from another prompt changes the answer .* on none of the 16"):
         cm.causal.align(model, task, same)
@@ -184,6 +211,7 @@ def test_bad_input_is_refused():
     prompts, several = random_words(other)
     several = replace(several, functions={**several.functions, "answer": lambda word: f" {word} 7"})
     with pytest.raises(
-        InputError, match=r"cannot say ' \d+ 7', the value of 'answer' for prompt=.*, in one token: its"
+        InputError,
+        match=r"cannot say ' \d+ 7', the value of 'answer' for .*, in one token: its tokenizer makes 2 tokens of it",
     ):
         cm.causal.align(other, prompts, several)

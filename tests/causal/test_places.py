@@ -79,8 +79,6 @@ def test_several_sites_and_neurons_equal_the_model_with_hooks(family):
     for number, text in enumerate(PLACES):
         if "kv1" in text and heads < 2:
             continue
-        if ".n" in text and model.blocks[0].mlp_post is not None:
-            continue
         place, pair = Place.parse(text, model), number % len(pairs.base)
         with torch.no_grad():
             logits = logits_at(pairs, bases_from(pairs, [place], every), place, every)[pair]

@@ -8,13 +8,14 @@ from types import ModuleType
 
 import pytest
 import torch
+from other_device import other_device
 
 import circuitome
 import circuitome as cm
 
 SPACES = (
-    *(cm, cm.tasks, cm.attribution_graphs, cm.causal, cm.features, cm.heads, cm.neurons, cm.training, cm.weights),
-    cm.ground_truth,
+    *(cm, cm.tasks, cm.attribution_graphs, cm.causal, cm.dynamics, cm.features, cm.heads, cm.neurons, cm.training),
+    *(cm.weights, cm.ground_truth),
 )
 """Where public names are looked up."""
 GIVEN = {
@@ -46,6 +47,7 @@ GIVEN = {
     *("Features", "RoleVerdict", "ConvNet", "Expanded", "Factored", "Composition", "Lens", "LogitAttribution"),
     *("AttentionPlace", "AttributionGraph", "GraphChecks", "GraphNode", "HeadLoadings", "QKAttribution", "SwitchedOff"),
     *("BlockParts", "CircuitDistance", "Pruned", "Unlearned"),
+    *("MinimalPair", "Onset", "PairScores", "Syntax", "Tree"),
     *("Training", "Tokens", "TextStream", "RepeatedStream", "DrawnStream", "MixedStream", "MaskedStream"),
     *("AccuracyMap", "Alignment", "CausalModel", "Joint", "Located", "Subspace", "TokenPairs", "Tokens"),
 }
@@ -89,3 +91,13 @@ def test_the_example_gives_what_it_says(example, smollm2, monkeypatch):
     load = cm.load
     monkeypatch.setattr(cm, "load", lambda name: smollm2 if name == smollm2.name else load(name), raising=False)
     assert doctest.DocTestRunner().run(example).failed == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
+def test_the_example_gives_the_same_on_another_device(example, monkeypatch):
+    """Nothing is made on the CPU that is needed on the model's device."""
+    if any("smollm2" in part.source for part in example.examples):
+        pytest.skip("the language model is not moved, which takes long")
+    with other_device(cm.load, monkeypatch):
+        assert doctest.DocTestRunner().run(example).failed == 0

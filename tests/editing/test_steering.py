@@ -1,5 +1,7 @@
 """Steering: directions are differences of means, prices are losses, and random changes stand beside."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from by_hand import PROMPTS
@@ -8,6 +10,7 @@ from families import tiny
 import circuitome as cm
 from circuitome.editing.steering import Steered, _tested
 from circuitome.errors import InputError
+from circuitome.features.loading import firing
 from circuitome.models.inputs import Inputs
 from circuitome.results import Estimate
 
@@ -136,3 +139,34 @@ def test_bad_input(ioi):
         cm.direction(model, [PROMPT], [PROMPT], layer=9)
     with pytest.raises(InputError, match="the same on both sets"):
         cm.direction(model, [PROMPT], [PROMPT])
+
+
+def some_dictionary(model, *, dead):
+    """Random directions of the stream, of which those from `dead` on never fire."""
+    found = cm.features.random_dictionary(cm.features.Place("resid", 0), model.d_model, 40, k=40)
+    bias = found.b_enc.clone()
+    bias[dead:] = -1e6
+    return replace(found, b_enc=bias)
+
+
+def test_a_random_feature_is_one_that_fires_about_as_often(ioi):
+    model, _ = ioi
+    dictionary = some_dictionary(model, dead=30)
+    density = firing(model, dictionary)
+    assert bool((density[30:] == 0).all()) and bool((density[:30] > 0).any())
+    feature = cm.Feature(dictionary, int(density[:30].argmax()))
+    drawn = [feature.random(model, seed).number for seed in range(40)]
+    assert feature.number not in drawn and len(set(drawn)) > 3
+    distance = (density.clamp(min=1e-9).log() - density[feature.number].log()).abs()
+    nearest = [i for i in distance.argsort(stable=True).tolist() if i != feature.number][:10]
+    assert set(drawn) <= set(nearest) and max(drawn) < 30
+    assert cm.Feature(dictionary, 35).random(model, 0).number < 30
+
+
+def test_where_no_other_feature_fires_there_is_nothing_to_compare_with(ioi):
+    model, neutral = ioi
+    feature = cm.Feature(some_dictionary(model, dead=0), 1)
+    with pytest.raises(InputError, match="no feature to compare with"):
+        feature.random(model, 0)
+    rows = cm.steer(model, feature, PROMPT, bool, strengths=[0.0], neutral=neutral, samples=1, new=1, draws=0).rows
+    assert len(rows) == 1

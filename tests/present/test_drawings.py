@@ -2,16 +2,18 @@
 
 import re
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from documents import attention, circuit_map, prompt_graph, roles, routes
+from documents import attention, causal_map, circuit_map, prompt_graph, roles, routes
 
 from circuitome.present.assets import on_paper
 from circuitome.present.blocks import Edge, Shape
 from circuitome.present.drawings import attention as attention_drawing
 from circuitome.present.drawings import attribution_graph as graph_drawing
+from circuitome.present.drawings import causal_map as causal_drawing
 from circuitome.present.drawings import circuit
 from circuitome.present.drawings import roles as roles_drawing
 from circuitome.present.drawings import routes as routes_drawing
@@ -26,6 +28,7 @@ def test_drawings_are_well_formed_and_stand_alone() -> None:
         circuit.svg(circuit.draw(circuit_map(edges=()))),
         roles_drawing.svg(roles()),
         roles_drawing.svg(replace(roles(), arrows=(), positions=())),
+        causal_drawing.svg(causal_map()),
         routes_drawing.svg(routes()),
         graph_drawing.svg(prompt_graph()),
         graph_drawing.svg(prompt_graph(edges=())),
@@ -172,3 +175,24 @@ def test_nodes_of_an_attribution_graph_lie_in_the_column_of_their_token_and_the_
     crowded = graph_drawing.Map(prompt_graph(nodes=many, edges=()))
     left, width = crowded.columns[1]
     assert all(left <= point.x <= left + width for point in crowded.places)
+
+
+def test_variables_stand_above_their_causes_and_lead_to_their_sites() -> None:
+    diagram = causal_drawing.Diagram(causal_map())
+    boxes = diagram.boxes
+    for variable in diagram.block.variables:
+        assert all(boxes[name].y > boxes[variable.name].y for name in variable.parents)
+    rows = [[boxes[v.name].x for v in row] for row in diagram.rows]
+    assert all(b - a >= causal_drawing.BOX for row in rows for a, b in pairwise(row))
+    (low, position), (high, name) = diagram.dots
+    assert (position.variable.name, name.variable.name) == ("position", "name") and low.y > high.y and low.x < high.x
+    assert high.y == pytest.approx(diagram.height_of(24.3)) and diagram.height_of(30) == causal_drawing.TOP
+    drawn = causal_drawing.svg(causal_map())
+    assert "at x18@S2 IIA 95 % [90, 100], which stands out from all controls" in " ".join(drawn.split())
+    assert position.about == "x18@S2 IIA 0.95" and boxes["first"].about == "input" and not boxes["answer"].about
+    # No arrow passes through a box: that from `second` to `name` goes around `position`, which stands between them.
+    start = f"M{boxes['second'].x + causal_drawing.BOX / 2:.1f} {boxes['second'].y:.1f}"
+    (around,) = (path for path in diagram.arrows if path.startswith(start))
+    bend = float(around.split("Q")[1].split()[0])
+    middle = (bend + boxes["second"].x + causal_drawing.BOX / 2) / 2
+    assert not boxes["position"].x < middle < boxes["position"].x + causal_drawing.BOX

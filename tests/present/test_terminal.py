@@ -7,7 +7,7 @@ from io import StringIO
 from typing import Any
 
 import pytest
-from documents import CONTROL, HOSTILE, circuit_map, every, heat_map, hostile, lines, roles, routes, table
+from documents import CONTROL, HOSTILE, causal_map, circuit_map, every, heat_map, hostile, lines, roles, routes, table
 from rich.console import Console
 
 from circuitome.present.blocks import AnyBlock, Attention, Bars, Column, Document, Lede, Note, Scatter, Table, Tokens
@@ -157,6 +157,12 @@ def test_a_route_is_drawn_with_its_tokens_and_edges() -> None:
         "0.300",
         *["h1", "0.150", "h0", "0.150"],
     ]
+
+
+def test_a_causal_model_is_a_table_of_variables_and_places() -> None:
+    text = " ".join(shown(causal_map(), 120).split())
+    assert "position first, S2 x18@S2 0.95 [0.90, 1.00] has a place" in text
+    assert "name position, first, second a24.h1@end 0.60 [0.50, 0.70] not above controls" in text
 
 
 def test_roles_and_where_they_lead() -> None:

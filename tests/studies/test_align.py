@@ -44,6 +44,9 @@ def test_maps_and_verdicts_of_whole_places(capsys, tmp_path):
     assert list(maps) == ["Where repeated is", "Where name is"]
     torch.testing.assert_close(torch.tensor(maps["Where name is"].values), found.tensors["right.name"].mean(0))
     assert "name has a place: in a2.h0@end, 100 %" in " ".join(lede_of(out).split())
+    drawn = blocks_of(out, "causal model")["The causal model and its places"]
+    assert [v.sites for v in drawn.variables if v.place] == [((0.3, 0),), ((2.3, 1),)] and drawn.layers == 3
+    assert all(not verdict["wrong"] for verdict in verdicts.values())
     text, page = check_shown(out)
     assert text.splitlines() == printed.splitlines() and "Held-out accuracy and controls" in page
 
@@ -105,6 +108,19 @@ def test_directions_of_a_run_can_be_set(capsys, tmp_path):
         opened.subspace("name")
 
 
+def test_pairs_that_went_wrong_are_listed_with_their_prompts(capsys, tmp_path):
+    out = tmp_path / "run"
+    code, _, error = run(capsys, *KNOWN, "--place", "x1@S2", "--variables", "repeated", "--k", 0, "--out", out)
+    assert code == 0, error
+    (verdict,) = load_run(out).manifest["results"]["verdicts"]
+    wrong = verdict["wrong"]
+    assert len(wrong) / 24 == pytest.approx(1 - verdict["accuracy"]["value"]) and wrong
+    assert all(pair["said"] not in pair["expected"] and pair["base"] != pair["source"] for pair in wrong)
+    table = blocks_of(out, "table")["Pairs that went wrong: repeated"]
+    assert [row[0] for row in table.rows] == [pair["base"] for pair in wrong]
+    check_shown(out)
+
+
 def test_a_causal_model_of_ones_own(capsys, tmp_path, own):
     out = tmp_path / "run"
     options = ("--model-of", f"{own}:causal", "--k", 0, "--at", "S2,end")
@@ -119,13 +135,14 @@ def test_a_causal_model_of_ones_own(capsys, tmp_path, own):
     ("options", "message"),
     [
         (("--model-of", "{own}:number"), "is a int. A causal model is made by cm.causal.model"),
-        (("--model-of", "{own}:casual"), "no causal model in {own} 'casual'"),
+        (("--model-of", "{own}:casual"), "no causal model in {own} 'casual'. Did you mean 'causal'"),
         (("--variables", "reapeted"), "no variable 'reapeted'. Did you mean 'repeated'"),
         (("--sites", "head"), "no kind of sites 'head'. Did you mean 'heads'"),
         (("--at", "S3"), "no position 'S3'. Did you mean 'S2'"),
         (("--place", "x9@end"), "There is no x9 in a model of 3 blocks"),
         (("--k", "-1"), "--k takes sizes of subspaces from 1 on, or 0 alone"),
         (("--search", "dbm"), "no search 'dbm'"),
+        (("--least", "2"), "--least is a share of the prompts, above 0 and at most 1; got 2.0"),
         (("--run", "{own}"), "--run names heads and MLPs, and --sites resid has none"),
         (("--at", "first"), "first stands in front of a token that it is computed from (S2)"),
         (("--k", "400"), "1 to 64 directions at this place, got k = 400"),

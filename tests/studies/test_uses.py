@@ -126,7 +126,8 @@ BAD = [
     (("edit", "nothing"), "There is no task 'nothing'"),
     (("merge", "a", "b", "c", "--method", "tie"), "Did you mean 'ties'"),
     (("merge", "a", "b", "c", "--only-circuit", "x,y,z"), "takes one run or 2, got 3"),
-    (("merge", "known-ioi", "b", "c", "--density", 0), "density is above 0"),
+    (("merge", "base", "b", "c", "--density", 0), "density is above 0"),
+    (("prune", "--model", "known-ioi"), "no architecture of transformers"),
 ]
 
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitome.engine.batches import DEFAULT_MEMORY, group_rows, make_batch
+from circuitome.engine.batches import group_rows, make_batch, memory_budget
 from circuitome.engine.circuit_run import Baseline, baseline
 from circuitome.engine.masked_run import masked_final
 from circuitome.engine.readout import check_numbers
@@ -55,7 +55,7 @@ class MaskObjective:
         self.setting, self.loss = setting, loss
         self.model, self.task = model, task = setting.model, setting.task
         self.generator = torch.Generator().manual_seed(setting.seed)
-        budget = DEFAULT_MEMORY if setting.max_memory is None else setting.max_memory
+        budget = memory_budget(model, setting.max_memory)
         self.shared = setting.replacement.from_prompts
         groups = group_rows(model, task, shared_prefix=self.shared, max_memory=setting.max_memory)
         order = [row for rows in groups for row in rows]

@@ -244,7 +244,7 @@ def _check_prompts(run: Pass, task: Task) -> None:
 
 def _body(model: Model) -> nn.Module:
     """The module that is given token ids and mask, and holds the blocks."""
-    path = model.family.layers.rpartition(".")[0]
+    path = "" if model.masked else model.family.layers.rpartition(".")[0]
     return attrgetter(path)(model.hf) if path else model.hf
 
 

@@ -87,6 +87,7 @@ def token_copying(
     torch.Size([2, 2, 3])
     """
     check_outputs_are_tokens(model)
+    embedded, first, tokens = (values.to(model.device) for values in (embedded, first, tokens))
     scores = []
     with torch.no_grad():
         for layer in range(len(model.blocks)):

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from circuitome.engine.batches import DEFAULT_MEMORY
+from circuitome.engine.batches import memory_budget
 from circuitome.engine.frozen_attention import frozen_patterns
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
@@ -144,6 +144,7 @@ def induction(
     (('a1.h0',), 2.83)
     """
     model, seed = setting.model, setting.seed
+    model.check_sums("Losses of next tokens")
     heads = model.graph.n_layers * model.graph.n_heads
     if not 1 <= k <= heads // 2:
         raise InputError(
@@ -245,7 +246,7 @@ def _memory_chunks(setting: Setting, inputs: Inputs | None) -> list[Inputs]:
     """Parts of a batch with room for all logits beside what a pass takes."""
     if inputs is None:
         return []
-    budget = DEFAULT_MEMORY if setting.max_memory is None else setting.max_memory
+    budget = memory_budget(setting.model, setting.max_memory)
     return chunks(setting.but(max_memory=budget // 3), inputs)
 
 
@@ -256,7 +257,7 @@ def _texts(model: Model, text: str | None) -> Inputs | None:
     """
     if text is None and not reads_text(model):
         return None
-    limit = getattr(model.hf.config, "max_position_embeddings", None) or LENGTH
+    limit = model.positions or LENGTH
     tokens = model.encode_answer(own_text() if text is None else text)
     return Inputs.whole(pieces(model, tokens, min(LENGTH, limit)).to(model.device))
 

@@ -5,6 +5,7 @@ then the same again. Source: Olsson et al. 2022, arXiv:2209.11895; they repeat 2
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -57,11 +58,13 @@ class Repeated:
         return torch.cat([torch.arange(self.front) + self.period, tokens])
 
 
-def repeated_tokens(model: Model, *, n: int, period: int, repeats: int = 2, seed: int = 0) -> Repeated:
+def repeated_tokens(
+    model: Model, *, n: int, period: int, repeats: int = 2, seed: int = 0, tokens: Sequence[int] | None = None
+) -> Repeated:
     """`n` sequences of `period` different random tokens, each repeated `repeats` times in all.
 
     Tokens are whole words of middling frequency with a leading space where the vocabulary has such, else any that are
-    not special; all ids where there is no tokenizer. In front stands what the tokenizer puts there by default.
+    not special; all ids where there is no tokenizer; or those of `tokens`. In front stands what the tokenizer puts there by default.
     Raises `InputError` where the model has too few positions or tokens, or a number is too small.
 
     >>> cm.heads.repeated_tokens(cm.load("known-induction"), n=2, period=4).inputs.ids[0].tolist()  # BOS first
@@ -69,7 +72,7 @@ def repeated_tokens(model: Model, *, n: int, period: int, repeats: int = 2, seed
     """
     _check(n, period, repeats)
     front = tokens_in_front(model)
-    ids = ordinary_ids(model)
+    ids = ordinary_ids(model) if tokens is None else list(tokens)
     limit = _positions(model)
     length = len(front) + period * repeats
     if limit is not None and length > limit:
@@ -84,8 +87,8 @@ def repeated_tokens(model: Model, *, n: int, period: int, repeats: int = 2, seed
         )
     generator = torch.Generator().manual_seed(seed)
     draws = [torch.randperm(len(ids), generator=generator)[:period].repeat(repeats) for _ in range(n)]
-    tokens = torch.tensor(ids)[torch.stack(draws)]
-    whole = torch.cat([torch.tensor(front, dtype=torch.long).expand(n, -1), tokens], 1).to(model.device)
+    drawn = torch.tensor(ids)[torch.stack(draws)]
+    whole = torch.cat([torch.tensor(front, dtype=torch.long).expand(n, -1), drawn], 1).to(model.device)
     return Repeated(Inputs.whole(whole), len(front), period, repeats)
 
 
@@ -130,7 +133,7 @@ def _is_word(token: str | None) -> bool:
 
 
 def _positions(model: Model) -> int | None:
-    return getattr(model.hf.config, "max_position_embeddings", None)
+    return model.positions
 
 
 def _check(n: int, period: int, repeats: int) -> None:

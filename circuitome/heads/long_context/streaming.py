@@ -147,7 +147,7 @@ def check_positions(model: Model, n: int, needs: str, advice: str, value: int) -
 
 def learned_positions(model: Model) -> int | None:
     """How many positions the model has embeddings for; None where positions are rotations."""
-    return None if attention.rotary_tables(model, torch.arange(1))[0] else int(model.hf.config.max_position_embeddings)
+    return None if attention.rotary_tables(model, torch.arange(1))[0] else model.positions
 
 
 def _changing_from(model: Model) -> tuple[str, int] | None:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitome.engine.ablation import WriterValues
-from circuitome.engine.batches import DEFAULT_MEMORY, Batch, check_aligned, group_rows, make_batch, read_tokens
+from circuitome.engine.batches import Batch, check_aligned, group_rows, make_batch, memory_budget, read_tokens
 from circuitome.engine.partial_forward import dense_copies
 from circuitome.engine.readout import Readout
 from circuitome.engine.setting import Setting
@@ -58,7 +58,7 @@ class HeadContext:
         self.unembedding = Unembedding(model)
         self.slot = {head: i for i, head in enumerate(self.heads)}
         self._runs: dict[tuple[int, ...], HeadRun] = {}
-        self._room = DEFAULT_MEMORY if setting.max_memory is None else setting.max_memory
+        self._room = memory_budget(model, setting.max_memory)
         self.layers = by_layer(self.heads)
 
     def groups(self) -> list[tuple[int, ...]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from circuitome.graph.node import EMBEDDINGS, Node
+from circuitome.graph.node import EMBEDDINGS, IN_STREAM, Node
 from circuitome.present.blocks import Shape
 
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 100.0, 34.0, 74.0
@@ -124,8 +124,9 @@ class Grid:
             places |= {str(Node.head(layer, head)): Point(self.column(head), self.row(layer)) for head in heads}
             if self.shape.mlps:
                 places[str(Node.mlp(layer))] = Point(self.column(self.shape.heads), self.row(layer) - lift)
-            for i, neuron in enumerate(self.shape.neurons[layer] if self.shape.neurons else ()):
-                places[str(Node("neuron", layer, neuron))] = Point(self.neuron(i), self.row(layer) - lift)
+            for i, name in enumerate(self.shape.neurons[layer] if self.shape.neurons else ()):
+                above = 0.3 * self.cell.y * (Node.parse(name).kind in IN_STREAM)
+                places[name] = Point(self.neuron(i), self.row(layer) - lift - above)
         return places | {"logits": Point(centre, 20.0)}
 
     @cached_property
@@ -161,4 +162,4 @@ class Grid:
         node = Node.parse(site)
         if node.kind in EMBEDDINGS:
             return -1
-        return self.shape.layers if node.kind == "logits" else node.layer
+        return self.shape.layers if node.kind == "logits" else node.layer - (node.kind in IN_STREAM)

@@ -116,14 +116,19 @@ def completeness(
     return Completeness(names, tuple(kinds), samples, evaluator.gap, evaluator.task.groups)
 
 
+KINDS = {"mlp": "MLPs", "neuron": "neurons", "feature": "features", "stream_feature": "features"}
+KINDS["resid_pre"] = "errors of dictionaries"
+"""By kind of node what a group of them is called; heads besides."""
+
+
 def layer_groups(circuit: Circuit) -> dict[str, list[str]]:
-    """Heads, MLPs and neurons of the first, middle and last third of the layers, those that the circuit has."""
+    """A circuit's heads, MLPs, neurons and features of the first, middle and last third of the layers."""
     graph = circuit.graph
     groups: dict[str, list[str]] = {}
     for row in node_rows(circuit):
         layer = graph.layer_of[row]
-        kind = {"mlp": "MLPs", "neuron": "neurons"}.get(graph.writer_nodes[row].kind, "heads")
-        third = ("first", "middle", "last")[3 * layer // graph.n_layers]
+        kind = KINDS.get(graph.writer_nodes[row].kind, "heads")
+        third = ("first", "middle", "last")[3 * min(layer, graph.n_layers - 1) // graph.n_layers]
         groups.setdefault(f"{kind} of the {third} third", []).append(graph.writers[row])
     return groups
 

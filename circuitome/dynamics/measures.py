@@ -1,0 +1,196 @@
+"""What is measured of a model at one step of its training: losses, heads, composition, syntax, size, dimension."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from circuitome.dynamics.arcs import syntax
+from circuitome.dynamics.grammar import MinimalPair
+from circuitome.dynamics.minimal_pairs import pair_scores
+from circuitome.dynamics.trees import Tree
+from circuitome.engine.setting import Setting
+from circuitome.heads.atlas.all_heads import one_pass
+from circuitome.heads.atlas.induction_heads import context_score
+from circuitome.heads.atlas.repeated import Repeated, repeated_tokens, usual_period
+from circuitome.models.inputs import Inputs
+from circuitome.models.model import Model
+from circuitome.training.objectives import logits_of
+from circuitome.training.streams import NOT_COUNTED, Stream, Tokens
+from circuitome.weights.head_composition import KINDS, composition
+
+SEQUENCES, PERIOD = 16, 24
+"""Repeated random sequences, and tokens of a period at most."""
+POINTS = 512
+"""Tokens whose places in the stream tell the dimension."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a curve shows."""
+
+    title: str
+    """Its name."""
+    unit: str
+    """Its unit."""
+    heads: bool = False
+    """Whether every head has a curve."""
+
+
+MEASURES = {
+    "held_out_loss": Measure("loss on held-out rows", "nats a token"),
+    "in_context": Measure("in-context-learning score: late minus early loss", "nats a token"),
+    "repeat_loss": Measure("loss on random tokens said again", "nats a token"),
+    "previous": Measure("attention to the previous token", "share of attention", heads=True),
+    "induction": Measure("prefix matching", "share of attention", heads=True),
+    "copying_ratio": Measure("copying", "ratio", heads=True),
+    "q_composition": Measure("Q-composition, strongest pair above chance", "share"),
+    "k_composition": Measure("K-composition, strongest pair above chance", "share"),
+    "v_composition": Measure("V-composition, strongest pair above chance", "share"),
+    "uas": Measure("arcs of trees that heads find (UAS)", "share of arcs"),
+    "uas_offsets": Measure("arcs that fixed offsets find", "share of arcs"),
+    "pairs": Measure("minimal pairs that come out right", "share of pairs"),
+    "weight_norm": Measure("norm of all weights", ""),
+    "dimension": Measure("intrinsic dimension of the final stream (TwoNN)", "dimensions"),
+}
+"""All that is measured, by name."""
+
+
+@dataclass(frozen=True, eq=False)
+class Measures:
+    """Held-out texts, repeated sequences, trees and pairs that every checkpoint of a model is measured on."""
+
+    rows: Tokens | None
+    """Held-out rows of what is trained on; None: their loss is not measured."""
+    repeated: Repeated | None
+    """Repeated random tokens; None: heads are not measured."""
+    trees: tuple[Tree, ...] = ()
+    """Sentences with trees; none: syntax is not measured."""
+    pairs: tuple[MinimalPair, ...] = ()
+    """Minimal pairs."""
+    min_arcs: int = 20
+    """Arcs that a relation needs."""
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        held_out: Stream | None,
+        *,
+        rows: int = 64,
+        length: int = 64,
+        trees: Sequence[Tree] = (),
+        pairs: Sequence[MinimalPair] = (),
+        tokens: Sequence[int] | None = None,
+        seed: int = 0,
+    ) -> "Measures":
+        """What suits a model: `rows` of a stream that is not trained on, and repeated tokens of its vocabulary.
+
+        `tokens` are those that repeated sequences are made of; ordinary words where nobody says.
+        """
+        held = None if held_out is None else held_out.batch(0, rows, length, seed)
+        period = usual_period(model) if tokens is None else min(PERIOD, length // 2)
+        repeated = repeated_tokens(model, n=SEQUENCES, period=min(PERIOD, period), seed=seed, tokens=tokens)
+        return cls(held, repeated, tuple(trees), tuple(pairs))
+
+    def __call__(self, model: Model) -> dict[str, Tensor]:
+        """All measures by name in `MEASURES`, samples first: rows, sequences or pairs; those of heads [n, layer, head].
+
+        A measure that the model or the texts do not allow is left out.
+        """
+        measured: dict[str, Tensor] = {}
+        with model.reserved(), torch.no_grad():
+            if self.rows is not None:
+                measured |= _losses(model, self.rows)
+            if self.repeated is not None:
+                measured |= _heads(model, self.repeated)
+            if not model.masked:
+                measured |= _composition(model)
+            setting = Setting(model)
+            if self.trees:
+                parses = syntax(setting, self.trees, min_arcs=self.min_arcs)
+                measured |= {"uas": torch.tensor([parses.uas().value])}
+                measured |= {"uas_offsets": torch.tensor([parses.uas("offset").value])}
+            if self.pairs:
+                measured["pairs"] = pair_scores(setting, self.pairs).right
+            norms = torch.stack([p.detach().float().norm() for p in model.hf.parameters()])
+            measured["weight_norm"] = norms.norm()[None].cpu()
+        return measured
+
+
+def _losses(model: Model, rows: Tokens) -> dict[str, Tensor]:
+    """Mean loss of each held-out row, in-context score of a decoder, and the dimension of the final stream."""
+    tokens, stream = rows.to(model.device), list[Tensor]()
+    shift = 0 if rows.labels is not None else 1
+    hook = model.final_norm.module.register_forward_pre_hook(lambda module, args: stream.append(args[0].detach()))
+    try:
+        logits = logits_of(model, tokens)[:, : -shift or None]
+    finally:
+        hook.remove()
+    targets = tokens.targets[:, shift:].long()
+    losses = nn.functional.cross_entropy(
+        logits.transpose(1, 2), targets, ignore_index=NOT_COUNTED, reduction="none"
+    ).cpu()
+    counted = (targets != NOT_COUNTED).cpu()
+    means = losses.sum(1) / counted.sum(1).clamp(min=1)
+    measured = {"held_out_loss": means[counted.any(1)]}
+    if not model.masked and bool(counted.all()):
+        measured["in_context"] = context_score(losses)
+    real = torch.ones_like(tokens.ids) if tokens.mask is None else tokens.mask
+    places = stream[0][real.bool()].float()
+    chosen = torch.linspace(0, len(places) - 1, min(POINTS, len(places)), device=places.device).long()
+    return {**measured, "dimension": two_nn(places[chosen])[None].cpu()}
+
+
+def _heads(model: Model, repeated: Repeated) -> dict[str, Tensor]:
+    """Scores of heads on repeated sequences, and the loss on later repeats."""
+    here = replace(repeated, inputs=_on(repeated.inputs, model.device))
+    scores = one_pass(model, here)
+    measured = {name: scores[name] for name in ("previous", "induction", "copying_ratio") if name in scores}
+    if not model.masked:
+        logits = model.every_logits(here.inputs)[:, :-1].float()
+        losses = nn.functional.cross_entropy(logits.transpose(1, 2), here.inputs.ids[:, 1:], reduction="none").cpu()
+        place = torch.arange(1, repeated.length) - repeated.front
+        late = (place >= repeated.period) & (place % repeated.period > 0)
+        measured["repeat_loss"] = losses[:, late].mean(1)
+    return measured
+
+
+def _composition(model: Model) -> dict[str, Tensor]:
+    if len(model.blocks) < 2:
+        return {}
+    found = composition(model)
+    return {f"{kind}_composition": found.of(kind, above=found.baseline).max()[None].cpu() for kind in KINDS}
+
+
+def _on(inputs: Inputs, device: torch.device) -> Inputs:
+    fields = {name: getattr(inputs, name).to(device) for name in ("ids", "mask", "positions", "read")}
+    return replace(inputs, **fields)
+
+
+def two_nn(points: Float[Tensor, "point d"]) -> Float[Tensor, ""]:
+    """Intrinsic dimension from the distances r1, r2 of each point to its two nearest neighbours.
+
+    (n - 1) / sum of log(r2 / r1), the maximum-likelihood estimate without bias; points that coincide with another are
+    left out. NaN for fewer than 3 points. float64.
+    Source: Facco et al. 2017, Scientific Reports 7, 12140; without their cut of the largest ratios.
+
+    >>> plane = torch.rand(400, 2, generator=torch.Generator().manual_seed(0)) @ torch.ones(2, 2).triu()
+    >>> round(float(cm.dynamics.two_nn(torch.cat([plane, plane @ torch.ones(2, 5)], 1))), 1)
+    2.0
+    """
+    if len(points) < 3:
+        return torch.tensor(torch.nan)
+    places = points.double()
+    distances = torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(torch.inf)
+    nearest = distances.topk(2, largest=False).values
+    nearest = nearest[nearest[:, 0] > 0]
+    return ((len(nearest) - 1) / (nearest[:, 1] / nearest[:, 0]).log().sum().clamp(min=1e-30)).float()
+
+
+def listed(measured: dict[str, Tensor]) -> dict[str, Any]:
+    """Measures as plain lists, as a training keeps them."""
+    return {name: values.tolist() for name, values in measured.items()}

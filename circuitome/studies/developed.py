@@ -1,0 +1,152 @@
+"""Views of a development: curves of all measures over training steps with their onsets, and every head over steps."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import circuitome as cm
+from circuitome.present import formats
+from circuitome.present.blocks import Block, HeatMap, Lede, Lines, Series, Table, table
+from circuitome.studies.pieces import head_names
+
+SIGN = (
+    "A curve is the mean over held-out rows, sequences or pairs, with 95 % intervals; of scores of heads it is that of "
+    "the head with the largest score at the end. An onset is where a curve begins to bend; sudden: its change is not "
+    "what noise around a smooth curve shows (p < 0.01), and at least half of its range."
+)
+CHARTS = {
+    "Loss": ("held_out_loss", "repeat_loss", "in_context"),
+    "Strongest heads": ("previous", "induction", "copying_ratio"),
+    "Composition of heads": ("q_composition", "k_composition", "v_composition"),
+    "Syntax": ("uas", "uas_offsets", "pairs"),
+    "Norm of all weights": ("weight_norm",),
+    "Intrinsic dimension": ("dimension",),
+}
+"""By title: the measures of a chart."""
+SHOWN = 16
+"""Steps of a map of heads."""
+
+
+def tensors(watched: "cm.dynamics.Development") -> dict[str, Any]:
+    """Samples of every measure at the steps that have it, and those steps."""
+    import torch
+
+    found: dict[str, Any] = {}
+    for name, values in watched.values.items():
+        kept = [(step, value) for step, value in zip(watched.steps, values, strict=True) if value is not None]
+        found[name] = torch.stack([value for _, value in kept])
+        found[f"{name}.steps"] = torch.tensor([step for step, _ in kept])
+    return found
+
+
+def head_results(watched: "cm.dynamics.Development") -> dict[str, Any]:
+    """Means of all heads over steps, as plain JSON values."""
+    from circuitome.dynamics import MEASURES
+
+    found = {}
+    for name in watched.values:
+        if MEASURES[name].heads:
+            steps, means = watched.curve(name)[0], watched.heads(name)
+            found[name] = {"title": MEASURES[name].title, "steps": steps, "mean": means.tolist()}
+    return found
+
+
+def blocks(results: Mapping[str, Any], words: str = "") -> list[Block]:
+    """What changed suddenly and in which order, the curves, and all heads over steps."""
+    return [
+        Lede(text=f"{words}{sentence(results)}"),
+        onsets_table(results),
+        *charts(results),
+        *(head_steps(score) for score in results.get("heads", {}).values()),
+    ]
+
+
+def sentence(results: Mapping[str, Any]) -> str:
+    """What changed suddenly, in order."""
+    curves, onsets = results["curves"], results["onsets"]
+    sudden = sorted((at["step"], name) for name, at in onsets.items() if at["sudden"])
+    if not sudden:
+        return f"None of {len(curves)} curves changes suddenly."
+    parts = [f"{curves[name]['title']} at step {step:,}" for step, name in sudden]
+    return f"{len(sudden)} of {len(curves)} curves change suddenly: {'; '.join(parts)}."
+
+
+def onsets_table(results: Mapping[str, Any]) -> Table:
+    """The onset of each curve with its interval, how sudden it is, and the curve's ends."""
+    curves, onsets = results["curves"], results["onsets"]
+    rows = []
+    for name, curve in curves.items():
+        at = onsets.get(name)
+        onset = (None, None, None) if at is None else (at["step"], at["low"], at["high"])
+        verdict = "" if at is None else "yes" if at["sudden"] else "no"
+        rows.append(
+            (curve["title"], onset, verdict, None if at is None else at["p"], curve["value"][0], curve["value"][-1])
+        )
+    columns = (
+        "curve",
+        ("onset, step", "estimate", 0),
+        "sudden",
+        ("p", "number", 3),
+        ("first", "number", 2),
+        ("last", "number", 2),
+    )
+    return table("Onsets", columns, rows)
+
+
+def charts(results: Mapping[str, Any]) -> list[Lines]:
+    """The curves on one logarithmic axis of steps."""
+    curves, onsets, drawn = results["curves"], results["onsets"], []
+    for title, names in CHARTS.items():
+        here = [name for name in names if name in curves]
+        marks = tuple((f"onset: {_short(curves[n]['title'])}", onsets[n]["step"]) for n in here if _sudden(onsets, n))
+        units = {curves[name]["unit"] for name in here}
+        if here:
+            lines = tuple(_line(curves[name]) for name in here)
+            drawn.append(Lines(title=title, x="training step", y=_axis(units), series=lines, log_x=True, marks=marks))
+    return drawn
+
+
+def _sudden(onsets: Mapping[str, Any], name: str) -> bool:
+    return name in onsets and bool(onsets[name]["sudden"])
+
+
+def _axis(units: set[str]) -> str:
+    return ", ".join(sorted(units - {""})) or "norm"
+
+
+def _short(title: str) -> str:
+    return title.split(":")[0].split(",")[0]
+
+
+def _line(curve: Mapping[str, Any]) -> Series:
+    """A curve from its first step above 0, which a logarithmic axis has."""
+    kept = [i for i, step in enumerate(curve["steps"]) if step > 0]
+    parts = {end: tuple(curve[end][i] for i in kept) for end in ("value", "low", "high")}
+    banded = any(value is not None for value in parts["low"])
+    ends = {"low": parts["low"], "high": parts["high"]} if banded else {}
+    return Series(name=_short(curve["title"]), x=tuple(curve["steps"][i] for i in kept), y=parts["value"], **ends)
+
+
+def head_steps(score: Mapping[str, Any]) -> HeatMap:
+    """A score of every head, step by step."""
+    steps, means = score["steps"], score["mean"]
+    count = len(steps)
+    rows = sorted({round(i * (count - 1) / max(1, min(SHOWN, count) - 1)) for i in range(min(SHOWN, count))})
+    layers, heads = len(means[0]), len(means[0][0])
+    values = tuple(tuple(formats.finite(v) for layer in means[row] for v in layer) for row in rows)
+    return HeatMap(
+        title=f"All heads over steps: {score['title']}",
+        rows=tuple(f"{steps[row]:,}" for row in rows),
+        columns=tuple(head_names((layer, head) for layer in range(layers) for head in range(heads))),
+        values=values,
+        scale="signed" if any((value or 0.0) < 0 for row in values for value in row) else "positive",
+        upwards=False,
+        top=0,
+        where="page",
+    )
+
+
+def ends(results: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Where some curves end, in words."""
+    curves = results["curves"]
+    parts = [f"{_short(curves[n]['title'])} {formats.rounded(curves[n]['value'][-1], 2)}" for n in names if n in curves]
+    return ", ".join(parts)

@@ -1,0 +1,125 @@
+"""A series of checkpoints that exists already: the same measures on each, the ends first and then halves."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from typing_extensions import override
+
+import circuitome as cm
+from circuitome.errors import InputError
+from circuitome.present.blocks import Block, Note, table
+from circuitome.studies import developed
+from circuitome.studies.context import Context
+from circuitome.studies.settings import Argument, Settings
+from circuitome.studies.study import Findings, Study, Work
+
+if TYPE_CHECKING:
+    from circuitome.dynamics.measures import Measures
+    from circuitome.training.streams import Stream
+
+SECONDS = 5.0
+"""What a checkpoint takes, for the estimate; small models take less, large ones more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series(Settings):
+    """Measure a folder of checkpoints of one training: heads, losses, composition, syntax, and their onsets."""
+
+    arguments: ClassVar[tuple[str, ...]] = ("folder",)
+
+    folder: Annotated[str, Argument] = ""
+    """A folder whose folders are checkpoints, named by their steps: step-00000512, checkpoint-512 ..."""
+    texts: str | None = None
+    """A file or folder of texts for the losses; by default the language reference that comes with Python."""
+    rows: int = 32
+    """Rows of text."""
+    length: int = 128
+    """Tokens of a row, at most as many as the model takes."""
+    trees: str = ""
+    """A CoNLL-U file, or grammar: sentences with trees, for syntax; none by default."""
+    n: int = 150
+    """Sentences with trees at most."""
+
+    @override
+    def check(self) -> None:
+        for name, least in (("rows", 2), ("length", 2), ("n", 2)):
+            if getattr(self, name) < least:
+                raise InputError(f"--{name} must be at least {least}, got {getattr(self, name)}.")
+
+    @override
+    def subject(self) -> str:
+        return Path(self.folder).resolve().name
+
+
+def work(settings: Series, context: Context) -> Work:
+    """A few passes for each checkpoint."""
+    from circuitome.dynamics.series import checkpoints
+
+    count = len(checkpoints(settings.folder))
+    return Work(texts=count, tokens=settings.length, seconds=SECONDS * count, notes={"checkpoints": count})
+
+
+def run(settings: Series, context: Context) -> Findings:
+    """Every checkpoint, measured; what is done is kept for `--resume`."""
+    from circuitome.runs.texts import documents, text_hash
+
+    texts = [cm.dynamics.python_reference()] if settings.texts is None else documents(settings.texts)
+    watched, passed_over = cm.dynamics.series(
+        settings.folder,
+        lambda model: measures(settings, model, texts),
+        keep=context.file("measured.json"),
+        progress=context.progress,
+    )
+    results = {**watched.to_dict(), "heads": developed.head_results(watched), "passed_over": passed_over}
+    words = f"{len(watched.steps)} checkpoints from step {watched.steps[0]:,} to {watched.steps[-1]:,}. "
+    return Findings(
+        title=f"Series of checkpoints in {settings.folder}",
+        sign=developed.SIGN,
+        results=results,
+        blocks=[*developed.blocks(results, words), *left_out(passed_over)],
+        tensors=developed.tensors(watched),
+        more={"data_hash": text_hash(*texts), "checkpoints": list(watched.steps)},
+    )
+
+
+def measures(settings: Series, model: "cm.Model", texts: list[str]) -> "Measures":
+    """What is measured of each checkpoint, made for the model of the first one."""
+    trees = (
+        cm.dynamics.grammar_trees(settings.n, seed=settings.seed)
+        if settings.trees == "grammar"
+        else cm.dynamics.read_trees(settings.trees)[: settings.n]
+        if settings.trees
+        else []
+    )
+    pairs = cm.dynamics.grammar_pairs(20, seed=settings.seed) if settings.trees == "grammar" else []
+    length = min(settings.length, model.positions or settings.length)
+    return cm.dynamics.Measures.of(
+        model, stream(model, texts), rows=settings.rows, length=length, trees=trees, pairs=pairs, seed=settings.seed
+    )
+
+
+def stream(model: "cm.Model", texts: list[str]) -> "Stream | None":
+    """Rows of text, some tokens hidden for a masked language model; None where the model has no tokenizer."""
+    from circuitome.training import MaskedStream, text_stream
+
+    if model.tokenizer is None:
+        return None
+    rows = text_stream(model, texts)
+    if not model.masked:
+        return rows
+    token, special = model.tokenizer.mask_token_id, tuple(model.tokenizer.all_special_ids)
+    return None if token is None else MaskedStream(rows, int(str(token)), len(model.tokenizer), kept=special)
+
+
+def left_out(passed_over: dict[str, str]) -> list[Block]:
+    """The checkpoints that could not be measured, and why."""
+    if not passed_over:
+        return []
+    return [
+        Note(text=f"{len(passed_over)} checkpoints were passed over."),
+        table("Checkpoints passed over", ("checkpoint", "why"), sorted(passed_over.items())),
+    ]
+
+
+STUDY = Study("series", Series, run, work)

@@ -1,0 +1,187 @@
+"""Many runs from one file: models x tasks x methods x seeds, on this machine, a Ray cluster or Slurm, in one table."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from typing_extensions import override
+
+from circuitome.errors import CircuitomeError, RunError
+from circuitome.present import blocks
+from circuitome.studies.context import Context
+from circuitome.studies.diff import flat, is_number
+from circuitome.studies.settings import Argument, Settings, command_line
+from circuitome.studies.study import Findings, Study, Work
+from circuitome.studies.sweep_plan import Job, read_plan
+
+NUMBERS = 8
+"""Numbers of the runs that the table shows, the first that differ; results.json has all."""
+ABOUT = ("seconds", "state", "folder")
+"""What the table says of every run."""
+DONE, FAILED, KEPT = "done", "failed", "was there"
+"""What became of a job."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep(Settings):
+    """Do all runs that a YAML file names, and compare them in one table; what is done already is not done again."""
+
+    arguments: ClassVar[tuple[str, ...]] = ("file",)
+
+    file: Annotated[str, Argument] = ""
+    """YAML file with study, set (what all runs are asked) and vary (lists of values), or a list of such."""
+    on: Literal["local", "ray", "slurm"] = "local"
+    """Where the runs are done: processes of this machine, a Ray cluster, Slurm."""
+    workers: int = 1
+    """Runs done at the same time."""
+    address: str | None = None
+    """Address of a Ray cluster (by default one is started here), or the partition of Slurm."""
+    gpus: float = 0
+    """GPUs that each run gets on Ray or Slurm."""
+    runs: str = "runs"
+    """Folder of the runs."""
+
+    @override
+    def check(self) -> None:
+        if self.workers < 1:
+            raise RunError(f"--workers must be at least 1, got {self.workers}.")
+        planned(self.file)
+
+    @override
+    def subject(self) -> str:
+        return Path(self.file).stem
+
+
+def planned(file: str) -> list[Job]:
+    """The jobs of a file."""
+    from circuitome.studies.catalog import STUDIES
+
+    return read_plan(file, STUDIES)
+
+
+def work(settings: Sweep, context: Context) -> Work:
+    """As if every job that is left took as long as the first."""
+    from circuitome.studies.catalog import STUDIES
+    from circuitome.studies.frame import cost
+
+    left = [job for job in planned(settings.file) if not is_done(job, Path(settings.runs))]
+    seconds = cost(STUDIES[left[0].study], left[0].settings).seconds if left else 0.0
+    return Work(texts=0, tokens=0, seconds=seconds * len(left) / settings.workers, notes={"runs": len(left)})
+
+
+def run(settings: Sweep, context: Context) -> Findings:
+    """All jobs, those that fail with their message; raises `RunError` where none succeeds."""
+    from circuitome.runs.executors import EXECUTORS
+
+    jobs, runs = planned(settings.file), Path(settings.runs).resolve()
+    states = [{"state": KEPT, "seconds": 0.0} if is_done(job, runs) else {} for job in jobs]
+    left = [i for i, state in enumerate(states) if not state]
+    tell = context.tell("runs of the sweep")
+    given = [(jobs[i].study, jobs[i].settings, str(jobs[i].folder(runs))) for i in left]
+    options = {"workers": settings.workers, "address": settings.address, "gpus": settings.gpus}
+    ended = EXECUTORS[settings.on](perform_job, given, **options) if given else ()
+    for count, (i, state) in enumerate(ended, len(jobs) - len(left) + 1):
+        states[left[i]] = state
+        tell(count, len(jobs))
+    if all(state["state"] == FAILED for state in states):
+        raise RunError(f"All {len(jobs)} runs failed. The first said: {states[0]['message']}")
+    rows = [row(job, state, runs) for job, state in zip(jobs, states, strict=True)]
+    results = {"runs": rows, "failed": sum(state["state"] == FAILED for state in states)}
+    return Findings(
+        title=f"{len(jobs)} runs of {Path(settings.file).name}",
+        sign="Each row is a run of its own; its folder has its page.",
+        results=results,
+        blocks=shown(rows),
+        files={"runs.csv": csv_of(rows)},
+        more={"plan": Path(settings.file).read_text(encoding="utf-8")},
+    )
+
+
+def is_done(job: Job, runs: Path) -> bool:
+    """Whether the run of a job is there already, finished."""
+    from circuitome.runs.store import load_run
+
+    folder = job.folder(runs)
+    try:
+        return bool(load_run(folder).manifest["command"] == command_line(job.study, job.settings))
+    except RunError:  # not there, or damaged: then it is done anew
+        return False
+
+
+def perform_job(given: tuple[str, Settings, str]) -> dict[str, Any]:
+    """In a worker: do one job. Gives its state, its seconds and, where it failed, its message."""
+    from circuitome.runs.store import partial_of
+    from circuitome.studies.catalog import STUDIES
+    from circuitome.studies.frame import perform
+
+    name, settings, folder = given
+    start, out = time.perf_counter(), Path(folder)
+    try:
+        perform(STUDIES[name], settings, out=out, resume=partial_of(out).is_dir(), models=models_of_worker())
+    except CircuitomeError as error:
+        return {"state": FAILED, "seconds": time.perf_counter() - start, "message": str(error)}
+    return {"state": DONE, "seconds": time.perf_counter() - start}
+
+
+@cache
+def models_of_worker() -> dict[Any, Any]:
+    """The models that this process has loaded, which its next jobs use again."""
+    return {}
+
+
+def row(job: Job, state: Mapping[str, Any], runs: Path) -> dict[str, Any]:
+    """A job as one row: what was asked, what became of it, all numbers of its results."""
+    folder = job.folder(runs)
+    found = {"study": job.study, **job.varied, "state": state["state"], "seconds": round(state["seconds"], 2)}
+    found |= {"folder": folder.name, "message": state.get("message", "")}
+    if state["state"] == FAILED:
+        return found
+    from circuitome.runs.store import load_run
+
+    numbers = {name: value for name, value in flat(load_run(folder).manifest["results"]) if is_number(value)}
+    return {**found, **{name: value for name, value in numbers.items() if name not in found}}
+
+
+def shown(rows: list[dict[str, Any]]) -> list[blocks.Block]:
+    """A table of what varies and of the first numbers that differ, and one of what failed."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    varied, found_numbers = names[: names.index("state")], names[names.index("message") + 1 :]
+    numbers = sorted(found_numbers, key=lambda name: len({row.get(name) for row in rows}) == 1)[:NUMBERS]
+    columns = [*varied, *((name, "number") for name in numbers), ("seconds", "number", 1), "state", ("folder", "node")]
+    cells = [
+        (*(_text(row.get(name)) for name in varied), *(row.get(name) for name in (*numbers, *ABOUT))) for row in rows
+    ]
+    found: list[blocks.Block] = [blocks.table("Runs", columns, cells)]
+    if failed := [row for row in rows if row["state"] == FAILED]:
+        found.append(
+            blocks.table("What failed", [("folder", "node"), "message"], [(r["folder"], r["message"]) for r in failed])
+        )
+    return found
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def csv_of(rows: list[dict[str, Any]]) -> str:
+    """The rows as CSV with all their columns."""
+    import csv
+    import io
+
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def all_done(settings: Sweep, manifest: Mapping[str, Any]) -> bool:
+    """Whether no run failed."""
+    return not manifest["results"]["failed"]
+
+
+STUDY = Study(name="sweep", settings=Sweep, run=run, work=work, holds=all_done)
