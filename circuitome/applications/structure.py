@@ -141,7 +141,7 @@ def smaller_config(model: Model, blocks: Sequence[int], groups: int, neurons: in
     Raises what the architecture raises.
     """
     config: Any = model.hf.config
-    values = config.to_dict()
+    values = {name: value for name, value in config.to_dict().items() if not name.startswith("_")}
     if len(blocks) != config.num_hidden_layers:
         values[own_name(config, "num_hidden_layers")] = len(blocks)
         if (types := getattr(config, "layer_types", None)) is not None:

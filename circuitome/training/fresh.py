@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTo
 
 from circuitome.errors import InputError
 from circuitome.models.loading import auto_class, load
+from circuitome.models.check import check_model
 from circuitome.models.model import Model
 
 END = "<|end|>"
@@ -30,7 +31,7 @@ def untrained(
     >>> len(model.blocks), model.dtype
     (3, torch.float32)
 
-    Raises what `load` raises.
+    Raises `UnsupportedModelError` for an architecture that is not supported, and what `load`'s check raises.
     """
     config: Any = copy.deepcopy(like.hf.config if isinstance(like, Model) else like)
     config.dtype = torch.float32
@@ -43,7 +44,11 @@ def untrained(
             tokenizer = tokenizer or like.tokenizer
         else:
             hf = auto_class(config).from_config(config)
-    return load(hf.eval(), tokenizer=tokenizer, device=device)
+    if device is not None:
+        hf.to(device)
+    made = Model(hf.eval(), tokenizer, config._name_or_path or type(hf).__name__)
+    check_model(made)
+    return made
 
 
 def vocabulary(texts: str | Sequence[str], size: int = 2048) -> PreTrainedTokenizerFast:

@@ -46,7 +46,7 @@ GIVEN = {
     *("Trained", "Quality", "Fit", "Place", "FeatureScores", "Dictionary", "CrossLayer"),
     *("Features", "RoleVerdict", "ConvNet", "Expanded", "Factored", "Composition", "Lens", "LogitAttribution"),
     *("AttentionPlace", "AttributionGraph", "GraphChecks", "GraphNode", "HeadLoadings", "QKAttribution", "SwitchedOff"),
-    *("BlockParts", "CircuitDistance", "Pruned", "Unlearned"),
+    *("BlockParts", "CircuitDistance", "Pruned", "Unlearned", "Subclone", "Distillation", "HeadPair", "Curves"),
     *("MinimalPair", "Onset", "PairScores", "Syntax", "Tree"),
     *("Training", "Tokens", "TextStream", "RepeatedStream", "DrawnStream", "MixedStream", "MaskedStream"),
     *("AccuracyMap", "Alignment", "CausalModel", "Joint", "Located", "Subspace", "TokenPairs", "Tokens"),

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from circuitome.runs.store import load_run
 from circuitome.training import loop
 
-WORDS = "a b c d e f g h i j k l m n o p".split()
+WORDS = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p"]
 
 
 @pytest.fixture(scope="module")
