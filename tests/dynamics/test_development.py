@@ -112,7 +112,7 @@ def test_the_penalty_equals_a_sum_over_pairs_and_is_released(kind):
         model.hf(input_ids=tokens.ids)
     each = [max(float(p[row, :, q, q - 1].max()) for p in patterns) for row in range(3) for q in range(1, 10)]
     assert float(loss["attention"].detach()) == pytest.approx(2 * sum(each) / len(each), rel=1e-5)
-    assert float(loss["prediction"].detach()) == pytest.approx(float(cm.training.next_token(model, tokens)), rel=1e-5)
+    assert float(loss["prediction"].detach()) == pytest.approx(cm.training.next_token(model, tokens).item(), rel=1e-5)
     loss["attention"].backward()
     assert float(model.blocks[0].projections[0].weight.grad.abs().sum()) > 0
     released = penalty(model, Tokens(tokens.ids, step=5))
@@ -182,7 +182,7 @@ def test_onsets_and_order_of_planted_changes():
     assert watched.order() == [("induction", "held_out_loss", 1.0)]
     later = watched.since(16)
     assert later.steps[0] == 16 and later.onsets["held_out_loss"].step == 256
-    with pytest.raises(InputError, match="no step from 9,999|no step from 9999"):
+    with pytest.raises(InputError, match="no step from 9999"):
         watched.since(9999)
     with pytest.raises(UnknownNameError, match="induction"):
         watched.curve("inductions")
