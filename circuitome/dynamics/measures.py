@@ -149,7 +149,9 @@ def _heads(model: Model, repeated: Repeated) -> dict[str, Tensor]:
     """Scores of heads on repeated sequences, and the loss on later repeats."""
     here = replace(repeated, inputs=_on(repeated.inputs, model.device))
     scores = one_pass(model, here)
-    measured = {name: scores[name] for name in ("previous", "induction", "copying_ratio") if name in scores}
+    measured = dict[str, Tensor]()
+    for name in ("previous", "induction", "copying_ratio"):
+        measured |= {name: scores[name]} if name in scores else {}
     if not model.masked:
         logits = model.every_logits(here.inputs)[:, :-1].float()
         losses = nn.functional.cross_entropy(logits.transpose(1, 2), here.inputs.ids[:, 1:], reduction="none").cpu()

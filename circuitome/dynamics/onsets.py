@@ -113,7 +113,7 @@ def onset(steps: Sequence[int], values: Sequence[float] | Float[Tensor, "... ste
 
 def _checked(
     steps: Sequence[int], values: Sequence[float] | Float[Tensor, "... steps"]
-) -> tuple[list[int], Float[Tensor, "row steps"]]:
+) -> tuple[list[int], Float[Tensor, "row used"]]:
     """Steps above 0 and the rows of values there. Raises `InputError`."""
     rows = torch.as_tensor(values).double().cpu()
     rows = rows[None] if rows.ndim == 1 else rows

@@ -100,11 +100,11 @@ def recipe(
 ) -> Recipe:
     """A training of a `small_model`, and the measures that suit it.
 
-    With `data` "text", a share `repeated` of the rows are random tokens of the whole vocabulary that are said again after
-    12 tokens to half a row, the others are `texts` (the Python language reference unless given), whose end is held out.
-    With "grammar" every row is a sentence of `grammar_trees`, never the same, and syntax is measured. Attention of a
-    kind in `MARKED` can be suppressed or encouraged with a `strength`, up to step `until` (None: always);
-    `kept_weights` below 1 keeps that share of each weight matrix after each step.
+    With `data` "text", a share `repeated` of the rows are random tokens of the whole vocabulary that are said again
+    after 12 tokens to half a row, the others are `texts` (the Python language reference unless given), whose end is
+    held out. With "grammar" every row is a sentence of `grammar_trees`, never the same, and syntax is measured. The
+    attention of a kind in `MARKED` can be suppressed or encouraged with a `strength`, up to step `until` (None:
+    always); `kept_weights` below 1 keeps that share of each weight matrix after each step.
 
     >>> small = cm.dynamics.recipe(data="grammar", kind="masked", steps=2, batch=4, suppress="arcs")
     >>> small.model, small.objective.strength

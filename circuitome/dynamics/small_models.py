@@ -56,8 +56,8 @@ def small_model(
         "eos_token_id": tokenizer.eos_token_id,
     }
     if kind == "masked":
-        dropouts = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-        return untrained(BertConfig(**sizes, **dropouts), seed=seed, tokenizer=tokenizer)
+        sizes |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        return untrained(BertConfig(**sizes), seed=seed, tokenizer=tokenizer)
     rotations = {"rope_type": "default", "rope_theta": THETA}
     model = untrained(LlamaConfig(**sizes, rope_parameters=rotations), seed=seed, tokenizer=tokenizer)
     if kind == "attention":
@@ -69,9 +69,8 @@ def without_mlps(model: Model) -> None:
     """Let the MLPs of a live model write nothing, and freeze them."""
     for block in model.blocks:
         with torch.no_grad():
-            block.mlp_writer.weight.zero_()
-            if (bias := getattr(block.mlp_writer, "bias", None)) is not None:
-                bias.zero_()
+            for parameter in block.mlp_writer.parameters():
+                parameter.zero_()
         for module in (*block.mlp, *([block.mlp_norm.module] if block.mlp_norm else [])):
             module.requires_grad_(False)
 

@@ -12,6 +12,7 @@ from urllib.request import getproxies
 
 import torch
 from huggingface_hub import constants, snapshot_download
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -179,7 +180,7 @@ def _read(
         try:
             kind = auto_class(AutoConfig.from_pretrained(folder, **options))  # refuses before gigabytes are read
             hf = kind.from_pretrained(folder, dtype=dtype or "auto", **options)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise _unreadable(name, error) from error
         try:
             return hf, AutoTokenizer.from_pretrained(folder, **options)

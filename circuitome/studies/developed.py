@@ -122,8 +122,10 @@ def _line(curve: Mapping[str, Any]) -> Series:
     kept = [i for i, step in enumerate(curve["steps"]) if step > 0]
     parts = {end: tuple(curve[end][i] for i in kept) for end in ("value", "low", "high")}
     banded = any(value is not None for value in parts["low"])
-    ends = {"low": parts["low"], "high": parts["high"]} if banded else {}
-    return Series(name=_short(curve["title"]), x=tuple(curve["steps"][i] for i in kept), y=parts["value"], **ends)
+    low, high = (parts["low"], parts["high"]) if banded else ((), ())
+    return Series(
+        name=_short(curve["title"]), x=tuple(curve["steps"][i] for i in kept), y=parts["value"], low=low, high=high
+    )
 
 
 def head_steps(score: Mapping[str, Any]) -> HeatMap:

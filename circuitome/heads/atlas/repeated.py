@@ -64,7 +64,8 @@ def repeated_tokens(
     """`n` sequences of `period` different random tokens, each repeated `repeats` times in all.
 
     Tokens are whole words of middling frequency with a leading space where the vocabulary has such, else any that are
-    not special; all ids where there is no tokenizer; or those of `tokens`. In front stands what the tokenizer puts there by default.
+    not special; all ids where there is no tokenizer; or those of `tokens`. In front stands what the
+    tokenizer puts there by default.
     Raises `InputError` where the model has too few positions or tokens, or a number is too small.
 
     >>> cm.heads.repeated_tokens(cm.load("known-induction"), n=2, period=4).inputs.ids[0].tolist()  # BOS first
