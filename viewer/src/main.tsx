@@ -15,6 +15,7 @@ function App() {
   useEffect(() => follow(setState, setLost), []);
   useEffect(() => void get<Studies>("studies").then((studies) => setModels(studies.known.model ?? []), () => {}), []);
   const place = view.view ?? "";
+  document.title = [view.run ?? view.study ?? view.prompt?.slice(0, 40) ?? place, "circuitome"].filter(Boolean).join(" | ");
   const busy = state?.jobs.filter((job) => job.state === "running" || job.state === "queued").length ?? 0;
   const tab = (name: string, words: string) => (
     <a href={link(name ? { view: name } : {})} aria-current={place === name ? "page" : undefined}>

@@ -305,7 +305,7 @@ function Routes({ model, prompt, off, toggle }: { model: string; prompt: string;
     );
   }
   return (
-    <section>
+    <section class="wide">
       <h2>Route</h2>
       <p class="note">Which way the information for this prediction took, with nothing switched off.</p>
       {!route && (
