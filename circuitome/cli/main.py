@@ -8,6 +8,7 @@ from cyclopts import CycloptsError
 # Each module adds its commands to the app.
 from circuitome.cli import (
     listing,  # noqa: F401
+    serving,  # noqa: F401
     studies,  # noqa: F401
 )
 from circuitome.cli.app import app

@@ -5,18 +5,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from inspect import Parameter as Kind
-from inspect import Signature, get_annotations
+from inspect import Signature
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
-from docstring_parser import parse_from_object
 
 from circuitome.cli.app import app
 from circuitome.cli.progress import duration, watched
 from circuitome.studies.catalog import GROUPS, STUDIES
+from circuitome.studies.options import parameters
 from circuitome.studies.settings import RUN, Flag, Settings
 from circuitome.studies.study import Study
 
@@ -52,42 +52,13 @@ class Command:
 
     @cached_property
     def __signature__(self) -> Signature:
-        kind = self.study.settings
-        flat, framed = Parameter(name="*"), Parameter(name="*", group=RUN)
-        return Signature(
-            [
-                *(_positional(kind, name) for name in kind.arguments),
-                Kind("settings", Kind.KEYWORD_ONLY, default=kind(), annotation=Annotated[kind, flat]),
-                Kind("frame", Kind.KEYWORD_ONLY, default=Frame(), annotation=Annotated[Frame, framed]),
-            ]
-        )
+        framed = Annotated[Frame, Parameter(name="*", group=RUN)]
+        frame = Kind("frame", Kind.KEYWORD_ONLY, default=Frame(), annotation=framed)
+        return Signature([*parameters(self.study.settings), frame])
 
     @property  # cyclopts reads types from here; mypy knows it as a plain attribute
     def __annotations__(self) -> dict[str, Any]:  # type: ignore[override]
         return {name: parameter.annotation for name, parameter in self.__signature__.parameters.items()}
-
-
-def _positional(settings: type[Settings], argument: str) -> Kind:
-    """A positional argument, with the help of its field; required where the field's default is empty."""
-    default = getattr(settings(), argument)
-    return Kind(
-        argument,
-        Kind.POSITIONAL_ONLY,
-        default=Kind.empty if default == "" else default,
-        annotation=Annotated[str, Parameter(help=field_line(settings, argument))],
-    )
-
-
-def field_line(settings: type[Settings], name: str) -> str:
-    """The line below a field of settings, from the class that declares it."""
-    owner = next(kind for kind in settings.__mro__ if name in get_annotations(kind))
-    return _lines_of(owner)[name]
-
-
-@cache
-def _lines_of(kind: type) -> dict[str, str]:
-    """By field that the class itself declares, the line below it. Kept: reading a class's source takes a while."""
-    return {line.arg_name: line.description or "" for line in parse_from_object(kind).params}
 
 
 def _perform(study: Study, settings: Settings, frame: Frame) -> None:

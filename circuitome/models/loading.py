@@ -4,7 +4,8 @@ import hashlib
 import importlib.util
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -80,6 +81,9 @@ def load(
     Raises `UnknownNameError`, `UnsupportedModelError`, `AdapterError`, `NumericsError` for weights that give NaN, or
     `InputError` for files that cannot be read, a device that is not there, or weights on several devices.
     """
+    if (again := _asked_before(model, tokenizer, dtype, device)) in _KEPT:
+        return _KEPT[again]
+    _KEPT.clear()  # before another takes memory
     if isinstance(model, PreTrainedModel):
         hf, name = model, model.config._name_or_path or type(model).__name__
     else:
@@ -93,7 +97,41 @@ def load(
     loaded = Model(hf, tokenizer, Path(name).name if Path(name).exists() else name)
     if check:
         check_model(loaded)
+    if again is not None and _KEEPING:
+        _KEPT[again] = loaded
     return loaded
+
+
+_KEEPING: list[bool] = []
+"""Holds something inside `keeping_model`."""
+_KEPT: dict[Any, Model] = {}
+"""Inside `keeping_model`, the model that was loaded last, by what was asked for."""
+
+
+@contextmanager
+def keeping_model() -> Iterator[None]:
+    """Inside, the model that was loaded last by its name is kept, and given again when the same is asked for."""
+    _KEEPING.append(True)
+    try:
+        yield
+    finally:
+        _KEEPING.pop()
+        _KEPT.clear()
+
+
+def let_go() -> None:
+    """Forget the model that `keeping_model` keeps, for instance after work on it was broken off."""
+    _KEPT.clear()
+
+
+def _asked_before(model: Any, tokenizer: Any, dtype: torch.dtype | None, device: Any) -> tuple[Any, ...] | None:
+    """What identifies a model that is asked for by name; files count with the time of their last change."""
+    if isinstance(model, PreTrainedModel) or tokenizer is not None:
+        return None
+    path = Path(str(model))
+    files = [path, *path.glob("*")] if path.is_dir() else [path] if path.is_file() else []
+    changed = max((file.stat().st_mtime_ns for file in files), default=0)
+    return str(model), dtype, str(device or os.environ.get("CIRCUITOME_DEVICE")), changed
 
 
 def _device(name: str | torch.device) -> torch.device:

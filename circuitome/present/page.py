@@ -38,6 +38,16 @@ QUOTED = re.compile(r"&#34;(?:\\(?:&#34;|.)|(?!&#34;)[^\\]){0,32}&#34;")
 REPEATED = ("command", "sign", "title", "blocks", "results", "prompts")
 """Facts that stand elsewhere on the page."""
 
+BLOCKS: dict[type[Block], str] = {
+    CircuitMap: "circuit.js",
+    Routes: "routes.js",
+    NeuronIndex: "neurons.js",
+    PromptGraph: "attribution_graph.js",
+}
+"""By kind of block, the script that it needs beside that of every page."""
+SCRIPTS = ("page.js", *BLOCKS.values())
+"""All scripts of pages."""
+
 
 @dataclass(frozen=True)
 class Section:
@@ -63,13 +73,7 @@ class Section:
 def page(document: Document) -> str:
     """The whole page. The same document gives the same text; only its own scripts may run, by their hashes."""
     shown = [block for block in document.blocks if block.where != "terminal"]
-    kinds = {
-        CircuitMap: "circuit.js",
-        Routes: "routes.js",
-        NeuronIndex: "neurons.js",
-        PromptGraph: "attribution_graph.js",
-    }
-    scripts = ["page.js", *(name for kind, name in kinds.items() if any(isinstance(block, kind) for block in shown))]
+    scripts = ["page.js", *(name for kind, name in BLOCKS.items() if any(isinstance(block, kind) for block in shown))]
     written = rendered(
         "page.html.j2",
         document=document,
@@ -77,7 +81,7 @@ def page(document: Document) -> str:
         sections=_sections(shown),
         facts={name: value for name, value in document.facts.items() if name not in REPEATED},
         css=Markup(asset("page.css")),
-        scripts=[(Markup(asset(name)), _hash(asset(name))) for name in scripts],
+        scripts=[(Markup(asset(name)), script_hash(asset(name))) for name in scripts],
         **TOOLS,
     )
     return str(written)
@@ -88,7 +92,7 @@ def fragment(blocks: Sequence[AnyBlock]) -> Markup:
     return rendered("fragment.html.j2", sections=_sections(blocks), **TOOLS)
 
 
-def _hash(script: str) -> str:
+def script_hash(script: str) -> str:
     return b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 

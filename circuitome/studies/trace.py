@@ -97,7 +97,7 @@ def run(settings: Trace, context: Context) -> Findings:
     graphs = trace(context.setting, [ids], [places], settings.route_settings())[0]
     context.progress("tracing", 1, 1)
     tokens = [ids[graph.position + 1] if settings.generate else None for graph in graphs]
-    routes = [_route(model, ids, graph, settings, token) for graph, token in zip(graphs, tokens, strict=True)]
+    routes = [traced_route(model, ids, graph, settings, token) for graph, token in zip(graphs, tokens, strict=True)]
     sign = (
         f"An importance is the share of a node that a part makes up (proximity, {settings.norm.upper()}): all parts "
         "of a node sum to 1."
@@ -130,7 +130,7 @@ def generated(context: Context, ids: Sequence[int], count: int) -> tuple[list[in
     return ids, list(range(first, first + count))
 
 
-def _route(
+def traced_route(
     model: "cm.Model", ids: Sequence[int], graph: "cm.RouteGraph", settings: Trace, token: int | None
 ) -> dict[str, Any]:
     """One route as plain JSON, with tokens of its parts."""

@@ -78,7 +78,7 @@ def logit_lens(model: Model, prompt: str | tuple[int, ...], *, target: str | int
     wanted = _target(model, target)
     with torch.no_grad():
         activations = model.record(Inputs.whole(torch.tensor([ids], device=model.device)), logits=False)
-        stages = list(_stages(model, activations))
+        stages = list(stages_of(model, activations))
         outputs = len(unembedding_rows(model))
         step = max(1, CHUNK // outputs)
         chunks = [
@@ -112,7 +112,7 @@ def _target(model: Model, target: str | int | None) -> int | None:
     return target
 
 
-def _stages(model: Model, activations: ActivationCache) -> Iterator[tuple[str, Float[Tensor, "1 pos d_model"]]]:
+def stages_of(model: Model, activations: ActivationCache) -> Iterator[tuple[str, Float[Tensor, "1 pos d_model"]]]:
     assert activations.final is not None
     yield "embed", activations.resid_pre[0]
     for layer in range(len(model.blocks)):

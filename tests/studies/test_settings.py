@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuitome.cli.main import app
-from circuitome.cli.studies import field_line
+from circuitome.studies.options import field_line
 from circuitome.studies.catalog import STUDIES
 from circuitome.studies.settings import command_line
 

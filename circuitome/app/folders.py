@@ -1,0 +1,109 @@
+"""The runs in a folder: a list of them, their pages and their files, whoever made them."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from circuitome.errors import RunError
+from circuitome.present.assets import asset
+from circuitome.present.page import SCRIPTS, page, script_hash
+from circuitome.present.stored import document
+from circuitome.runs.store import MANIFEST, Run
+
+LARGEST = 200_000_000
+"""Bytes of a manifest that is read."""
+
+
+@dataclass
+class Folders:
+    """The runs below one folder."""
+
+    root: Path
+    """The folder."""
+    _read: dict[Path, tuple[tuple[int, int], dict[str, Any]]] = field(default_factory=dict)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What the list shows of each run, the newest first; of a damaged one, what is wrong."""
+        rows = []
+        for path in self.root.iterdir() if self.root.is_dir() else ():
+            if path.name.startswith(".") or not (path / MANIFEST).is_file():
+                continue
+            rows.append(self._row(path.name))
+        return sorted(rows, key=lambda row: str(row["created"]), reverse=True)
+
+    def _row(self, name: str) -> dict[str, Any]:
+        try:
+            manifest = self.path(name, MANIFEST)
+            stat = manifest.stat()
+            known = self._read.get(manifest)
+            if known is None or known[0] != (stat.st_mtime_ns, stat.st_size):
+                known = (stat.st_mtime_ns, stat.st_size), _row_of(self.manifest(name))
+                self._read[manifest] = known
+            return {"name": name, **known[1]}
+        except RunError as error:
+            return {"name": name, "created": "", "problem": str(error)}
+
+    def path(self, name: str, file: str = ".") -> Path:
+        """A file of a run. Raises `RunError` for a name that leads out of the run's folder, or that is not there."""
+        folder = self.root / name
+        try:
+            inside = folder.resolve().parent == self.root.resolve() and "/" not in name and "\\" not in name
+            path = (folder / file).resolve()
+            fits = inside and path.is_relative_to(folder.resolve()) and path.exists()
+        except (OSError, ValueError):  # a name that no file can have
+            fits = False
+        if not fits:
+            raise RunError(f"There is no file {file} in a run {name}.")
+        return path
+
+    def manifest(self, name: str) -> dict[str, Any]:
+        """A run's manifest. Raises `RunError` where it is damaged or too large."""
+        path = self.path(name, MANIFEST)
+        if path.stat().st_size > LARGEST:
+            raise RunError(f"The manifest of {name} has over {LARGEST:,} bytes and is not read.")
+        try:
+            manifest = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise RunError(f"{name} is damaged: {MANIFEST} cannot be read ({error}).") from None
+        if not isinstance(manifest, dict) or "key" not in manifest:
+            raise RunError(f"{name} is damaged: {MANIFEST} is not the manifest of a run.")
+        return manifest
+
+    def report(self, name: str) -> str:
+        """A run's page, made from its manifest: what lies in report.html may come from anybody."""
+        manifest = self.manifest(name)
+        try:
+            return page(document(Run(manifest, {}), self.root / name))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RunError(f"{name} is damaged: its page cannot be made ({error!r}).") from None
+
+    def files(self, name: str) -> list[dict[str, Any]]:
+        """Names and sizes of a run's files."""
+        folder = self.path(name)
+        paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+        return [{"name": str(path.relative_to(folder)), "bytes": path.stat().st_size} for path in paths[:1000]]
+
+
+def _row_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    model = manifest.get("model")
+    return {
+        "kind": str(manifest.get("kind", "")),
+        "title": str(manifest.get("title", "")),
+        "created": str(manifest.get("created", "")),
+        "seconds": manifest.get("seconds") if isinstance(manifest.get("seconds"), int | float) else None,
+        "model": str(model.get("name", "")) if isinstance(model, dict) else "",
+        "command": str(manifest.get("command", "")),
+    }
+
+
+def sandbox() -> str:
+    """The policy of pages of runs: an origin of their own, no network, and no script but the package's, by their hashes.
+
+    A script that somebody put into a run's folder does not run.
+    """
+    hashes = " ".join(f"'sha256-{script_hash(asset(name))}'" for name in SCRIPTS)
+    return (
+        "sandbox allow-scripts allow-downloads; default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; "
+        f"script-src {hashes}; frame-ancestors 'self'; base-uri 'none'; form-action 'none'"
+    )

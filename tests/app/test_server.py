@@ -1,0 +1,230 @@
+"""The server's answers: who may ask, what hostile runs can do, how jobs are asked for."""
+
+import json
+
+import pytest
+
+pytest.importorskip("fastapi")
+
+from app.asgi import asked
+
+from circuitome.app.folders import LARGEST, Folders, sandbox
+from circuitome.app.guard import Guard
+from circuitome.app.server import Served, application
+from circuitome.errors import RunError
+
+TOKEN = "secret"
+SCRIPT = "<script>alert(1)</script>"
+
+
+def saved(root, name, **changes):
+    """A run's folder with a manifest, as anybody could write it."""
+    folder = root / name
+    folder.mkdir()
+    block = {
+        "block": "lede",
+        "title": "",
+        "note": "",
+        "folded": False,
+        "where": "everywhere",
+        "text": f"found {SCRIPT}",
+    }
+    manifest = {
+        "key": "k",
+        "kind": "weights",
+        "created": "2026-01-01T00:00:00",
+        "title": f"a title {SCRIPT}",
+        "command": f"circuitome weights {SCRIPT}",
+        "sign": SCRIPT,
+        "blocks": [block],
+        SCRIPT: SCRIPT,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest | changes))
+    (folder / "report.html").write_text(SCRIPT)
+    return folder
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A server's state whose runner does nothing."""
+    made = Served(tmp_path / "runs")
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def server(served):
+    return Guard(application(served), TOKEN, 1234)
+
+
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        ("/", {}),
+        ("/wrong/", {}),
+        ("/secretx/", {}),
+        ("//secret/", {}),
+        ("/secret/", {"host": "evil.example"}),
+        ("/secret/", {"host": "127.0.0.1:99"}),
+        ("/secret/", {"host": "evil.example@127.0.0.1:1234"}),
+        ("/secret/", {"origin": "http://evil.example"}),
+        ("/secret/", {"origin": "null"}),
+        ("/secret/", {"origin": "http://127.0.0.1:99"}),
+        ("/secret/", {"sec-fetch-site": "cross-site"}),
+        ("/secret/", {"sec-fetch-site": "same-site"}),
+        ("/secret/api/state", {"origin": "http://evil.example"}),
+        ("/api/state", {}),
+    ],
+)
+def test_others_get_403(server, path, headers):
+    for method in ("GET", "POST"):
+        status, _, body = asked(server, path, method=method, headers=headers)
+        assert status == 403
+        assert b"circuitome" not in body
+
+
+def test_the_page_comes_with_a_policy_that_lets_no_inline_script_run(server):
+    for headers in ({}, {"origin": "http://127.0.0.1:1234"}, {"host": "localhost:1234"}, {"sec-fetch-site": "none"}):
+        status, given, body = asked(server, "/secret/", headers=headers)
+        assert status == 200
+        policy = given["content-security-policy"]
+        assert "script-src 'self';" in policy and "default-src 'none'" in policy
+        assert given["x-content-type-options"] == "nosniff" and given["referrer-policy"] == "no-referrer"
+        assert b'src="app.js"' in body and b"<script>" not in body
+
+
+def test_a_hostile_manifest_is_text_on_its_page_and_its_own_page_is_not_given(server, served):
+    saved(served.folders.root, "hostile")
+    status, given, body = asked(server, "/secret/runs/hostile/report")
+    assert status == 200
+    assert SCRIPT.encode() not in body and b"&lt;script&gt;alert(1)" in body
+    policy = given["content-security-policy"]
+    assert policy == sandbox() and policy.startswith("sandbox allow-scripts")
+    assert "allow-same-origin" not in policy and "script-src 'sha256-" in policy
+    assert "'unsafe-inline'" not in policy.partition("script-src")[2]
+    status, given, body = asked(server, "/secret/runs/hostile/files/report.html")
+    assert status == 200 and body.decode() == SCRIPT
+    assert given["content-disposition"].startswith("attachment") and given["content-type"] == "application/octet-stream"
+    rows = json.loads(asked(server, "/secret/api/state")[2])["runs"]
+    assert rows[0]["title"] == f"a title {SCRIPT}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "runs/../files/outside.txt",
+        "runs/a/files/../../outside.txt",
+        "runs/a/files//etc/passwd",
+        "runs/a/files/link.txt",
+        "runs/linked/files/manifest.json",
+        "runs/linked/report",
+        "runs/../report",
+        "runs/./files/.circuitome-jobs.sqlite",
+        "runs/a\x00/files/manifest.json",
+        "runs/a/files/absent",
+        "runs/a/files/",
+        "api/runs/..",
+        "api/runs/linked",
+    ],
+)
+def test_no_path_leads_out_of_a_run(server, served, tmp_path, path):
+    root = served.folders.root
+    folder = saved(root, "a")
+    (root / "outside.txt").write_text("outside")
+    (folder / "link.txt").symlink_to(root / "outside.txt")
+    (root / "linked").symlink_to(saved(tmp_path, "elsewhere"))
+    status, _, body = asked(server, f"/secret/{path}")
+    assert status in (400, 404), body
+    assert b"outside\n" not in body and b"root:" not in body and b'"key"' not in body
+    assert "link.txt" not in [file["name"] for file in served.folders.files("a")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", '{"key": 1}', "[" * 100_000, '{"key": 1, "blocks": [{"block": "x"}]}', '{"key":"\udc80"}'],
+)
+def test_a_damaged_manifest_is_a_row_that_says_so(server, served, text):
+    saved(served.folders.root, "good")
+    bad = saved(served.folders.root, "bad")
+    (bad / "manifest.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    rows = {row["name"]: row for row in json.loads(asked(server, "/secret/api/state")[2])["runs"]}
+    assert "problem" not in rows["good"]
+    status, _, body = asked(server, "/secret/runs/bad/report")
+    assert status == 400 and "error" in json.loads(body)
+
+
+def test_a_manifest_of_a_gigabyte_is_not_read(served):
+    big = saved(served.folders.root, "big")
+    with (big / "manifest.json").open("r+b") as file:
+        file.truncate(5 * LARGEST)  # sparse
+    assert "is not read" in served.folders.rows()[0]["problem"]
+    with pytest.raises(RunError, match="is not read"):
+        served.folders.report("big")
+
+
+def test_a_run_is_read_again_only_when_it_changed(tmp_path, monkeypatch):
+    folders, read = Folders(tmp_path), []
+    saved(tmp_path, "a")
+    monkeypatch.setattr(Folders, "manifest", lambda self, name: read.append(name) or {"key": 1, "title": "t"})
+    assert folders.rows() == folders.rows()
+    assert read == ["a"]
+
+
+def start(server, study, **values):
+    status, _, body = asked(server, "/secret/api/jobs", method="POST", body={"study": study, "values": values})
+    return status, json.loads(body)
+
+
+def test_a_job_is_queued_with_the_command_that_does_the_same(server, served):
+    status, job = start(server, "weights", head="a2.h0", model="known-ioi", seed="0")
+    assert status == 200
+    assert job["command"] == "circuitome weights a2.h0 --model known-ioi" and job["state"] == "queued"
+    assert job["folder"].startswith(str(served.folders.root.resolve()))
+    _, job = start(server, "trace", prompt="--seed and 'quotes'", contrast='" a" " b"', neurons="m0@1,m1@2")
+    assert job["command"] == (
+        "circuitome trace '--seed and '\"'\"'quotes'\"'\"'' --contrast ' a' ' b' --neurons=m0@1,m1@2"
+    )
+    assert len(served.jobs.all()) == 2
+
+
+@pytest.mark.parametrize(
+    ("study", "values", "words"),
+    [
+        ("nothing", {}, "no study"),
+        ("find", {"task": "iio"}, "Did you mean 'ioi'"),
+        ("find", {"n": "many"}, "--n"),
+        ("find", {"colour": "red"}, "no field colour"),
+        ("see", {"prompt": ""}, "PROMPT"),
+        ("validate", {"run": "../x"}, "no file"),
+        ("validate", {"run": ""}, "RUN"),
+    ],
+)
+def test_a_form_that_cannot_be_is_refused_with_the_reason(server, served, study, values, words):
+    status, answer = start(server, study, **values)
+    assert status == 400 and words in answer["error"]
+    assert served.jobs.all() == []
+
+
+def test_every_study_has_a_form(server):
+    answer = json.loads(asked(server, "/secret/api/studies")[2])
+    fields = {study["name"]: {field["name"]: field for field in study["fields"]} for study in answer["studies"]}
+    assert fields["trace"]["prompt"]["required"] and not fields["find"]["task"]["required"]
+    assert fields["find"]["dtype"]["choices"] == ["float32", "bfloat16", "float16"]
+    assert fields["trace"]["renormalize"]["kind"] == "flag" and fields["find"]["n"]["kind"] == "number"
+    assert fields["find"]["seed"]["common"] and not fields["find"]["model"]["common"]
+    assert "known-ioi" in answer["known"]["model"] and "ioi" in answer["known"]["task"]
+
+
+def test_one_server_for_a_folder(served):
+    with pytest.raises(RunError, match="Another circuitome app"):
+        Served(served.folders.root)
+
+
+def test_a_queued_job_is_cancelled_and_asked_for_again(server, served):
+    _, job = start(server, "weights", head="a2.h0", model="known-ioi")
+    asked(server, f"/secret/api/jobs/{job['id']}/cancel", method="POST")
+    assert served.jobs.get(job["id"]).state == "cancelled" and served.jobs.next() is None
+    asked(server, f"/secret/api/jobs/{job['id']}/again", method="POST")
+    assert served.jobs.next() == served.jobs.get(job["id"])
+    assert asked(server, f"/secret/api/jobs/{job['id']}/again", method="POST")[0] == 400
+    assert asked(server, "/secret/api/jobs/99/cancel", method="POST")[0] == 400
