@@ -56,10 +56,10 @@ def mattr(
     """Edge scores whose `.top(k)` is trained to do the task as the model does, for every size k at once.
 
     A score is minus one over the rank that the edge has come to, in [-1, 0] at the start and a little beyond later;
-    as everywhere, negative helps. `loss`, averaged over minibatches of prompts and over sizes: "kl" (KL(clean ||
-    circuit), nats), "metric" (squared difference of each prompt's metric from the clean model's, as a share of the
-    gap) or "both". A minibatch has `prompts` prompts: with 32 and 120 steps the smallest and the largest circuits are
-    nearer to the model, for twice the passes. Learning starts from the ranks of |start|, by default |EAP-IG|; where neurons are nodes give
+    as everywhere, negative helps. `loss`, averaged over minibatches of `prompts` prompts and over sizes: "kl" (KL(clean
+    || circuit), nats), "metric" (squared difference of each prompt's metric from the clean model's, as a share of the
+    gap) or "both". With 32 prompts and 120 steps the smallest and the largest circuits come nearer to the model, for
+    twice the passes. Learning starts from the ranks of |start|, by default |EAP-IG|; where neurons are nodes give
     `cm.neurons.graph_scores`. The same seed gives the same scores on one machine; the setting's checkpoint keeps the
     state, from which the same call goes on after a stop.
 
@@ -68,9 +68,9 @@ def mattr(
     >>> scores.top(13) == cm.ground_truth.true_circuit(model, task)
     True
 
-    Raises `InputError` unless steps and prompts are at least 1 and `start` is of the model's graph, `UnknownNameError` for another loss or
-    ablation, `NumericsError` at NaN, `MemoryBudgetError` where not even one prompt fits, `RunError` if the checkpoint
-    belongs to another run.
+    Raises `InputError` unless steps and prompts are at least 1 and `start` is of the model's graph, `UnknownNameError`
+    for another loss or ablation, `NumericsError` at NaN, `MemoryBudgetError` where not even one prompt fits, `RunError`
+    if the checkpoint belongs to another run.
     Source: Arora et al. 2026, arXiv:2609.25518, section 3; the module's first lines say what is ours.
     """
     if steps < 1 or prompts < 1:
