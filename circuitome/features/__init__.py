@@ -17,7 +17,7 @@ from circuitome.features.dictionary import Dictionary, random_dictionary
 from circuitome.features.dictionary_quality import Fit, Quality, quality
 from circuitome.features.feature_nodes import as_nodes, with_errors, without_errors
 from circuitome.features.feature_scores import FeatureScores, effects, scores
-from circuitome.features.fired import Fired, fired
+from circuitome.features.feature_values import Fired, fired
 from circuitome.features.formats import save
 from circuitome.features.interchanged import FeatureSubspace, as_subspace
 from circuitome.features.loading import load

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from circuitome.graph.node import Node
+from circuitome.graph.node import IN_STREAM, Node
 from circuitome.present import formats
 from circuitome.present.assets import rendered
 from circuitome.present.blocks import CircuitMap, Edge
@@ -80,7 +80,7 @@ class Drawing:
     def radius(self, node: str) -> float:
         """Radius of a node: from 30 % to all of the grid's reach, growing with strength."""
         most = self.grid.reach
-        if Node.parse(node).kind == "neuron":
+        if Node.parse(node).kind in ("neuron", "feature", *IN_STREAM):
             most = min(most, 0.42 * self.grid.neuron_cell)
         return most * (0.3 + 0.7 * self.share(node)) if self.live(node) else 1.5
 
@@ -95,8 +95,8 @@ class Drawing:
 
 
 def is_part(node: str) -> bool:
-    """Whether a node is a head, a key/value head, an MLP or a neuron, which are drawn as circles and brackets."""
-    return Node.parse(node).kind in ("head", "kv", "mlp", "neuron")
+    """Whether a node is a head, a key/value head, an MLP, a neuron or a feature, which are circles and brackets."""
+    return Node.parse(node).kind in ("head", "kv", "mlp", "neuron", "feature", *IN_STREAM)
 
 
 def draw(block: CircuitMap) -> Drawing:
