@@ -11,7 +11,6 @@ multiplied by one number, and so is a norm's gain, since a norm divides by a siz
              the least loss on texts, since what is left of a model is surer of itself than it should be
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from circuitome.applications.slices import slices
-from circuitome.applications.structure import BlockParts, smaller_config
+from circuitome.applications.structure import BlockParts, smaller_config, unset
 from circuitome.engine.batches import DEFAULT_MEMORY, tokens_within
 from circuitome.engine.setting import Setting
 from circuitome.errors import InputError
@@ -154,15 +153,9 @@ def _empty(model: Model, kept: Kept) -> Model:
     said = f"{model.name} cannot have a width of {width} with {heads} heads"
     try:
         config = smaller_config(model, layers, len(parts.groups), len(parts.neurons), width)
-        with torch.random.fork_rng(devices=[]):  # the weights that are drawn here are all replaced
-            hf: Any = type(model.hf)(config)
+        small = unset(model, config)
     except ValueError as error:
         raise InputError(f"{said}: {error}") from error
-    hf = hf.to(model.dtype).to(model.device).train(model.hf.training)
-    if model.hf.can_generate():
-        hf.generation_config = copy.deepcopy(model.hf.generation_config)
-    hf.set_attn_implementation(model.hf.config._attn_implementation)
-    small = Model(hf, model.tokenizer, model.name)
     if weight_of(small.blocks[0].output).shape[1] != heads * model.heads.width:
         raise InputError(
             f"{said}: in this architecture ({model.hf.config.model_type}) the width is the number of heads times "

@@ -96,7 +96,7 @@ def prune(
     >>> model = cm.load("known-ioi")
     >>> texts = cm.neurons.packed([model.encode("Ann and Bob met then Bob gave to")] * 4)
     >>> cm.prune(model, 0.5, texts=texts, heads=False)
-    Pruned(known-ioi by importance: 8 of 16 neurons of each MLP)
+    Pruned(known-ioi by importance: 2 of 4 neurons of each MLP)
 
     Raises `InputError` for a share outside of 0 to 1, for nothing to remove, and for a ranking without its task.
     """

@@ -6,7 +6,7 @@ their mean, and without, the model with zero ablation; what stays is copied.
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -141,7 +141,8 @@ def smaller_config(model: Model, blocks: Sequence[int], groups: int, neurons: in
     Raises what the architecture raises.
     """
     config: Any = model.hf.config
-    values = {name: value for name, value in config.to_dict().items() if not name.startswith("_")}
+    own = {field.name for field in fields(config)}
+    values = {name: v for name, v in config.to_dict().items() if name in own or name in vars(config)}
     if len(blocks) != config.num_hidden_layers:
         values[own_name(config, "num_hidden_layers")] = len(blocks)
         if (types := getattr(config, "layer_types", None)) is not None:
@@ -159,7 +160,11 @@ def smaller_config(model: Model, blocks: Sequence[int], groups: int, neurons: in
         values["head_dim"] = model.heads.width
         if config.model_type == "opt":
             values["word_embed_proj_dim"] = width
-    return type(config)(**values)
+    made = type(config)(**{name: value for name, value in values.items() if name in own})
+    for name in values.keys() - own:
+        if not name.startswith("_") and name != "transformers_version":
+            setattr(made, name, values[name])
+    return made
 
 
 def own_name(config: Any, name: str) -> str:
@@ -193,10 +198,16 @@ def _empty(model: Model, room: Sequence[BlockParts]) -> Model:
         config = smaller_config(model, layers, groups, neurons)
     except ValueError as error:
         raise InputError(f"{model.name} cannot have {groups} key/value heads a block: {error}") from error
-    with torch.random.fork_rng(devices=[]):  # the weights that are drawn here are all replaced
+    return unset(model, config)
+
+
+def unset(model: Model, config: Any) -> Model:
+    """A model of another configuration, its weights still to be set; dtype, device, mode and tokenizer stay."""
+    with torch.random.fork_rng(devices=[]):
         hf: Any = type(model.hf)(config)
     hf = hf.to(model.dtype).to(model.device).train(model.hf.training)
-    hf.generation_config = copy.deepcopy(model.hf.generation_config)
+    if hasattr(model.hf, "generation_config"):
+        hf.generation_config = copy.deepcopy(model.hf.generation_config)
     if getattr(config, "_attn_implementation", None) != model.hf.config._attn_implementation:
         hf.set_attn_implementation(model.hf.config._attn_implementation)
     return Model(hf, model.tokenizer, model.name)

@@ -8,8 +8,8 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from circuitome.errors import InputError
-from circuitome.models.loading import auto_class, load
 from circuitome.models.check import check_model
+from circuitome.models.loading import auto_class
 from circuitome.models.model import Model
 
 END = "<|end|>"

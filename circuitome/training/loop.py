@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -223,7 +223,7 @@ class Loop:
         self.optimizer.zero_grad()
         sums, count = dict[str, Tensor](), max(1, tokens.predicted)
         for part in split(tokens, self.rows):
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
+            with torch.autocast(device.type, torch.bfloat16) if self.autocast else nullcontext():
                 loss = self.objective(self.model, part)
             share = part.predicted / count
             parts = {"loss": loss} if isinstance(loss, Tensor) else {"loss": summed(loss), **loss}

@@ -27,6 +27,7 @@ def next_token(model: Model, tokens: Tokens) -> Float[Tensor, ""]:
     >>> cm.training.next_token(model, stream.batch(0, rows=1, length=8, seed=0)).item() > 0
     True
     """
+    tokens = tokens.to(model.device)
     return mean_cross_entropy(logits_of(model, tokens)[:, :-1], tokens.targets[:, 1:])
 
 
@@ -39,6 +40,7 @@ def masked_token(model: Model, tokens: Tokens) -> Float[Tensor, ""]:
     >>> cm.training.masked_token(model, stream.batch(0, rows=1, length=8, seed=0)).item() > 0
     True
     """
+    tokens = tokens.to(model.device)
     return mean_cross_entropy(logits_of(model, tokens)[:, 1:], tokens.targets[:, 1:])
 
 

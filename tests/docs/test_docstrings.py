@@ -90,7 +90,7 @@ def test_what_functions_give_is_a_public_class():
 def test_the_example_gives_what_it_says(example, smollm2, monkeypatch):
     load = cm.load
     monkeypatch.setattr(cm, "load", lambda name: smollm2 if name == smollm2.name else load(name), raising=False)
-    assert doctest.DocTestRunner().run(example).failed == 0
+    assert doctest.DocTestRunner().run(example, clear_globs=False).failed == 0
 
 
 @pytest.mark.slow
@@ -100,4 +100,4 @@ def test_the_example_gives_the_same_on_another_device(example, monkeypatch):
     if any("smollm2" in part.source for part in example.examples):
         pytest.skip("the language model is not moved, which takes long")
     with other_device(cm.load, monkeypatch):
-        assert doctest.DocTestRunner().run(example).failed == 0
+        assert doctest.DocTestRunner().run(example, clear_globs=False).failed == 0
