@@ -1,11 +1,11 @@
 """Views of a development: curves of all measures over training steps with their onsets, and every head over steps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import circuitome as cm
 from circuitome.present import formats
-from circuitome.present.blocks import Block, HeatMap, Lede, Lines, Series, Table, table
+from circuitome.present.blocks import Block, Column, HeatMap, Lede, Lines, Series, Table, table
 from circuitome.studies.pieces import head_names
 
 SIGN = (
@@ -46,7 +46,7 @@ def head_results(watched: "cm.dynamics.Development") -> dict[str, Any]:
     for name in watched.values:
         if MEASURES[name].heads:
             steps, means = watched.curve(name)[0], watched.heads(name)
-            found[name] = {"title": MEASURES[name].title, "steps": steps, "mean": means.tolist()}
+            found[name] = {"about": MEASURES[name].about, "steps": steps, "mean": means.tolist()}
     return found
 
 
@@ -66,8 +66,8 @@ def sentence(results: Mapping[str, Any]) -> str:
     sudden = sorted((at["step"], name) for name, at in onsets.items() if at["sudden"])
     if not sudden:
         return f"None of {len(curves)} curves changes suddenly."
-    parts = [f"{curves[name]['title']} at step {step:,}" for step, name in sudden]
-    return f"{len(sudden)} of {len(curves)} curves change suddenly: {'; '.join(parts)}."
+    parts = [f"{curves[name]['title']} from step {step:,}" for step, name in sudden]
+    return f"{len(sudden)} of {len(curves)} curves change suddenly: {', '.join(parts)}."
 
 
 def onsets_table(results: Mapping[str, Any]) -> Table:
@@ -78,17 +78,10 @@ def onsets_table(results: Mapping[str, Any]) -> Table:
         at = onsets.get(name)
         onset = (None, None, None) if at is None else (at["step"], at["low"], at["high"])
         verdict = "" if at is None else "yes" if at["sudden"] else "no"
-        rows.append(
-            (curve["title"], onset, verdict, None if at is None else at["p"], curve["value"][0], curve["value"][-1])
-        )
-    columns = (
-        "curve",
-        ("onset, step", "estimate", 0),
-        "sudden",
-        ("p", "number", 3),
-        ("first", "number", 2),
-        ("last", "number", 2),
-    )
+        p = "" if at is None else "< 0.001" if at["p"] < 0.001 else f"{at['p']:.3f}"
+        rows.append((curve["title"], onset, verdict, p, curve["value"][0], curve["value"][-1], curve["about"]))
+    ends = (("first", "number", 2), ("last", "number", 2))
+    columns = ("curve", ("onset, step", "estimate", 0), "sudden", "p", *ends, Column("what it is", narrow=False))
     return table("Onsets", columns, rows)
 
 
@@ -97,7 +90,8 @@ def charts(results: Mapping[str, Any]) -> list[Lines]:
     curves, onsets, drawn = results["curves"], results["onsets"], []
     for title, names in CHARTS.items():
         here = [name for name in names if name in curves]
-        marks = tuple((f"onset: {_short(curves[n]['title'])}", onsets[n]["step"]) for n in here if _sudden(onsets, n))
+        sudden = sorted({onsets[name]["step"] for name in here if _sudden(onsets, name)})
+        marks = tuple((f"{step:,}", step) for step in sudden)
         units = {curves[name]["unit"] for name in here}
         if here:
             lines = tuple(_line(curves[name]) for name in here)
@@ -113,19 +107,13 @@ def _axis(units: set[str]) -> str:
     return ", ".join(sorted(units - {""})) or "norm"
 
 
-def _short(title: str) -> str:
-    return title.split(":")[0].split(",")[0]
-
-
 def _line(curve: Mapping[str, Any]) -> Series:
     """A curve from its first step above 0, which a logarithmic axis has."""
     kept = [i for i, step in enumerate(curve["steps"]) if step > 0]
     parts = {end: tuple(curve[end][i] for i in kept) for end in ("value", "low", "high")}
     banded = any(value is not None for value in parts["low"])
     low, high = (parts["low"], parts["high"]) if banded else ((), ())
-    return Series(
-        name=_short(curve["title"]), x=tuple(curve["steps"][i] for i in kept), y=parts["value"], low=low, high=high
-    )
+    return Series(name=curve["title"], x=tuple(curve["steps"][i] for i in kept), y=parts["value"], low=low, high=high)
 
 
 def head_steps(score: Mapping[str, Any]) -> HeatMap:
@@ -136,7 +124,7 @@ def head_steps(score: Mapping[str, Any]) -> HeatMap:
     layers, heads = len(means[0]), len(means[0][0])
     values = tuple(tuple(formats.finite(v) for layer in means[row] for v in layer) for row in rows)
     return HeatMap(
-        title=f"All heads over steps: {score['title']}",
+        title=f"All heads over steps: {score['about']}",
         rows=tuple(f"{steps[row]:,}" for row in rows),
         columns=tuple(head_names((layer, head) for layer in range(layers) for head in range(heads))),
         values=values,
@@ -145,10 +133,3 @@ def head_steps(score: Mapping[str, Any]) -> HeatMap:
         top=0,
         where="page",
     )
-
-
-def ends(results: Mapping[str, Any], names: Sequence[str]) -> str:
-    """Where some curves end, in words."""
-    curves = results["curves"]
-    parts = [f"{_short(curves[n]['title'])} {formats.rounded(curves[n]['value'][-1], 2)}" for n in names if n in curves]
-    return ", ".join(parts)
