@@ -5,7 +5,7 @@ from typing import Any
 
 import circuitome as cm
 from circuitome.present import formats
-from circuitome.present.blocks import Block, Column, HeatMap, Lede, Lines, Series, Table, table
+from circuitome.present.blocks import Block, HeatMap, Lede, Lines, Series, Table, table
 from circuitome.studies.pieces import head_names
 
 SIGN = (
@@ -54,7 +54,8 @@ def blocks(results: Mapping[str, Any], words: str = "") -> list[Block]:
     """What changed suddenly and in which order, the curves, and all heads over steps."""
     return [
         Lede(text=f"{words}{sentence(results)}"),
-        onsets_table(results),
+        onsets_table(results, where="page"),
+        onsets_table(results, where="terminal"),
         *charts(results),
         *(head_steps(score) for score in results.get("heads", {}).values()),
     ]
@@ -70,8 +71,8 @@ def sentence(results: Mapping[str, Any]) -> str:
     return f"{len(sudden)} of {len(curves)} curves change suddenly: {', '.join(parts)}."
 
 
-def onsets_table(results: Mapping[str, Any]) -> Table:
-    """The onset of each curve with its interval, how sudden it is, and the curve's ends."""
+def onsets_table(results: Mapping[str, Any], where: str) -> Table:
+    """The onset of each curve with its interval, how sudden it is, and the curve's ends; on a page, what it is, too."""
     curves, onsets = results["curves"], results["onsets"]
     rows = []
     for name, curve in curves.items():
@@ -81,8 +82,9 @@ def onsets_table(results: Mapping[str, Any]) -> Table:
         p = "" if at is None else "< 0.001" if at["p"] < 0.001 else f"{at['p']:.3f}"
         rows.append((curve["title"], onset, verdict, p, curve["value"][0], curve["value"][-1], curve["about"]))
     ends = (("first", "number", 2), ("last", "number", 2))
-    columns = ("curve", ("onset, step", "estimate", 0), "sudden", "p", *ends, Column("what it is", narrow=False))
-    return table("Onsets", columns, rows)
+    columns = ("curve", ("onset, step", "estimate", 0), "sudden", "p", *ends, "what it is")
+    shown = slice(None if where == "page" else -1)
+    return table("Onsets", columns[shown], (row[shown] for row in rows), where=where)
 
 
 def charts(results: Mapping[str, Any]) -> list[Lines]:
