@@ -83,7 +83,7 @@ class Development(Shown):
 
     def title(self, name: str) -> str:
         """What the curve of a measure shows, with the head if it is that of one."""
-        head = f" of {Node.head(*self.best_head(name))}" if MEASURES[name].heads else ""
+        head = f" {Node.head(*self.best_head(name))}" if MEASURES[name].heads else ""
         return MEASURES[name].title + head
 
     def at_end(self, name: str) -> Estimate:
@@ -115,6 +115,7 @@ class Development(Shown):
             estimates = [mean(row, MEASURES[name].unit) for row in rows.T]
             curves[name] = {
                 "title": self.title(name),
+                "about": MEASURES[name].about,
                 "unit": MEASURES[name].unit,
                 "steps": steps,
                 **{end: [_finite(getattr(e, end)) for e in estimates] for end in ("value", "low", "high")},

@@ -30,7 +30,7 @@ class AttentionPenalty:
     >>> model = cm.dynamics.small_model("attention", cm.dynamics.grammar_tokenizer())
     >>> stream = cm.dynamics.GrammarStream(model)
     >>> loss = cm.dynamics.AttentionPenalty(stream.arcs, strength=1.0)(model, stream.batch(0, 4, 32, 0))
-    >>> sorted(loss), 0 < float(loss["attention"]) < 1
+    >>> sorted(loss), 0 < loss["attention"].item() < 1
     (['attention', 'prediction'], True)
     """
 

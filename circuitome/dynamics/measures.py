@@ -34,27 +34,31 @@ class Measure:
 
     title: str
     """Its name."""
+    about: str
+    """What it is."""
     unit: str
     """Its unit."""
     heads: bool = False
     """Whether every head has a curve."""
 
 
+LOSS, ATTENTION, ARCS = "nats a token", "share of attention", "share of arcs"
+COMPOSED = "strongest pair of heads, above chance"
 MEASURES = {
-    "held_out_loss": Measure("loss on held-out rows", "nats a token"),
-    "in_context": Measure("in-context-learning score: late minus early loss", "nats a token"),
-    "repeat_loss": Measure("loss on random tokens said again", "nats a token"),
-    "previous": Measure("attention to the previous token", "share of attention", heads=True),
-    "induction": Measure("prefix matching", "share of attention", heads=True),
-    "copying_ratio": Measure("copying", "ratio", heads=True),
-    "q_composition": Measure("Q-composition, strongest pair above chance", "share"),
-    "k_composition": Measure("K-composition, strongest pair above chance", "share"),
-    "v_composition": Measure("V-composition, strongest pair above chance", "share"),
-    "uas": Measure("arcs of trees that heads find (UAS)", "share of arcs"),
-    "uas_offsets": Measure("arcs that fixed offsets find", "share of arcs"),
-    "pairs": Measure("minimal pairs that come out right", "share of pairs"),
-    "weight_norm": Measure("norm of all weights", ""),
-    "dimension": Measure("intrinsic dimension of the final stream (TwoNN)", "dimensions"),
+    "held_out_loss": Measure("held-out loss", "loss on held-out rows", LOSS),
+    "in_context": Measure("in-context score", "loss late in a row minus loss early in it", LOSS),
+    "repeat_loss": Measure("loss on repeats", "loss on random tokens said again", LOSS),
+    "previous": Measure("previous token", "attention to the token before", ATTENTION, heads=True),
+    "induction": Measure("prefix matching", "attention behind earlier copies", ATTENTION, heads=True),
+    "copying_ratio": Measure("copying", "raises minus cuts of attended tokens' logits", "ratio", heads=True),
+    "q_composition": Measure("Q-composition", COMPOSED, "share"),
+    "k_composition": Measure("K-composition", COMPOSED, "share"),
+    "v_composition": Measure("V-composition", COMPOSED, "share"),
+    "uas": Measure("arcs by heads", "arcs of trees that the best head of each relation finds (UAS)", ARCS),
+    "uas_offsets": Measure("arcs by offsets", "arcs that the best distance of each relation finds", ARCS),
+    "pairs": Measure("minimal pairs", "right sentence likelier", "share of pairs"),
+    "weight_norm": Measure("weight norm", "norm of all weights", ""),
+    "dimension": Measure("dimension", "intrinsic dimension of the final stream (TwoNN)", "dimensions"),
 }
 """All that is measured, by name."""
 
@@ -181,8 +185,8 @@ def two_nn(points: Float[Tensor, "point d"]) -> Float[Tensor, ""]:
     Source: Facco et al. 2017, Scientific Reports 7, 12140; without their cut of the largest ratios.
 
     >>> plane = torch.rand(400, 2, generator=torch.Generator().manual_seed(0)) @ torch.ones(2, 2).triu()
-    >>> round(float(cm.dynamics.two_nn(torch.cat([plane, plane @ torch.ones(2, 5)], 1))), 1)
-    2.0
+    >>> round(float(cm.dynamics.two_nn(torch.cat([plane, plane @ torch.ones(2, 5)], 1))))
+    2
     """
     if len(points) < 3:
         return torch.tensor(torch.nan)

@@ -121,7 +121,15 @@ def _some_rows(setting: Setting, rows: Sequence[Sequence[int]]) -> list[list[int
 def read_pairs(path: str | Path) -> list[MinimalPair]:
     """Minimal pairs of a JSONL file with `sentence_good`, `sentence_bad` and, if wanted, `UID`, as BLiMP has them.
 
-    A folder stands for all its .jsonl files. Raises `DataFileError`, with file and line.
+    A folder stands for all its .jsonl files.
+
+    >>> import pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "agreement.jsonl"
+    >>> _ = path.write_text('{"sentence_good": "The cat sleeps.", "sentence_bad": "The cat sleep."}')
+    >>> cm.dynamics.read_pairs(path)
+    [MinimalPair(good='The cat sleeps.', bad='The cat sleep.', kind='agreement')]
+
+    Raises `DataFileError`, with file and line.
     """
     place = Path(path)
     if place.is_dir():

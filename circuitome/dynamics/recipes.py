@@ -108,7 +108,7 @@ def recipe(
 
     >>> small = cm.dynamics.recipe(data="grammar", kind="masked", steps=2, batch=4, suppress="arcs")
     >>> small.model, small.objective.strength
-    (Model(BertForMaskedLM, bert, 62 edges, torch.float32), 1.0)
+    (Model(BertForMaskedLM, bert, 46 edges, torch.float32), 1.0)
 
     Raises `UnknownNameError` for a name that there is not, `InputError` for choices that do not go together.
     """

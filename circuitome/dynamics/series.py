@@ -68,11 +68,11 @@ def series(
     Raises `InputError` for a folder without checkpoints, and where none of them can be measured.
 
     >>> import pathlib, tempfile
+    >>> from circuitome.models.saving import write_checkpoint
     >>> folder = pathlib.Path(tempfile.mkdtemp())
     >>> model = cm.dynamics.small_model("attention", cm.dynamics.grammar_tokenizer(), layers=1)
     >>> for step in (1, 2):
-    ...     where = folder / f"step-{step}"
-    ...     model.hf.save_pretrained(where), model.tokenizer.save_pretrained(where) and None
+    ...     _ = write_checkpoint(model, folder / f"step-{step}")
     >>> found, passed_over = cm.dynamics.series(folder, lambda model: cm.dynamics.Measures.of(model, None))
     >>> found.steps, passed_over
     ((1, 2), {})

@@ -36,7 +36,7 @@ def small_model(
     one. Neurons are four times the width.
 
     >>> cm.dynamics.small_model("attention", cm.dynamics.grammar_tokenizer(), layers=1)
-    Model(LlamaForCausalLM, llama, 26 edges, torch.float32)
+    Model(LlamaForCausalLM, llama, 23 edges, torch.float32)
 
     Raises `UnknownNameError` for another kind, `InputError` for a width that the heads do not divide evenly.
     """
@@ -80,7 +80,7 @@ def grammar_tokenizer() -> PreTrainedTokenizerFast:
 
     >>> tokenizer = cm.dynamics.grammar_tokenizer()
     >>> len(tokenizer), tokenizer("these lawyers jump .").tokens()
-    (243, ['these', 'lawyers', 'jump', '.'])
+    (220, ['these', 'lawyers', 'jump', '.'])
     """
     nouns = [form for noun in grammar.NOUNS for form in (noun, grammar.plural(noun))]
     verbs = [

@@ -25,10 +25,14 @@ Ended = Iterator[tuple[int, Any]]
 def local(call: Call, given: Sequence[Any], *, workers: int, address: str | None = None, gpus: float = 0) -> Ended:
     """In `workers` processes that share the machine's cores evenly, each of which takes one call after another.
 
-    Raises `RunError` where workers are lost more than `RETRIES` times without any call coming to its end.
+    One worker is this process itself. Raises `RunError` where workers are lost more than `RETRIES` times without any call
+    coming to its end.
     """
     if address is not None or gpus:
         raise InputError("Local processes take no --address and no --gpus; they see all devices of this machine.")
+    if workers == 1:
+        yield from enumerate(map(call, given))
+        return
     left, lost = dict(enumerate(given)), 0
     while left:
         threads = max(1, (os.cpu_count() or 1) // workers)

@@ -96,7 +96,8 @@ def run(settings: Develop, context: Context) -> Findings:
         folder, progress=context.progress, max_memory=settings.max_memory, checkpoints=checkpoints(settings)
     )
     results = {**watched.to_dict(), "heads": developed.head_results(watched)}
-    what = f"{settings.kind} model of {settings.layers} {'layer' if settings.layers == 1 else 'layers'}"
+    kind = {"attention": "attention-only", "masked": "masked language"}.get(settings.kind, settings.kind)
+    what = f"{kind} model of {settings.layers} {'layer' if settings.layers == 1 else 'layers'}"
     return Findings(
         title=f"Development: {what} on {settings.data}",
         sign=developed.SIGN,

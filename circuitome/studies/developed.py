@@ -1,6 +1,6 @@
 """Views of a development: curves of all measures over training steps with their onsets, and every head over steps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import circuitome as cm
@@ -46,7 +46,7 @@ def head_results(watched: "cm.dynamics.Development") -> dict[str, Any]:
     for name in watched.values:
         if MEASURES[name].heads:
             steps, means = watched.curve(name)[0], watched.heads(name)
-            found[name] = {"title": MEASURES[name].title, "steps": steps, "mean": means.tolist()}
+            found[name] = {"about": MEASURES[name].about, "steps": steps, "mean": means.tolist()}
     return found
 
 
@@ -54,7 +54,8 @@ def blocks(results: Mapping[str, Any], words: str = "") -> list[Block]:
     """What changed suddenly and in which order, the curves, and all heads over steps."""
     return [
         Lede(text=f"{words}{sentence(results)}"),
-        onsets_table(results),
+        onsets_table(results, where="page"),
+        onsets_table(results, where="terminal"),
         *charts(results),
         *(head_steps(score) for score in results.get("heads", {}).values()),
     ]
@@ -66,30 +67,24 @@ def sentence(results: Mapping[str, Any]) -> str:
     sudden = sorted((at["step"], name) for name, at in onsets.items() if at["sudden"])
     if not sudden:
         return f"None of {len(curves)} curves changes suddenly."
-    parts = [f"{curves[name]['title']} at step {step:,}" for step, name in sudden]
-    return f"{len(sudden)} of {len(curves)} curves change suddenly: {'; '.join(parts)}."
+    parts = [f"{curves[name]['title']} from step {step:,}" for step, name in sudden]
+    return f"{len(sudden)} of {len(curves)} curves change suddenly: {', '.join(parts)}."
 
 
-def onsets_table(results: Mapping[str, Any]) -> Table:
-    """The onset of each curve with its interval, how sudden it is, and the curve's ends."""
+def onsets_table(results: Mapping[str, Any], where: str) -> Table:
+    """The onset of each curve with its interval, how sudden it is, and the curve's ends; on a page, what it is, too."""
     curves, onsets = results["curves"], results["onsets"]
     rows = []
     for name, curve in curves.items():
         at = onsets.get(name)
         onset = (None, None, None) if at is None else (at["step"], at["low"], at["high"])
         verdict = "" if at is None else "yes" if at["sudden"] else "no"
-        rows.append(
-            (curve["title"], onset, verdict, None if at is None else at["p"], curve["value"][0], curve["value"][-1])
-        )
-    columns = (
-        "curve",
-        ("onset, step", "estimate", 0),
-        "sudden",
-        ("p", "number", 3),
-        ("first", "number", 2),
-        ("last", "number", 2),
-    )
-    return table("Onsets", columns, rows)
+        p = "" if at is None else "< 0.001" if at["p"] < 0.001 else f"{at['p']:.3f}"
+        rows.append((curve["title"], onset, verdict, p, curve["value"][0], curve["value"][-1], curve["about"]))
+    ends = (("first", "number", 2), ("last", "number", 2))
+    columns = ("curve", ("onset, step", "estimate", 0), "sudden", "p", *ends, "what it is")
+    shown = slice(None if where == "page" else -1)
+    return table("Onsets", columns[shown], (row[shown] for row in rows), where=where)
 
 
 def charts(results: Mapping[str, Any]) -> list[Lines]:
@@ -97,7 +92,8 @@ def charts(results: Mapping[str, Any]) -> list[Lines]:
     curves, onsets, drawn = results["curves"], results["onsets"], []
     for title, names in CHARTS.items():
         here = [name for name in names if name in curves]
-        marks = tuple((f"onset: {_short(curves[n]['title'])}", onsets[n]["step"]) for n in here if _sudden(onsets, n))
+        sudden = sorted({onsets[name]["step"] for name in here if _sudden(onsets, name)})
+        marks = tuple((f"{step:,}", step) for step in sudden)
         units = {curves[name]["unit"] for name in here}
         if here:
             lines = tuple(_line(curves[name]) for name in here)
@@ -113,19 +109,13 @@ def _axis(units: set[str]) -> str:
     return ", ".join(sorted(units - {""})) or "norm"
 
 
-def _short(title: str) -> str:
-    return title.split(":")[0].split(",")[0]
-
-
 def _line(curve: Mapping[str, Any]) -> Series:
     """A curve from its first step above 0, which a logarithmic axis has."""
     kept = [i for i, step in enumerate(curve["steps"]) if step > 0]
     parts = {end: tuple(curve[end][i] for i in kept) for end in ("value", "low", "high")}
     banded = any(value is not None for value in parts["low"])
     low, high = (parts["low"], parts["high"]) if banded else ((), ())
-    return Series(
-        name=_short(curve["title"]), x=tuple(curve["steps"][i] for i in kept), y=parts["value"], low=low, high=high
-    )
+    return Series(name=curve["title"], x=tuple(curve["steps"][i] for i in kept), y=parts["value"], low=low, high=high)
 
 
 def head_steps(score: Mapping[str, Any]) -> HeatMap:
@@ -136,7 +126,7 @@ def head_steps(score: Mapping[str, Any]) -> HeatMap:
     layers, heads = len(means[0]), len(means[0][0])
     values = tuple(tuple(formats.finite(v) for layer in means[row] for v in layer) for row in rows)
     return HeatMap(
-        title=f"All heads over steps: {score['title']}",
+        title=f"All heads over steps: {score['about']}",
         rows=tuple(f"{steps[row]:,}" for row in rows),
         columns=tuple(head_names((layer, head) for layer in range(layers) for head in range(heads))),
         values=values,
@@ -145,10 +135,3 @@ def head_steps(score: Mapping[str, Any]) -> HeatMap:
         top=0,
         where="page",
     )
-
-
-def ends(results: Mapping[str, Any], names: Sequence[str]) -> str:
-    """Where some curves end, in words."""
-    curves = results["curves"]
-    parts = [f"{_short(curves[n]['title'])} {formats.rounded(curves[n]['value'][-1], 2)}" for n in names if n in curves]
-    return ", ".join(parts)

@@ -47,7 +47,7 @@ GIVEN = {
     *("Features", "RoleVerdict", "ConvNet", "Expanded", "Factored", "Composition", "Lens", "LogitAttribution"),
     *("AttentionPlace", "AttributionGraph", "GraphChecks", "GraphNode", "HeadLoadings", "QKAttribution", "SwitchedOff"),
     *("BlockParts", "CircuitDistance", "Pruned", "Unlearned", "Subclone", "Distillation", "HeadPair", "Curves"),
-    *("MinimalPair", "Onset", "PairScores", "Syntax", "Tree"),
+    *("Development", "Measures", "MinimalPair", "Onset", "PairScores", "Recipe", "Syntax", "Tree"),
     *("Training", "Tokens", "TextStream", "RepeatedStream", "DrawnStream", "MixedStream", "MaskedStream"),
     *("AccuracyMap", "Alignment", "CausalModel", "Joint", "Located", "Subspace", "TokenPairs", "Tokens"),
 }

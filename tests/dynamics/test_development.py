@@ -175,7 +175,7 @@ def planted() -> cm.dynamics.Development:
 def test_onsets_and_order_of_planted_changes():
     watched = planted()
     assert list(watched.values) == ["held_out_loss", "induction", "weight_norm"]
-    assert watched.best_head("induction") == (1, 0) and watched.title("induction") == "prefix matching of a1.h0"
+    assert watched.best_head("induction") == (1, 0) and watched.title("induction") == "prefix matching a1.h0"
     assert watched.onsets["induction"].step == 16 and watched.onsets["held_out_loss"].step == 256
     assert watched.onsets["induction"].sudden and watched.onsets["held_out_loss"].sudden
     assert not watched.onsets["weight_norm"].sudden

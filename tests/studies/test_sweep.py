@@ -144,9 +144,10 @@ def test_what_fails_is_named_and_the_rest_goes_on(tmp_path: Path) -> None:
         swept(tmp_path, text.replace("a2.h0, ", ""))
 
 
+@pytest.mark.slow
 def test_workers_that_are_always_lost(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="Workers were lost 4 times one after another, 2 jobs are left"):
-        list(executors.local(os._exit, [1, 1], workers=1))
+        list(executors.local(os._exit, [1, 1], workers=2))
 
 
 def test_where_there_is_no_cluster(tmp_path: Path) -> None:
