@@ -99,7 +99,7 @@ def instruction_streams(
         lambda model: {"answers": instructions.answer_accuracy(model, others[:50])},
         lambda model: {"induction": induction_gain(model, length=length)},
     ]
-    measures = {"held_out": "nats a token", "answers": "share right", "induction": "nats a token"}
+    measures = {"held_out": "nats a token", "answers": "share", "induction": "nats a token"}
     facts = {"plain_share": {kind: tokens["plain"] / count for kind, count in tokens.items()}}
     return Choices(streams, watch, measures, begin, facts)
 
