@@ -8,6 +8,7 @@ grown = cm.dynamics.develop(model, stream, schedule, measures)  # all of that at
 """
 
 from circuitome.dynamics.arcs import Syntax, syntax
+from circuitome.dynamics.checkpoint_series import series
 from circuitome.dynamics.development import Development, develop
 from circuitome.dynamics.grammar import MinimalPair, grammar_pairs, grammar_trees
 from circuitome.dynamics.grammar_stream import GrammarStream
@@ -16,7 +17,6 @@ from circuitome.dynamics.measures import MEASURES, Measures, two_nn
 from circuitome.dynamics.minimal_pairs import PairScores, pair_scores, read_pairs
 from circuitome.dynamics.onsets import Onset, onset, precedes
 from circuitome.dynamics.recipes import Recipe, python_reference, recipe
-from circuitome.dynamics.series import series
 from circuitome.dynamics.small_models import grammar_tokenizer, small_model
 from circuitome.dynamics.trees import Tree, read_trees, tokens_of_words
 

@@ -112,13 +112,7 @@ def recipe(
 
     Raises `UnknownNameError` for a name that there is not, `InputError` for choices that do not go together.
     """
-    for what, name, known in (("kind of data", data, DATA), ("kind of attention", suppress or encourage, MARKED)):
-        if name and name not in known:
-            raise unknown_name(what, name, known)
-    if suppress and encourage:
-        raise InputError("Attention is suppressed or encouraged; give one of the two.")
-    if "arcs" in (suppress, encourage) and data != "grammar":
-        raise InputError("Arcs are known for sentences of the grammar only. Use data grammar.")
+    _check(data, suppress, encourage)
     schedule = Schedule(steps=steps, batch=batch, length=length, learning_rate=learning_rate, seed=seed)
     whole = "\n\n".join(texts) if texts is not None else python_reference()
     tokenizer = grammar_tokenizer() if data == "grammar" else _tokenizer(whole)
@@ -126,14 +120,11 @@ def recipe(
     model.hf.to(device or model.device)  # type: ignore[arg-type]  # transformers' decorator hides that devices are taken
     tokens = sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids))
     streams = _of_grammar(model) if data == "grammar" else _of_text(model, whole, repeated, tokens)
-    arcs = streams[0]
-    data_stream, held_out = (_masked(stream, tokenizer) if model.masked else stream for stream in streams)
     prediction = masked_token if model.masked else next_token
     objective: Objective = prediction
     if marked := suppress or encourage:
-        marks: Marks = {"previous": previous_token, "induction": behind_copies}.get(marked) or arcs.arcs  # type: ignore[union-attr]
-        signed = strength if suppress else -strength
-        objective = AttentionPenalty(marks, signed, until, prediction)
+        objective = AttentionPenalty(_marks(marked, streams[0]), strength if suppress else -strength, until, prediction)
+    reads, held_out = (_masked(stream, tokenizer) if model.masked else stream for stream in streams)
     measures = Measures.of(
         model,
         held_out,
@@ -144,9 +135,26 @@ def recipe(
         seed=seed + HELD_SEED,
     )
     after = (keeping_largest(kept_weights),) if kept_weights < 1 else ()
-    return Recipe(
-        model=model, data=data_stream, schedule=schedule, measures=measures, objective=objective, after_step=after
-    )
+    return Recipe(model=model, data=reads, schedule=schedule, measures=measures, objective=objective, after_step=after)
+
+
+def _check(data: str, suppress: str, encourage: str) -> None:
+    """Raises `UnknownNameError` and `InputError`."""
+    for what, name, known in (("kind of data", data, DATA), ("kind of attention", suppress or encourage, MARKED)):
+        if name and name not in known:
+            raise unknown_name(what, name, known)
+    if suppress and encourage:
+        raise InputError("Attention is suppressed or encouraged; give one of the two.")
+    if "arcs" in (suppress, encourage) and data != "grammar":
+        raise InputError("Arcs are known for sentences of the grammar only. Use data grammar.")
+
+
+def _marks(marked: str, stream: Stream) -> Marks:
+    """The pairs of positions that attention of a kind in `MARKED` is between; arcs are those of the stream."""
+    if marked == "arcs":
+        assert isinstance(stream, GrammarStream)
+        return stream.arcs
+    return previous_token if marked == "previous" else behind_copies
 
 
 def _tokenizer(text: str) -> PreTrainedTokenizerBase:

@@ -54,7 +54,7 @@ class Series(Settings):
 
 def work(settings: Series, context: Context) -> Work:
     """A few passes for each checkpoint."""
-    from circuitome.dynamics.series import checkpoints
+    from circuitome.dynamics.checkpoint_series import checkpoints
 
     count = len(checkpoints(settings.folder))
     return Work(texts=count, tokens=settings.length, seconds=SECONDS * count, notes={"checkpoints": count})

@@ -8,8 +8,8 @@ import torch
 from families import ENCODERS, tiny
 
 import circuitome as cm
+from circuitome.dynamics.checkpoint_series import checkpoints, ends_then_halves
 from circuitome.dynamics.development import of_rows
-from circuitome.dynamics.series import checkpoints, ends_then_halves
 from circuitome.errors import InputError, UnknownNameError
 from circuitome.training import Tokens
 

@@ -41,7 +41,7 @@ def checkpoints(folder: str | Path) -> list[tuple[int, Path]]:
 def ends_then_halves(count: int) -> list[int]:
     """All numbers below `count`, in an order that refines: the first, the last, the middle, then middles of parts.
 
-    >>> from circuitome.dynamics.series import ends_then_halves
+    >>> from circuitome.dynamics.checkpoint_series import ends_then_halves
     >>> ends_then_halves(6)
     [0, 5, 2, 1, 3, 4]
     """
