@@ -42,7 +42,7 @@ GIVEN = {
     ),
     *("OwnTokens", "Windows"),
     *("Trained", "Quality", "Fit", "Place", "FeatureScores", "Dictionary", "CrossLayer"),
-    *("Features", "RoleVerdict", "ConvNet", "Expanded", "Factored", "Composition", "Lens", "LogitAttribution"),
+    *("Features", "Fired", "RoleVerdict", "ConvNet", "Expanded", "Factored", "Composition", "Lens", "LogitAttribution"),
     *("AttentionPlace", "AttributionGraph", "GraphChecks", "GraphNode", "HeadLoadings", "QKAttribution", "SwitchedOff"),
     *("AccuracyMap", "Alignment", "CausalModel", "Joint", "Located", "Subspace", "TokenPairs", "Tokens"),
 }
