@@ -20,6 +20,7 @@ from circuitome.engine.interventions.positions import At
 from circuitome.engine.interventions.replace_parts import part_groups
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError, NumericsError
+from circuitome.features.clamping import check_features
 from circuitome.features.dictionary import Dictionary
 from circuitome.features.loading import firing
 from circuitome.models.model import Model
@@ -111,7 +112,8 @@ class Feature:
         return f"feature {self.number} of {self.dictionary.place}"
 
     def edit(self, model: Model, strength: float, *, at: At = "all") -> Edit:
-        """The feature held at `strength`."""
+        """The feature held at `strength`. Raises `UnknownNameError` for a feature that there is not."""
+        check_features(self.dictionary, [self.number])
         return Edit.clamp(self.dictionary, self.number, strength, at=at)
 
     def random(self, model: Model, seed: int) -> "Feature":

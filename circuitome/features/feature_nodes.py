@@ -77,7 +77,14 @@ def errors_of(circuit: Circuit) -> list[int]:
 
 
 def without_errors(circuit: Circuit) -> Circuit:
-    """The circuit without the edges of what features leave."""
+    """The circuit without the edges of what features leave, and without what then leads nowhere.
+
+    >>> model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
+    >>> dictionary = cm.features.random_dictionary(cm.features.Place("resid", 1), model.d_model, 40, k=4)
+    >>> graph = cm.features.as_nodes(model, dictionary, task, features=[3, 7]).graph
+    >>> list(cm.features.without_errors(cm.Circuit.of(graph, ["embed->x2.in", "x2->logits", "embed->x2.f3.in"])))
+    []
+    """
     mask = circuit.mask.clone()
     for row in errors_of(circuit):
         mask[row] = False

@@ -51,7 +51,7 @@ def fired(setting: Setting, dictionary: Dictionary, texts: Windows, features: Se
     >>> dictionary = cm.features.random_dictionary(cm.features.Place("resid", 0), model.d_model, 40, k=4)
     >>> texts = cm.neurons.packed([model.encode("Ann and Bob met then Bob gave to")])
     >>> cm.features.fired(model, dictionary, texts, [3])
-    [Fired(feature 3, 1 tokens)]
+    [Fired(feature 3, 2 tokens)]
 
     Raises `UnknownNameError` for a feature that there is not, `InputError` where the dictionary does not fit.
     """

@@ -73,19 +73,19 @@ def run(settings: FeaturesSettings, context: Context) -> Findings:
     task = None if settings.task is None else on_task(settings, context, found)
     first = (task or prompt or {"features": []})["features"][:DETAILED]
     chosen = settings.feature or tuple(row["feature"] for row in first) or typical(found)
+    details = [detailed(model, found, feature) for feature in chosen]
     results = {
         "place": dictionary.place.words,
         "tokens": found.tokens,
         "features": [summary(model, found, feature) for feature in range(len(dictionary))],
         "prompt": prompt,
         "task": task,
-        "detailed": [detailed(model, found, feature) for feature in chosen],
+        "detailed": details,
     }
     if settings.feature:  # each feature asked for is worth another pass
-        for part, every in zip(
-            results["detailed"], cm.features.fired(context.setting, dictionary, cut, chosen), strict=True
-        ):
-            part |= distribution(model, found, every)
+        everywhere = cm.features.fired(context.setting, dictionary, cut, settings.feature)
+        more = [distribution(model, found, every) for every in everywhere]
+        results["detailed"] = [part | own for part, own in zip(details, more, strict=True)]
     names = ("active", "mean", "top", "top_places", "usual", "usual_places", "promoted", "suppressed", "neurons")
     return Findings(
         title=f"Features of the {dictionary.place.words} of {settings.model}",

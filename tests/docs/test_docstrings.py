@@ -44,7 +44,7 @@ GIVEN = {
     ),
     *("OwnTokens", "Windows"),
     *("Trained", "Quality", "Fit", "Place", "FeatureScores", "Dictionary", "CrossLayer"),
-    *("Features", "RoleVerdict", "ConvNet", "Expanded", "Factored", "Composition", "Lens", "LogitAttribution"),
+    *("Features", "Fired", "RoleVerdict", "ConvNet", "Expanded", "Factored", "Composition", "Lens", "LogitAttribution"),
     *("AttentionPlace", "AttributionGraph", "GraphChecks", "GraphNode", "HeadLoadings", "QKAttribution", "SwitchedOff"),
     *("BlockParts", "CircuitDistance", "Pruned", "Unlearned", "Subclone", "Distillation", "HeadPair", "Curves"),
     *("Development", "Measures", "MinimalPair", "Onset", "PairScores", "Recipe", "Syntax", "Tree"),

@@ -9,7 +9,7 @@ from families import tiny
 
 import circuitome as cm
 from circuitome.editing.steering import Steered, _tested
-from circuitome.errors import InputError
+from circuitome.errors import InputError, UnknownNameError
 from circuitome.features.loading import firing
 from circuitome.models.inputs import Inputs
 from circuitome.results import Estimate
@@ -161,6 +161,12 @@ def test_a_random_feature_is_one_that_fires_about_as_often(ioi):
     nearest = [i for i in distance.argsort(stable=True).tolist() if i != feature.number][:10]
     assert set(drawn) <= set(nearest) and max(drawn) < 30
     assert cm.Feature(dictionary, 35).random(model, 0).number < 30
+
+
+def test_a_feature_that_there_is_not_is_refused_before_any_work(ioi):
+    model, neutral = ioi
+    with pytest.raises(UnknownNameError, match="no feature 99"):
+        cm.steer(model, cm.Feature(some_dictionary(model, dead=30), 99), PROMPT, bool, neutral=neutral)
 
 
 def test_where_no_other_feature_fires_there_is_nothing_to_compare_with(ioi):
