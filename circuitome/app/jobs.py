@@ -61,7 +61,9 @@ class Jobs:
             self._table.execute(TABLE)
         except sqlite3.DatabaseError as error:
             if "locked" in str(error):
-                raise RunError(f"Another circuitome app has {runs} open. Use that one, or name another folder.") from None
+                raise RunError(
+                    f"Another circuitome app has {runs} open. Use that one, or name another folder."
+                ) from None
             raise RunError(f"The table of jobs {runs / FILE} cannot be used: {error}. Move it away.") from None
         except OSError as error:
             raise RunError(f"{runs} cannot be used for runs: {error.strerror or error}. Name another folder.") from None

@@ -48,7 +48,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 _LAST: list[tuple[Any, list[int], Any]] = []
-"""The prompt that was asked about last, on which model, and its pass: then a part that is switched off costs one pass."""
+"""The prompt that was asked about last, on which model, and its pass: switching a part off then costs one more."""
 
 
 def _plain(model: "cm.Model", ids: list[int]) -> tuple[dict[str, Any], list[Any]]:
@@ -84,7 +84,9 @@ def _heads(model: "cm.Model", patterns: list[Any], asked: list[str]) -> dict[str
 
     from circuitome.studies.see import CHOSEN
 
-    names = {f"a{layer}.h{head}": (layer, head) for layer in range(len(patterns)) for head in range(model.graph.n_heads)}
+    names = {
+        f"a{layer}.h{head}": (layer, head) for layer in range(len(patterns)) for head in range(model.graph.n_heads)
+    }
     if unknown := [name for name in asked if name not in names]:
         raise InputError(f"{model.name} has no head {unknown[0]}. Heads are a0.h0 to {list(names)[-1]}.")
     if asked:

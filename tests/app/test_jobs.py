@@ -21,7 +21,12 @@ from circuitome.progress import WHOLE
 from circuitome.runs.store import partial_of
 
 WAIT = 90.0
-SERVE = "import sys; from pathlib import Path; from circuitome.app.server import serve; serve(Path(sys.argv[1]), 0, lambda a: print(a, flush=True))"
+SERVE = """
+import sys
+from pathlib import Path
+from circuitome.app.server import serve
+serve(Path(sys.argv[1]), 0, lambda address: print(address, flush=True))
+"""
 
 
 class Server:
@@ -79,8 +84,12 @@ def alive(pid):
 def test_a_server_that_is_killed_loses_no_job_and_leaves_no_worker(tmp_path):
     server = Server(tmp_path)
     heads = ("a0.h0", "a1.h0", "a2.h0")
-    numbers = [server.start("weights", head=head, model="known-ioi", seed=str(seed)) for seed in range(2) for head in heads]
-    jobs = server.until(lambda jobs: jobs[numbers[1]]["state"] == "done" and any(j["state"] == "running" for j in jobs.values()))
+    numbers = [
+        server.start("weights", head=head, model="known-ioi", seed=str(seed)) for seed in range(2) for head in heads
+    ]
+    jobs = server.until(
+        lambda jobs: jobs[numbers[1]]["state"] == "done" and any(j["state"] == "running" for j in jobs.values())
+    )
     worker = server.worker()
     finished = [job for job in jobs.values() if job["state"] == "done"]
     before = {job["folder"]: (Path(job["folder"]) / "manifest.json").stat().st_mtime_ns for job in finished}
@@ -132,7 +141,9 @@ def test_what_a_stopped_run_kept_is_used(tmp_path):
 
 def test_a_job_whose_run_was_saved_before_the_server_ended_is_done_and_any_other_is_queued(tmp_path):
     jobs = Jobs(tmp_path)
-    saved, interrupted, older = (jobs.add("weights", [], f"circuitome weights {i}", tmp_path / str(i)) for i in range(3))
+    saved, interrupted, older = (
+        jobs.add("weights", [], f"circuitome weights {i}", tmp_path / str(i)) for i in range(3)
+    )
     (tmp_path / "2").mkdir()
     (tmp_path / "2" / "manifest.json").write_text(json.dumps({"command": "circuitome weights 2"}))
     os.utime(tmp_path / "2" / "manifest.json", (1, 1))

@@ -21,7 +21,14 @@ def saved(root, name, **changes):
     """A run's folder with a manifest, as anybody could write it."""
     folder = root / name
     folder.mkdir()
-    block = {"block": "lede", "title": "", "note": "", "folded": False, "where": "everywhere", "text": f"found {SCRIPT}"}
+    block = {
+        "block": "lede",
+        "title": "",
+        "note": "",
+        "folded": False,
+        "where": "everywhere",
+        "text": f"found {SCRIPT}",
+    }
     manifest = {
         "key": "k",
         "kind": "weights",
@@ -133,7 +140,8 @@ def test_no_path_leads_out_of_a_run(server, served, tmp_path, path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", '{"key": 1}', "[" * 100_000, '{"key": 1, "blocks": [{"block": "x"}]}', '{"key":"\udc80"}']
+    "text",
+    ["", "{", "[]", "null", '{"key": 1}', "[" * 100_000, '{"key": 1, "blocks": [{"block": "x"}]}', '{"key":"\udc80"}'],
 )
 def test_a_damaged_manifest_is_a_row_that_says_so(server, served, text):
     saved(served.folders.root, "good")
