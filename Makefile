@@ -13,11 +13,12 @@ test: $(STAMP)  ## all tests, the real model included; the quick ones say which 
 	$(BIN)/python -m pytest -n 2 -m "not slow" --cov=circuitome --cov-report=term-missing:skip-covered --cov-fail-under=90
 	$(BIN)/python -m pytest -n 2 -m slow
 
-check: $(STAMP)  ## format, lint, types, layers, fast tests
+check: $(STAMP)  ## format, lint, types, layers, the built script of the app, fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/bundle.py
 	$(BIN)/python -m pytest -m "not slow" -n 2
 
 docs: $(VENV)/.docs-ready  ## these pages, their notebooks executed, in build/docs; a warning is an error

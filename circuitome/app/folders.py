@@ -98,7 +98,7 @@ def _row_of(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def sandbox() -> str:
-    """The policy of pages of runs: an origin of their own, no network, and no script but the package's, by their hashes.
+    """The policy of pages of runs: an origin of their own, no network, and no script but the package's, by its hash.
 
     A script that somebody put into a run's folder does not run.
     """

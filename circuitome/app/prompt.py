@@ -48,7 +48,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 _LAST: list[tuple[Any, list[int], Any]] = []
-"""The prompt that was asked about last, on which model, and its pass: then a part that is switched off costs one pass."""
+"""The prompt that was asked about last, on which model, and its pass: switching a part off then costs one more."""
 
 
 def _plain(model: "cm.Model", ids: list[int]) -> tuple[dict[str, Any], list[Any]]:

@@ -6,6 +6,7 @@ import secrets
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from circuitome.studies.settings import RunSettings, command_line
 
 LOOKED_AT = 0.2
 """Seconds between two looks for changes."""
-PROMPTS = 30.0
+PATIENCE = 30.0
 """Seconds after which a prompt that waits for another is refused."""
 
 
@@ -74,7 +75,7 @@ class Served:
 
     def prompt(self, request: dict[str, Any]) -> dict[str, Any]:
         """What a model does with a prompt, in the process for prompts. Raises `InputError` where it cannot."""
-        if not self.prompting.acquire(timeout=PROMPTS):
+        if not self.prompting.acquire(timeout=PATIENCE):
             raise InputError("The prompt box is still at another prompt.")
         try:
             kind, said = list(self.prompts.ask("prompt", request))[-1]
@@ -213,6 +214,7 @@ def serve(runs: Path, port: int, tell: Callable[[str], None], token: str | None 
     served.runner.start()
     try:
         threading.Timer(0.3, tell, [f"http://127.0.0.1:{port}/{token}/"]).start()
-        server.run(sockets=[listening])
+        with suppress(KeyboardInterrupt):  # how uvicorn says that it was asked to end
+            server.run(sockets=[listening])
     finally:
         served.stop()

@@ -20,6 +20,8 @@ EVERY = 0.1
 """Seconds between two messages on progress."""
 Message = tuple[str, Any]
 """Kind (progress, done, failed or stopped) and what it says."""
+Send = Callable[[Message], None]
+"""Sends a message to the server."""
 
 
 @dataclass
@@ -89,7 +91,7 @@ def serve(pipe: Connection) -> None:
                 kind, arguments = pipe.recv()
             except EOFError:
                 return
-            answer = _answered(working, lambda kind=kind, arguments=arguments: REQUESTS[kind](pipe, *arguments))
+            answer = _answered(working, lambda kind=kind, arguments=arguments: REQUESTS[kind](pipe.send, *arguments))
             if answer[0] != "done":
                 let_go()
             pipe.send(answer)
@@ -132,7 +134,7 @@ def _end_with_the_server() -> None:
         os._exit(1)
 
 
-def perform_study(pipe: Connection, study: str, words: list[str], folder: str) -> str:
+def perform_study(send: Send, study: str, words: list[str], folder: str) -> str:
     """Do a study; what a stopped run of it has kept is used. Gives the folder of the run."""
     from circuitome.runs.store import partial_of
     from circuitome.studies.catalog import STUDIES
@@ -141,11 +143,11 @@ def perform_study(pipe: Connection, study: str, words: list[str], folder: str) -
 
     chosen, out = STUDIES[study], Path(folder)
     resume = partial_of(out).is_dir()
-    perform(chosen, parsed(chosen, words), out=out, resume=resume, progress=told(pipe))
+    perform(chosen, parsed(chosen, words), out=out, resume=resume, progress=told(send))
     return folder
 
 
-def told(pipe: Connection, every: float = EVERY, clock: Callable[[], float] = time.monotonic) -> Any:
+def told(send: Send, every: float = EVERY, clock: Callable[[], float] = time.monotonic) -> Any:
     """Progress as messages: the beginning and end of each phase, and between them one in `every` seconds.
 
     Of the whole run it is told with the next phase.
@@ -162,12 +164,12 @@ def told(pipe: Connection, every: float = EVERY, clock: Callable[[], float] = ti
         if phase == last["phase"] and done < total and now - last["at"] < every:
             return
         last.update(phase=phase, at=now)
-        pipe.send(("progress", {"what": what, "done": done, "total": total, "whole": last["whole"]}))
+        send(("progress", {"what": what, "done": done, "total": total, "whole": last["whole"]}))
 
     return tell
 
 
-def answer_prompt(pipe: Connection, request: dict[str, Any]) -> dict[str, Any]:
+def answer_prompt(send: Send, request: dict[str, Any]) -> dict[str, Any]:
     """What a model does with a prompt."""
     from circuitome.app.prompt import answer
 

@@ -42,3 +42,26 @@ def serve_app(
             webbrowser.open(address)
 
     serve(runs, port, tell)
+
+
+@app.command
+def demo(*, browser: Annotated[bool, Parameter(negative="--no-browser")] = True) -> None:
+    """Open the report of a finished run that comes with the package: no model is loaded, nothing is fetched.
+
+    It is that of `circuitome find known-ioi --model known-ioi`: a model of three blocks whose weights were set by hand,
+    so that its circuit for indirect object identification is known.
+
+    Parameters
+    ----------
+    browser
+        Open it in a browser.
+
+    """
+    from importlib.resources import files
+
+    report = files("circuitome.present").joinpath("assets", "demo.html")
+    print(report)
+    if browser:
+        import webbrowser
+
+        webbrowser.open(Path(str(report)).as_uri())

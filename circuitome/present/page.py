@@ -93,6 +93,7 @@ def fragment(blocks: Sequence[AnyBlock]) -> Markup:
 
 
 def script_hash(script: str) -> str:
+    """How a content-security policy names a script that may run."""
     return b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 

@@ -113,6 +113,7 @@ def _target(model: Model, target: str | int | None) -> int | None:
 
 
 def stages_of(model: Model, activations: ActivationCache) -> Iterator[tuple[str, Float[Tensor, "1 pos d_model"]]]:
+    """The residual stream behind every part, with the part's name: embed, a0, m0, ..."""
     assert activations.final is not None
     yield "embed", activations.resid_pre[0]
     for layer in range(len(model.blocks)):

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuitome.cli.main import app
-from circuitome.studies.options import field_line
 from circuitome.studies.catalog import STUDIES
+from circuitome.studies.options import field_line
 from circuitome.studies.settings import command_line
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("C",)), min_size=1, max_size=8)

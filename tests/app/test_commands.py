@@ -1,0 +1,28 @@
+"""The commands that open pages."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from command import run
+
+
+def test_the_demo_is_a_report_of_the_package_and_needs_no_model(capsys):
+    code, printed, _ = run(capsys, "demo", "--no-browser")
+    page = Path(printed.strip()).read_text("utf-8")
+    assert code == 0
+    assert "circuitome find known-ioi --model known-ioi" in page and 'class="circuit"' in page
+    assert "http://" not in page.replace("http://www.w3.org/", "") and "https://" not in page
+
+
+def test_the_demo_opens_without_torch():
+    words = "from circuitome.cli.main import main; import sys; main(['demo', '--no-browser']); assert 'torch' not in sys.modules"
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", words], check=True, capture_output=True)
+    assert time.perf_counter() - start < 30  # under two seconds on an idle machine
+
+
+def test_a_port_that_cannot_be_used_is_said(capsys, tmp_path):
+    code, _, error = run(capsys, "app", tmp_path, "--port", 70000, "--no-browser")
+    assert code == 1 and "70000" in error
