@@ -25,8 +25,8 @@ Ended = Iterator[tuple[int, Any]]
 def local(call: Call, given: Sequence[Any], *, workers: int, address: str | None = None, gpus: float = 0) -> Ended:
     """In `workers` processes that share the machine's cores evenly, each of which takes one call after another.
 
-    One worker is this process itself. Raises `RunError` where workers are lost more than `RETRIES` times without any call
-    coming to its end.
+    One worker is this process itself. Raises `RunError` where workers are lost more than `RETRIES` times without a call
+    that came to its end.
     """
     if address is not None or gpus:
         raise InputError("Local processes take no --address and no --gpus; they see all devices of this machine.")
