@@ -115,7 +115,11 @@ def repetition(texts: Windows) -> Float[Tensor, " window"]:
 
 
 def chosen_windows(values: Float[Tensor, " window"], which: str, share: float, seed: int = 0) -> Tensor:
-    """Windows of the largest values (`top`), of the smallest (`bottom`), or at random, as many as the share says."""
+    """Windows of the largest values (`top`), of the smallest (`bottom`), or at random, as many as the share says.
+
+    >>> cm.applications.chosen_windows(torch.tensor([3.0, 1.0, 2.0]), "top", 2 / 3).tolist()
+    [0, 2]
+    """
     count = max(1, round(share * len(values)))
     if which == "random":
         return torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))[:count]
