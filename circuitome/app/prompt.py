@@ -48,7 +48,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 _LAST: list[tuple[Any, list[int], Any]] = []
-"""The prompt that was asked about last, on which model, and its pass: switching a part off then costs one more."""
+"""The prompt that came last, on which model, and its pass: switching a part off then costs one more."""
 
 
 def _plain(model: "cm.Model", ids: list[int]) -> tuple[dict[str, Any], list[Any]]:
@@ -114,6 +114,7 @@ def route(model: "cm.Model", ids: list[int]) -> dict[str, Any]:
     """The route into the prediction after the last token as a drawing, and the neurons of its strongest MLPs."""
     from circuitome.engine.setting import Setting
     from circuitome.present.page import fragment
+    from circuitome.present.stored import dumped, loaded
     from circuitome.studies import trace
 
     asked = trace.Trace(prompt="-")
@@ -122,4 +123,8 @@ def route(model: "cm.Model", ids: list[int]) -> dict[str, Any]:
     graph = traced(Setting(model), [ids], [[len(ids) - 1]], asked.route_settings())[0][0]
     found = trace.traced_route(model, ids, graph, asked, None)
     neurons = [part["name"].partition("@")[0] for parts in found["neurons"].values() for part in parts[:ROUTE_NEURONS]]
-    return {"html": str(fragment(trace.blocks(found)[1:2])), "neurons": neurons, "parts": found["parts"]}
+    return {
+        "html": str(fragment(loaded(dumped(trace.blocks(found)[1:2])))),
+        "neurons": neurons,
+        "parts": found["parts"],
+    }

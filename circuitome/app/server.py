@@ -20,7 +20,7 @@ from circuitome.app.guard import Guard
 from circuitome.app.jobs import Jobs
 from circuitome.app.runner import Runner
 from circuitome.app.worker import Worker
-from circuitome.errors import CircuitomeError, InputError
+from circuitome.errors import CircuitomeError, InputError, RunError
 from circuitome.present.assets import asset
 from circuitome.studies.catalog import STUDIES
 from circuitome.studies.options import filled_in, form, parsed
@@ -204,10 +204,16 @@ def serve(runs: Path, port: int, tell: Callable[[str], None], token: str | None 
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind(("127.0.0.1", port))
-    except OSError as error:
-        raise InputError(f"Port {port} cannot be used: {error.strerror}. Give another with --port.") from None
+    except (OSError, OverflowError) as error:
+        listening.close()
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"Port {port} cannot be used: {reason}. Give another with --port.") from None
     port = listening.getsockname()[1]
-    served = Served(runs)
+    try:
+        served = Served(runs)
+    except RunError:
+        listening.close()
+        raise
     guarded = Guard(application(served), token, port)
     config = uvicorn.Config(guarded, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)

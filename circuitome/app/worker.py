@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -91,7 +92,7 @@ def serve(pipe: Connection) -> None:
                 kind, arguments = pipe.recv()
             except EOFError:
                 return
-            answer = _answered(working, lambda kind=kind, arguments=arguments: REQUESTS[kind](pipe.send, *arguments))
+            answer = _answered(working, partial(REQUESTS[kind], pipe.send, *arguments))
             if answer[0] != "done":
                 let_go()
             pipe.send(answer)

@@ -19,7 +19,7 @@ from circuitome.studies.study import Study
 
 def parameters(kind: type[Settings]) -> list[Kind]:
     """What a command takes: its positional arguments, and the settings, whose fields are its options."""
-    settings = Annotated[kind, Parameter(name="*")]
+    settings: Any = Annotated[kind, Parameter(name="*")]  # type: ignore[valid-type]  # a type that is made here
     return [
         *(_positional(kind, name) for name in kind.arguments),
         Kind("settings", Kind.KEYWORD_ONLY, default=kind(), annotation=settings),
@@ -93,8 +93,13 @@ def _field(settings: type[Settings], name: str, option: str, hint: Any) -> Field
         default=_written(default),
         choices=tuple(map(str, get_args(plain))) if literal else (),
         required=name in settings.arguments and default == "",
-        common=any(RUN in (mark.group or ()) for mark in marks if isinstance(mark, Parameter)),
+        common=any(_group(mark) for mark in marks if isinstance(mark, Parameter)),
     )
+
+
+def _group(mark: Parameter) -> bool:
+    """Whether it puts an option among those that every study has."""
+    return mark.group is RUN or (isinstance(mark.group, tuple) and RUN in mark.group)
 
 
 def _bare(hint: Any) -> Any:
