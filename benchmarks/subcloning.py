@@ -34,7 +34,7 @@ ONCE = ("importance, cut alone", "magnitude, fan-in")
 
 def main() -> None:
     defaults = {"steps": 400, "batch": 32, "length": 256, "learning_rate": 1e-3, "layers": SIZE["layers"]}
-    defaults["measured"] = 8192
+    defaults |= {"measured": 8192, "watched": 40, "beginnings": "/".join(BEGINNINGS)}
     options = parser(__doc__, **defaults).parse_args()
     results = Results("subcloning", options)
     large = cm.load("smollm2-135m", device=options.device)
@@ -42,11 +42,11 @@ def main() -> None:
     streams = [cm.training.text_stream(large, part) for part in (train, held)]
     cut = cm.neurons.windows(large, held, length=128, tokens=options.measured, seed=0)
     for seed in range(options.seeds):
-        for name in BEGINNINGS:
+        for name in options.beginnings.split("/"):
             if seed == 0 or name not in ONCE:
                 make = functools.partial(trained, options, large, streams, cut, name, seed)
                 results.part(f"{name}/{seed}", make)
-        results.write(summary=summary(results, seed + 1))
+        results.write(summary=summary(results, options, seed + 1))
     print(json.dumps(results.data["summary"], indent=1))
 
 
@@ -60,7 +60,7 @@ def trained(
         model = beginning(options, large, cut, BEGINNINGS[name], seed)
     numbers = {key: getattr(options, key) for key in ("steps", "batch", "length", "learning_rate")}
     schedule = cm.training.Schedule(**numbers, seed=seed)
-    at = sorted({*range(0, options.steps + 1, max(1, options.steps // 40)), options.steps})
+    at = sorted({*range(0, options.steps + 1, max(1, options.steps // options.watched)), options.steps})
     look = [held_out(streams[1], options.length)]
     training = cm.training.train(model, streams[0], schedule, watch=look, at=at, max_memory=memory(options))
     return {"parameters": sum(p.numel() for p in model.hf.parameters()), **curve(training, "held_out")}
@@ -80,8 +80,8 @@ def beginning(options: argparse.Namespace, large: cm.Model, cut: Any, asked: dic
     return cm.Model(copy.deepcopy(made.hf), made.tokenizer, made.name)
 
 
-def summary(results: Results, seeds: int) -> dict[str, Any]:
-    found = collected(results.data["parts"], [name for name in BEGINNINGS if name not in ONCE], seeds, "held_out")
+def summary(results: Results, options: argparse.Namespace, seeds: int) -> dict[str, Any]:
+    found = collected(results.data["parts"], [name for name in options.beginnings.split("/") if name not in ONCE], seeds, "held_out")
     told: dict[str, Any] = {"unit": "nats a token on held-out texts"}
     if found is None:
         return told
