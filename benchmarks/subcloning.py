@@ -81,7 +81,9 @@ def beginning(options: argparse.Namespace, large: cm.Model, cut: Any, asked: dic
 
 
 def summary(results: Results, options: argparse.Namespace, seeds: int) -> dict[str, Any]:
-    found = collected(results.data["parts"], [name for name in options.beginnings.split("/") if name not in ONCE], seeds, "held_out")
+    found = collected(
+        results.data["parts"], [name for name in options.beginnings.split("/") if name not in ONCE], seeds, "held_out"
+    )
     told: dict[str, Any] = {"unit": "nats a token on held-out texts"}
     if found is None:
         return told
