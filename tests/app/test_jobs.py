@@ -80,6 +80,14 @@ def alive(pid):
         return False
 
 
+def ends(pid):
+    """Whether a process ends within ten seconds."""
+    end = time.monotonic() + 10
+    while alive(pid) and time.monotonic() < end:
+        time.sleep(0.05)
+    return not alive(pid)
+
+
 @pytest.mark.slow
 def test_a_server_that_is_killed_loses_no_job_and_leaves_no_worker(tmp_path):
     server = Server(tmp_path)
@@ -94,10 +102,7 @@ def test_a_server_that_is_killed_loses_no_job_and_leaves_no_worker(tmp_path):
     finished = [job for job in jobs.values() if job["state"] == "done"]
     before = {job["folder"]: (Path(job["folder"]) / "manifest.json").stat().st_mtime_ns for job in finished}
     server.kill()
-    end = time.monotonic() + 10
-    while alive(worker) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert not alive(worker)
+    assert ends(worker)
     again = Server(tmp_path)
     jobs = again.until(lambda jobs: all(job["state"] == "done" for job in jobs.values()))
     assert sorted(jobs) == numbers
@@ -123,6 +128,7 @@ def test_a_running_job_is_cancelled_and_the_worker_goes_on_with_its_model(tmp_pa
         assert jobs[long]["state"] == "cancelled"
         assert server.worker() == worker
         os.kill(worker, signal.SIGKILL)
+        assert ends(worker)
         next_one = server.start("weights", head="a1.h0", model="known-ioi")
         jobs = server.until(lambda jobs: jobs[next_one]["state"] in ("done", "failed"))
         assert jobs[next_one]["state"] == "done"

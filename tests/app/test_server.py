@@ -164,8 +164,13 @@ def test_a_manifest_of_a_gigabyte_is_not_read(served):
 
 def test_a_run_is_read_again_only_when_it_changed(tmp_path, monkeypatch):
     folders, read = Folders(tmp_path), []
+
+    def manifest(folders, name):
+        read.append(name)
+        return {"title": "t"}
+
     saved(tmp_path, "a")
-    monkeypatch.setattr(Folders, "manifest", lambda self, name: (read.append(name), {"title": "t"})[1])
+    monkeypatch.setattr(Folders, "manifest", manifest)
     assert folders.rows() == folders.rows()
     assert read == ["a"]
 
