@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -67,7 +66,7 @@ def run(settings: Distil, context: Context) -> Findings:
 
     teacher, texts = context.model, streams(settings, context.model)
     task = settings.origin().draw(teacher)
-    first = cm.load(settings.student)
+    first = cm.load(settings.student, device=teacher.device)
     check_pair(teacher, first)
     look = held_loss(settings, texts.held)
 
@@ -95,12 +94,10 @@ def run(settings: Distil, context: Context) -> Findings:
             write_checkpoint(student, Path(settings.checkpoint))
         return training
 
-    makes = {name: partial(trained, name) for name in settings.conditions()}
-    trainings = {name: [make(seed) for seed in range(settings.seeds)] for name, make in makes.items()}
+    trainings = {name: [trained(name, seed) for seed in range(settings.seeds)] for name in settings.conditions()}
     took = {name: row.__getitem__ for name, row in trainings.items()}
-    curves = {
-        what: cm.applications.compare_trainings(took, range(settings.seeds), what) for what in ("held_out", "gap")
-    }
+    seeds = range(settings.seeds)
+    curves = {what: cm.applications.compare_trainings(took, seeds, what) for what in ("held_out", "gap")}
     results = {
         "task": settings.task,
         "unit": task.unit,

@@ -43,7 +43,7 @@ GIVEN = {
         "OutputLanguage",
     ),
     *("OwnTokens", "Windows"),
-    *("Trained", "Quality", "Fit", "Place", "FeatureScores", "Dictionary", "CrossLayer"),
+    *("Trained", "Quality", "Fit", "Place", "FeatureScores", "FeatureSubspace", "Dictionary", "CrossLayer"),
     *("Features", "Fired", "RoleVerdict", "ConvNet", "Expanded", "Factored", "Composition", "Lens", "LogitAttribution"),
     *("AttentionPlace", "AttributionGraph", "GraphChecks", "GraphNode", "HeadLoadings", "QKAttribution", "SwitchedOff"),
     *("BlockParts", "CircuitDistance", "Pruned", "Unlearned", "Subclone", "Distillation", "HeadPair", "Curves"),

@@ -128,7 +128,7 @@ BAD = [
     (("--held-out", "oii"), "no task or file of held-out prompts 'oii'. Did you mean 'ioi'"),
     (("--methods", ","), "nothing to compare"),
     (("--methods", "eap", "--edges", "191"), "outside 1..190"),
-    (("--methods", "eap", "--neurons", "0"), "must be at least 1, got 0"),
+    (("--methods", "eap", "--neurons", "0"), "at least 1; got 0"),
     (("--methods", "acdc", "--neurons", "5"), "acdc knows MLPs as one node each"),
 ]
 

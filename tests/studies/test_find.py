@@ -134,7 +134,7 @@ BAD = [
     (("--edges", "191"), "outside 1..190"),
     (("--edges", "0"), "outside 1..190"),
     (("--n", "0"), "must be at least 1"),
-    (("--steps", "0"), "steps must be at least 1"),
+    (("--steps", "0"), "steps and prompts must be at least 1, got 0"),
     (("--threshold", "0.1"), "--threshold means nothing to mattr; it belongs to acdc"),
     (("--method", "eap", "--loss", "kl"), "gradient is taken at the clean model"),
     (("--method", "atp", "--loss", "kl"), "Use eap-ig"),

@@ -80,7 +80,7 @@ def test_other_methods_rank_the_same_edges(capsys, tmp_path, method):
     ("options", "message"),
     [
         ({"method": "acdc"}, "acdc knows MLPs as one node each"),
-        ({"neurons": "0"}, "must be at least 1, got 0"),
+        ({"neurons": "0"}, "at least 1; got 0"),
         ({"nodes": "neuron"}, "Did you mean 'neurons'"),
         ({"nodes": "mlps", "neurons": "5"}, "add --nodes neurons"),
         ({"ablation": "mean"}, "corrupted or zero"),
