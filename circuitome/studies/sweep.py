@@ -17,8 +17,10 @@ from circuitome.studies.settings import Argument, Settings, command_line
 from circuitome.studies.study import Findings, Study, Work
 from circuitome.studies.sweep_plan import Job, read_plan
 
-NUMBERS = 8
-"""Numbers of the runs that the table shows, the first that differ; results.json has all."""
+NUMBERS = 6
+"""Numbers of the runs that the table shows: estimates first, those that differ first; runs.csv has all."""
+OF_ESTIMATES = ("low", "high", "n", "level", "templates")
+"""What is told of an estimate beside its value."""
 ABOUT = ("seconds", "state", "folder")
 """What the table says of every run."""
 DONE, FAILED, KEPT = "done", "failed", "was there"
@@ -149,8 +151,11 @@ def shown(rows: list[dict[str, Any]]) -> list[blocks.Block]:
     """A table of what varies and of the first numbers that differ, and one of what failed."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     varied, found_numbers = names[: names.index("state")], names[names.index("message") + 1 :]
-    numbers = sorted(found_numbers, key=lambda name: len({row.get(name) for row in rows}) == 1)[:NUMBERS]
-    columns = [*varied, *((name, "number") for name in numbers), ("seconds", "number", 1), "state", ("folder", "node")]
+    estimates = [name for name in found_numbers if name.endswith(" value")]
+    others = [name for name in found_numbers if name.split()[-1] not in (*OF_ESTIMATES, "value")]
+    numbers = sorted((*estimates, *others), key=lambda name: len({row.get(name) for row in rows}) == 1)[:NUMBERS]
+    titles = [name.removesuffix(" value") for name in numbers]
+    columns = [*varied, *((title, "number") for title in titles), ("seconds", "number", 1), "state", ("folder", "node")]
     cells = [
         (*(_text(row.get(name)) for name in varied), *(row.get(name) for name in (*numbers, *ABOUT))) for row in rows
     ]
