@@ -27,7 +27,7 @@ from circuitome.tasks.task import Task
 from circuitome.training.loop import Training, train
 from circuitome.training.objectives import logits_of, mean_cross_entropy
 from circuitome.training.schedule import Schedule
-from circuitome.training.streams import Stream, Tokens
+from circuitome.training.streams import Rows, Stream
 
 PAIRS, TEMPERATURE = 8, 2.0
 
@@ -124,7 +124,7 @@ class Distillation:
     weight: float = 1.0
     """Weight of the alignment."""
 
-    def __call__(self, student: Model, tokens: Tokens) -> Mapping[str, Tensor]:
+    def __call__(self, student: Model, tokens: Rows) -> Mapping[str, Tensor]:
         """The parts of the loss."""
         with torch.no_grad(), self.teacher.reserved(), _writing(self.teacher, self._heads("teacher")) as wanted:
             goal = logits_of(self.teacher, tokens)

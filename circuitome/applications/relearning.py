@@ -15,7 +15,7 @@ from circuitome.tasks.task import Task
 from circuitome.training.loop import train
 from circuitome.training.objectives import logits_of
 from circuitome.training.schedule import Schedule
-from circuitome.training.streams import NOT_COUNTED, Tokens
+from circuitome.training.streams import NOT_COUNTED, Rows
 
 STEPS, RATE, ROWS = 60, 2e-5, 16
 """Steps at most, learning rate, and prompts of a step."""
@@ -67,7 +67,7 @@ def _tuned(
     own = setting.but(model=model)
     gaps = [_gap(own)]
 
-    def objective(live: Model, tokens: Tokens) -> Tensor:
+    def objective(live: Model, tokens: Rows) -> Tensor:
         logits, targets = logits_of(live, tokens)[:, :-1], tokens.targets[:, 1:]
         return sign * cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=NOT_COUNTED)
 
@@ -102,7 +102,7 @@ def _gap(setting: Setting) -> float:
     return float((clean - corrupted).mean())
 
 
-def answers(task: Task, rows: int, drawn: torch.Generator) -> Tokens:
+def answers(task: Task, rows: int, drawn: torch.Generator) -> Rows:
     """Some clean prompts, each with its first answer behind it, which alone is counted."""
     chosen = torch.randint(len(task), (rows,), generator=drawn).tolist()
     pairs = [task.pairs[i] for i in chosen]
@@ -114,4 +114,4 @@ def answers(task: Task, rows: int, drawn: torch.Generator) -> Tokens:
         ids[row, : len(text)] = torch.tensor(text)
         mask[row, : len(text)] = 1
         labels[row, len(text) - 1] = text[-1]
-    return Tokens(ids, labels, mask)
+    return Rows(ids, labels, mask)

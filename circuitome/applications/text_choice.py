@@ -20,7 +20,7 @@ from circuitome.models.block import weight_of
 from circuitome.models.model import Model
 from circuitome.neurons.text_windows import Windows
 from circuitome.training.objectives import next_token
-from circuitome.training.streams import RepeatedStream, Tokens
+from circuitome.training.streams import RepeatedStream, Rows
 
 
 @method
@@ -52,7 +52,7 @@ def agreement(setting: Setting, texts: Windows, *, circuit: Circuit | None = Non
         for row in range(len(texts)):
             length = int(texts.lengths[row])
             ids = texts.ids[row : row + 1, :length].long().to(model.device)
-            gradients = _gradients(next_token(model, Tokens(ids)), parts)
+            gradients = _gradients(next_token(model, Rows(ids)), parts)
             pairs = zip(gradients, wanted, strict=True)
             found.append(-sum(float((g * w).sum()) for g, w in pairs if g is not None))
             setting.progress("gradients of texts", row + 1, len(texts))

@@ -12,7 +12,7 @@ from circuitome.dynamics.grammar import sentence
 from circuitome.dynamics.trees import tokens_of_words
 from circuitome.errors import InputError
 from circuitome.models.model import Model
-from circuitome.training.streams import NOT_COUNTED, Tokens, number
+from circuitome.training.streams import NOT_COUNTED, Rows, number
 
 REMEMBERED = 4096
 """Sentences whose arcs are remembered: those of the last steps."""
@@ -38,7 +38,7 @@ class GrammarStream:
     known: dict[tuple[int, ...], list[tuple[int, int]]] = field(default_factory=dict, repr=False)
     """By sentence: the pairs of positions that an arc joins, the later first."""
 
-    def batch(self, step: int, rows: int, length: int, seed: int) -> Tokens:
+    def batch(self, step: int, rows: int, length: int, seed: int) -> Rows:
         """See `Stream`. Raises `InputError` where hardly any sentence is that short."""
         rng, sentences = Random(number(seed, step, "grammar")), list[list[int]]()
         while len(sentences) < rows:
@@ -49,7 +49,7 @@ class GrammarStream:
         ids, mask = torch.full((rows, length), pad), torch.zeros(rows, length, dtype=torch.long)
         for row, some in enumerate(sentences):
             ids[row, : len(some)], mask[row, : len(some)] = torch.tensor(some), 1
-        return Tokens(ids, mask=mask, step=step, seed=seed)
+        return Rows(ids, mask=mask, step=step, seed=seed)
 
     def _drawn(self, rng: Random, length: int) -> list[int]:
         for _ in range(TRIES):
@@ -62,7 +62,7 @@ class GrammarStream:
                 return ids
         raise InputError(f"Hardly any sentence of the grammar has at most {length} tokens. Make rows longer.")
 
-    def arcs(self, tokens: Tokens) -> Bool[Tensor, "row query key"]:
+    def arcs(self, tokens: Rows) -> Bool[Tensor, "row query key"]:
         """Which pairs of positions an arc joins in rows that this stream gave.
 
         The later position is the query; the earlier one is too where the model sees both ways.
@@ -77,7 +77,7 @@ class GrammarStream:
         return marks.to(plain.device)
 
 
-def _unmasked(tokens: Tokens) -> Int[Tensor, "row pos"]:
+def _unmasked(tokens: Rows) -> Int[Tensor, "row pos"]:
     """The sentences before tokens were hidden."""
     assert tokens.labels is not None
     return torch.where(tokens.labels == NOT_COUNTED, tokens.ids, tokens.labels)

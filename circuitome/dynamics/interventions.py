@@ -10,9 +10,9 @@ from torch import Tensor
 from circuitome.errors import InputError
 from circuitome.models.model import Model
 from circuitome.training.objectives import Objective, next_token, summed
-from circuitome.training.streams import Tokens
+from circuitome.training.streams import Rows
 
-Marks = Callable[[Tokens], Bool[Tensor, "row query key"]]
+Marks = Callable[[Rows], Bool[Tensor, "row query key"]]
 """Which pairs of query and key an objective is about."""
 
 
@@ -43,7 +43,7 @@ class AttentionPenalty:
     prediction: Objective = next_token
     """The loss beside it."""
 
-    def __call__(self, model: Model, tokens: Tokens) -> Mapping[str, Tensor]:
+    def __call__(self, model: Model, tokens: Rows) -> Mapping[str, Tensor]:
         """The two parts of the loss."""
         if self.until is not None and tokens.step >= self.until:
             loss = summed(self.prediction(model, tokens))
@@ -56,10 +56,10 @@ class AttentionPenalty:
         return {"prediction": loss, "attention": self.strength * mean}
 
 
-def previous_token(tokens: Tokens) -> Bool[Tensor, "row query key"]:
+def previous_token(tokens: Rows) -> Bool[Tensor, "row query key"]:
     """Marks the token before each token.
 
-    >>> cm.dynamics.previous_token(cm.training.Tokens(torch.tensor([[5, 6, 5]])))[0].int().tolist()
+    >>> cm.dynamics.previous_token(cm.training.Rows(torch.tensor([[5, 6, 5]])))[0].int().tolist()
     [[0, 0, 0], [1, 0, 0], [0, 1, 0]]
     """
     rows, length = tokens.ids.shape
@@ -67,10 +67,10 @@ def previous_token(tokens: Tokens) -> Bool[Tensor, "row query key"]:
     return before.expand(rows, -1, -1)
 
 
-def behind_copies(tokens: Tokens) -> Bool[Tensor, "row query key"]:
+def behind_copies(tokens: Rows) -> Bool[Tensor, "row query key"]:
     """Marks what stands behind earlier copies of each token: where induction heads attend.
 
-    >>> cm.dynamics.behind_copies(cm.training.Tokens(torch.tensor([[5, 6, 5]])))[0].int().tolist()
+    >>> cm.dynamics.behind_copies(cm.training.Rows(torch.tensor([[5, 6, 5]])))[0].int().tolist()
     [[0, 0, 0], [0, 0, 0], [0, 1, 0]]
     """
     same = (tokens.ids[:, :, None] == tokens.ids[:, None]).tril(-1)

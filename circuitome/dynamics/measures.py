@@ -19,7 +19,7 @@ from circuitome.heads.atlas.repeated import Repeated, repeated_tokens, usual_per
 from circuitome.models.inputs import Inputs
 from circuitome.models.model import Model
 from circuitome.training.objectives import logits_of
-from circuitome.training.streams import NOT_COUNTED, Stream, Tokens
+from circuitome.training.streams import NOT_COUNTED, Rows, Stream
 from circuitome.weights.head_composition import KINDS, composition
 
 SEQUENCES, PERIOD = 16, 24
@@ -67,7 +67,7 @@ MEASURES = {
 class Measures:
     """Held-out texts, repeated sequences, trees and pairs that every checkpoint of a model is measured on."""
 
-    rows: Tokens | None
+    rows: Rows | None
     """Held-out rows of what is trained on; None: their loss is not measured."""
     repeated: Repeated | None
     """Repeated random tokens; None: heads are not measured."""
@@ -125,7 +125,7 @@ class Measures:
         return measured
 
 
-def _losses(model: Model, rows: Tokens) -> dict[str, Tensor]:
+def _losses(model: Model, rows: Rows) -> dict[str, Tensor]:
     """Mean loss of each held-out row, in-context score of a decoder, and the dimension of the final stream."""
     tokens, stream = rows.to(model.device), list[Tensor]()
     shift = 0 if rows.labels is not None else 1

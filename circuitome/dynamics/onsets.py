@@ -65,7 +65,9 @@ def onset(steps: Sequence[int], values: Sequence[float] | Float[Tensor, "... ste
     """When a curve changes suddenly: `values` are one curve, or a row for each sentence, seed or other repetition.
 
     The mean curve y(x), x = log step, is fitted by least squares with a cubic polynomial in x plus one ramp,
+
         y(x) = cubic(x) + size * clamp((x - x_i) / (x_j - x_i), 0, 1),
+
     over all pairs of checkpoints i < j that are at most a fifth of the logarithmic range apart. Step i is the onset:
     there the fitted curve has its largest curvature. The interval is over resampled rows, or over resampled residuals
     where there is one row. The test of suddenness compares how much the ramp lowers the squared error with what it does

@@ -15,8 +15,8 @@ from circuitome.training.streams import (
     MaskedStream,
     MixedStream,
     RepeatedStream,
+    Rows,
     TextStream,
-    Tokens,
     text_stream,
 )
 
@@ -27,7 +27,7 @@ __all__ = [
     "RepeatedStream",
     "Schedule",
     "TextStream",
-    "Tokens",
+    "Rows",
     "Training",
     "log_steps",
     "masked_token",

@@ -28,7 +28,7 @@ from circuitome.progress import BESIDE, Progress, silent
 from circuitome.results import plain
 from circuitome.training.objectives import Objective, next_token, summed
 from circuitome.training.schedule import Schedule, log_steps
-from circuitome.training.streams import Stream, Tokens, as_stream, number, split
+from circuitome.training.streams import Rows, Stream, as_stream, number, split
 
 METRICS, STATE = "metrics.jsonl", "state.safetensors"
 """Files of a training's folder: a row of numbers a step, and all that is needed to go on."""
@@ -79,7 +79,7 @@ class Training:
 
 def train(
     model: Model,
-    data: Stream | Callable[[int, torch.Generator], Tensor | Tokens],
+    data: Stream | Callable[[int, torch.Generator], Tensor | Rows],
     schedule: Schedule,
     *,
     objective: Objective = next_token,

@@ -8,18 +8,18 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from circuitome.models.model import Model
-from circuitome.training.streams import NOT_COUNTED, Stream, Tokens
+from circuitome.training.streams import NOT_COUNTED, Rows, Stream
 
-Objective = Callable[[Model, Tokens], Tensor | Mapping[str, Tensor]]
+Objective = Callable[[Model, Rows], Tensor | Mapping[str, Tensor]]
 """From a model and a batch to the loss, a mean over the tokens that count, or to named parts whose sum it is."""
 
 
-def logits_of(model: Model, tokens: Tokens) -> Float[Tensor, "row pos vocab"]:
+def logits_of(model: Model, tokens: Rows) -> Float[Tensor, "row pos vocab"]:
     """Logits at every token, float32, with gradients where they are on, in the mode that the model is in."""
     return model.hf(input_ids=tokens.ids, attention_mask=tokens.mask, use_cache=False).logits.float()
 
 
-def next_token(model: Model, tokens: Tokens) -> Float[Tensor, ""]:
+def next_token(model: Model, tokens: Rows) -> Float[Tensor, ""]:
     """Mean cross-entropy of each next token, in nats.
 
     >>> model = cm.load("known-ioi")
@@ -31,7 +31,7 @@ def next_token(model: Model, tokens: Tokens) -> Float[Tensor, ""]:
     return mean_cross_entropy(logits_of(model, tokens)[:, :-1], tokens.targets[:, 1:])
 
 
-def masked_token(model: Model, tokens: Tokens) -> Float[Tensor, ""]:
+def masked_token(model: Model, tokens: Rows) -> Float[Tensor, ""]:
     """Mean cross-entropy of the labelled tokens themselves, in nats: for masked language models, on a `MaskedStream`.
 
     >>> model = cm.load("known-ioi")

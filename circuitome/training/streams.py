@@ -21,7 +21,7 @@ NOT_COUNTED = -100
 
 
 @dataclass(frozen=True, eq=False)
-class Tokens:
+class Rows:
     """The rows of tokens that one step reads."""
 
     ids: Int[Tensor, "row pos"]
@@ -59,12 +59,12 @@ class Tokens:
         """A generator for what is drawn in this step."""
         return generator(self.seed, self.step, purpose)
 
-    def rows(self, start: int, stop: int) -> "Tokens":
+    def rows(self, start: int, stop: int) -> "Rows":
         """Some of the rows."""
         parts = {name: getattr(self, name) for name in ("ids", "labels", "mask")}
         return replace(self, **{name: part[start:stop] for name, part in parts.items() if part is not None})
 
-    def to(self, device: torch.device) -> "Tokens":
+    def to(self, device: torch.device) -> "Rows":
         """The same on a device."""
         parts = {name: getattr(self, name) for name in ("ids", "labels", "mask")}
         return replace(self, **{name: part.to(device).long() for name, part in parts.items() if part is not None})
@@ -74,7 +74,7 @@ class Tokens:
 class Stream(Protocol):
     """Batches of tokens by step."""
 
-    def batch(self, step: int, rows: int, length: int, seed: int) -> Tokens:
+    def batch(self, step: int, rows: int, length: int, seed: int) -> Rows:
         """The rows that a step reads: the same for the same arguments, whatever was read before."""
         ...
 
@@ -86,14 +86,14 @@ class TextStream:
     ids: Int[Tensor, " token"]
     """All tokens."""
 
-    def batch(self, step: int, rows: int, length: int, seed: int) -> Tokens:
+    def batch(self, step: int, rows: int, length: int, seed: int) -> Rows:
         """See `Stream`. Raises `InputError` where the texts do not fill one window."""
         count = len(self.ids) // length
         if not count:
             raise InputError(f"The texts hold {len(self.ids)} tokens, fewer than one window of {length}. Give more.")
         at = range(step * rows, (step + 1) * rows)
         chosen = torch.tensor([_order(count, seed, i // count)[i % count] for i in at])
-        return Tokens(self.ids[: count * length].view(count, length)[chosen], step=step, seed=seed)
+        return Rows(self.ids[: count * length].view(count, length)[chosen], step=step, seed=seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +107,7 @@ class RepeatedStream:
     shortest: int | None = None
     """The length of what is repeated is drawn from here to half of the row; None: always half."""
 
-    def batch(self, step: int, rows: int, length: int, seed: int) -> Tokens:
+    def batch(self, step: int, rows: int, length: int, seed: int) -> Rows:
         """See `Stream`."""
         drawn, half = generator(seed, step, "repeated"), (length - len(self.begin)) // 2
         least = half if self.shortest is None else min(half, self.shortest)
@@ -115,20 +115,20 @@ class RepeatedStream:
         values = self.tokens[torch.randint(len(self.tokens), (rows, length), generator=drawn)]
         repeated = values.gather(1, torch.arange(length - len(self.begin)) % periods)
         begin = torch.tensor(self.begin, dtype=values.dtype).expand(rows, -1)
-        return Tokens(torch.cat([begin, repeated], 1), step=step, seed=seed)
+        return Rows(torch.cat([begin, repeated], 1), step=step, seed=seed)
 
 
 @dataclass(frozen=True, eq=False)
 class DrawnStream:
     """Rows that a function makes."""
 
-    draw: Callable[[int, torch.Generator], Tensor | Tokens]
-    """From the number of the step and a generator to token ids [row, pos], or `Tokens`."""
+    draw: Callable[[int, torch.Generator], Tensor | Rows]
+    """From the number of the step and a generator to token ids [row, pos], or `Rows`."""
 
-    def batch(self, step: int, rows: int, length: int, seed: int) -> Tokens:
+    def batch(self, step: int, rows: int, length: int, seed: int) -> Rows:
         """See `Stream`; how many rows there are, and how long, is the function's affair."""
         drawn = self.draw(step, generator(seed, step, "drawn"))
-        return replace(drawn if isinstance(drawn, Tokens) else Tokens(drawn), step=step, seed=seed)
+        return replace(drawn if isinstance(drawn, Rows) else Rows(drawn), step=step, seed=seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +138,7 @@ class MixedStream:
     parts: Sequence[tuple[Stream, float]]
     """The streams and their shares."""
 
-    def batch(self, step: int, rows: int, length: int, seed: int) -> Tokens:
+    def batch(self, step: int, rows: int, length: int, seed: int) -> Rows:
         """See `Stream`. Raises `InputError` for a share that is less than one row of the batch."""
         total = sum(share for _, share in self.parts)
         ends = [round(rows * sum(share for _, share in self.parts[:i]) / total) for i in range(len(self.parts) + 1)]
@@ -148,7 +148,7 @@ class MixedStream:
                 raise InputError(f"A share of {share / total:.1%} of {rows} rows is less than one row. Raise either.")
             if stop > start:
                 drawn.append(stream.batch(step, stop - start, length, seed).ids)
-        return Tokens(torch.cat(drawn), step=step, seed=seed)
+        return Rows(torch.cat(drawn), step=step, seed=seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +170,7 @@ class MaskedStream:
     kept: tuple[int, ...] = ()
     """Tokens that are never predicted: special ones."""
 
-    def batch(self, step: int, rows: int, length: int, seed: int) -> Tokens:
+    def batch(self, step: int, rows: int, length: int, seed: int) -> Rows:
         """See `Stream`."""
         plain = self.stream.batch(step, rows, length, seed)
         drawn, ids = plain.generator("masked"), plain.ids
@@ -223,12 +223,12 @@ def _order(count: int, seed: int, epoch: int) -> list[int]:
     return torch.randperm(count, generator=generator(seed, epoch, "order")).tolist()
 
 
-def as_stream(data: "Stream | Callable[[int, torch.Generator], Tensor | Tokens]") -> Stream:
+def as_stream(data: "Stream | Callable[[int, torch.Generator], Tensor | Rows]") -> Stream:
     """`data` as a stream: itself, or one of the rows that a function makes."""
     return data if isinstance(data, Stream) else DrawnStream(data)
 
 
-def split(tokens: Tokens, rows: int) -> Iterator[Tokens]:
+def split(tokens: Rows, rows: int) -> Iterator[Rows]:
     """The rows of a batch, so many at a time."""
     for start in range(0, len(tokens), rows):
         yield tokens.rows(start, start + rows)

@@ -47,7 +47,7 @@ def test_agreement_is_what_a_small_step_does(family, part):
         values = []
         for sign in (1, -1):
             moved = Model(copy.deepcopy(model.hf), None, "moved")
-            cm.training.next_token(moved, cm.training.Tokens(ids)).backward()
+            cm.training.next_token(moved, cm.training.Rows(ids)).backward()
             with torch.no_grad():
                 for p, mask in zip(moved.hf.parameters(), masks, strict=True):
                     if p.grad is not None:

@@ -39,7 +39,7 @@ def test_a_copy_loses_nothing(family):
 def test_against_the_formula():
     teacher, student = tiny("llama"), tiny("llama", seed=1)
     tokens = STREAM.batch(0, 4, 9, 0)
-    tokens = cm.training.Tokens(tokens.ids, mask=(torch.arange(9) < torch.tensor([[9], [5], [9], [3]])).long())
+    tokens = cm.training.Rows(tokens.ids, mask=(torch.arange(9) < torch.tensor([[9], [5], [9], [3]])).long())
     objective = cm.applications.Distillation(teacher, temperature=3.0, text=0.5)
     parts = objective(student, tokens)
     total, count = 0.0, 0

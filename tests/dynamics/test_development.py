@@ -11,7 +11,7 @@ import circuitome as cm
 from circuitome.dynamics.checkpoint_series import checkpoints, ends_then_halves
 from circuitome.dynamics.development import of_rows
 from circuitome.errors import InputError, UnknownNameError
-from circuitome.training import Tokens
+from circuitome.training import Rows
 
 STEPS = [2**i for i in range(12)]
 
@@ -25,7 +25,7 @@ def attention():
 def test_measures_equal_slow_forms(family):
     model = tiny(family)
     ids = torch.randint(3, 60, (4, 20), generator=torch.Generator().manual_seed(0))
-    rows = Tokens(ids, labels=ids if model.masked else None)
+    rows = Rows(ids, labels=ids if model.masked else None)
     repeated = cm.heads.repeated_tokens(model, n=3, period=8)
     measured = cm.dynamics.Measures(rows, repeated)(model)
     with torch.no_grad():
@@ -66,7 +66,7 @@ def test_attention_only_models_have_mlps_that_write_nothing(attention):
 
 def test_marks_equal_a_walk_over_all_pairs():
     ids = torch.randint(4, (3, 9), generator=torch.Generator().manual_seed(0))
-    tokens = Tokens(ids)
+    tokens = Rows(ids)
     for row in range(3):
         for q in range(9):
             for k in range(9):
@@ -104,7 +104,7 @@ def test_arcs_of_the_stream_are_those_of_its_sentences(kind):
 @pytest.mark.parametrize("kind", ["decoder", "masked"])
 def test_the_penalty_equals_a_sum_over_pairs_and_is_released(kind):
     model = cm.dynamics.small_model(kind, cm.dynamics.grammar_tokenizer(), width=32, seed=3)
-    tokens = Tokens(torch.randint(3, 200, (3, 10), generator=torch.Generator().manual_seed(1)), step=4)
+    tokens = Rows(torch.randint(3, 200, (3, 10), generator=torch.Generator().manual_seed(1)), step=4)
     penalty = cm.dynamics.AttentionPenalty(cm.dynamics.previous_token, 2.0, until=5)
     loss = penalty(model, tokens)
     patterns = []
@@ -115,7 +115,7 @@ def test_the_penalty_equals_a_sum_over_pairs_and_is_released(kind):
     assert float(loss["prediction"].detach()) == pytest.approx(cm.training.next_token(model, tokens).item(), rel=1e-5)
     loss["attention"].backward()
     assert float(model.blocks[0].projections[0].weight.grad.abs().sum()) > 0
-    released = penalty(model, Tokens(tokens.ids, step=5))
+    released = penalty(model, Rows(tokens.ids, step=5))
     assert float(released["attention"]) == 0.0
 
 

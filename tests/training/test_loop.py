@@ -80,7 +80,7 @@ def test_rows_at_a_time_make_the_same_steps(family):
 def ragged(step, generator):
     ids = torch.randint(3, 61, (6, 10), generator=generator)
     mask = (torch.arange(10) < torch.randint(2, 11, (6, 1), generator=generator)).long()
-    return cm.training.Tokens(ids, mask=mask)
+    return cm.training.Rows(ids, mask=mask)
 
 
 def test_dropout_follows_the_step_and_the_mode_is_as_before():
