@@ -75,7 +75,7 @@ def test_texts_end_as_the_tokenizer_says():
 def test_losses_against_transformers():
     model = cm.training.untrained(CONFIGS["llama"]())
     tokens = TEXT.batch(0, 4, 10, 0)
-    tokens = streams.Tokens(tokens.ids % 61, mask=(torch.arange(10) < torch.tensor([[10], [4], [7], [2]])).long())
+    tokens = streams.Rows(tokens.ids % 61, mask=(torch.arange(10) < torch.tensor([[10], [4], [7], [2]])).long())
     labels = tokens.ids.masked_fill(tokens.mask == 0, -100)
     expected = model.hf(input_ids=tokens.ids, attention_mask=tokens.mask, labels=labels).loss
     torch.testing.assert_close(cm.training.next_token(model, tokens), expected)
