@@ -34,7 +34,7 @@ ONCE = ("importance, cut alone", "magnitude, fan-in")
 
 def main() -> None:
     defaults = {"steps": 400, "batch": 32, "length": 256, "learning_rate": 1e-3, "layers": SIZE["layers"]}
-    defaults |= {"measured": 8192, "watched": 40, "beginnings": "/".join(BEGINNINGS)}
+    defaults |= {"measured": 8192, "watched": 40, "held_batches": 4, "beginnings": "/".join(BEGINNINGS)}
     options = parser(__doc__, **defaults).parse_args()
     results = Results("subcloning", options)
     large = cm.load("smollm2-135m", device=options.device)
@@ -61,7 +61,7 @@ def trained(
     numbers = {key: getattr(options, key) for key in ("steps", "batch", "length", "learning_rate")}
     schedule = cm.training.Schedule(**numbers, seed=seed)
     at = sorted({*range(0, options.steps + 1, max(1, options.steps // options.watched)), options.steps})
-    look = [held_out(streams[1], options.length)]
+    look = [held_out(streams[1], options.length, options.held_batches)]
     training = cm.training.train(model, streams[0], schedule, watch=look, at=at, max_memory=memory(options))
     return {"parameters": sum(p.numel() for p in model.hf.parameters()), **curve(training, "held_out")}
 
