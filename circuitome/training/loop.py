@@ -200,7 +200,8 @@ class Loop:
                     rows.flush()
                 if self.log is not None:
                     self.log(row)
-            self.progress(f"training{BESIDE}loss {self.history[-1].get('loss', float('nan')):.3f}", done, total)
+            loss = self.history[-1].get("loss")  # not there before the first step
+            self.progress("training" if loss is None else f"training{BESIDE}loss {loss:.3f}", done, total)
             if self.folder is not None and done > start and (done == total or time.monotonic() - last > wait):
                 began = time.monotonic()
                 self._write(done)
