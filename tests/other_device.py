@@ -167,17 +167,30 @@ def _ids_moved(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str
     return tree_map(lambda t: t.to(DEVICE) if isinstance(t, torch.Tensor) and t.dtype == ids else t, (args, kwargs))
 
 
+class _IsGenerator(type):
+    """Generators that were made before count, too: types are checked while tests run."""
+
+    def __instancecheck__(cls, value: Any) -> bool:
+        return type(value).__name__ == "Generator"
+
+
+class OnCpu(metaclass=_IsGenerator):
+    """In place of `torch.Generator`: generators are made here whatever the device."""
+
+    def __new__(cls, device: Any = "cpu") -> Any:
+        return torch._C.Generator("cpu")
+
+
 @contextmanager
 def other_device(load: Callable[..., Model], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Inside, `cm.load` gives models on the other device, and generators asked for there are made here."""
     import circuitome as cm
 
-    generator = torch.Generator
+    monkeypatch.setattr(torch, "Generator", OnCpu)
     monkeypatch.setattr(torch, "inference_mode", torch.no_grad)  # which wrapped tensors do not know
     monkeypatch.setattr(torch.autograd, "has_torch_function", lambda _: False)  # so that backward passes see indices
     for optimiser in (torch.optim.Adam, torch.optim.AdamW):
         _without_fusing(optimiser, monkeypatch)
-    monkeypatch.setattr(torch, "Generator", lambda device="cpu": generator("cpu"))
     monkeypatch.setattr(cm, "load", lambda *a, **k: moved(load(*a, **k)), raising=False)
     with FromData(), OtherDevice():
         yield

@@ -1,5 +1,6 @@
 """Many runs from one file: models x tasks x methods x seeds, on this machine, a Ray cluster or Slurm, in one table."""
 
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -123,6 +124,8 @@ def perform_job(given: tuple[str, Settings, str]) -> dict[str, Any]:
     start, out = time.perf_counter(), Path(folder)
     try:
         perform(STUDIES[name], settings, out=out, resume=partial_of(out).is_dir(), models=models_of_worker())
+        for left in out.parent.glob(f".{out.name}-*"):  # of a worker that was lost while it wrote this run
+            shutil.rmtree(left, ignore_errors=True)
     except CircuitomeError as error:
         return {"state": FAILED, "seconds": time.perf_counter() - start, "message": str(error)}
     return {"state": DONE, "seconds": time.perf_counter() - start}

@@ -89,7 +89,9 @@ def test_what_functions_give_is_a_public_class():
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
 def test_the_example_gives_what_it_says(example, smollm2, monkeypatch):
     load = cm.load
-    monkeypatch.setattr(cm, "load", lambda name: smollm2 if name == smollm2.name else load(name), raising=False)
+    monkeypatch.setattr(
+        cm, "load", lambda name, **k: smollm2 if name == smollm2.name else load(name, **k), raising=False
+    )
     assert doctest.DocTestRunner().run(example, clear_globs=False).failed == 0
 
 

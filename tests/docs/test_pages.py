@@ -19,7 +19,7 @@ PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.m
 def test_page_runs(page, smollm2, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     load = cm.load
-    monkeypatch.setattr(cm, "load", lambda name: smollm2 if "smollm2" in name else load(name), raising=False)
+    monkeypatch.setattr(cm, "load", lambda name, **k: smollm2 if "smollm2" in name else load(name, **k), raising=False)
     space: dict[str, object] = {}
     for _, code in CODE.findall(page.read_text()):
         exec(compile(code, str(page), "exec"), space)
