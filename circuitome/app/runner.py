@@ -5,7 +5,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from circuitome.app.jobs import Job, Jobs
+from circuitome.app.jobs import Job, Jobs, State
 from circuitome.app.worker import Worker
 from circuitome.runs.store import MANIFEST, partial_of
 
@@ -81,8 +81,8 @@ class Runner:
                 cancelled = job.id in self._cancelled and kind != "done"
                 self._cancelled.discard(job.id)
                 if not self.ending:
-                    state = "cancelled" if cancelled else "done" if kind == "done" else "failed"
-                    self.jobs.end(job.id, state, said if state == "failed" else "")  # type: ignore[arg-type]
+                    state: State = "cancelled" if cancelled else "done" if kind == "done" else "failed"
+                    self.jobs.end(job.id, state, str(said) if state == "failed" else "")
             self.progress = None
             self.version += 1
 

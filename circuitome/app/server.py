@@ -83,7 +83,7 @@ class Served:
             self.prompting.release()
         if kind != "done":
             raise InputError(str(said))
-        return said  # type: ignore[no-any-return]
+        return dict(said)
 
     def stop(self) -> None:
         """End the processes and let the folder go."""

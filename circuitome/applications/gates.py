@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from circuitome.engine.batches import DEFAULT_MEMORY
+from circuitome.engine.batches import memory_budget
 from circuitome.engine.setting import Setting
 from circuitome.models.hooks import hooked
 from circuitome.models.inputs import Inputs
@@ -67,7 +67,7 @@ def text_gates(setting: Setting, texts: Windows) -> tuple[Gates, Parts]:
     model, found, total, count = setting.model, list[Gates](), None, 0.0
     generator = torch.Generator(model.device).manual_seed(setting.seed)
     each = texts.length * (len(unembedding_rows(model)) * 8 * COPIES + model.bytes_per_token(gradients=True))
-    size = max(1, (setting.max_memory or DEFAULT_MEMORY) // each)
+    size = max(1, memory_budget(setting.model, setting.max_memory) // each)
     for start in range(0, len(texts), size):
         inputs = texts.inputs(model, range(start, min(start + size, len(texts))))
         real = inputs.real()

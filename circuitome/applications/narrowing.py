@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 
 from circuitome.applications.slices import slices
 from circuitome.applications.structure import BlockParts, smaller_config, unset
-from circuitome.engine.batches import DEFAULT_MEMORY, tokens_within
+from circuitome.engine.batches import memory_budget, tokens_within
 from circuitome.engine.setting import Setting
 from circuitome.errors import InputError
 from circuitome.models.block import Block, weight_of
@@ -125,7 +125,7 @@ def tempered(setting: Setting, texts: Windows) -> float:
     """The number of `TEMPERATURES` that gives the model the least loss on texts as a factor of its logits."""
     model, sums = setting.model, torch.zeros(len(TEMPERATURES), dtype=torch.double)
     each = texts.length * (16 * int(model.hf.config.vocab_size) + model.bytes_per_token(gradients=False))
-    some = max(1, (setting.max_memory or DEFAULT_MEMORY) // each)
+    some = max(1, memory_budget(setting.model, setting.max_memory) // each)
     for start in range(0, len(texts), some):
         inputs = texts.inputs(model, range(start, min(start + some, len(texts))))
         logits, real = model.every_logits(inputs)[:, :-1].float(), inputs.real()[:, 1:]

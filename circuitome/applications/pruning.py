@@ -6,13 +6,12 @@ smaller model is the model under mean ablation (An et al. 2024, arXiv:2312.11983
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from torch import Tensor
 
 from circuitome.applications.gates import Parts, text_gates
 from circuitome.applications.rankings import Measured, check_ranking, ranked_blocks, ranked_parts
-from circuitome.applications.structure import BlockParts, cut, groups_allowed, heads_go, whole, without
+from circuitome.applications.structure import BlockParts, SmallerModel, cut, groups_allowed, heads_go, whole, without
 from circuitome.editing.checkpoint import holds_mean
 from circuitome.editing.edit import MEANS
 from circuitome.editing.steering import neutral_windows
@@ -21,18 +20,13 @@ from circuitome.errors import InputError, unknown_name
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.node import Node
 from circuitome.models.model import Model
-from circuitome.models.saving import write_checkpoint
 from circuitome.neurons.text_windows import Windows
 
 
 @dataclass(frozen=True, eq=False)
-class Pruned:
-    """A smaller model, and what of the larger one is in it."""
+class Pruned(SmallerModel):
+    """A pruned model, and what of the larger one is in it."""
 
-    model: Model
-    """The smaller model."""
-    before: Model
-    """The model that it comes from."""
     kept: tuple[BlockParts, ...]
     """Its blocks with their heads and neurons, by their numbers in the larger model."""
     by: str
@@ -57,16 +51,6 @@ class Pruned:
         if gone := neurons - len(self.kept[0].neurons):
             said.append(f"{gone:,} of {neurons:,} neurons of each MLP")
         return said or ["nothing"]
-
-    @property
-    def parameters(self) -> tuple[int, int]:
-        """Numbers in the larger model's weights, and in the smaller one's."""
-        large, small = (sum(p.numel() for p in model.hf.parameters()) for model in (self.before, self.model))
-        return large, small
-
-    def save(self, folder: str | Path) -> Path:
-        """An ordinary Hugging Face checkpoint with the tokenizer, in `folder`, which must be new or empty."""
-        return write_checkpoint(self.model, Path(folder))
 
 
 @method

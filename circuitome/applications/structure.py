@@ -7,6 +7,7 @@ their mean, and without, the model with zero ablation; what stays is copied.
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,27 @@ from circuitome.errors import InputError, UnsupportedModelError
 from circuitome.graph.node import Node
 from circuitome.models.block import Block, as_stored, weight_of
 from circuitome.models.model import Model
+from circuitome.models.saving import write_checkpoint
+
+
+@dataclass(frozen=True, eq=False)
+class SmallerModel:
+    """A model made of parts of a larger one."""
+
+    model: Model
+    """The smaller model."""
+    before: Model
+    """The model that it comes from."""
+
+    @property
+    def parameters(self) -> tuple[int, int]:
+        """Numbers in the larger model's weights, and in the smaller one's."""
+        large, small = (sum(p.numel() for p in model.hf.parameters()) for model in (self.before, self.model))
+        return large, small
+
+    def save(self, folder: str | Path) -> Path:
+        """An ordinary Hugging Face checkpoint with the tokenizer, in `folder`, which must be new or empty."""
+        return write_checkpoint(self.model, Path(folder))
 
 
 @dataclass(frozen=True)

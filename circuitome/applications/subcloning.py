@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -18,15 +17,14 @@ from torch import Tensor, nn
 from circuitome.applications.gates import Parts, swapped, text_gates
 from circuitome.applications.narrowing import Kept, fan_in, measured, narrowed, tempered
 from circuitome.applications.rankings import Measured, check_ranking, ranked_parts
-from circuitome.applications.structure import BlockParts
+from circuitome.applications.structure import BlockParts, SmallerModel
 from circuitome.editing.steering import neutral_windows
-from circuitome.engine.batches import DEFAULT_MEMORY
+from circuitome.engine.batches import memory_budget
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError, unknown_name
 from circuitome.models.hooks import hooked
 from circuitome.models.inputs import Inputs
 from circuitome.models.model import Model
-from circuitome.models.saving import write_checkpoint
 from circuitome.neurons.text_loss import COPIES
 from circuitome.neurons.text_windows import Windows
 
@@ -44,13 +42,9 @@ SCALES = ("fitted", "fan-in", "none")
 
 
 @dataclass(frozen=True, eq=False)
-class Subclone:
-    """A smaller model, and what of the larger one is in it."""
+class Subclone(SmallerModel):
+    """A smaller model, not yet trained, and what of the larger one is in it."""
 
-    model: Model
-    """The smaller model, not yet trained."""
-    before: Model
-    """The model that it comes from."""
     kept: Kept
     """Coordinates, blocks, heads and neurons of the larger model."""
     by: str
@@ -62,16 +56,6 @@ class Subclone:
             f"Subclone({small.name} by {self.by}: {len(small.blocks)} blocks of width {small.d_model}, "
             f"{len(parts.heads(self.before))} heads, {len(parts.neurons):,} neurons)"
         )
-
-    @property
-    def parameters(self) -> tuple[int, int]:
-        """Numbers in the larger model's weights, and in the smaller one's."""
-        large, small = (sum(p.numel() for p in model.hf.parameters()) for model in (self.before, self.model))
-        return large, small
-
-    def save(self, folder: str | Path) -> Path:
-        """An ordinary Hugging Face checkpoint with the tokenizer, in `folder`, which must be new or empty."""
-        return write_checkpoint(self.model, Path(folder))
 
 
 @method
@@ -260,7 +244,7 @@ def _inputs(setting: Setting, texts: Windows, *, gradients: bool) -> Any:
     model = setting.model
     logits = int(model.hf.config.vocab_size) * 4 * COPIES * (1 + gradients)
     each = texts.length * (logits + model.bytes_per_token(gradients=gradients))
-    size = max(1, (setting.max_memory or DEFAULT_MEMORY) // each)
+    size = max(1, memory_budget(setting.model, setting.max_memory) // each)
     for start in range(0, len(texts), size):
         yield texts.inputs(model, range(start, min(start + size, len(texts))))
         setting.progress("sizes of activations", min(start + size, len(texts)), len(texts))

@@ -165,7 +165,7 @@ def _formula(name: str, text: str, formulas: Mapping[str, str], true: str) -> Ca
         return bool(eval(code, {"__builtins__": {}}, known))  # nothing but the nodes in FORMULA
 
     keyword = inspect.Parameter.KEYWORD_ONLY
-    value.__signature__ = inspect.Signature([inspect.Parameter(n, keyword) for n in names])  # type: ignore[attr-defined]
+    value.__signature__ = inspect.Signature([inspect.Parameter(n, keyword) for n in names])
     return value
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitome.dynamics.grammar import MinimalPair
-from circuitome.engine.batches import DEFAULT_MEMORY
+from circuitome.engine.batches import memory_budget
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import DataFileError, InputError
 from circuitome.neurons.text_windows import packed
@@ -114,7 +114,7 @@ def _some_rows(setting: Setting, rows: Sequence[Sequence[int]]) -> list[list[int
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     model, longest = setting.model, max(map(len, rows))
     each = longest * (int(model.hf.config.vocab_size) * 4 * COPIES + model.bytes_per_token(gradients=False))
-    size = max(1, (setting.max_memory or DEFAULT_MEMORY) // each)
+    size = max(1, memory_budget(setting.model, setting.max_memory) // each)
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 

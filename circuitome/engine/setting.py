@@ -208,7 +208,7 @@ def method(function: Callable[Concatenate[Setting, P], R]) -> Method[P, R]:
             options["progress"] = bars() if watched else silent
         return call(Setting(first, prompts, **options), *rest, **kwargs)
 
-    call.__signature__ = _signature(function)  # type: ignore[attr-defined]  # what `help` and notebooks show
+    call.__signature__ = _signature(function)  # what `help` and notebooks show
     return call
 
 

@@ -74,13 +74,13 @@ class _Jump(torch.autograd.Function):
     """z where z > threshold, else 0; the threshold's gradient is -threshold / width * kernel."""
 
     @staticmethod
-    def forward(ctx: Any, before: Tensor, threshold: Tensor, width: float) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, before: Tensor, threshold: Tensor, width: float) -> Tensor:  # type: ignore[override]  # as torch has it: its own takes anything
         ctx.save_for_backward(before, threshold)
         ctx.width = width
         return before * (before > threshold)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]  # as torch has it: its own takes anything
         before, threshold = ctx.saved_tensors
         kernel = ((before - threshold).abs() < ctx.width / 2) * (threshold / ctx.width)
         return gradient * (before > threshold), -(kernel * gradient).sum(0), None
@@ -90,13 +90,13 @@ class _Step(torch.autograd.Function):
     """1 where z > threshold, else 0; the threshold's gradient is -1 / width * kernel."""
 
     @staticmethod
-    def forward(ctx: Any, before: Tensor, threshold: Tensor, width: float) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, before: Tensor, threshold: Tensor, width: float) -> Tensor:  # type: ignore[override]  # as torch has it: its own takes anything
         ctx.save_for_backward(before, threshold)
         ctx.width = width
         return (before > threshold).to(before.dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:  # type: ignore[override]  # as torch has it: its own takes anything
         before, threshold = ctx.saved_tensors
         kernel = ((before - threshold).abs() < ctx.width / 2) / ctx.width
         return None, -(kernel * gradient).sum(0), None

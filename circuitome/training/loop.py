@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuitome.engine.batches import DEFAULT_MEMORY
+from circuitome.engine.batches import memory_budget
 from circuitome.engine.checkpoint import Checkpoint
 from circuitome.errors import InputError, MemoryBudgetError, NumericsError
 from circuitome.models.loading import weights_hash
@@ -282,7 +282,7 @@ def rows_within(model: Model, schedule: Schedule, max_memory: int | None) -> int
     """How many rows fit into the budget at once, activations and logits. Raises `MemoryBudgetError` where none does."""
     logits = 4 * 4 * int(model.hf.config.vocab_size)  # logits, their log-softmax, and the gradients of both
     need = schedule.length * (model.bytes_per_token(gradients=True) + logits)
-    budget = DEFAULT_MEMORY if max_memory is None else max_memory
+    budget = memory_budget(model, max_memory)
     if need > budget:
         raise MemoryBudgetError(
             f"One row of {schedule.length} tokens needs about {need / 1e6:,.0f} MB beside the weights, the budget is "

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from command import run
 
+from circuitome.present.assets import asset
+
 
 def test_the_demo_is_a_report_of_the_package_and_needs_no_model(capsys):
     code, printed, _ = run(capsys, "demo", "--no-browser")
@@ -14,6 +16,12 @@ def test_the_demo_is_a_report_of_the_package_and_needs_no_model(capsys):
     assert code == 0
     assert "circuitome find known-ioi --model known-ioi" in page and 'class="circuit"' in page
     assert "http://" not in page.replace("http://www.w3.org/", "") and "https://" not in page
+
+
+def test_the_demo_looks_as_reports_do_today():
+    page = asset("demo.html")
+    old = [name for name in ("page.css", "page.js", "circuit.js") if asset(name).strip() not in page]
+    assert not old, "put the report.html of `circuitome find known-ioi --model known-ioi` into present/assets/demo.html"
 
 
 def test_the_demo_opens_without_torch():
