@@ -164,7 +164,8 @@ def test_where_there_is_no_cluster(tmp_path: Path) -> None:
 def test_runs_are_compared_in_a_table(tmp_path: Path) -> None:
     text = "study: measure\nset: {model: known-ioi, task: known-ioi}\nvary: {n: [4, 8]}"
     rows = swept(tmp_path, text)["runs"]
-    assert [row["n"] for row in rows] == [4, 8]
+    assert [row["n"] for row in rows] == [4, 8] and {row["state"] for row in rows} == {"done"}
+    assert {row["state"] for row in swept(tmp_path, text)["runs"]} == {"was there"}
     run = next(tmp_path.glob("sweep-*"))
     lines = (run / "runs.csv").read_text().splitlines()
     assert lines[0].startswith("study,n,state,seconds,folder,message") and len(lines) == 3
