@@ -143,7 +143,7 @@ def _device(name: str | torch.device) -> torch.device:
         there = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"The device {str(name)!r} cannot be used: {reason} Here are: {', '.join(['cpu', *there])}."
+            f"The device {str(name)!r} cannot be used: {reason}. Here are: {', '.join(['cpu', *there])}."
         ) from None
     return device
 
