@@ -11,7 +11,7 @@ import circuitome as cm
 from circuitome.errors import InputError
 from circuitome.studies.compared import blocks
 from circuitome.studies.context import Context
-from circuitome.studies.neuron_nodes import METHODS as ON_NEURONS
+from circuitome.studies.neuron_nodes import METHODS as ON_PARTS
 from circuitome.studies.neuron_nodes import check_nodes, neuron_record, neuron_work, with_nodes
 from circuitome.studies.pieces import ends
 from circuitome.studies.settings import Names, PromptSettings
@@ -59,8 +59,10 @@ class Compare(PromptSettings):
     """A file, or the name of a generator, for held-out prompts; by default another draw of the task."""
     exact_edges: int = 200
     """Edges to patch one by one, with which scores are correlated; 0 for none."""
+    nodes: str = "mlps"
+    """neurons, or folders of dictionaries with commas between: a second row of each method with these as nodes."""
     neurons: int | None = None
-    """Neurons that are nodes in a second row of each method that can take them; without it MLPs stay whole."""
+    """How many neurons, or features of each dictionary, are nodes in that row; alone it means --nodes neurons."""
 
     @override
     def check(self) -> None:
@@ -74,14 +76,17 @@ class Compare(PromptSettings):
         if self.exact_edges < 0 or self.exact_edges in (1, 2):
             raise InputError(f"--exact-edges must be 0 or at least 3, got {self.exact_edges}.")
         check_ablation(self.ablation)
-        if self.neurons is not None:
-            for method in self.with_neurons() or self.methods:
-                check_nodes("neurons", self.neurons, (), method, self.ablation, None)
+        for method in self.with_parts() or self.methods:
+            check_nodes(self.parts(), self.neurons, (), method, self.ablation, None)
         super().check()
 
-    def with_neurons(self) -> tuple[str, ...]:
+    def parts(self) -> str:
+        """What is nodes in the second rows: mlps where there are no such rows."""
+        return "neurons" if self.nodes == "mlps" and self.neurons is not None else self.nodes
+
+    def with_parts(self) -> tuple[str, ...]:
         """The methods that have a second row."""
-        return tuple(name for name in self.methods if name in ON_NEURONS) if self.neurons is not None else ()
+        return tuple(name for name in self.methods if name in ON_PARTS) if self.parts() != "mlps" else ()
 
 
 def work(settings: Compare, context: Context) -> Work:
@@ -90,15 +95,14 @@ def work(settings: Compare, context: Context) -> Work:
     from circuitome.validation.faithfulness.share import default_sizes
 
     graph, held = context.model.graph, held_out(settings, context)
-    searches = (*settings.methods, *settings.with_neurons())
+    searches = (*settings.methods, *settings.with_parts())
     costs = [METHODS[name].passes(OPTIONS.get(name, {}), graph, len(context.task)) for name in searches]
     places = 1 + (0 if held is None else len(held) / len(context.task))
     sizes = [1 if name in OWN_SIZES else len(default_sizes(graph)) for name in searches]
     circuits = places * (sum(sizes) + len(default_sizes(graph)) * RANDOM_CIRCUITS)
     without = WITHOUT * len(costs) * (places - 1 or 1)
     forward = sum(cost[0] for cost in costs) + 0.3 * settings.exact_edges
-    if settings.neurons is not None:
-        forward += len(settings.with_neurons()) * neuron_work("neurons", settings.neurons)
+    forward += len(settings.with_parts()) * neuron_work(settings.parts(), settings.neurons)
     backward = sum(cost[1] for cost in costs)
     return Work.over(context.task, forward=forward, backward=backward, circuit=circuits + without)
 
@@ -122,7 +126,7 @@ def run(settings: Compare, context: Context) -> Findings:
             row |= {"pearson": near.pearson, "pearson_abs": near.pearson_abs, "spearman": near.spearman}
         rows.append(row)
         tensors |= {f"{name}.scores": result.scores.values, f"{name}.circuit": result.circuit.mask}
-        nodes |= neuron_record(setting.model.graph)
+        nodes |= neuron_record(setting.model.graph, settings.nodes)
     results = {"methods": rows, "random": random_shares(context, held), "seconds_of_a_forward": forward}
     about = None if held is None else {"name": held.name, "n": len(held), "source": held.source}
     exact_edges = 0 if reference is None else len(reference[1])
@@ -137,13 +141,14 @@ def run(settings: Compare, context: Context) -> Findings:
 
 
 def searches(settings: Compare, context: Context) -> "Iterator[tuple[str, str, Setting]]":
-    """Name of the row, method and setting of every search: first with whole MLPs, then with neurons as nodes."""
+    """Name of the row, method and setting of every search: first with whole MLPs, then with their parts as nodes."""
     for method in settings.methods:
         yield method, method, context.setting
-    if names := settings.with_neurons():
-        view = with_nodes(context.setting, "neurons", settings.neurons, ())
+    if names := settings.with_parts():
+        view = with_nodes(context.setting, settings.parts(), settings.neurons, ())
+        kind = "neurons" if settings.parts() == "neurons" else "features"
         for method in names:
-            yield f"{method}, neurons", method, view
+            yield f"{method}, {kind}", method, view
 
 
 def measured(setting: "Setting", method: str, result: "Result", held: "cm.Task | None") -> dict[str, Any]:

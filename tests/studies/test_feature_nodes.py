@@ -124,3 +124,26 @@ def test_a_graph_of_a_prompt_holds_features_of_a_transcoder(capsys, dictionary, 
         capsys, "graph", "Ann and Bob", "--model", "known-ioi", "--transcoders", dictionary, "--out", tmp_path / "no"
     )
     assert code == 1 and "Only transcoders" in error and not (tmp_path / "no").exists()
+
+
+@pytest.mark.slow
+def test_methods_are_compared_with_features_as_nodes(capsys, dictionary, tmp_path):
+    given = ("--model", "known-ioi", "--n", 16, "--exact-edges", 0, "--edges", 20, "--nodes", dictionary)
+    out = tmp_path / "run"
+    code, text, error = run(
+        capsys, "compare", "known-ioi", *given, "--neurons", 8, "--methods", "eap,eap-ig,acdc", "--out", out
+    )
+    assert code == 0, error
+    manifest = json.loads((out / "manifest.json").read_text())
+    rows = {row["name"]: row for row in manifest["results"]["methods"]}
+    assert list(rows) == ["eap", "eap-ig", "acdc", "eap, features", "eap-ig, features"]
+    assert "eap-ig, features" in text and len(manifest["feature_nodes"][0]["features"]) == 8
+    # the row's circuits are those of the view itself
+    task = cm.ground_truth.task("known-ioi", 16)
+    model = cm.load("known-ioi")
+    view = cm.features.as_nodes(model, cm.features.load(dictionary, model=model), task, features=8)
+    scores = cm.neurons.graph_scores(view, task)
+    share = cm.faithfulness(view, scores.top(20), task).share
+    mine = next(point for point in rows["eap-ig, features"]["points"] if point["edges"] == 20)
+    assert mine["value"] == pytest.approx(share.value, abs=1e-5)
+    check_shown(out)
