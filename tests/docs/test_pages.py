@@ -1,5 +1,6 @@
 """The Python blocks and the cells of the pages and the README run as they stand, in order, one namespace a page."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -11,7 +12,16 @@ from circuitome.studies.catalog import STUDIES
 ROOT = Path(__file__).parents[2]
 CODE = re.compile(r"^```(?:python|\{code-cell\} ipython3)\n((?::[^\n]*\n)*)(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 """A block or a cell: its options, and its code."""
-PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if CODE.search(page.read_text())]
+
+
+def _code(page: Path) -> str:
+    """What a page runs, without comments."""
+    return ast.unparse(ast.parse("\n".join(code for _, code in CODE.findall(page.read_text()))))
+
+
+RUN = {_code(page): page for page in (*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md")}
+PAGES = [page for code, page in RUN.items() if code]
+"""Pages that run something, each once: the first page of the documentation has the README's example."""
 
 
 @pytest.mark.slow
