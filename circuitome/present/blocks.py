@@ -268,6 +268,36 @@ class Edge:
     """Lower end of its interval."""
     high: Number = None
     """Upper end of its interval."""
+    also: tuple[Number, ...] = ()
+    """Other numbers of it, under the map's names for them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredSize:
+    """How much the strongest edges of a set keep of what the whole model does."""
+
+    edges: int
+    """How many of them."""
+    share: tuple[Number, Number, Number]
+    """Faithfulness, with its interval."""
+    random: tuple[Number, Number, Number] | None = None
+    """That of random circuits of the same size: mean, smallest and largest of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdgeSet:
+    """Other edges on the grid of a circuit, which a page shows in its place."""
+
+    name: str
+    """What a reader switches to."""
+    edges: tuple[Edge, ...]
+    """Its edges."""
+    unit: str
+    """Unit of their scores."""
+    about: str = ""
+    """What it holds and what its scores are, in a sentence."""
+    measured: tuple[MeasuredSize, ...] = ()
+    """What was measured of its strongest edges, by size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,6 +310,16 @@ class CircuitMap(Block):
     """The circuit's edges, strongest first."""
     unit: str
     """Unit of the scores."""
+    name: str = "this circuit"
+    """What its edges are called beside those of other sets."""
+    measured: tuple[MeasuredSize, ...] = ()
+    """What was measured of its strongest edges, by size; usually of all of them."""
+    others: tuple[EdgeSet, ...] = ()
+    """Other edges that a page can show, such as the ranking that the circuit was taken from."""
+    groups: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Roles by name with the nodes that have them, which a page can draw as one."""
+    also: tuple[str, ...] = ()
+    """Names of the other numbers that edges have."""
     top: int = 12
     """Edges that a terminal lists."""
     block: Literal["circuit"] = "circuit"
