@@ -19,7 +19,6 @@ from circuitome.present.blocks import (
     Table,
     table,
 )
-from circuitome.present.stored import loaded
 from circuitome.studies import explained_mlps
 from circuitome.studies.aligned_parts import held_variables
 from circuitome.studies.context import Context
@@ -143,6 +142,8 @@ def run(settings: Explain, context: Context) -> Findings:
 
 def with_circuit(shown: Sequence[Block], context: Context) -> list[Block]:
     """The blocks, and behind their diagram of roles the run's circuit as its own page draws it, grouped by them."""
+    from circuitome.present.stored import loaded
+
     maps = [block for block in loaded(context.reopened.manifest.get("blocks", ())) if isinstance(block, CircuitMap)]
     parts: list[Block] = []
     for block in shown:
