@@ -6,7 +6,7 @@ import { hideTip, showTip } from "../shared/page";
 import { describe, KINDS, type Columns, type Data } from "./data";
 import { axes } from "./files";
 import { Hits } from "./hit";
-import { drawnNodes, EdgePainter, fit, paintNodes, strokeEdges } from "./paint";
+import { drawnNodes, EdgePainter, fit, paintIdle, paintNodes, ring, strokeEdges } from "./paint";
 import type { Edges, Nodes } from "./scene";
 
 /* Edges of the chosen node that are drawn over the others, at most. */
@@ -14,7 +14,7 @@ const OVERLAY = 120;
 const [NARROWEST, WIDEST] = [500, 960];
 
 export type Shown = { edges: Edges; count: number };
-export type Near = { node: number; edges: Edges; list: number[]; nodes: Set<number> };
+export type Near = { node: number; edges: Edges; list: number[]; incoming: number[]; outgoing: number[]; nodes: Set<number> };
 
 type Props = {
   data: Data;
@@ -37,6 +37,7 @@ export function Figure(props: Props) {
   const { data, nodes, shown, colours, near, current, selected, found } = props;
   const place = useRef<HTMLDivElement>(null);
   const below = useRef<HTMLCanvasElement>(null);
+  const middle = useRef<HTMLCanvasElement>(null);
   const above = useRef<HTMLCanvasElement>(null);
   const painter = useRef<EdgePainter | null>(null);
   const css = useCssScale(place, nodes.width);
@@ -49,13 +50,21 @@ export function Figure(props: Props) {
   }, [data, nodes, shown.edges, shown.count, colours, dense]);
 
   useLayoutEffect(() => {
+    const pen = middle.current!.getContext("2d")!;
+    fit(middle.current!, nodes, dense);
+    paintIdle(pen, data, nodes, colours);
+    paintNodes(pen, data, nodes, colours, drawnNodes(data, nodes));
+  }, [data, nodes, colours, dense]);
+
+  useLayoutEffect(() => {
     const pen = above.current!.getContext("2d")!;
     fit(above.current!, nodes, dense);
-    if (near) {
-      const [strongest, sub] = [near.list.slice(0, OVERLAY).reverse(), near.edges];
-      for (const i of strongest) strokeEdges(pen, data, nodes, sub, i, i + 1, colours, true);
-    }
-    paintNodes(pen, data, nodes, colours, { chosen: near?.node ?? -1, current, near: near?.nodes ?? null, selected, found });
+    for (const i of near?.list.slice(0, OVERLAY).reverse() ?? []) strokeEdges(pen, data, nodes, near!.edges, i, i + 1, colours, true);
+    const strong = [...(near?.nodes ?? found ?? [])].filter((i) => nodes.live[i]);
+    paintNodes(pen, data, nodes, colours, strong, near?.node ?? -1);
+    if (current >= 0 && current < nodes.names.length) ring(pen, data, nodes, current, colours.helps);
+    if (near) ring(pen, data, nodes, near.node, colours.ink);
+    for (const i of selected) if (i >= 0) ring(pen, data, nodes, i, colours.m2, 2.5);
   }, [data, nodes, colours, dense, near, current, selected, found]);
 
   const at = (event: MouseEvent): [number, number] => {
@@ -79,7 +88,7 @@ export function Figure(props: Props) {
   return (
     <div ref={place} class="scroll grid">
       <div
-        class={`layers${near ? " choosing" : ""}`}
+        class={`layers${near ? " choosing" : found ? " finding" : ""}`}
         style={{ width: `${nodes.width * css}px`, height: `${nodes.height * css}px` }}
         role="application"
         aria-label={props.label}
@@ -102,9 +111,10 @@ export function Figure(props: Props) {
           ))}
         </svg>
         <canvas ref={below} class="edges" aria-hidden="true" />
+        <canvas ref={middle} class="nodes" aria-hidden="true" />
         <canvas
           ref={above}
-          class="nodes"
+          class="chosen"
           aria-hidden="true"
           onPointerMove={(event) => {
             latest.current = event;

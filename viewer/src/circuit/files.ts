@@ -2,7 +2,7 @@
 import { colours } from "../shared/colours";
 import type { Cell } from "../shared/files";
 import { headsOf, isBracket, KINDS, type Columns, type Data } from "./data";
-import { clipped, DASHED, DASHES, fit, halfSize, idle, opacity, paintNodes, strokeEdges, width, drawnNodes } from "./paint";
+import { clipped, DASHED, DASHES, fit, halfSize, drawnNodes, idle, opacity, paintIdle, paintNodes, strokeEdges, width } from "./paint";
 import { curve, type Edges, type Nodes } from "./scene";
 
 const INPUTS = ["q", "k", "v", "in", "logits"];
@@ -72,7 +72,8 @@ export async function asPng(data: Data, nodes: Nodes, edges: Edges, count: numbe
   pen.fillStyle = paper.panel;
   pen.fillRect(0, 0, nodes.width, nodes.height);
   pen.globalCompositeOperation = "source-over";
-  paintNodes(pen, data, nodes, paper, { chosen: -1, current: -1, near: null, selected: new Set(), found: null });
+  paintIdle(pen, data, nodes, paper);
+  paintNodes(pen, data, nodes, paper, drawnNodes(data, nodes));
   pen.fillStyle = paper.muted;
   pen.font = "10.5px ui-sans-serif, system-ui, sans-serif";
   for (const { x, y, words, anchor } of axes(data, nodes)) {

@@ -1,10 +1,12 @@
 /* Drawing on canvas: edges in parts, so that no frame takes long, and nodes with the edges of the chosen one above. */
 import type { Colours } from "../shared/colours";
-import { isBracket, isHead, isInner, type Data } from "./data";
+import { isBracket, type Data } from "./data";
 import { curve, type Curve, type Edges, type Nodes } from "./scene";
 
-/* Milliseconds of a frame that may go into edges. */
-const BUDGET = 10;
+/* Edges of the first frame; how many the others take follows from how long frames take, in milliseconds. */
+const QUOTA = 400;
+const [FEWEST, MOST] = [60, 2000];
+const [FAST, SLOW] = [24, 36];
 /* Edges of one stroke. */
 const BATCH = 24;
 /* Up to so many edges, keys and values are dashed. */
@@ -54,6 +56,8 @@ export class EdgePainter {
   private drawn = 0;
   private wanted = 0;
   private pending = 0;
+  private quota = QUOTA;
+  private last = 0;
   private now: { edges: Edges; nodes: Nodes; colours: Colours; data: Data; scale: number } | null = null;
 
   constructor(private canvas: HTMLCanvasElement) {}
@@ -83,13 +87,15 @@ export class EdgePainter {
     cancelAnimationFrame(this.pending);
     const { data, nodes, edges, colours } = this.now!;
     const pen = this.canvas.getContext("2d")!;
+    const now = performance.now();
+    const took = now - this.last; // strokes are drawn after the script, so that only the next frame tells
+    if (took > SLOW && took < 2000) this.quota = Math.max(FEWEST, this.quota / 2);
+    else if (took < FAST) this.quota = Math.min(MOST, this.quota * 1.15);
+    this.last = now;
     pen.globalCompositeOperation = "destination-over";
-    const end = performance.now() + BUDGET;
-    while (this.drawn < this.wanted && performance.now() < end) {
-      const next = Math.min(this.wanted, this.drawn + 100);
-      strokeEdges(pen, data, nodes, edges, this.drawn, next, colours, this.wanted <= DASHED);
-      this.drawn = next;
-    }
+    const next = Math.min(this.wanted, this.drawn + Math.round(this.quota));
+    strokeEdges(pen, data, nodes, edges, this.drawn, next, colours, this.wanted <= DASHED);
+    this.drawn = next;
     if (this.drawn < this.wanted) this.pending = requestAnimationFrame(this.part);
   };
 }
@@ -107,24 +113,19 @@ export function fit(canvas: HTMLCanvasElement, nodes: Nodes, scale: number) {
   pen.setTransform(scale, 0, 0, scale, 0, 0);
 }
 
-export type Mark = { chosen: number; current: number; near: Set<number> | null; selected: Set<number>; found: Set<number> | null };
-
-/* All nodes; those that are not near a chosen one are faint. */
-export function paintNodes(pen: Pen, data: Data, nodes: Nodes, colours: Colours, mark: Mark) {
-  for (const [x, y] of idle(data, nodes)) dot(pen, x, y, 1.5, colours.faint);
-  for (let i = 0; i < nodes.names.length; i++) {
-    if (nodes.shownAs[i] !== undefined && nodes.shownAs[i] !== i) continue;
+/* Nodes that are drawn, `strong` ones in full. */
+export function paintNodes(pen: Pen, data: Data, nodes: Nodes, colours: Colours, drawn: Iterable<number>, strong = -1) {
+  for (const i of drawn) {
     const name = nodes.names[i]!;
     const box = nodes.boxes.get(i);
-    if (!nodes.live[i] && !data.grid.ends[name]) continue;
-    const faint = (mark.near && !mark.near.has(i)) || (mark.found && !mark.found.has(i));
-    pen.globalAlpha = faint ? 0.25 : 1;
     if (box !== undefined || data.grid.ends[name]) pill(pen, nodes, i, box ?? 3.5 * name.length + 11, colours);
     else if (isBracket(name)) bracket(pen, data, nodes, i, colours);
-    else circle(pen, nodes, i, colours, faint || mark.chosen === i);
-    pen.globalAlpha = 1;
-    if (mark.chosen === i || mark.selected.has(i) || mark.current === i) ring(pen, data, nodes, i, colours, mark);
+    else circle(pen, nodes, i, colours, strong === i);
   }
+}
+
+export function paintIdle(pen: Pen, data: Data, nodes: Nodes, colours: Colours) {
+  for (const [x, y] of idle(data, nodes)) dot(pen, x, y, 1.5, colours.faint);
 }
 
 /* Heads and MLPs outside of the circuit, or inside of a group. */
@@ -186,10 +187,11 @@ function pill(pen: Pen, nodes: Nodes, i: number, half: number, colours: Colours)
 
 export const clipped = (name: string) => (name.length > 28 ? `${name.slice(0, 27)}\u2026` : name);
 
-function ring(pen: Pen, data: Data, nodes: Nodes, i: number, colours: Colours, mark: Mark) {
+/* A line around a node. */
+export function ring(pen: Pen, data: Data, nodes: Nodes, i: number, colour: string, line = 1.6) {
   const [wide, high] = halfSize(data, nodes, i);
-  pen.strokeStyle = mark.selected.has(i) ? colours.m2 : mark.chosen === i ? colours.ink : colours.helps;
-  pen.lineWidth = mark.selected.has(i) ? 2.5 : 1.6;
+  pen.strokeStyle = colour;
+  pen.lineWidth = line;
   pen.beginPath();
   pen.roundRect(nodes.x[i]! - wide - 3, nodes.y[i]! - high - 3, 2 * wide + 6, 2 * high + 6, high + 3);
   pen.stroke();
@@ -211,5 +213,3 @@ export function drawnNodes(data: Data, nodes: Nodes): number[] {
   const all = nodes.names.map((_, i) => i);
   return all.filter((i) => (nodes.shownAs[i] === undefined || nodes.shownAs[i] === i) && (nodes.live[i] === 1 || data.grid.ends[nodes.names[i]!] !== undefined));
 }
-
-export const isPart = (name: string) => isHead(name) || isInner(name) || /^m\d+$/.test(name);

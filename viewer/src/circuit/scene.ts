@@ -138,67 +138,124 @@ function spread(nodes: { x: Float64Array; y: Float64Array; boxes: Map<number, nu
 
 /* The first edges of a set into the wanted kinds, as many as `most`; those of a group or folded MLP are added up. */
 export function between(set: Columns, nodes: Nodes, kinds: Set<number>, most: number): Edges {
-  const source: number[] = [];
-  const target: number[] = [];
-  const kind: number[] = [];
-  const score: number[] = [];
-  const first: number[] = [];
-  const count: number[] = [];
-  const merged = new Map<number, number>();
-  let taken = 0;
-  let summed = false;
+  const length = Math.min(most, set.score.length);
+  const made: Edges = {
+    source: new Int32Array(length),
+    target: new Int32Array(length),
+    kind: new Uint8Array(length),
+    score: new Float64Array(length),
+    weight: new Float32Array(0),
+    first: new Int32Array(length),
+    count: new Int32Array(length),
+  };
+  const merged = new Places(length);
+  let [taken, used, summed] = [0, 0, false];
   for (let i = 0; i < set.score.length && taken < most; i++) {
-    if (!kinds.has(set.kind[i]!)) continue;
+    const kind = set.kind[i]!;
+    if (!kinds.has(kind)) continue;
     taken++;
-    const [s, t] = [nodes.shownAs[set.source[i]!]!, nodes.shownAs[set.target[i]!]!];
-    if (s === t) continue;
-    const value = set.score[i] ?? 0;
-    if (s !== set.source[i] || t !== set.target[i]) {
-      const key = (s * nodes.names.length + t) * 5 + set.kind[i]!;
-      const at = merged.get(key);
-      if (at !== undefined) {
-        score[at]! += value;
-        count[at]! += 1;
+    const [source, target] = [nodes.shownAs[set.source[i]!]!, nodes.shownAs[set.target[i]!]!];
+    if (source === target) continue;
+    if (source !== set.source[i] || target !== set.target[i]) {
+      const at = merged.of((source * nodes.names.length + target) * 5 + kind, used);
+      if (at !== used) {
+        made.score[at]! += set.score[i] ?? 0;
+        made.count[at]! += 1;
         summed = true;
         continue;
       }
-      merged.set(key, score.length);
     }
-    source.push(s);
-    target.push(t);
-    kind.push(set.kind[i]!);
-    score.push(value);
-    first.push(i);
-    count.push(1);
+    made.source[used] = source;
+    made.target[used] = target;
+    made.kind[used] = kind;
+    made.score[used] = set.score[i] ?? 0;
+    made.first[used] = i;
+    made.count[used++] = 1;
   }
-  const order = Int32Array.from(score, (_, i) => i);
-  if (summed) order.sort((a, b) => Math.abs(score[b]!) - Math.abs(score[a]!));
-  const top = order.length ? Math.abs(score[order[0]!]!) : 0;
-  const sorted = <T extends Int32Array | Uint8Array | Float64Array>(made: T, values: number[]) => {
-    order.forEach((from, to) => (made[to] = values[from]!));
-    return made;
+  return largestFirst(made, used, summed);
+}
+
+/* The first `used` edges with their weights; sums come in the order of their weights, to a thousandth. */
+function largestFirst(made: Edges, used: number, summed: boolean): Edges {
+  let top = 0;
+  for (let i = 0; i < used; i++) top = Math.max(top, Math.abs(made.score[i]!));
+  const weigh = (score: number) => (top ? Math.sqrt(Math.abs(score) / top) : 0);
+  const cut = <T extends Int32Array | Uint8Array | Float64Array>(column: T) => column.subarray(0, used) as T;
+  const weight = Float32Array.from(cut(made.score), weigh);
+  const all = { ...made, weight };
+  for (const name of ["source", "target", "kind", "score", "first", "count"] as const) all[name] = cut(made[name] as Int32Array) as never;
+  if (!summed) return all;
+  const starts = new Int32Array(1002);
+  const level = (i: number) => 1000 - Math.round(1000 * weight[i]!);
+  for (let i = 0; i < used; i++) starts[level(i) + 1]! += 1;
+  for (let k = 1; k < starts.length; k++) starts[k]! += starts[k - 1]!;
+  const order = new Int32Array(used);
+  for (let i = 0; i < used; i++) order[starts[level(i)]!++] = i;
+  const sorted = <T extends Int32Array | Uint8Array | Float64Array | Float32Array>(column: T) => {
+    const moved = column.slice() as T;
+    for (let to = 0; to < used; to++) moved[to] = column[order[to]!]!;
+    return moved;
   };
-  const scores = sorted(new Float64Array(order.length), score);
   return {
-    source: sorted(new Int32Array(order.length), source),
-    target: sorted(new Int32Array(order.length), target),
-    kind: sorted(new Uint8Array(order.length), kind),
-    score: scores,
-    weight: Float32Array.from(scores, (value) => (top ? Math.sqrt(Math.abs(value) / top) : 0)),
-    first: sorted(new Int32Array(order.length), first),
-    count: sorted(new Int32Array(order.length), count),
+    source: sorted(all.source),
+    target: sorted(all.target),
+    kind: sorted(all.kind),
+    score: sorted(all.score),
+    weight: sorted(weight),
+    first: sorted(all.first),
+    count: sorted(all.count),
   };
 }
 
-/* By node: the edges that come in and go out, largest first. */
-export function ends(edges: Edges, nodes: number): { incoming: number[][]; outgoing: number[][] } {
-  const incoming: number[][] = Array.from({ length: nodes }, () => []);
-  const outgoing: number[][] = Array.from({ length: nodes }, () => []);
-  for (let i = 0; i < edges.score.length; i++) {
-    incoming[edges.target[i]!]!.push(i);
-    outgoing[edges.source[i]!]!.push(i);
+/* Numbers by numbers, in one table: a Map of so many takes several times as long. */
+class Places {
+  private keys: Float64Array;
+  private values: Int32Array;
+
+  constructor(most: number) {
+    const size = 2 ** Math.ceil(Math.log2(2 * most + 2));
+    this.keys = new Float64Array(size).fill(-1);
+    this.values = new Int32Array(size);
   }
-  return { incoming, outgoing };
+
+  /* What is kept for a key; a new one keeps `value`. */
+  of(key: number, value: number): number {
+    const last = this.keys.length - 1;
+    let slot = Math.imul((key % 4294967291) | 0, 0x9e3779b1) & last;
+    while (this.keys[slot] !== -1 && this.keys[slot] !== key) slot = (slot + 1) & last;
+    if (this.keys[slot] === -1) {
+      this.keys[slot] = key;
+      this.values[slot] = value;
+    }
+    return this.values[slot]!;
+  }
+}
+
+/* By node: the edges that come in and go out, largest first. */
+export class Adjacent {
+  private starts: [Int32Array, Int32Array];
+  private entries: [Int32Array, Int32Array];
+
+  constructor(edges: Edges, nodes: number) {
+    const listed = (ends: Int32Array): [Int32Array, Int32Array] => {
+      const starts = new Int32Array(nodes + 1);
+      for (const node of ends) starts[node + 1]! += 1;
+      for (let i = 1; i <= nodes; i++) starts[i]! += starts[i - 1]!;
+      const next = starts.slice();
+      const entries = new Int32Array(ends.length);
+      ends.forEach((node, i) => (entries[next[node]!++] = i));
+      return [starts, entries];
+    };
+    const [into, out] = [listed(edges.target), listed(edges.source)];
+    this.starts = [into[0], out[0]];
+    this.entries = [into[1], out[1]];
+  }
+
+  private list = (side: 0 | 1, node: number) => [...this.entries[side].subarray(this.starts[side][node], this.starts[side][node + 1])];
+
+  /* Into any of some nodes. */
+  incoming = (nodes: number[]) => nodes.flatMap((node) => this.list(0, node)).sort((a, b) => a - b);
+  outgoing = (node: number) => this.list(1, node);
 }
 
 /* The nodes whose inputs are those of a node: itself, and of a query head the bracket that it shares. */

@@ -6,7 +6,7 @@ import { asGraphml, asJson, asPng, asSvg, linksOf } from "../circuit/files";
 import { Front, fromSlider, nearest, saidOf, STEPS, toSlider } from "../circuit/front";
 import { useUndone } from "../circuit/history";
 import { Panel, Strongest } from "../circuit/panel";
-import { between, ends, placed, readers } from "../circuit/scene";
+import { Adjacent, between, placed, readers } from "../circuit/scene";
 import { Grouping, Search, Switches } from "../circuit/controls";
 import { EdgeTable } from "../circuit/table";
 import { useColours } from "../shared/colours";
@@ -47,7 +47,7 @@ export default function Circuit({ id, data, title }: ViewProps<Data>) {
   const plain = useMemo(() => nodes.shownAs.every((as, i) => as === i), [nodes]);
   const some = useMemo(() => (plain ? all : between(set, nodes, kinds, size)), [plain, all, set, nodes, kinds, plain ? 0 : size]);
   const shown = useMemo(() => ({ edges: some, count: plain ? size : some.score.length }), [some, plain, size]);
-  const adjacent = useMemo(() => ends(all, nodes.names.length), [all, nodes]);
+  const adjacent = useMemo(() => new Lazy(() => new Adjacent(all, nodes.names.length)), [all, nodes]);
 
   const numberOf = (name: string) => {
     const i = nodes.names.lastIndexOf(name);
@@ -59,11 +59,11 @@ export default function Circuit({ id, data, title }: ViewProps<Data>) {
   const near = useMemo((): Near | null => {
     if (active < 0) return null;
     const into = readers(active, nodes, data);
-    const incoming = into.flatMap((node) => adjacent.incoming[node]!).sort((a, b) => a - b);
-    const outgoing = adjacent.outgoing[active]!;
+    const incoming = adjacent.value.incoming(into);
+    const outgoing = adjacent.value.outgoing(active);
     const list = [...incoming, ...outgoing].sort((a, b) => a - b);
     const around = new Set([active, ...into, ...incoming.map((i) => all.source[i]!), ...outgoing.map((i) => all.target[i]!)]);
-    return { node: active, edges: all, list, nodes: around };
+    return { node: active, edges: all, list, incoming, outgoing, nodes: around };
   }, [active, nodes, all, adjacent]);
   const found = useMemo(() => {
     const words = wanted.trim().toLowerCase();
@@ -224,8 +224,8 @@ export default function Circuit({ id, data, title }: ViewProps<Data>) {
                 nodes={nodes}
                 edges={all}
                 node={active}
-                incoming={readers(active, nodes, data).flatMap((node) => adjacent.incoming[node]!).sort((a, b) => a - b)}
-                outgoing={adjacent.outgoing[active]!}
+                incoming={near.incoming}
+                outgoing={near.outgoing}
                 pinned={pinned >= 0}
                 group={groups.find((other) => other.name === activeName && nodes.boxes.has(active))}
                 inner={inside(innerOf(activeName))}
@@ -249,11 +249,22 @@ export default function Circuit({ id, data, title }: ViewProps<Data>) {
   );
 }
 
+/* Computed when it is first asked for. */
+class Lazy<T> {
+  private made: T | null = null;
+
+  constructor(private make: () => T) {}
+
+  get value(): T {
+    return (this.made ??= this.make());
+  }
+}
+
 /* On narrow screens the panel lies over the lower part of the page: keep the pinned node visible above it. */
 function useClearOfPanel(root: { current: HTMLElement | null }, pinned: number, nodes: { y: Float64Array; height: number }) {
   useEffect(() => {
     const panel = root.current?.querySelector(".panel");
-    const canvas = root.current?.querySelector("canvas.nodes");
+    const canvas = root.current?.querySelector("canvas.chosen");
     if (pinned < 0 || !panel || !canvas || getComputedStyle(panel).position !== "fixed") return;
     const box = canvas.getBoundingClientRect();
     const covered = box.top + (nodes.y[pinned]! / nodes.height) * box.height + 60 - panel.getBoundingClientRect().top;
