@@ -9,7 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from annotated_types import Interval
+
 Number = float | None
+Size = Annotated[int, Interval(ge=0, le=512)]
+"""Blocks, or heads of a block: more than any model has would be a drawing without end."""
 Cell = str | float | int | None | tuple[Number, Number, Number]
 """Text, a number, nothing, or an estimate as (value, low, high)."""
 Style = Literal["text", "node", "number", "signed", "percent", "count", "estimate"]
@@ -240,11 +244,11 @@ class Scatter(Block):
 class Shape:
     """The model's grid on which a circuit is drawn."""
 
-    layers: int
+    layers: Size
     """Blocks."""
-    heads: int
+    heads: Size
     """Query heads of a block."""
-    kv_heads: int
+    kv_heads: Size
     """Key/value heads of a block."""
     mlps: bool = True
     """Whether blocks have MLPs."""
@@ -376,7 +380,7 @@ class CausalMap(Block):
 
     variables: tuple[CausalVariable, ...]
     """Inputs first, then variables, each behind all that it is computed from."""
-    layers: int
+    layers: Size
     """Number of blocks of the network."""
     positions: tuple[str, ...]
     """Named token positions from left to right."""
@@ -417,7 +421,7 @@ class Routes(Block):
 
     tokens: tuple[str, ...]
     """The prompt's tokens."""
-    layers: int
+    layers: Size
     """Blocks of the model."""
     target: str
     """Id of the node that the route leads to."""
@@ -470,7 +474,7 @@ class PromptGraph(Block):
 
     tokens: tuple[str, ...]
     """The prompt's tokens."""
-    layers: int
+    layers: Size
     """Blocks of the model."""
     nodes: tuple[GraphDot, ...]
     """Its nodes."""
