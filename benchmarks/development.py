@@ -37,6 +37,8 @@ SYNTAX: dict[str, dict[str, Any]] = {
     "SAS+": {"encourage": "arcs", "strength": 0.5},
 }
 """`until` is a share of the steps."""
+BEFORE = ("held_out_loss", "uas", "subjects")
+"""Curves whose onset is compared with that of minimal pairs."""
 COMPARED = ("repeat_loss", "induction", "in_context")
 
 
@@ -55,7 +57,7 @@ def main() -> None:
     result = json.loads(path.read_text()) if options.write and path.is_file() else {}
     result |= {"machine": machine(), "device": options.device}
     with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
-        futures = [pool.submit(run, *job) for job in jobs(options)]
+        futures = [pool.submit(run, *job) for job in jobs(options) if not done(result, *job)]
         for future in as_completed(futures):
             try:
                 part, name, seed, found = future.result()
@@ -86,6 +88,11 @@ def jobs(options: argparse.Namespace) -> list[tuple[Any, ...]]:
     return found
 
 
+def done(result: dict[str, Any], part: str, name: str, seed: int, choices: dict[str, Any]) -> bool:
+    """Whether the result that is gone on with has this run."""
+    return bool(result.get(part, {}).get(name, {}).get(str(seed), {}).get("choices") == choices)
+
+
 def run(part: str, name: str, seed: int, choices: dict[str, Any]) -> tuple[str, str, int, dict[str, Any]]:
     """One training, watched."""
     one_thread()
@@ -97,6 +104,12 @@ def run(part: str, name: str, seed: int, choices: dict[str, Any]) -> tuple[str, 
         for key in watched.values
     }
     found = {"choices": choices, "curves": curves, "onsets": numbers["onsets"], "order": numbers["order"]}
+    if part == "syntax":
+        found["comes_before_pairs"] = {
+            key: cm.dynamics.precedes(watched.onsets[key], watched.onsets["pairs"])
+            for key in BEFORE
+            if {key, "pairs"} <= set(watched.onsets)
+        }
     return part, name, seed, {**found, "seconds": time.monotonic() - start}
 
 
@@ -116,8 +129,10 @@ def summary(result: dict[str, Any]) -> dict[str, Any]:
         ]
     for name, runs in result.get("syntax", {}).items():
         told[name] = {"seeds": len(runs), **ends(runs)}
-        for key in ("uas", "pairs"):
-            told[name][f"onset of {key}"] = [found["onsets"].get(key, {}).get("step") for found in runs.values()]
+        for key in (*BEFORE, "pairs"):
+            at = [found["onsets"].get(key, {}) for found in runs.values()]
+            told[name][f"onset of {key}"] = [[one.get(end) for end in ("step", "low", "high", "sudden")] for one in at]
+        told[name]["comes before pairs"] = [found["comes_before_pairs"] for found in runs.values()]
     return told
 
 
@@ -131,7 +146,7 @@ def together(found: dict[str, Any]) -> bool:
 
 
 def ends(runs: dict[str, Any]) -> dict[str, list[float]]:
-    names = ("held_out_loss", "repeat_loss", "induction", "previous", "uas", "uas_offsets", "pairs")
+    names = ("held_out_loss", "repeat_loss", "induction", "previous", "uas", "uas_offsets", "subjects", "pairs")
     first = next(iter(runs.values()))["curves"]
     return {name: [found["curves"][name]["value"][-1] for found in runs.values()] for name in names if name in first}
 

@@ -42,6 +42,8 @@ class Measure:
     """Whether every head has a curve."""
 
 
+SUBJECTS = "nsubj"
+"""The relation that agreement of number needs."""
 LOSS, ATTENTION, ARCS = "nats a token", "share of attention", "share of arcs"
 COMPOSED = "strongest pair of heads, above chance"
 MEASURES = {
@@ -55,6 +57,7 @@ MEASURES = {
     "k_composition": Measure("K-composition", COMPOSED, "share"),
     "v_composition": Measure("V-composition", COMPOSED, "share"),
     "uas": Measure("arcs by heads", "arcs of trees that the best head of each relation finds (UAS)", ARCS),
+    "subjects": Measure("subjects by heads", "arcs between subjects and their verbs that the best head finds", ARCS),
     "uas_offsets": Measure("arcs by offsets", "arcs that the best distance of each relation finds", ARCS),
     "pairs": Measure("minimal pairs", "right sentence likelier", "share of pairs"),
     "weight_norm": Measure("weight norm", "norm of all weights", ""),
@@ -118,6 +121,8 @@ class Measures:
                 parses = syntax(setting, self.trees, min_arcs=self.min_arcs)
                 measured |= {"uas": torch.tensor([parses.uas().value])}
                 measured |= {"uas_offsets": torch.tensor([parses.uas("offset").value])}
+                if subjects := [kind for kind in parses.kinds if kind.startswith(SUBJECTS)]:
+                    measured["subjects"] = torch.tensor([parses.uas("head", subjects[0]).value])
             if self.pairs:
                 measured["pairs"] = pair_scores(setting, self.pairs).right
             norms = torch.stack([p.detach().float().norm() for p in model.hf.parameters()])

@@ -17,7 +17,7 @@ CHARTS = {
     "Loss": ("held_out_loss", "repeat_loss", "in_context"),
     "Strongest heads": ("previous", "induction", "copying_ratio"),
     "Composition of heads": ("q_composition", "k_composition", "v_composition"),
-    "Syntax": ("uas", "uas_offsets", "pairs"),
+    "Syntax": ("uas", "uas_offsets", "subjects", "pairs"),
     "Norm of all weights": ("weight_norm",),
     "Intrinsic dimension": ("dimension",),
 }

@@ -101,6 +101,14 @@ def test_arcs_of_the_stream_are_those_of_its_sentences(kind):
     assert tree.text == "these lawyers jump ." and {(max(a), min(a)) for _, *a in tree.arcs()} == {(1, 0), (2, 1)}
 
 
+def test_arcs_of_short_sentences_that_come_again_are_not_forgotten(attention, monkeypatch):
+    monkeypatch.setattr("circuitome.dynamics.grammar_stream.REMEMBERED", 20)
+    stream = cm.dynamics.GrammarStream(attention)
+    for step in range(40):
+        assert bool(stream.arcs(stream.batch(step, 16, 4, 0)).any(-1).any(-1).all())
+        assert len(stream.known) <= 40
+
+
 @pytest.mark.parametrize("kind", ["decoder", "masked"])
 def test_the_penalty_equals_a_sum_over_pairs_and_is_released(kind):
     model = cm.dynamics.small_model(kind, cm.dynamics.grammar_tokenizer(), width=32, seed=3)
