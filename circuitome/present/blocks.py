@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from circuitome.present.watched import Watched
+
 Number = float | None
 Cell = str | float | int | None | tuple[Number, Number, Number]
 """Text, a number, nothing, or an estimate as (value, low, high)."""
@@ -531,6 +533,15 @@ class Attention(Block):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Checkpoints(Block):
+    """Trainings at the step that a reader chooses, side by side where there are several."""
+
+    runs: tuple[Watched, ...]
+    """The trainings."""
+    block: Literal["checkpoints"] = "checkpoints"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pair:
     """A prompt pair as a reader sees it."""
 
@@ -573,7 +584,7 @@ Drawn = Attention | CausalMap | CircuitMap | PromptGraph | Roles | Routes
 Chart = HeatMap | Lines | Bars | Scatter
 """Blocks that are drawn as charts."""
 AnyBlock = Annotated[
-    Lede | Numbers | Table | Tokens | NeuronIndex | Pairs | Note | Chart | Drawn,
+    Lede | Numbers | Table | Tokens | NeuronIndex | Checkpoints | Pairs | Note | Chart | Drawn,
     "one of the blocks; its field `block` says which",
 ]
 
