@@ -29,6 +29,8 @@ BETWEEN_TEXTS = "<|endoftext|>"
 """What stands between texts in SmolLM2's pretraining."""
 Arc = tuple[str, int, int]
 """Relation, child, head: words from 0."""
+Written = tuple[str, list[Arc], list[tuple[int, int]]]
+"""Text, arcs, and where each word stands."""
 
 
 def main() -> None:
@@ -36,6 +38,7 @@ def main() -> None:
     parser.add_argument("--trees", nargs="*", default=[])
     parser.add_argument("--pairs", help="folder with BLiMP's files")
     parser.add_argument("--n-pairs", type=int, default=50, help="pairs of each of the 67 rules")
+    parser.add_argument("--sentences", type=int, default=600, help="of each treebank, evenly from all of it")
     parser.add_argument("--check", type=int, default=25, help="sentences of each treebank that are counted again")
     parser.add_argument("--write", action="store_true", help="write the result under benchmarks/results")
     options = parser.parse_args()
@@ -55,26 +58,28 @@ def parts(model: cm.Model, options: argparse.Namespace, result: dict[str, Any]) 
     """Name and numbers of each treebank and of the pairs, but for those that the result has."""
     for file in options.trees:
         if (name := Path(file).stem) not in result:
-            yield name, treebank(model, file, options.check)
+            yield name, treebank(model, file, options.sentences, options.check)
     fronts = {"pairs": (), "pairs after the token between texts": tuple(model.encode(BETWEEN_TEXTS))}
     for name, front in fronts.items() if options.pairs else ():
         if name not in result:
             yield name, minimal_pairs(model, Path(options.pairs), options.n_pairs, front)
 
 
-def treebank(model: cm.Model, file: str, check: int) -> dict[str, Any]:
-    """Arcs by relation, once it is sure that a slow count gives the same."""
-    trees = cm.dynamics.read_trees(file)
-    found = cm.dynamics.syntax(model, trees, min_arcs=FEW)
-    checked = {"arcs": check_arcs(model, file, found, check), "offsets": check_offsets(file, found)}
+def treebank(model: cm.Model, file: str, sentences: int, check: int) -> dict[str, Any]:
+    """Arcs by relation in sentences from all over the file, once it is sure that a slow count gives the same."""
+    every = cm.dynamics.read_trees(file)
+    step = max(1, len(every) // sentences)
+    found = cm.dynamics.syntax(model, every[::step][:sentences], min_arcs=FEW)
+    known = written(file)[::step][:sentences]
+    checked = {"arcs": check_arcs(model, known, found, check), "offsets": check_offsets(known, found)}
     return {**found.to_dict(), "checked": checked}
 
 
 # Counted again, without the package's reader, alignment or attention
 
 
-def written(file: str) -> list[tuple[str, list[Arc], list[tuple[int, int]]]]:
-    """Text, arcs and places of words of each sentence, from the lines of the file."""
+def written(file: str) -> list[Written]:
+    """The sentences, from the lines of the file."""
     sentences = []
     for block in Path(file).read_text("utf-8").strip().split("\n\n"):
         lines = block.split("\n")
@@ -94,10 +99,10 @@ def _arcs(rows: Sequence[Sequence[str]]) -> list[Arc]:
     return [arc for arc in relations if arc[0] not in ("root", "punct")]
 
 
-def check_arcs(model: cm.Model, file: str, found: Syntax, check: int) -> int:
+def check_arcs(model: cm.Model, known: Sequence[Written], found: Syntax, check: int) -> int:
     """How many arcs of the first sentences were compared, head by head. Raises `AssertionError`."""
     compared = 0
-    for number, (text, arcs, places) in enumerate(written(file)[:check]):
+    for number, (text, arcs, places) in enumerate(known[:check]):
         rows = (found.sentence == number).nonzero()[:, 0].tolist()
         kept = [arc for arc in arcs if f"{arc[0]}, {'child' if arc[1] < arc[2] else 'head'} first" in found.kinds]
         if not rows:
@@ -131,11 +136,11 @@ def slow_guesses(model: cm.Model, text: str, places: Sequence[tuple[int, int]]) 
     return guesses
 
 
-def check_offsets(file: str, found: Syntax) -> int:
-    """How many kinds of arcs have the best offset that a count over the file gives. Raises `AssertionError`."""
+def check_offsets(known: Sequence[Written], found: Syntax) -> int:
+    """How many kinds of arcs have the best offset that a count over the sentences gives. Raises `AssertionError`."""
     counts: dict[str, Counter[int]] = {}
     used = set(found.sentence.tolist())
-    for number, (_, arcs, _) in enumerate(written(file)):
+    for number, (_, arcs, _) in enumerate(known):
         for relation, child, head in arcs if number in used else ():
             kind = f"{relation}, {'child' if child < head else 'head'} first"
             counts.setdefault(kind, Counter())[min(child, head) - max(child, head)] += 1
