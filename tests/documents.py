@@ -8,6 +8,7 @@ from circuitome.present.blocks import (
     Bars,
     CausalMap,
     CausalVariable,
+    Checkpoints,
     CircuitMap,
     Column,
     Document,
@@ -37,6 +38,7 @@ from circuitome.present.blocks import (
     Table,
     Tokens,
 )
+from circuitome.present.watched import StepAttention, StepCircuit, StepHeads, StepNumbers, Watched
 
 HOSTILE = """</script><script>alert(1)</script><!-- "quoted" & 'single' <img src=x onerror=alert(1)> {{ 77 * 77 }}"""
 CONTROL = "a\x00b\ud800c\x1b[31m"
@@ -273,6 +275,25 @@ def neuron_index() -> NeuronIndex:
     )
 
 
+def checkpoints() -> Checkpoints:
+    """Two trainings of two layers of two heads; the second is watched at fewer steps and has no circuits."""
+    grid, pattern = ((0.1, 0.2), (None, 0.9)), ((1.0,), (0.25, 0.75))
+    edges = (("embed->a0.h1.v", -0.5), ("a0.h1->a1.h0.k", 0.25), ("a1.h0->m1.in", -1.0), ("m1->logits", -2.0))
+    first = Watched(
+        name="a <b>",
+        steps=(0, 1, 2),
+        layers=2,
+        heads=2,
+        numbers=(StepNumbers(name="held-out loss", values=(3.0, None, 1.5)),),
+        scores=(StepHeads(name="attention to the token before", values=(None, grid, grid), best="a1.h1"),),
+        tokens=(" the", "\n"),
+        attention=(StepAttention(head="a1.h1", values=(None, pattern, pattern)),),
+        circuits=(StepCircuit(task="ioi", values=(None, None, {"edges": edges, "numbers": {"faithfulness": 0.9}})),),
+    )
+    second = replace(first, name="b", steps=(0, 2, 9), circuits=())
+    return Checkpoints(title="Step by step", runs=(first, second))
+
+
 def every() -> Document:
     """A document with every kind of block."""
     figures = (
@@ -301,6 +322,7 @@ def every() -> Document:
         prompt_graph(),
         Tokens(title="What it raises", lines=(strip,), labels=("a9.h6",), unit="logits"),
         neuron_index(),
+        checkpoints(),
         attention(),
         table(2, title="Evidence", folded=True),
         pairs(6),

@@ -24,6 +24,8 @@ from circuitome.training.objectives import Objective, next_token
 from circuitome.training.schedule import Schedule, log_steps
 from circuitome.training.streams import Stream
 
+ATTENTION = "attention"
+"""The entry of a row that holds attention in the example."""
 A_DOUBLING = 3
 """Watched steps from a step to its double."""
 
@@ -38,6 +40,8 @@ class Development(Shown):
     """The steps, rising."""
     values: dict[str, tuple[Tensor | None, ...]]
     """By name in `MEASURES`: at each step the samples [n] or [n, layer, head]; None where it could not be measured."""
+    attention: tuple[Tensor | None, ...] = ()
+    """At each step the attention of all heads in one example [layer, head, query, key], if it was kept."""
 
     def __repr__(self) -> str:
         return f"Development({self.name}, {len(self.steps)} steps to {self.steps[-1]:,}, {', '.join(self.values)})"
@@ -51,7 +55,8 @@ class Development(Shown):
         first = bisect_left(self.steps, step)
         if first == len(self.steps):
             raise InputError(f"There is no step from {step} on; the last is {self.steps[-1]}.")
-        return Development(self.name, self.steps[first:], {name: all_[first:] for name, all_ in self.values.items()})
+        values = {name: every[first:] for name, every in self.values.items()}
+        return Development(self.name, self.steps[first:], values, self.attention[first:])
 
     def _kept(self, name: str) -> tuple[list[int], Tensor]:
         if name not in self.values:
@@ -182,10 +187,13 @@ def of_rows(name: str, rows: Sequence[tuple[int, Any]]) -> Development:
         ((step, row) for step, row in rows if any(measure in row for measure in MEASURES)), key=lambda x: x[0]
     )
     names = [measure for measure in MEASURES if any(measure in row for _, row in watched)]
-    values = {
-        measure: tuple(_tensor(row[measure]) if measure in row else None for _, row in watched) for measure in names
-    }
-    return Development(name, tuple(step for step, _ in watched), values)
+    values = {measure: _over_steps(measure, watched) for measure in names}
+    attention = _over_steps(ATTENTION, watched) if any(ATTENTION in row for _, row in watched) else ()
+    return Development(name, tuple(step for step, _ in watched), values, attention)
+
+
+def _over_steps(name: str, rows: Sequence[tuple[int, Any]]) -> tuple[Tensor | None, ...]:
+    return tuple(_tensor(row[name]) if name in row else None for _, row in rows)
 
 
 def _tensor(values: Any) -> Tensor:

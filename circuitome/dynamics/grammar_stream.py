@@ -58,6 +58,7 @@ class GrammarStream:
             if len(ids) <= length:
                 tokens = [row.nonzero()[:, 0].tolist() for row in shares]
                 pairs = ((a, b) for _, child, head in tree.arcs() for a in tokens[child] for b in tokens[head])
+                self.known.pop(tuple(ids), None)  # what is drawn again is not the oldest
                 self.known[tuple(ids)] = [(max(pair), min(pair)) for pair in pairs]
                 return ids
         raise InputError(f"Hardly any sentence of the grammar has at most {length} tokens. Make rows longer.")

@@ -22,8 +22,8 @@ from circuitome.training.objectives import logits_of
 from circuitome.training.streams import NOT_COUNTED, Rows, Stream
 from circuitome.weights.head_composition import KINDS, composition
 
-SEQUENCES, PERIOD = 16, 24
-"""Repeated random sequences, and tokens of a period at most."""
+SEQUENCES, PERIOD, EXAMPLE = 16, 24, 8
+"""Repeated random sequences, tokens of a period at most, and those of the example."""
 POINTS = 512
 """Tokens whose places in the stream tell the dimension."""
 
@@ -42,6 +42,8 @@ class Measure:
     """Whether every head has a curve."""
 
 
+SUBJECTS = "nsubj"
+"""The relation that agreement of number needs."""
 LOSS, ATTENTION, ARCS = "nats a token", "share of attention", "share of arcs"
 COMPOSED = "strongest pair of heads, above chance"
 MEASURES = {
@@ -55,6 +57,7 @@ MEASURES = {
     "k_composition": Measure("K-composition", COMPOSED, "share"),
     "v_composition": Measure("V-composition", COMPOSED, "share"),
     "uas": Measure("arcs by heads", "arcs of trees that the best head of each relation finds (UAS)", ARCS),
+    "subjects": Measure("subjects by heads", "arcs between subjects and their verbs that the best head finds", ARCS),
     "uas_offsets": Measure("arcs by offsets", "arcs that the best distance of each relation finds", ARCS),
     "pairs": Measure("minimal pairs", "right sentence likelier", "share of pairs"),
     "weight_norm": Measure("weight norm", "norm of all weights", ""),
@@ -77,6 +80,8 @@ class Measures:
     """Minimal pairs."""
     min_arcs: int = 20
     """Arcs that a relation needs."""
+    example: Inputs | None = None
+    """One short text on which the attention of every head is kept; None: none is."""
 
     @classmethod
     def of(
@@ -98,12 +103,19 @@ class Measures:
         held = None if held_out is None else held_out.batch(0, rows, length, seed)
         period = usual_period(model) if tokens is None else min(PERIOD, length // 2)
         repeated = repeated_tokens(model, n=SEQUENCES, period=min(PERIOD, period), seed=seed, tokens=tokens)
-        return cls(held, repeated, tuple(trees), tuple(pairs))
+        example = _example(model, trees, min(EXAMPLE, period), seed, tokens)
+        return cls(held, repeated, tuple(trees), tuple(pairs), example=example)
+
+    def words(self, model: Model) -> list[str]:
+        """Tokens of the example as text, or as numbers where the model has no tokenizer."""
+        ids = [] if self.example is None else self.example.ids[0].tolist()
+        return [model.decode([i]) if model.tokenizer is not None else str(i) for i in ids]
 
     def __call__(self, model: Model) -> dict[str, Tensor]:
         """All measures by name in `MEASURES`, samples first: rows, sequences or pairs; those of heads [n, layer, head].
 
-        A measure that the model or the texts do not allow is left out.
+        `attention` is that in the example, [layer, head, query, key], with three decimals. A measure that the model or
+        the texts do not allow is left out.
         """
         measured: dict[str, Tensor] = {}
         with model.reserved(), torch.no_grad():
@@ -118,11 +130,34 @@ class Measures:
                 parses = syntax(setting, self.trees, min_arcs=self.min_arcs)
                 measured |= {"uas": torch.tensor([parses.uas().value])}
                 measured |= {"uas_offsets": torch.tensor([parses.uas("offset").value])}
+                if subjects := [kind for kind in parses.kinds if kind.startswith(SUBJECTS)]:
+                    measured["subjects"] = torch.tensor([parses.uas("head", subjects[0]).value])
             if self.pairs:
                 measured["pairs"] = pair_scores(setting, self.pairs).right
+            if self.example is not None:
+                measured["attention"] = _attention(model, self.example)
             norms = torch.stack([p.detach().float().norm() for p in model.hf.parameters()])
             measured["weight_norm"] = norms.norm()[None].cpu()
         return measured
+
+
+def _example(
+    model: Model, trees: Sequence[Tree], period: int, seed: int, tokens: Sequence[int] | None
+) -> Inputs | None:
+    """A short sentence of the trees, or repeated tokens where there are none."""
+    if model.tokenizer is not None:
+        for tree in trees:
+            ids = model.encode(tree.text)
+            if period < len(ids) <= 2 * period:
+                return Inputs.whole(torch.tensor([ids]))
+    return repeated_tokens(model, n=1, period=period, seed=seed, tokens=tokens).inputs
+
+
+def _attention(model: Model, example: Inputs) -> Float[Tensor, "layer head query key"]:
+    patterns: list[Tensor] = []
+    with model.watching_attention(lambda layer, pattern: patterns.append(pattern[0].double().cpu())):
+        model.logits(_on(example, model.device))
+    return torch.stack(patterns).round(decimals=3)
 
 
 def _losses(model: Model, rows: Rows) -> dict[str, Tensor]:

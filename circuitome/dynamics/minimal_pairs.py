@@ -52,10 +52,11 @@ class PairScores(Shown):
 
 
 @method
-def pair_scores(setting: Setting, pairs: Sequence[MinimalPair]) -> PairScores:
+def pair_scores(setting: Setting, pairs: Sequence[MinimalPair], *, front: Sequence[int] = ()) -> PairScores:
     """The log-probability of both sentences of each pair, sums over tokens in nats.
 
     In a decoder, sum over i of log P(t_i | t_1 ... t_i-1) without the first token where nothing stands in front of it.
+    Tokens `front` are put in front of each sentence, such as that between texts, which makes the first token count.
     In a masked language model the pseudo-log-likelihood, sum over i of log P(t_i | all others), one pass for each token
     with that token masked; special tokens are not summed.
     Source: Warstadt et al. 2020, arXiv:1912.00582 (minimal pairs); Salazar et al. 2020, arXiv:1910.14659
@@ -70,7 +71,7 @@ def pair_scores(setting: Setting, pairs: Sequence[MinimalPair]) -> PairScores:
     if not pairs:
         raise InputError("There are no minimal pairs to score. Give some, such as grammar_pairs(50).")
     texts = [text for pair in pairs for text in (pair.good, pair.bad)]
-    rows = [setting.model.encode(text) for text in texts]
+    rows = [[*front, *setting.model.encode(text)] for text in texts]
     scores = _by_token(setting, rows) if setting.model.causal else _masked(setting, rows)
     good, bad = scores.view(-1, 2).T
     return PairScores(tuple(pair.kind for pair in pairs), good, bad)

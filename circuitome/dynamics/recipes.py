@@ -86,6 +86,7 @@ def recipe(
     data: str = "text",
     texts: Sequence[str] | None = None,
     repeated: float = 0.75,
+    hidden: float = 0.15,
     steps: int = 2000,
     batch: int = 32,
     length: int = 48,
@@ -102,9 +103,10 @@ def recipe(
 
     With `data` "text", a share `repeated` of the rows are random tokens of the whole vocabulary that are said again
     after 12 tokens to half a row, the others are `texts` (the Python language reference unless given), whose end is
-    held out. With "grammar" every row is a sentence of `grammar_trees`, never the same, and syntax is measured. The
-    attention of a kind in `MARKED` can be suppressed or encouraged with a `strength`, up to step `until` (None:
-    always); `kept_weights` below 1 keeps that share of each weight matrix after each step.
+    held out. With "grammar" every row is a sentence of `grammar_trees`, never the same, and syntax is measured. A
+    masked language model predicts a share `hidden` of the tokens. The attention of a kind in `MARKED` can be suppressed
+    or encouraged with a `strength`, up to step `until` (None: always); `kept_weights` below 1 keeps that share of each
+    weight matrix after each step.
 
     >>> small = cm.dynamics.recipe(data="grammar", kind="masked", steps=2, batch=4, suppress="arcs")
     >>> small.model, small.objective.strength
@@ -112,7 +114,7 @@ def recipe(
 
     Raises `UnknownNameError` for a name that there is not, `InputError` for choices that do not go together.
     """
-    _check(data, suppress, encourage)
+    _check(data, suppress, encourage, hidden)
     schedule = Schedule(steps=steps, batch=batch, length=length, learning_rate=learning_rate, seed=seed)
     whole = "\n\n".join(texts) if texts is not None else python_reference()
     tokenizer = grammar_tokenizer() if data == "grammar" else _tokenizer(whole)
@@ -124,7 +126,7 @@ def recipe(
     objective: Objective = prediction
     if marked := suppress or encourage:
         objective = AttentionPenalty(_marks(marked, streams[0]), strength if suppress else -strength, until, prediction)
-    reads, held_out = (_masked(stream, tokenizer) if model.masked else stream for stream in streams)
+    reads, held_out = (_masked(stream, tokenizer, hidden) if model.masked else stream for stream in streams)
     measures = Measures.of(
         model,
         held_out,
@@ -138,11 +140,13 @@ def recipe(
     return Recipe(model=model, data=reads, schedule=schedule, measures=measures, objective=objective, after_step=after)
 
 
-def _check(data: str, suppress: str, encourage: str) -> None:
+def _check(data: str, suppress: str, encourage: str, hidden: float) -> None:
     """Raises `UnknownNameError` and `InputError`."""
     for what, name, known in (("kind of data", data, DATA), ("kind of attention", suppress or encourage, MARKED)):
         if name and name not in known:
             raise unknown_name(what, name, known)
+    if not 0 < hidden <= 1:
+        raise InputError(f"The share of tokens that are predicted must be above 0 and at most 1, got {hidden}.")
     if suppress and encourage:
         raise InputError("Attention is suppressed or encouraged; give one of the two.")
     if "arcs" in (suppress, encourage) and data != "grammar":
@@ -180,6 +184,6 @@ def _of_text(model: Model, text: str, repeated: float, tokens: Sequence[int]) ->
     return MixedStream(parts[0]), MixedStream(parts[1])
 
 
-def _masked(stream: Stream, tokenizer: PreTrainedTokenizerBase) -> MaskedStream:
+def _masked(stream: Stream, tokenizer: PreTrainedTokenizerBase, share: float) -> MaskedStream:
     token: Any = tokenizer.mask_token_id
-    return MaskedStream(stream, token, len(tokenizer), kept=tuple(tokenizer.all_special_ids))
+    return MaskedStream(stream, token, len(tokenizer), share=share, kept=tuple(tokenizer.all_special_ids))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ class Tree:
     words: tuple[str, ...]
     """Its syntactic words; two words that are written as one token (du = de le) are two."""
     spans: tuple[Span, ...]
-    """Where each word stands in the text; words of one written token share its place."""
+    """Where each word stands in the text; du, which is not de and le side by side, is the place of both."""
     heads: tuple[int, ...]
     """For each word, which word it depends on, from 0; -1 for the root."""
     relations: tuple[str, ...]
@@ -52,9 +53,10 @@ class Tree:
 def read_trees(path: str | Path) -> list[Tree]:
     r"""The sentences of a CoNLL-U file, or of all .conllu files below a folder.
 
-    The text is put together from the written tokens and `SpaceAfter=No`; words of a token that is written as one
-    (lines 2-3) have the token's place, and words that are not written (line 2.1) are left out. Of a relation such as
-    nsubj:pass the part before the colon counts.
+    The text is put together from the written tokens and `SpaceAfter=No`. Words of a token that is written as one (lines
+    2-3) have their parts of it where it is just these words (don't = do n't), else all of it (du = de le). Words that
+    are not written (line 2.1) and enhanced dependencies are left out. Of a relation such as nsubj:pass the part before
+    the colon counts.
 
     >>> import pathlib, tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "one.conllu"
@@ -96,15 +98,15 @@ def read_trees(path: str | Path) -> list[Tree]:
 
 def _tree(rows: Any) -> Tree:
     """A sentence as conllu parsed it. Raises `ValueError` where heads are missing or lead nowhere."""
+    words = [row for row in rows if isinstance(row["id"], int)]
     text, written = "", dict[int, Span]()
     for row in rows:
         first, last = (row["id"][0], row["id"][2]) if isinstance(row["id"], tuple) else (row["id"], row["id"])
         if first in written or (isinstance(row["id"], tuple) and row["id"][1] != "-"):
             continue  # a word that is not written, or one of a written token that came before
-        span = (len(text), len(text) + len(row["form"]))
-        written |= dict.fromkeys(range(first, last + 1), span)
+        places = _places(row["form"], [word["form"] for word in words[first - 1 : last]])
+        written |= {first + i: (len(text) + a, len(text) + b) for i, (a, b) in enumerate(places)}
         text += row["form"] + ("" if (row["misc"] or {}).get("SpaceAfter") == "No" else " ")
-    words = [row for row in rows if isinstance(row["id"], int)]
     heads = [row["head"] for row in words]
     if [row["id"] for row in words] != list(range(1, len(words) + 1)):
         raise ValueError("words are not numbered 1, 2, ...")
@@ -117,6 +119,14 @@ def _tree(rows: Any) -> Tree:
         tuple(head - 1 for head in heads),
         tuple(row["deprel"].split(":")[0] for row in words),
     )
+
+
+def _places(written: str, words: Sequence[str]) -> list[Span]:
+    """Where the words of a written token stand in it: side by side, or all over it where it is not just them."""
+    if "".join(words) != written:
+        return [(0, len(written))] * len(words)
+    ends = list(accumulate(map(len, words)))
+    return list(zip([0, *ends], ends, strict=False))
 
 
 def tokens_of_words(model: Model, tree: Tree) -> tuple[list[int], Float[Tensor, "word token"]]:

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
 
+from circuitome.present.watched import Watched
+
 Number = float | None
 Size = Annotated[int, Interval(ge=0, le=512)]
 """Blocks, or heads of a block: more than any model has would be a drawing without end."""
@@ -575,6 +577,15 @@ class Attention(Block):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Checkpoints(Block):
+    """Trainings at the step that a reader chooses, side by side where there are several."""
+
+    runs: tuple[Watched, ...]
+    """The trainings."""
+    block: Literal["checkpoints"] = "checkpoints"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pair:
     """A prompt pair as a reader sees it."""
 
@@ -617,7 +628,7 @@ Drawn = Attention | CausalMap | CircuitMap | PromptGraph | Roles | Routes
 Chart = HeatMap | Lines | Bars | Scatter
 """Blocks that are drawn as charts."""
 AnyBlock = Annotated[
-    Lede | Numbers | Table | Tokens | NeuronIndex | Pairs | Note | Chart | Drawn,
+    Lede | Numbers | Table | Tokens | NeuronIndex | Checkpoints | Pairs | Note | Chart | Drawn,
     "one of the blocks; its field `block` says which",
 ]
 

@@ -177,6 +177,18 @@ def _attention(block: blocks.Attention) -> Rows:
     return [("head", "query", "query token", "key", "key token", "attention"), *rows]
 
 
+def _checkpoints(block: blocks.Checkpoints) -> Rows:
+    rows = [
+        (run.name, step, score.name, f"a{layer}.h{head}", value)
+        for run in block.runs
+        for score in run.scores
+        for step, grid in zip(run.steps, score.values, strict=True)
+        for layer, row in enumerate(grid or ())
+        for head, value in enumerate(row)
+    ]
+    return [("training", "step", "score", "head", "value"), *rows]
+
+
 def _tokens(block: blocks.Tokens) -> Rows:
     labels = block.labels or ("",) * len(block.lines)
     rows = [
@@ -221,6 +233,7 @@ _ROWS: dict[type[blocks.Block], Callable[[Any], Rows]] = {
     blocks.Roles: _roles,
     blocks.CausalMap: _causal_map,
     blocks.Attention: _attention,
+    blocks.Checkpoints: _checkpoints,
     blocks.Tokens: _tokens,
     blocks.NeuronIndex: _neurons,
     blocks.Pairs: _pairs,

@@ -17,6 +17,7 @@ from circuitome.present.blocks import (
     Attention,
     Block,
     CausalMap,
+    Checkpoints,
     CircuitMap,
     Document,
     HeatMap,
@@ -26,7 +27,15 @@ from circuitome.present.blocks import (
     Roles,
     Routes,
 )
-from circuitome.present.drawings import attention, attribution_graph, causal_map, circuit, roles, routes
+from circuitome.present.drawings import (
+    attention,
+    attribution_graph,
+    causal_map,
+    checkpoints,
+    circuit,
+    roles,
+    routes,
+)
 from circuitome.runs.store import plain
 
 OPEN_PAIRS = 4
@@ -39,6 +48,7 @@ REPEATED = ("command", "sign", "title", "blocks", "results", "prompts")
 BLOCKS: dict[type[Block], str] = {
     CircuitMap: "report.js",
     Routes: "report.js",
+    Checkpoints: "report.js",
     NeuronIndex: "neurons.js",
     PromptGraph: "attribution_graph.js",
 }
@@ -182,6 +192,7 @@ TOOLS: dict[str, Any] = {
     "asdict": asdict,
     "attention_svg": lambda block, head: Markup(attention.svg(block, head)),
     "attribution_graph": attribution_graph,
+    "checkpoints": checkpoints,
     "circuit": circuit,
     "drawing": drawing,
     "fact": fact,

@@ -164,6 +164,11 @@ def _neurons(block: blocks.NeuronIndex, console: Console) -> None:
     say(console, f"The report finds any of {count:,} neurons by name or token; circuitome neuron NAME RUN shows one.")
 
 
+def _checkpoints(block: blocks.Checkpoints, console: Console) -> None:
+    names = ", ".join(f"{run.name} ({len(run.steps)} steps to {run.steps[-1]:,})" for run in block.runs)
+    say(console, f"The report shows heads, attention and circuits at each step of {names}.")
+
+
 def _attention(block: blocks.Attention, console: Console) -> None:
     """Where each head attends most, the first token and the query itself left out."""
     rows = []
@@ -201,6 +206,7 @@ PRINTED: dict[str, Callable[[Any, Console], None]] = {
     "attribution graph": text_figures.prompt_graph,
     "tokens": _tokens,
     "neurons": _neurons,
+    "checkpoints": _checkpoints,
     "attention": _attention,
     "pairs": _pairs,
 }

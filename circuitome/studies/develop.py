@@ -17,7 +17,7 @@ Kind = Literal["attention", "decoder", "masked"]
 Data = Literal["text", "grammar"]
 Marked = Literal["", "previous", "induction", "arcs"]
 RECIPE = (
-    *("kind", "layers", "heads", "width", "data", "repeated", "steps", "batch", "length", "learning_rate"),
+    *("kind", "layers", "heads", "width", "data", "repeated", "hidden", "steps", "batch", "length", "learning_rate"),
     *("suppress", "encourage", "strength", "until", "kept_weights", "seed"),
 )
 """Settings that a recipe takes as they are."""
@@ -43,6 +43,8 @@ class Develop(Settings):
     """A file or folder of texts; by default the language reference that comes with Python."""
     repeated: float = 0.75
     """Share of rows that are random tokens said again, with --data text."""
+    hidden: float = 0.15
+    """Share of tokens that a masked language model predicts; more is learned from a step of short rows with more."""
     steps: int = 2000
     """Steps of the optimiser."""
     batch: int = 32
@@ -95,7 +97,7 @@ def run(settings: Develop, context: Context) -> Findings:
     watched = recipe.develop(
         folder, progress=context.progress, max_memory=settings.max_memory, checkpoints=checkpoints(settings)
     )
-    results = {**watched.to_dict(), "heads": developed.head_results(watched)}
+    results = {**watched.to_dict(), **developed.head_results(watched, recipe.measures.words(recipe.model))}
     kind = {"attention": "attention-only", "masked": "masked language"}.get(settings.kind, settings.kind)
     what = f"{kind} model of {settings.layers} {'layer' if settings.layers == 1 else 'layers'}"
     return Findings(

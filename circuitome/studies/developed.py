@@ -1,11 +1,12 @@
 """Views of a development: curves of all measures over training steps with their onsets, and every head over steps."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import circuitome as cm
 from circuitome.present import formats
 from circuitome.present.blocks import Block, HeatMap, Lede, Lines, Series, Table, table
+from circuitome.studies import watched_steps
 from circuitome.studies.pieces import head_names
 
 SIGN = (
@@ -17,7 +18,7 @@ CHARTS = {
     "Loss": ("held_out_loss", "repeat_loss", "in_context"),
     "Strongest heads": ("previous", "induction", "copying_ratio"),
     "Composition of heads": ("q_composition", "k_composition", "v_composition"),
-    "Syntax": ("uas", "uas_offsets", "pairs"),
+    "Syntax": ("uas", "uas_offsets", "subjects", "pairs"),
     "Norm of all weights": ("weight_norm",),
     "Intrinsic dimension": ("dimension",),
 }
@@ -35,11 +36,13 @@ def tensors(watched: "cm.dynamics.Development") -> dict[str, Any]:
         kept = [(step, value) for step, value in zip(watched.steps, values, strict=True) if value is not None]
         found[name] = torch.stack([value for _, value in kept])
         found[f"{name}.steps"] = torch.tensor([step for step, _ in kept])
+    if kept_patterns := [each for each in watched.attention if each is not None]:
+        found["attention"] = torch.stack(kept_patterns)
     return found
 
 
-def head_results(watched: "cm.dynamics.Development") -> dict[str, Any]:
-    """Means of all heads over steps, as plain JSON values."""
+def head_results(watched: "cm.dynamics.Development", tokens: Sequence[str]) -> dict[str, Any]:
+    """Means of all heads over steps, and attention in the example of these tokens, as plain JSON values."""
     from circuitome.dynamics import MEASURES
 
     found = {}
@@ -47,7 +50,7 @@ def head_results(watched: "cm.dynamics.Development") -> dict[str, Any]:
         if MEASURES[name].heads:
             steps, means = watched.curve(name)[0], watched.heads(name)
             found[name] = {"about": MEASURES[name].about, "steps": steps, "mean": means.tolist()}
-    return found
+    return {"heads": found, "example": watched_steps.example(watched, tokens)}
 
 
 def blocks(results: Mapping[str, Any], words: str = "") -> list[Block]:
@@ -56,6 +59,7 @@ def blocks(results: Mapping[str, Any], words: str = "") -> list[Block]:
         Lede(text=f"{words}{sentence(results)}"),
         onsets_table(results, where="page"),
         onsets_table(results, where="terminal"),
+        *watched_steps.checkpoints(results),
         *charts(results),
         *(head_steps(score) for score in results.get("heads", {}).values()),
     ]
@@ -96,7 +100,7 @@ def charts(results: Mapping[str, Any]) -> list[Lines]:
         marks = tuple((f"{step:,}", step) for step in sudden)
         units = {curves[name]["unit"] for name in here}
         if here:
-            lines = tuple(_line(curves[name]) for name in here)
+            lines = tuple(line(curves[name]) for name in here)
             drawn.append(Lines(title=title, x="training step", y=_axis(units), series=lines, log_x=True, marks=marks))
     return drawn
 
@@ -109,13 +113,14 @@ def _axis(units: set[str]) -> str:
     return ", ".join(sorted(units - {""})) or "norm"
 
 
-def _line(curve: Mapping[str, Any]) -> Series:
-    """A curve from its first step above 0, which a logarithmic axis has."""
+def line(curve: Mapping[str, Any], name: str = "") -> Series:
+    """A curve from its first step above 0, which a logarithmic axis has; its name is its title unless given."""
     kept = [i for i, step in enumerate(curve["steps"]) if step > 0]
     parts = {end: tuple(curve[end][i] for i in kept) for end in ("value", "low", "high")}
     banded = any(value is not None for value in parts["low"])
     low, high = (parts["low"], parts["high"]) if banded else ((), ())
-    return Series(name=curve["title"], x=tuple(curve["steps"][i] for i in kept), y=parts["value"], low=low, high=high)
+    steps = tuple(curve["steps"][i] for i in kept)
+    return Series(name=name or curve["title"], x=steps, y=parts["value"], low=low, high=high)
 
 
 def head_steps(score: Mapping[str, Any]) -> HeatMap:

@@ -1,4 +1,4 @@
-"""Two finished runs side by side: what was set otherwise, what their circuits share, how their scores differ."""
+"""Two finished runs side by side: what was set otherwise, what their circuits share, how scores or curves differ."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -11,6 +11,7 @@ from typing_extensions import override
 import circuitome as cm
 from circuitome.errors import RunError
 from circuitome.present.blocks import Block, CircuitMap, Edge, EdgeSet, Lede, Scatter, Table, table
+from circuitome.studies import diffed_trainings
 from circuitome.studies.context import Context
 from circuitome.studies.pieces import by_strength, circuit_map
 from circuitome.studies.settings import Argument, Settings
@@ -70,13 +71,19 @@ def run(settings: Diff, context: Context) -> Findings:
     runs = cm.open(settings.first), cm.open(settings.second)
     otherwise = set_otherwise(*runs)
     edges = edges_of(*runs)
-    numbers = list(numbers_of(*runs))
+    trainings = diffed_trainings.compared(*runs)
+    numbers = [] if trainings else list(numbers_of(*runs))
     results: dict[str, Any] = {"set_otherwise": otherwise, "numbers": numbers, "edges": edges}
+    if trainings:
+        results["trainings"] = trainings
     return Findings(
         title=f"{settings.first} and {settings.second}",
         sign="Differences are the second run minus the first.",
         results=results,
-        blocks=blocks(results, None if edges is None else side_by_side(*runs)),
+        blocks=[
+            *blocks(results, None if edges is None else side_by_side(*runs)),
+            *(diffed_trainings.blocks(trainings, *runs) if trainings else ()),
+        ],
         tensors={} if edges is None else {"difference": difference(*runs)},
         more={"data_hash": "".join(run.manifest["key"] for run in runs)},
     )
@@ -185,12 +192,14 @@ def blocks(results: Mapping[str, Any], grid: CircuitMap | None = None) -> list[B
         rows = [(name, a, b, b - a) for name, a, b in results["numbers"]]
         columns = ("", *((name, "number", 3) for name in ("first", "second", "difference")))
         parts.append(table("Numbers", columns, rows))
-    return [Lede(text=sentence(edges, otherwise)), *parts]
+    return [Lede(text=sentence(edges, otherwise, results.get("trainings"))), *parts]
 
 
-def sentence(edges: Mapping[str, Any] | None, otherwise: list[Any]) -> str:
+def sentence(edges: Mapping[str, Any] | None, otherwise: list[Any], trainings: Mapping[str, Any] | None = None) -> str:
     """What the two have in common."""
     text = f"{len(otherwise)} settings and facts differ." if otherwise else "Both runs were set alike."
+    if trainings:
+        return f"{diffed_trainings.sentence(trainings)} {text}"
     if edges is None:
         return f"{text} At least one of the runs holds no circuit."
     text = (

@@ -65,19 +65,26 @@ def run(settings: Series, context: Context) -> Findings:
     from circuitome.runs.texts import documents, text_hash
 
     texts = [cm.dynamics.python_reference()] if settings.texts is None else documents(settings.texts)
+    words = list[str]()
+
+    def made_measures(model: cm.Model) -> "Measures":
+        made = measures(settings, model, texts)
+        words.extend(made.words(model))
+        return made
+
     watched, passed_over = cm.dynamics.series(
         settings.folder,
-        lambda model: measures(settings, model, texts),
+        made_measures,
         keep=context.file("measured.json"),
         progress=context.progress,
     )
-    results = {**watched.to_dict(), "heads": developed.head_results(watched), "passed_over": passed_over}
-    words = f"{len(watched.steps)} checkpoints from step {watched.steps[0]:,} to {watched.steps[-1]:,}. "
+    results = {**watched.to_dict(), **developed.head_results(watched, words), "passed_over": passed_over}
+    intro = f"{len(watched.steps)} checkpoints from step {watched.steps[0]:,} to {watched.steps[-1]:,}. "
     return Findings(
         title=f"Series of checkpoints in {settings.folder}",
         sign=developed.SIGN,
         results=results,
-        blocks=[*developed.blocks(results, words), *left_out(passed_over)],
+        blocks=[*developed.blocks(results, intro), *left_out(passed_over)],
         tensors=developed.tensors(watched),
         more={"data_hash": text_hash(*texts), "checkpoints": list(watched.steps)},
     )

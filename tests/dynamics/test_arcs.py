@@ -209,6 +209,40 @@ def test_conllu_with_written_tokens_of_two_words_and_words_that_are_not_written(
     assert cm.dynamics.read_trees(tmp_path) == [first, second]
 
 
+WRITTEN = """# newdoc id = x
+# sent_id = 1
+# text = «Don't», naïve 😀 said.
+1\t«\t«\tPUNCT\t_\t_\t3\tpunct\t3:punct\tSpaceAfter=No
+2-3\tDon't\t_\t_\t_\t_\t_\t_\t_\tSpaceAfter=No
+2\tDo\tdo\tAUX\t_\t_\t7\taux:x\t7:aux\t_
+3\tn't\tnot\tPART\t_\t_\t7\tadvmod\t7:advmod\t_
+4\t»\t»\tPUNCT\t_\t_\t3\tpunct\t3:punct\tSpaceAfter=No
+5\t,\t,\tPUNCT\t_\t_\t3\tpunct\t3:punct\t_
+6\tnaïve 😀\tnaïve\tADJ\t_\t_\t7\txcomp\t7:xcomp|6.1:dep\t_
+6.1\tis\tbe\tVERB\t_\t_\t_\t_\t0:root\t_
+7\tsaid\tsay\tVERB\t_\t_\t0\troot\t0:root\tSpaceAfter=No
+8\t.\t.\tPUNCT\t_\t_\t7\tpunct\t7:punct\tSpaceAfter=No
+
+"""
+
+
+def test_conllu_as_treebanks_have_it(tmp_path):
+    """Contractions, empty nodes, enhanced dependencies, words with spaces, other letters; no arcs of punctuation."""
+    path = tmp_path / "a.conllu"
+    path.write_text(WRITTEN, encoding="utf-8")
+    (tree,) = cm.dynamics.read_trees(path)
+    assert tree.text == "«Don't», naïve 😀 said."
+    assert [tree.text[a:b] for a, b in tree.spans] == list(tree.words)
+    assert tree.words == ("«", "Do", "n't", "»", ",", "naïve 😀", "said", ".")
+    assert tree.arcs() == [("aux", 1, 6), ("advmod", 2, 6), ("xcomp", 5, 6)]
+
+
+def test_sentences_longer_than_the_model_are_left_out_and_counted():
+    short, long = trees(CHAIN, copies=1)[0], cm.dynamics.Tree.of(["cat"] * 9, [-1, *range(8)], ["root", *["x"] * 8])
+    found = cm.dynamics.syntax(hand_set(True, CHAIN[0]), [short, long, short], min_arcs=1)
+    assert found.left_out == 1 and found.sentence.tolist() == [0, 0, 2, 2]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [

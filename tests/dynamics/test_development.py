@@ -49,6 +49,23 @@ def test_measures_equal_slow_forms(family):
     assert float(measured["weight_norm"]) == pytest.approx(norm, rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["attention", "masked"])
+def test_attention_in_the_example_is_that_of_the_model(kind):
+    model = cm.dynamics.small_model(kind, cm.dynamics.grammar_tokenizer(), width=32)
+    of_trees = cm.dynamics.Measures.of(model, None, trees=cm.dynamics.grammar_trees(30))
+    for measures in (of_trees, cm.dynamics.Measures.of(model, None, length=24)):
+        ids = measures.example.ids
+        assert measures.words(model) == [model.decode([i]) for i in ids[0].tolist()] and 8 <= ids.shape[1] <= 16
+        with model.eager_attention(), torch.no_grad():
+            patterns = torch.stack(model.hf(input_ids=ids, output_attentions=True).attentions)[:, 0]
+        assert torch.allclose(measures(model)["attention"].float(), patterns, atol=6e-4)
+    assert of_trees.words(model)[-1] == "." and not cm.dynamics.Measures(None, None).words(model)
+    rows = [(step, {"weight_norm": [1.0], **({"attention": patterns.tolist()} if step else {})}) for step in (0, 1)]
+    watched = of_rows("kept", rows)
+    assert watched.attention[0] is None and torch.equal(watched.attention[1], patterns)
+    assert len(watched.since(1).attention) == 1
+
+
 @pytest.mark.parametrize("dimension", [1, 3, 6])
 def test_two_nn_finds_the_dimension_of_a_flat_sheet(dimension):
     generator = torch.Generator().manual_seed(dimension)
@@ -99,6 +116,14 @@ def test_arcs_of_the_stream_are_those_of_its_sentences(kind):
     # a sentence whose arcs are known by hand
     tree = cm.dynamics.grammar_trees(4)[3]
     assert tree.text == "these lawyers jump ." and {(max(a), min(a)) for _, *a in tree.arcs()} == {(1, 0), (2, 1)}
+
+
+def test_arcs_of_short_sentences_that_come_again_are_not_forgotten(attention, monkeypatch):
+    monkeypatch.setattr("circuitome.dynamics.grammar_stream.REMEMBERED", 20)
+    stream = cm.dynamics.GrammarStream(attention)
+    for step in range(40):
+        assert bool(stream.arcs(stream.batch(step, 16, 4, 0)).any(-1).any(-1).all())
+        assert len(stream.known) <= 40
 
 
 @pytest.mark.parametrize("kind", ["decoder", "masked"])
@@ -152,6 +177,7 @@ def test_a_watched_training_goes_on_to_the_same_curves(tmp_path):
         ({"suppress": "arcs"}, "sentences of the grammar only"),
         ({"suppress": "previous", "encourage": "induction"}, "one of the two"),
         ({"repeated": 1.5}, "from 0 to 1"),
+        ({"hidden": 0.0}, "above 0 and at most 1"),
         ({"width": 10, "heads": 4}, "even number"),
         ({"kind": "encoder"}, "no kind of model"),
     ],

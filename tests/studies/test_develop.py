@@ -1,10 +1,13 @@
 """The studies `develop`, `series` and `syntax`: what they say, what they keep, and what they refuse."""
 
 import pytest
+import torch
 from command import run
 from shown import blocks_of, check_shown, lede_of
 
-from circuitome.studies import develop, series, syntax
+import circuitome as cm
+from circuitome.graph.node import Node
+from circuitome.studies import develop, diff, diffed_trainings, series, syntax
 from circuitome.studies.frame import perform
 
 
@@ -28,19 +31,54 @@ def test_a_development_has_curves_onsets_and_maps(grown):
     charts = blocks_of(folder, "lines")
     assert next(iter(charts)) == "Loss" and all(chart.log_x for chart in charts.values())
     assert len(blocks_of(folder, "heat map")) == 3
+    (run,) = blocks_of(folder, "checkpoints")["Step by step"].runs
+    assert run.steps == tuple(results["curves"]["held_out_loss"]["steps"]) and (run.layers, run.heads) == (2, 2)
+    assert run.tokens[-1] == "." and {part.head for part in run.attention} == {"a0.h0", "a0.h1", "a1.h0", "a1.h1"}
+    patterns = made.tensors["attention"]
+    for part in run.attention:
+        head = Node.parse(part.head)
+        for step, pattern in enumerate(part.values):
+            for query, row in enumerate(pattern):
+                known = patterns[step, head.layer, head.index, query]
+                assert torch.allclose(torch.tensor([*row, *[0.0] * (len(known) - len(row))]), known, atol=6e-3)
+    for score in run.scores:
+        assert all(grid is not None for grid in score.values)
     check_shown(folder)
 
 
+@pytest.fixture(scope="module")
+def measured(grown, tmp_path_factory):
+    settings = series.Series(folder=str(grown[1].parent / "c"), trees="grammar", n=60, rows=8, length=24)
+    return perform(series.STUDY, settings, out=tmp_path_factory.mktemp("measured") / "run")
+
+
 @pytest.mark.slow
-def test_a_series_of_its_checkpoints_measures_them_again(grown, tmp_path):
-    made, folder = grown
-    settings = series.Series(folder=str(folder.parent / "c"), trees="grammar", n=60, rows=8, length=24)
-    read, place = perform(series.STUDY, settings, out=tmp_path / "run")
+def test_a_series_of_its_checkpoints_measures_them_again(grown, measured):
+    made, (read, place) = grown[0], measured
     steps = made.manifest["results"]["curves"]["held_out_loss"]["steps"]
     assert read.manifest["checkpoints"] == steps and not read.manifest["results"]["passed_over"]
     norms = [run.manifest["results"]["curves"]["weight_norm"]["value"] for run in (made, read)]
     assert norms[0] == pytest.approx(norms[1])
     assert lede_of(place).startswith("11 checkpoints from step 0 to 16.")
+    assert blocks_of(place, "checkpoints")["Step by step"].runs[0].attention
+    check_shown(place)
+
+
+@pytest.mark.slow
+def test_two_trainings_side_by_side(grown, measured, tmp_path):
+    both, place = perform(diff.STUDY, diff.Diff(first=str(grown[1]), second=str(measured[1])), out=tmp_path / "both")
+    found = both.manifest["results"]["trainings"]["curves"]
+    first, second = cm.open(grown[1]), cm.open(measured[1])
+    assert set(found) == set(first.results["curves"]) & set(second.results["curves"])
+    for name, curve in found.items():
+        ends = [run.results["curves"][name]["value"][-1] for run in (first, second)]
+        assert curve["difference"]["value"] == pytest.approx(ends[1] - ends[0], abs=1e-4), name
+        assert curve["difference"]["low"] is None  # they were measured on other rows
+    same = diffed_trainings.compared(first, first)["curves"]
+    assert {curve["difference"]["value"] for curve in same.values()} == {0.0}
+    assert same["held_out_loss"]["difference"]["low"] == 0.0 and len(first.tensors["held_out_loss"][-1]) > 1
+    assert [len(chart.series) for chart in blocks_of(place, "lines").values()] == [2] * len(found)
+    assert [run.name[:6] for run in blocks_of(place, "checkpoints")["Step by step"].runs] == ["first:", "second"]
     check_shown(place)
 
 
