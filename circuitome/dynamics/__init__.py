@@ -18,7 +18,9 @@ from circuitome.dynamics.minimal_pairs import PairScores, pair_scores, read_pair
 from circuitome.dynamics.onsets import Onset, onset, precedes
 from circuitome.dynamics.recipes import Recipe, python_reference, recipe
 from circuitome.dynamics.small_models import grammar_tokenizer, small_model
+from circuitome.dynamics.task_circuits import TaskCircuit, TaskCircuits, task_circuit
 from circuitome.dynamics.trees import Tree, read_trees, tokens_of_words
+from circuitome.dynamics.watched_tasks import agreement, repeats, watched_tasks
 
 __all__ = [
     "MEASURES",
@@ -31,7 +33,10 @@ __all__ = [
     "PairScores",
     "Recipe",
     "Syntax",
+    "TaskCircuit",
+    "TaskCircuits",
     "Tree",
+    "agreement",
     "behind_copies",
     "develop",
     "grammar_pairs",
@@ -46,9 +51,12 @@ __all__ = [
     "read_pairs",
     "read_trees",
     "recipe",
+    "repeats",
     "series",
     "small_model",
     "syntax",
+    "task_circuit",
     "tokens_of_words",
     "two_nn",
+    "watched_tasks",
 ]

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from circuitome.dynamics.development import Development, of_rows
-from circuitome.dynamics.measures import Measures, listed
+from circuitome.dynamics.measures import Measures
 from circuitome.errors import CircuitomeError, InputError
 from circuitome.models.loading import load
 from circuitome.models.model import Model
 from circuitome.progress import BESIDE, Progress, silent
+from circuitome.results import plain
 
 SHAPE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 """Entries of a configuration that all checkpoints of a series share."""
@@ -91,7 +92,7 @@ def series(
                 fixed = fixed or measures(model)
                 if not known:
                     _check_shape(model, shape)
-                    rows[step] = listed(fixed(model))
+                    rows[step] = plain(fixed(model))
             except CircuitomeError as error:
                 passed_over[path.name] = str(error)
             _write(keep, rows, passed_over)

@@ -15,6 +15,7 @@ from circuitome.dynamics.grammar_stream import GrammarStream
 from circuitome.dynamics.interventions import AttentionPenalty, Marks, behind_copies, keeping_largest, previous_token
 from circuitome.dynamics.measures import Measures
 from circuitome.dynamics.small_models import MASK, grammar_tokenizer, small_model
+from circuitome.dynamics.watched_tasks import watched_tasks
 from circuitome.errors import InputError, unknown_name
 from circuitome.models.model import Model
 from circuitome.progress import Progress, silent
@@ -95,6 +96,7 @@ def recipe(
     strength: float = 1.0,
     until: int | None = None,
     kept_weights: float = 1.0,
+    tasks: Sequence[str] = (),
     device: str | None = None,
     seed: int = 0,
 ) -> Recipe:
@@ -104,7 +106,8 @@ def recipe(
     after 12 tokens to half a row, the others are `texts` (the Python language reference unless given), whose end is
     held out. With "grammar" every row is a sentence of `grammar_trees`, never the same, and syntax is measured. The
     attention of a kind in `MARKED` can be suppressed or encouraged with a `strength`, up to step `until` (None:
-    always); `kept_weights` below 1 keeps that share of each weight matrix after each step.
+    always); `kept_weights` below 1 keeps that share of each weight matrix after each step. Circuits of `tasks` are
+    looked for at each watched step: `watched_tasks` says which there are.
 
     >>> small = cm.dynamics.recipe(data="grammar", kind="masked", steps=2, batch=4, suppress="arcs")
     >>> small.model, small.objective.strength
@@ -131,6 +134,7 @@ def recipe(
         length=length,
         trees=grammar_trees(TREES, seed=HELD_SEED) if data == "grammar" else (),
         pairs=grammar_pairs(PAIRS, seed=HELD_SEED) if data == "grammar" else (),
+        tasks=watched_tasks(model, tasks, seed=seed, tokens=tokens),
         tokens=tokens,
         seed=seed + HELD_SEED,
     )

@@ -10,7 +10,7 @@ import circuitome as cm
 from circuitome.errors import InputError
 from circuitome.studies import developed
 from circuitome.studies.context import Context
-from circuitome.studies.settings import Settings
+from circuitome.studies.settings import Names, Settings
 from circuitome.studies.study import Findings, Study, Work
 
 Kind = Literal["attention", "decoder", "masked"]
@@ -18,10 +18,12 @@ Data = Literal["text", "grammar"]
 Marked = Literal["", "previous", "induction", "arcs"]
 RECIPE = (
     *("kind", "layers", "heads", "width", "data", "repeated", "steps", "batch", "length", "learning_rate"),
-    *("suppress", "encourage", "strength", "until", "kept_weights", "seed"),
+    *("suppress", "encourage", "strength", "until", "kept_weights", "tasks", "seed"),
 )
 """Settings that a recipe takes as they are."""
-SPEED = 4e9
+CIRCUIT_SECONDS = 2.0
+"""What the circuit of a task takes in a small model."""
+SPEED = 1.5e10
 """Operations a second of small matrices on one core, for the estimate of the time; measured."""
 
 
@@ -61,6 +63,9 @@ class Develop(Settings):
     """The step after which attention is released."""
     kept_weights: float = 1.0
     """Keep this share of each weight matrix, the largest, after each step: 0.1 makes the model sparse."""
+    tasks: Names = ()
+    """Tasks whose circuits are watched: induction (on the model's own tokens), agreement (in the grammar), a name that
+    `circuitome tasks` lists, or a file of prompt pairs."""
     checkpoints: str | None = None
     """A folder for a checkpoint at each watched step, for `circuitome series`."""
 
@@ -79,8 +84,9 @@ class Develop(Settings):
 
 def work(settings: Develop, context: Context) -> Work:
     """Three passes' worth of operations for every token."""
-    weights = settings.layers * 12 * settings.width**2 + 1024 * settings.width
+    weights = settings.layers * (4 if settings.kind == "attention" else 12) * settings.width**2 + 512 * settings.width
     seconds = 6.0 * weights * settings.batch * settings.length * settings.steps / SPEED + 0.03 * settings.steps
+    seconds += CIRCUIT_SECONDS * len(settings.tasks) * len(watched_steps(settings))
     return Work(texts=settings.batch, tokens=settings.length, seconds=seconds, notes={"steps": settings.steps})
 
 
@@ -92,9 +98,8 @@ def run(settings: Develop, context: Context) -> Findings:
     choices = {name: getattr(settings, name) for name in RECIPE}
     recipe = cm.dynamics.recipe(texts=texts, **choices)
     folder = context.file("training") if settings.checkpoints is None else Path(settings.checkpoints)
-    watched = recipe.develop(
-        folder, progress=context.progress, max_memory=settings.max_memory, checkpoints=checkpoints(settings)
-    )
+    kept = () if settings.checkpoints is None else watched_steps(settings)
+    watched = recipe.develop(folder, progress=context.progress, max_memory=settings.max_memory, checkpoints=kept)
     results = {**watched.to_dict(), "heads": developed.head_results(watched)}
     kind = {"attention": "attention-only", "masked": "masked language"}.get(settings.kind, settings.kind)
     what = f"{kind} model of {settings.layers} {'layer' if settings.layers == 1 else 'layers'}"
@@ -108,12 +113,12 @@ def run(settings: Develop, context: Context) -> Findings:
     )
 
 
-def checkpoints(settings: Develop) -> tuple[int, ...]:
-    """The steps after which a checkpoint is written, if any."""
+def watched_steps(settings: Develop) -> tuple[int, ...]:
+    """The steps after which the model is measured."""
     from circuitome.dynamics.development import A_DOUBLING
     from circuitome.training import log_steps
 
-    return () if settings.checkpoints is None else log_steps(settings.steps, A_DOUBLING)
+    return log_steps(settings.steps, A_DOUBLING)
 
 
 STUDY = Study("develop", Develop, run, work)

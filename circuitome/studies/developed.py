@@ -1,11 +1,11 @@
 """Views of a development: curves of all measures over training steps with their onsets, and every head over steps."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import circuitome as cm
 from circuitome.present import formats
-from circuitome.present.blocks import Block, HeatMap, Lede, Lines, Series, Table, table
+from circuitome.present.blocks import Block, HeatMap, Lede, Lines, Note, Series, Table, table
 from circuitome.studies.pieces import head_names
 
 SIGN = (
@@ -22,6 +22,14 @@ CHARTS = {
     "Intrinsic dimension": ("dimension",),
 }
 """By title: the measures of a chart."""
+TASK_CHARTS = {
+    "How well {} is done": ("task_metric",),
+    "Size of the circuit of {}": ("circuit_size",),
+    "Circuit of {} beside that of the last step": ("circuit_jaccard", "strongest_jaccard"),
+}
+"""The same for each task whose circuits were looked for."""
+STRONGEST = 12
+"""Edges of a circuit that are listed."""
 SHOWN = 16
 """Steps of a map of heads."""
 
@@ -40,13 +48,11 @@ def tensors(watched: "cm.dynamics.Development") -> dict[str, Any]:
 
 def head_results(watched: "cm.dynamics.Development") -> dict[str, Any]:
     """Means of all heads over steps, as plain JSON values."""
-    from circuitome.dynamics import MEASURES
-
     found = {}
     for name in watched.values:
-        if MEASURES[name].heads:
+        if (about := watched.about(name)).heads:
             steps, means = watched.curve(name)[0], watched.heads(name)
-            found[name] = {"about": MEASURES[name].about, "steps": steps, "mean": means.tolist()}
+            found[name] = {"about": about.about, "steps": steps, "mean": means.tolist()}
     return found
 
 
@@ -57,6 +63,7 @@ def blocks(results: Mapping[str, Any], words: str = "") -> list[Block]:
         onsets_table(results, where="page"),
         onsets_table(results, where="terminal"),
         *charts(results),
+        *(block for task, found in results.get("circuits", {}).items() for block in circuit_blocks(task, found)),
         *(head_steps(score) for score in results.get("heads", {}).values()),
     ]
 
@@ -90,7 +97,12 @@ def onsets_table(results: Mapping[str, Any], where: str) -> Table:
 def charts(results: Mapping[str, Any]) -> list[Lines]:
     """The curves on one logarithmic axis of steps."""
     curves, onsets, drawn = results["curves"], results["onsets"], []
-    for title, names in CHARTS.items():
+    tasks = {
+        title.format(task): tuple(f"{kind}:{task}" for kind in kinds)
+        for task in results.get("circuits", {})
+        for title, kinds in TASK_CHARTS.items()
+    }
+    for title, names in {**CHARTS, **tasks}.items():
         here = [name for name in names if name in curves]
         sudden = sorted({onsets[name]["step"] for name in here if _sudden(onsets, name)})
         marks = tuple((f"{step:,}", step) for step in sudden)
@@ -118,11 +130,49 @@ def _line(curve: Mapping[str, Any]) -> Series:
     return Series(name=curve["title"], x=tuple(curve["steps"][i] for i in kept), y=parts["value"], low=low, high=high)
 
 
+def circuit_blocks(task: str, found: Mapping[str, Any]) -> list[Block]:
+    """Faithfulness by size over steps, and the strongest edges of the last step with when they came to stay."""
+    if not any(found["faithfulness"]):
+        text = f"{task} is done at no step: the whole model is hardly better at it than with everything ablated."
+        return [Note(text=f"{text} So faithfulness is undefined, and there are no circuits.")]
+    done = [i for i, shares in enumerate(found["faithfulness"]) if shares]
+    rows = some_rows(done)
+    last = zip(found["edges"][-1], found["since"], strict=True)
+    edges = [(edge, score, "" if step is None else f"{step:,}") for (edge, score), step in last][:STRONGEST]
+    return [
+        HeatMap(
+            title=f"Faithfulness of the strongest edges for {task}, by size",
+            note="Share of the gap between ablated and whole model on held-out prompts, at steps where there is a gap.",
+            rows=tuple(f"{found['steps'][i]:,}" for i in rows),
+            columns=tuple(f"{size:,}" for size in found["sizes"]),
+            values=tuple(tuple(found["faithfulness"][i]) for i in rows),
+            upwards=False,
+            top=0,
+            where="page",
+        ),
+        table(
+            f"Strongest edges for {task} at the last step",
+            (
+                ("edge", "node"),
+                ("score", "signed", 3, found["unit"]),
+                ("in the circuit since step", "text", None, "", "the circuit that keeps .9; nothing: it is not in it"),
+            ),
+            edges,
+        ),
+    ]
+
+
+def some_rows(numbers: Sequence[int]) -> list[int]:
+    """Some of the numbers, evenly, the first and the last among them: as many as a map shows."""
+    count = len(numbers)
+    shown = min(SHOWN, count)
+    return [numbers[i] for i in sorted({round(k * (count - 1) / max(1, shown - 1)) for k in range(shown)})]
+
+
 def head_steps(score: Mapping[str, Any]) -> HeatMap:
     """A score of every head, step by step."""
     steps, means = score["steps"], score["mean"]
-    count = len(steps)
-    rows = sorted({round(i * (count - 1) / max(1, min(SHOWN, count) - 1)) for i in range(min(SHOWN, count))})
+    rows = some_rows(range(len(steps)))
     layers, heads = len(means[0]), len(means[0][0])
     values = tuple(tuple(formats.finite(v) for layer in means[row] for v in layer) for row in rows)
     return HeatMap(

@@ -11,7 +11,7 @@ from circuitome.errors import InputError
 from circuitome.present.blocks import Block, Note, table
 from circuitome.studies import developed
 from circuitome.studies.context import Context
-from circuitome.studies.settings import Argument, Settings
+from circuitome.studies.settings import Argument, Names, Settings
 from circuitome.studies.study import Findings, Study, Work
 
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ class Series(Settings):
     """A CoNLL-U file, or grammar: sentences with trees, for syntax; none by default."""
     n: int = 150
     """Sentences with trees at most."""
+    tasks: Names = ()
+    """Tasks whose circuits are watched: induction (on the model's own tokens), agreement (in the grammar), a name that
+    `circuitome tasks` lists, or a file of prompt pairs."""
 
     @override
     def check(self) -> None:
@@ -95,7 +98,14 @@ def measures(settings: Series, model: "cm.Model", texts: list[str]) -> "Measures
     pairs = cm.dynamics.grammar_pairs(20, seed=settings.seed) if settings.trees == "grammar" else []
     length = min(settings.length, model.positions or settings.length)
     return cm.dynamics.Measures.of(
-        model, stream(model, texts), rows=settings.rows, length=length, trees=trees, pairs=pairs, seed=settings.seed
+        model,
+        stream(model, texts),
+        rows=settings.rows,
+        length=length,
+        trees=trees,
+        pairs=pairs,
+        tasks=cm.dynamics.watched_tasks(model, settings.tasks, seed=settings.seed),
+        seed=settings.seed,
     )
 
 
