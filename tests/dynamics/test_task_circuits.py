@@ -92,6 +92,7 @@ def test_faithfulness_by_size_equals_the_slow_form(family):
 
     ablated = [writer_outputs(model, pair.corrupted) for pair in task.pairs]
 
+    @torch.no_grad()
     def slow(circuit):
         keep = circuit.mask.float()
         rows = [masked_logits(model, *both, keep) for both in zip(task.pairs, ablated, strict=True)]
