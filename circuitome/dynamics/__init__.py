@@ -10,6 +10,7 @@ grown = cm.dynamics.develop(model, stream, schedule, measures)  # all of that at
 from circuitome.dynamics.arcs import Syntax, syntax
 from circuitome.dynamics.checkpoint_series import series
 from circuitome.dynamics.development import Development, develop
+from circuitome.dynamics.freezing import Freezing
 from circuitome.dynamics.grammar import MinimalPair, grammar_pairs, grammar_trees
 from circuitome.dynamics.grammar_stream import GrammarStream
 from circuitome.dynamics.interventions import AttentionPenalty, behind_copies, keeping_largest, previous_token
@@ -26,6 +27,7 @@ __all__ = [
     "MEASURES",
     "AttentionPenalty",
     "Development",
+    "Freezing",
     "GrammarStream",
     "Measures",
     "MinimalPair",

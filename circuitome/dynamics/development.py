@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitome.dynamics.freezing import FROZEN
 from circuitome.dynamics.measures import CIRCUITS, MEASURES, TASK_MEASURES, Measure, Measures
 from circuitome.dynamics.onsets import SHORTEST, Onset, onset, precedes
 from circuitome.dynamics.task_circuits import TaskCircuits
@@ -20,7 +21,7 @@ from circuitome.graph.node import Node
 from circuitome.models.model import Model
 from circuitome.progress import Progress, silent
 from circuitome.results import Estimate, Shown, mean
-from circuitome.training.loop import train
+from circuitome.training.loop import BeforeStep, train
 from circuitome.training.objectives import Objective, next_token
 from circuitome.training.schedule import Schedule, log_steps
 from circuitome.training.streams import Stream
@@ -41,6 +42,8 @@ class Development(Shown):
     """By name: at each step the samples [n] or [n, layer, head]; None where it could not be measured."""
     circuits: Mapping[str, TaskCircuits] = field(default_factory=dict)
     """By task: its circuit at each step, whose curves are among `values`."""
+    frozen: tuple[str, ...] = ()
+    """Heads that were frozen on the way."""
 
     def __repr__(self) -> str:
         return f"Development({self.name}, {len(self.steps)} steps to {self.steps[-1]:,}, {', '.join(self.values)})"
@@ -161,14 +164,16 @@ def develop(
     folder: str | Path | None = None,
     at: Iterable[int] | None = None,
     checkpoints: Iterable[int] = (),
+    before_step: Sequence[BeforeStep] = (),
     after_step: Sequence[Callable[[Model, int], None]] = (),
     max_memory: int | None = None,
     progress: Progress = silent,
 ) -> Development:
     """Train the live model and measure it on the way, at three steps a doubling (or at the steps `at`).
 
-    `data`, `schedule`, `objective`, `after_step`, `folder` and `checkpoints` are those of `cm.training.train`, so that
-    a training that was killed goes on, and ends with the same bytes. `measures` are made by `Measures.of`.
+    `data`, `schedule`, `objective`, `before_step`, `after_step`, `folder` and `checkpoints` are those of
+    `cm.training.train`, so that a training that was killed goes on, and ends with the same bytes. `measures` are made
+    by `Measures.of`.
 
     >>> tokenizer = cm.dynamics.grammar_tokenizer()
     >>> model = cm.dynamics.small_model("attention", tokenizer)
@@ -189,11 +194,14 @@ def develop(
         watch=[measures],
         at=log_steps(schedule.steps, A_DOUBLING) if at is None else at,
         checkpoints=checkpoints,
+        before_step=before_step,
         after_step=after_step,
         max_memory=max_memory,
         progress=progress,
     )
-    return of_rows(model.name, [(row["step"], row) for row in training.history])
+    frozen = next((row[FROZEN] for row in training.history if FROZEN in row), ())
+    grown = of_rows(model.name, [(row["step"], row) for row in training.history])
+    return replace(grown, frozen=tuple(frozen))
 
 
 def of_rows(name: str, rows: Sequence[tuple[int, Any]]) -> Development:

@@ -75,12 +75,12 @@ def task_circuit(setting: Setting, *, held_out: Task | None = None, sizes: Seque
     judged = setting.but(prompts=held_out or setting.task)
     evaluator = Evaluator(judged)
     walked = list(sizes) or walked_sizes(scores.graph.n_edges)
-    circuits = [scores.top(size).without_dangling() for size in walked]
-    metrics = evaluator.circuits([Circuit.empty(scores.graph), *circuits])[1:]
     clean, empty = evaluator.clean, evaluator.empty
-    does = _done(judged, clean - empty)
-    shares = [float((metric - empty).mean()) / evaluator.gap for metric in metrics] if does else None
-    circuit = _smallest(setting, Judge(evaluator, FAITHFUL), circuits) if does else None
+    shares, circuit = None, None
+    if _done(judged, clean - empty):
+        circuits = [scores.top(size).without_dangling() for size in walked]
+        shares = [float((metric - empty).mean()) / evaluator.gap for metric in evaluator.circuits(circuits)]
+        circuit = _smallest(setting, Judge(evaluator, FAITHFUL), circuits)
     kept = min(STRONGEST, scores.graph.n_edges)
     return TaskCircuit(
         unit=judged.task.unit,

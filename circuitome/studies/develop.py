@@ -18,7 +18,8 @@ Data = Literal["text", "grammar"]
 Marked = Literal["", "previous", "induction", "arcs"]
 RECIPE = (
     *("kind", "layers", "heads", "width", "data", "repeated", "steps", "batch", "length", "learning_rate"),
-    *("suppress", "encourage", "strength", "until", "kept_weights", "tasks", "seed"),
+    *("suppress", "encourage", "strength", "until", "kept_weights"),
+    *("freeze", "freeze_at", "freeze_above", "tasks", "seed"),
 )
 """Settings that a recipe takes as they are."""
 CIRCUIT_SECONDS = 2.0
@@ -63,6 +64,13 @@ class Develop(Settings):
     """The step after which attention is released."""
     kept_weights: float = 1.0
     """Keep this share of each weight matrix, the largest, after each step: 0.1 makes the model sparse."""
+    freeze: Names = ()
+    """Heads whose weights are frozen at a step: a0.h1 ..., or previous or induction, the head that is most of that kind
+    then."""
+    freeze_at: int = 0
+    """Steps that are done when they are frozen."""
+    freeze_above: float | None = None
+    """Of a kind, freeze all heads with at least that score, a share of attention, in place of the first."""
     tasks: Names = ()
     """Tasks whose circuits are watched: induction (on the model's own tokens), agreement (in the grammar), a name that
     `circuitome tasks` lists, or a file of prompt pairs."""
@@ -74,6 +82,10 @@ class Develop(Settings):
         for name in ("layers", "heads", "steps", "batch"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+        if self.freeze and not 0 <= self.freeze_at < self.steps:
+            raise InputError(f"--freeze-at {self.freeze_at} is not within the {self.steps} steps of the training.")
+        if not self.freeze and (self.freeze_at or self.freeze_above is not None):
+            raise InputError("Nothing is frozen. Say what with --freeze previous, induction, or names of heads.")
         if self.checkpoints and Path(self.checkpoints).is_file():
             raise InputError(f"--checkpoints {self.checkpoints} is a file. Give a folder.")
 
@@ -100,14 +112,15 @@ def run(settings: Develop, context: Context) -> Findings:
     folder = context.file("training") if settings.checkpoints is None else Path(settings.checkpoints)
     kept = () if settings.checkpoints is None else watched_steps(settings)
     watched = recipe.develop(folder, progress=context.progress, max_memory=settings.max_memory, checkpoints=kept)
-    results = {**watched.to_dict(), "heads": developed.head_results(watched)}
+    frozen = {"heads": list(watched.frozen), "step": settings.freeze_at} if watched.frozen else None
+    results = {**watched.to_dict(), "frozen": frozen, "heads": developed.head_results(watched)}
     kind = {"attention": "attention-only", "masked": "masked language"}.get(settings.kind, settings.kind)
     what = f"{kind} model of {settings.layers} {'layer' if settings.layers == 1 else 'layers'}"
     return Findings(
         title=f"Development: {what} on {settings.data}",
         sign=developed.SIGN,
         results=results,
-        blocks=developed.blocks(results),
+        blocks=developed.blocks(results, developed.frozen_sentence(frozen)),
         tensors=developed.tensors(watched),
         more={"data_hash": text_hash(*(texts or [settings.data])), "training": choices},
     )

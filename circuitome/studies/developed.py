@@ -64,6 +64,7 @@ def blocks(results: Mapping[str, Any], words: str = "") -> list[Block]:
         onsets_table(results, where="terminal"),
         *charts(results),
         *(block for task, found in results.get("circuits", {}).items() for block in circuit_blocks(task, found)),
+        *([strongest_heads(results)] if "previous" in results.get("heads", {}) else []),
         *(head_steps(score) for score in results.get("heads", {}).values()),
     ]
 
@@ -76,6 +77,32 @@ def sentence(results: Mapping[str, Any]) -> str:
         return f"None of {len(curves)} curves changes suddenly."
     parts = [f"{curves[name]['title']} from step {step:,}" for step, name in sudden]
     return f"{len(sudden)} of {len(curves)} curves change suddenly: {', '.join(parts)}."
+
+
+def frozen_sentence(frozen: Mapping[str, Any] | None) -> str:
+    """Which heads were frozen, and when; nothing where none was."""
+    return "" if frozen is None else f"From step {frozen['step']:,} on {', '.join(frozen['heads'])} learned nothing. "
+
+
+def strongest_heads(results: Mapping[str, Any]) -> Table:
+    """The head with the largest score of each kind, step by step: one that takes over from another is seen here."""
+    scores = {name: score for name, score in results["heads"].items() if name in ("previous", "induction")}
+    steps = next(iter(scores.values()))["steps"]
+    columns = [
+        "step",
+        *(part for score in scores.values() for part in ((score["about"], "node"), ("score", "number", 2))),
+    ]
+    rows = [
+        (f"{steps[i]:,}", *(cell for score in scores.values() for cell in best(score["mean"][i])))
+        for i in some_rows(range(len(steps)))
+    ]
+    return table("Strongest heads over steps", columns, rows, where="page")
+
+
+def best(means: Sequence[Sequence[float]]) -> tuple[str, float]:
+    """The head with the largest of the means [layer][head], and its mean."""
+    value, layer, head = max((value, layer, head) for layer, row in enumerate(means) for head, value in enumerate(row))
+    return head_names([(layer, head)])[0], value
 
 
 def onsets_table(results: Mapping[str, Any], where: str) -> Table:
