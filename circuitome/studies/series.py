@@ -24,12 +24,16 @@ SECONDS = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Series(Settings):
-    """Measure a folder of checkpoints of one training: heads, losses, composition, syntax, and their onsets."""
+    """Measure checkpoints of one training: heads, losses, composition, syntax, circuits, and their onsets."""
 
     arguments: ClassVar[tuple[str, ...]] = ("folder",)
 
     folder: Annotated[str, Argument] = ""
-    """A folder whose folders are checkpoints, named by their steps: step-00000512, checkpoint-512 ..."""
+    """A folder whose folders are checkpoints, named by their steps: step-00000512, checkpoint-512 ...; or, with
+    --revisions, a model of the hub."""
+    revisions: Names = ()
+    """Revisions of a model of the hub, named by their steps: step512,step1000; read from the local cache where there is
+    no network."""
     texts: str | None = None
     """A file or folder of texts for the losses; by default the language reference that comes with Python."""
     rows: int = 32
@@ -52,14 +56,14 @@ class Series(Settings):
 
     @override
     def subject(self) -> str:
-        return Path(self.folder).resolve().name
+        return Path(self.folder).name if self.revisions else Path(self.folder).resolve().name
 
 
 def work(settings: Series, context: Context) -> Work:
     """A few passes for each checkpoint."""
     from circuitome.dynamics.checkpoint_series import checkpoints
 
-    count = len(checkpoints(settings.folder))
+    count = len(checkpoints(settings.folder, settings.revisions))
     return Work(texts=count, tokens=settings.length, seconds=SECONDS * count, notes={"checkpoints": count})
 
 
@@ -71,13 +75,14 @@ def run(settings: Series, context: Context) -> Findings:
     watched, passed_over = cm.dynamics.series(
         settings.folder,
         lambda model: measures(settings, model, texts),
+        revisions=settings.revisions,
         keep=context.file("measured.json"),
         progress=context.progress,
     )
     results = {**watched.to_dict(), "heads": developed.head_results(watched), "passed_over": passed_over}
     words = f"{len(watched.steps)} checkpoints from step {watched.steps[0]:,} to {watched.steps[-1]:,}. "
     return Findings(
-        title=f"Series of checkpoints in {settings.folder}",
+        title=f"Series of checkpoints {'of' if settings.revisions else 'in'} {settings.folder}",
         sign=developed.SIGN,
         results=results,
         blocks=[*developed.blocks(results, words), *left_out(passed_over)],
