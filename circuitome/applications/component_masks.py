@@ -9,11 +9,11 @@ from jaxtyping import Bool
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from circuitome.applications.slices import slices
 from circuitome.errors import InputError
 from circuitome.graph.node import Node
 from circuitome.models.block import as_stored, weight_of
 from circuitome.models.model import Model
+from circuitome.models.slices import slices
 
 SKIPPED = ("embed", "logits")
 """Nodes of a circuit whose weights belong to no part of a block."""

@@ -22,7 +22,6 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from circuitome.applications.slices import slices
 from circuitome.applications.structure import BlockParts, smaller_config, unset
 from circuitome.engine.batches import memory_budget, tokens_within
 from circuitome.engine.setting import Setting
@@ -31,6 +30,7 @@ from circuitome.models.block import Block, weight_of
 from circuitome.models.hooks import hooked
 from circuitome.models.model import Model
 from circuitome.models.norms import Norm
+from circuitome.models.slices import slices
 from circuitome.neurons.text_windows import Windows
 
 Factors = Mapping[nn.Module, float]

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuitome.applications.slices import slices
 from circuitome.editing.checkpoint import holds_mean, with_biases
 from circuitome.errors import InputError, UnsupportedModelError
 from circuitome.graph.node import Node
 from circuitome.models.block import Block, as_stored, weight_of
 from circuitome.models.model import Model
 from circuitome.models.saving import write_checkpoint
+from circuitome.models.slices import slices
 
 
 @dataclass(frozen=True, eq=False)

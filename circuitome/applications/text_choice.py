@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from circuitome.applications.slices import Slice, slices
 from circuitome.engine.setting import Setting, method
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.node import Node
 from circuitome.models.block import weight_of
 from circuitome.models.model import Model
+from circuitome.models.slices import Slice, slices
 from circuitome.neurons.text_windows import Windows
 from circuitome.training.objectives import next_token
 from circuitome.training.streams import RepeatedStream, Rows

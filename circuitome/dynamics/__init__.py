@@ -10,6 +10,7 @@ grown = cm.dynamics.develop(model, stream, schedule, measures)  # all of that at
 from circuitome.dynamics.arcs import Syntax, syntax
 from circuitome.dynamics.checkpoint_series import series
 from circuitome.dynamics.development import Development, develop
+from circuitome.dynamics.freezing import Freezing
 from circuitome.dynamics.grammar import MinimalPair, grammar_pairs, grammar_trees
 from circuitome.dynamics.grammar_stream import GrammarStream
 from circuitome.dynamics.interventions import AttentionPenalty, behind_copies, keeping_largest, previous_token
@@ -18,12 +19,15 @@ from circuitome.dynamics.minimal_pairs import PairScores, pair_scores, read_pair
 from circuitome.dynamics.onsets import Onset, onset, precedes
 from circuitome.dynamics.recipes import Recipe, python_reference, recipe
 from circuitome.dynamics.small_models import grammar_tokenizer, small_model
+from circuitome.dynamics.task_circuits import TaskCircuit, TaskCircuits, task_circuit
 from circuitome.dynamics.trees import Tree, read_trees, tokens_of_words
+from circuitome.dynamics.watched_tasks import agreement, repeats, watched_tasks
 
 __all__ = [
     "MEASURES",
     "AttentionPenalty",
     "Development",
+    "Freezing",
     "GrammarStream",
     "Measures",
     "MinimalPair",
@@ -31,7 +35,10 @@ __all__ = [
     "PairScores",
     "Recipe",
     "Syntax",
+    "TaskCircuit",
+    "TaskCircuits",
     "Tree",
+    "agreement",
     "behind_copies",
     "develop",
     "grammar_pairs",
@@ -46,9 +53,12 @@ __all__ = [
     "read_pairs",
     "read_trees",
     "recipe",
+    "repeats",
     "series",
     "small_model",
     "syntax",
+    "task_circuit",
     "tokens_of_words",
     "two_nn",
+    "watched_tasks",
 ]

@@ -2,40 +2,85 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from circuitome.dynamics.development import Development, of_rows
-from circuitome.dynamics.measures import Measures, listed
+from circuitome.dynamics.measures import Measures
 from circuitome.errors import CircuitomeError, InputError
-from circuitome.models.loading import load
+from circuitome.models.loading import keeping_model, load
 from circuitome.models.model import Model
 from circuitome.progress import BESIDE, Progress, silent
+from circuitome.results import plain
 
 SHAPE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 """Entries of a configuration that all checkpoints of a series share."""
 
 
-def checkpoints(folder: str | Path) -> list[tuple[int, Path]]:
-    """Step and place of each checkpoint in a folder of folders, by step.
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint of a series: a folder, or a revision of a model of the hub."""
 
-    A checkpoint's folder has its step as the last number of its name: step-00000512, checkpoint-512, step512.
-    Raises `InputError` for a folder without any, and for two of one step.
+    step: int
+    """The step it was written after."""
+    name: str
+    """What it is called: its folder's name, or its revision."""
+    source: str
+    """Its folder, or the model's name."""
+    revision: str | None = None
+    """The revision, of a model of the hub."""
+
+    def load(self) -> Model:
+        """The model. Raises what `cm.load` raises."""
+        return load(self.source, revision=self.revision)
+
+
+def checkpoints(source: str | Path, revisions: Sequence[str] = ()) -> list[Checkpoint]:
+    """The checkpoints in a folder of folders, or those of a hub model's revisions, by step.
+
+    The step is the number behind "step" in the name, or its last number: step-00000512, checkpoint-512, step512.
+    Raises `InputError` for a folder without any, for a revision without a number, and for two of one step.
     """
-    place = Path(folder)
-    if not place.is_dir():
-        raise InputError(f"There is no folder {folder}. Give the folder that holds the checkpoints' folders.")
-    found = [
-        (int(numbers[-1]), path)
-        for path in sorted(place.iterdir())
-        if path.is_dir() and not path.name.endswith(".partial") and (numbers := re.findall(r"\d+", path.name))
-    ]
-    steps = [step for step, _ in found]
-    if not found or len(set(steps)) < len(steps):
-        what = "holds no folders with a step in their names" if not found else "holds two checkpoints of one step"
-        raise InputError(f"{folder} {what}. Name each checkpoint's folder by its step, such as step-00000512.")
-    return sorted(found)
+    named: list[tuple[str, str, str | None]]
+    if revisions:
+        if Path(source).is_dir():
+            raise InputError(f"{source} is a folder, which has no revisions. Give the name of a model of the hub.")
+        named = [(name, str(source), name) for name in revisions]
+    else:
+        place = Path(source)
+        if not place.is_dir():
+            raise InputError(
+                f"There is no folder {source}. Give the folder that holds the checkpoints' folders, or the name of a "
+                "model of the hub with revisions of it (--revisions step512,step1000)."
+            )
+        folders = [path for path in sorted(place.iterdir()) if path.is_dir() and not path.name.endswith(".partial")]
+        named = [(path.name, str(path), None) for path in folders if step_of(path.name) is not None]
+        if not named:
+            raise InputError(f"{source} holds no folders with a step in their names. {NAMED}")
+    found = []
+    for name, place_of, revision in named:
+        if (step := step_of(name)) is None:
+            raise InputError(f"The revision {name} has no step in its name. {NAMED}")
+        found.append(Checkpoint(step, name, place_of, revision))
+    if len({checkpoint.step for checkpoint in found}) < len(found):
+        raise InputError(f"{source} holds two checkpoints of one step. {NAMED}")
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+NAMED = "The name of each checkpoint holds its step, such as step-00000512 or step512."
+
+
+def step_of(name: str) -> int | None:
+    """The step in a checkpoint's name, None where it has no number.
+
+    >>> from circuitome.dynamics.checkpoint_series import step_of
+    >>> step_of("step512"), step_of("checkpoint-00512"), step_of("step1000-tokens4B"), step_of("main")
+    (512, 512, 1000, None)
+    """
+    numbers = re.findall(r"step[-_]?(\d+)", name, re.IGNORECASE)[:1] or re.findall(r"\d+", name)
+    return int(numbers[-1]) if numbers else None
 
 
 def ends_then_halves(count: int) -> list[int]:
@@ -53,19 +98,41 @@ def ends_then_halves(count: int) -> list[int]:
     return order if count != 1 else [0]
 
 
+def measured(checkpoint: Checkpoint, measures: Measures, shape: Mapping[str, Any]) -> dict[str, Any]:
+    """All measures of one checkpoint as plain JSON values; nothing else decides them.
+
+    Raises what `cm.load` raises, and `InputError` for a checkpoint of another architecture than `shape_of` gave.
+    """
+    model = checkpoint.load()
+    here = shape_of(model)
+    if differs := [f"{name} is {value}, not {shape[name]}" for name, value in here.items() if value != shape[name]]:
+        what = ", ".join(differs)
+        raise InputError(f"It has another architecture than the checkpoint that was read first: {what}.")
+    found: dict[str, Any] = plain(measures(model))
+    return found
+
+
+def shape_of(model: Model) -> dict[str, Any]:
+    """What all checkpoints of a series have in common."""
+    return {name: getattr(model.hf.config, name, None) for name in SHAPE}
+
+
 def series(
-    folder: str | Path,
+    source: str | Path,
     measures: Callable[[Model], Measures],
     *,
+    revisions: Sequence[str] = (),
     keep: Path | None = None,
     progress: Progress = silent,
 ) -> tuple[Development, dict[str, str]]:
-    """Measure every checkpoint below `folder`, one in memory at a time; and say which were passed over, and why.
+    """Measure every checkpoint of a series, one in memory at a time; and say which were passed over, and why.
 
-    `measures` makes the measures from the first checkpoint that loads; all others get the same. The order is that of
-    `ends_then_halves`, so that a curve refines while it is watched. `keep` is a file for what is done so far: the same
-    call goes on from it. A checkpoint that cannot be loaded, gives NaN or has another architecture is passed over.
-    Raises `InputError` for a folder without checkpoints, and where none of them can be measured.
+    `source` is a folder of checkpoints, or the name of a model of the hub with `revisions` of it, which are read from
+    the local cache where there is no network. `measures` makes the measures from the first checkpoint that loads; all
+    others get the same. The order is that of `ends_then_halves`, so that a curve refines while it is watched. `keep` is
+    a file for what is done so far: the same call goes on from it. A checkpoint that cannot be loaded, gives NaN or has
+    another architecture is passed over.
+    Raises `InputError` for a source without checkpoints, and where none of them can be measured.
 
     >>> import pathlib, tempfile
     >>> from circuitome.models.saving import write_checkpoint
@@ -77,40 +144,42 @@ def series(
     >>> found.steps, passed_over
     ((1, 2), {})
     """
-    places = checkpoints(folder)
+    there = checkpoints(source, revisions)
     rows, passed_over = _restored(keep)
-    fixed: Measures | None = None
-    shape: dict[str, Any] | None = None
-    for done, at in enumerate(ends_then_halves(len(places)), 1):
-        step, path = places[at]
-        known = step in rows or path.name in passed_over
-        if not known or shape is None:
-            try:
-                model = load(path)
-                shape = shape or _shape(model)
-                fixed = fixed or measures(model)
-                if not known:
-                    _check_shape(model, shape)
-                    rows[step] = listed(fixed(model))
-            except CircuitomeError as error:
-                passed_over[path.name] = str(error)
+    wanted = [there[at] for at in ends_then_halves(len(there))]
+    left = [one for one in wanted if one.step not in rows and one.name not in passed_over]
+    done = len(wanted) - len(left)
+    with keeping_model():  # the first is asked for twice
+        fixed = _first(wanted, measures, passed_over) if left else None
+        for checkpoint in left:
+            if fixed is not None and checkpoint.name not in passed_over:
+                try:
+                    rows[checkpoint.step] = measured(checkpoint, *fixed)
+                except CircuitomeError as error:
+                    passed_over[checkpoint.name] = str(error)
             _write(keep, rows, passed_over)
-        progress(f"checkpoints{BESIDE}{path.name}", done, len(places))
+            done += 1
+            progress(f"checkpoints{BESIDE}{checkpoint.name}", done, len(wanted))
     if not rows:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(passed_over.items())[:3])
-        raise InputError(f"No checkpoint in {folder} can be measured. {reasons}")
-    return of_rows(Path(folder).name, sorted(rows.items())), passed_over
+        raise InputError(f"No checkpoint in {source} can be measured. {reasons}")
+    return of_rows(Path(source).name, sorted(rows.items())), passed_over
 
 
-def _shape(model: Model) -> dict[str, Any]:
-    return {name: getattr(model.hf.config, name, None) for name in SHAPE}
-
-
-def _check_shape(model: Model, shape: dict[str, Any]) -> None:
-    """Raises `InputError` for a checkpoint of another architecture than the first that was loaded."""
-    if differs := [name for name, value in _shape(model).items() if value != shape[name]]:
-        what = ", ".join(f"{name} is {_shape(model)[name]}, not {shape[name]}" for name in differs)
-        raise InputError(f"It has another architecture than the checkpoint that was read first: {what}.")
+def _first(
+    wanted: Iterable[Checkpoint], measures: Callable[[Model], Measures], passed_over: dict[str, str]
+) -> tuple[Measures, dict[str, Any]] | None:
+    """The measures that suit the first checkpoint that loads, and its shape; those before it are passed over."""
+    for checkpoint in wanted:
+        if checkpoint.name in passed_over:
+            continue
+        try:
+            model = checkpoint.load()
+        except CircuitomeError as error:
+            passed_over[checkpoint.name] = str(error)
+            continue
+        return measures(model), shape_of(model)
+    return None
 
 
 def _restored(keep: Path | None) -> tuple[dict[int, dict[str, Any]], dict[str, str]]:

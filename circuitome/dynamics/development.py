@@ -1,8 +1,8 @@
 """A training watched from the inside: curves of all measures over steps, their onsets, and which comes first."""
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -12,14 +12,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitome.dynamics.measures import MEASURES, Measures
+from circuitome.dynamics.freezing import FROZEN
+from circuitome.dynamics.measures import CIRCUITS, MEASURES, TASK_MEASURES, Measure, Measures
 from circuitome.dynamics.onsets import SHORTEST, Onset, onset, precedes
+from circuitome.dynamics.task_circuits import TaskCircuits
 from circuitome.errors import InputError, unknown_name
 from circuitome.graph.node import Node
 from circuitome.models.model import Model
 from circuitome.progress import Progress, silent
 from circuitome.results import Estimate, Shown, mean
-from circuitome.training.loop import train
+from circuitome.training.loop import BeforeStep, train
 from circuitome.training.objectives import Objective, next_token
 from circuitome.training.schedule import Schedule, log_steps
 from circuitome.training.streams import Stream
@@ -39,9 +41,13 @@ class Development(Shown):
     steps: tuple[int, ...]
     """The steps, rising."""
     values: dict[str, tuple[Tensor | None, ...]]
-    """By name in `MEASURES`: at each step the samples [n] or [n, layer, head]; None where it could not be measured."""
+    """By name: at each step the samples [n] or [n, layer, head]; None where it could not be measured."""
     attention: tuple[Tensor | None, ...] = ()
     """At each step the attention of all heads in one example [layer, head, query, key], if it was kept."""
+    circuits: Mapping[str, TaskCircuits] = field(default_factory=dict)
+    """By task: its circuit at each step, whose curves are among `values`."""
+    frozen: tuple[str, ...] = ()
+    """Heads that were frozen on the way."""
 
     def __repr__(self) -> str:
         return f"Development({self.name}, {len(self.steps)} steps to {self.steps[-1]:,}, {', '.join(self.values)})"
@@ -55,8 +61,19 @@ class Development(Shown):
         first = bisect_left(self.steps, step)
         if first == len(self.steps):
             raise InputError(f"There is no step from {step} on; the last is {self.steps[-1]}.")
-        values = {name: every[first:] for name, every in self.values.items()}
-        return Development(self.name, self.steps[first:], values, self.attention[first:])
+        later = {name: every[first:] for name, every in self.values.items()}
+        return replace(self, steps=self.steps[first:], values=later, attention=self.attention[first:])
+
+    def about(self, name: str) -> Measure:
+        """What the curve of a name shows. Raises `UnknownNameError` for a name that is none."""
+        kind, _, task = name.partition(":")
+        if task in self.circuits and kind in TASK_MEASURES:
+            made = TASK_MEASURES[kind]
+            unit = made.unit or self.circuits[task].at[-1].unit
+            return replace(made, title=made.title.format(task), about=made.about.format(task), unit=unit)
+        if name not in MEASURES:
+            raise unknown_name("measure of this development", name, self.values)
+        return MEASURES[name]
 
     def _kept(self, name: str) -> tuple[list[int], Tensor]:
         if name not in self.values:
@@ -66,7 +83,7 @@ class Development(Shown):
 
     def heads(self, name: str) -> Float[Tensor, "step layer head"]:
         """Means of a measure of heads at every step that has it. Raises `InputError` for one that is none of heads."""
-        if not MEASURES[name].heads:
+        if not self.about(name).heads:
             raise InputError(f"{name} is no measure of single heads.")
         return self._kept(name)[1].mean(1)
 
@@ -81,19 +98,19 @@ class Development(Shown):
         Raises `UnknownNameError` for a measure that was not made.
         """
         steps, values = self._kept(name)
-        if MEASURES[name].heads:
+        if self.about(name).heads:
             layer, head = self.best_head(name)
             values = values[:, :, layer, head]
         return steps, values.T
 
     def title(self, name: str) -> str:
         """What the curve of a measure shows, with the head if it is that of one."""
-        head = f" {Node.head(*self.best_head(name))}" if MEASURES[name].heads else ""
-        return MEASURES[name].title + head
+        head = f" {Node.head(*self.best_head(name))}" if self.about(name).heads else ""
+        return self.about(name).title + head
 
     def at_end(self, name: str) -> Estimate:
         """The value of a curve at the last step."""
-        return mean(self.curve(name)[1][:, -1], MEASURES[name].unit)
+        return mean(self.curve(name)[1][:, -1], self.about(name).unit)
 
     @cached_property
     def onsets(self) -> dict[str, Onset]:
@@ -117,11 +134,12 @@ class Development(Shown):
         curves = {}
         for name in self.values:
             steps, rows = self.curve(name)
-            estimates = [mean(row, MEASURES[name].unit) for row in rows.T]
+            about = self.about(name)
+            estimates = [mean(row, about.unit) for row in rows.T]
             curves[name] = {
                 "title": self.title(name),
-                "about": MEASURES[name].about,
-                "unit": MEASURES[name].unit,
+                "about": about.about,
+                "unit": about.unit,
                 "steps": steps,
                 **{end: [_finite(getattr(e, end)) for e in estimates] for end in ("value", "low", "high")},
             }
@@ -129,7 +147,11 @@ class Development(Shown):
             name: {key: getattr(found, key) for key in ("step", "low", "high", "end", "size", "share", "p", "sudden")}
             for name, found in self.onsets.items()
         }
-        return {"name": self.name, "curves": curves, "onsets": onsets, "order": [list(pair) for pair in self.order()]}
+        order = [list(pair) for pair in self.order()]
+        circuits = {task: found.to_dict() for task, found in self.circuits.items()}
+        return {"name": self.name, "curves": curves, "onsets": onsets, "order": order} | (
+            {CIRCUITS: circuits} if circuits else {}
+        )
 
 
 def _finite(value: float) -> float | None:
@@ -146,14 +168,16 @@ def develop(
     folder: str | Path | None = None,
     at: Iterable[int] | None = None,
     checkpoints: Iterable[int] = (),
+    before_step: Sequence[BeforeStep] = (),
     after_step: Sequence[Callable[[Model, int], None]] = (),
     max_memory: int | None = None,
     progress: Progress = silent,
 ) -> Development:
     """Train the live model and measure it on the way, at three steps a doubling (or at the steps `at`).
 
-    `data`, `schedule`, `objective`, `after_step`, `folder` and `checkpoints` are those of `cm.training.train`, so that
-    a training that was killed goes on, and ends with the same bytes. `measures` are made by `Measures.of`.
+    `data`, `schedule`, `objective`, `before_step`, `after_step`, `folder` and `checkpoints` are those of
+    `cm.training.train`, so that a training that was killed goes on, and ends with the same bytes. `measures` are made
+    by `Measures.of`.
 
     >>> tokenizer = cm.dynamics.grammar_tokenizer()
     >>> model = cm.dynamics.small_model("attention", tokenizer)
@@ -174,22 +198,32 @@ def develop(
         watch=[measures],
         at=log_steps(schedule.steps, A_DOUBLING) if at is None else at,
         checkpoints=checkpoints,
+        before_step=before_step,
         after_step=after_step,
         max_memory=max_memory,
         progress=progress,
     )
-    return of_rows(model.name, [(row["step"], row) for row in training.history])
+    frozen = next((row[FROZEN] for row in training.history if FROZEN in row), ())
+    grown = of_rows(model.name, [(row["step"], row) for row in training.history])
+    return replace(grown, frozen=tuple(frozen))
 
 
 def of_rows(name: str, rows: Sequence[tuple[int, Any]]) -> Development:
     """A development from steps and what was measured there by name, as lists or tensors; other names are left out."""
-    watched = sorted(
-        ((step, row) for step, row in rows if any(measure in row for measure in MEASURES)), key=lambda x: x[0]
-    )
+    known = {*MEASURES, CIRCUITS}
+    watched = sorted(((step, row) for step, row in rows if known & {*row}), key=lambda x: x[0])
     names = [measure for measure in MEASURES if any(measure in row for _, row in watched)]
     values = {measure: _over_steps(measure, watched) for measure in names}
     attention = _over_steps(ATTENTION, watched) if any(ATTENTION in row for _, row in watched) else ()
-    return Development(name, tuple(step for step, _ in watched), values, attention)
+    circuits = dict[str, TaskCircuits]()
+    for task in dict.fromkeys(task for _, row in watched for task in row.get(CIRCUITS, {})):
+        with_task = [(step, row[CIRCUITS][task]) for step, row in watched if task in row.get(CIRCUITS, {})]
+        circuits[task] = TaskCircuits.of_rows(task, with_task)
+        for kind, curve in circuits[task].values.items():
+            by_step = dict(zip(circuits[task].steps, curve, strict=True))
+            if any(value is not None for value in curve):
+                values[f"{kind}:{task}"] = tuple(by_step.get(step) for step, _ in watched)
+    return Development(name, tuple(step for step, _ in watched), values, attention, circuits)
 
 
 def _over_steps(name: str, rows: Sequence[tuple[int, Any]]) -> tuple[Tensor | None, ...]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from circuitome.dynamics.arcs import syntax
 from circuitome.dynamics.grammar import MinimalPair
 from circuitome.dynamics.minimal_pairs import pair_scores
+from circuitome.dynamics.task_circuits import task_circuit
 from circuitome.dynamics.trees import Tree
 from circuitome.engine.setting import Setting
 from circuitome.heads.atlas.all_heads import one_pass
@@ -18,6 +19,7 @@ from circuitome.heads.atlas.induction_heads import context_score
 from circuitome.heads.atlas.repeated import Repeated, repeated_tokens, usual_period
 from circuitome.models.inputs import Inputs
 from circuitome.models.model import Model
+from circuitome.tasks.held_out import Split
 from circuitome.training.objectives import logits_of
 from circuitome.training.streams import NOT_COUNTED, Rows, Stream
 from circuitome.weights.head_composition import KINDS, composition
@@ -64,6 +66,16 @@ MEASURES = {
     "dimension": Measure("dimension", "intrinsic dimension of the final stream (TwoNN)", "dimensions"),
 }
 """All that is measured, by name."""
+SHARED = "share of edges"
+TASK_MEASURES = {
+    "task_metric": Measure("metric of {}", "how well held-out prompts of {} are done", ""),
+    "circuit_size": Measure("edges for .9 of {}", "edges of the smallest circuit that keeps .9 of {}", "edges"),
+    "circuit_jaccard": Measure("circuit of {} as at the end", "edges shared with the last step's circuit", SHARED),
+    "strongest_jaccard": Measure("strongest edges of {} as at the end", "the same of as many strongest ones", SHARED),
+}
+"""Curves of the circuit of a task, by the beginning of their names, such as circuit_size:induction."""
+CIRCUITS = "circuits"
+"""Name under which a checkpoint's circuits are kept, by task."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +90,8 @@ class Measures:
     """Sentences with trees; none: syntax is not measured."""
     pairs: tuple[MinimalPair, ...] = ()
     """Minimal pairs."""
+    tasks: tuple[Split, ...] = ()
+    """Tasks whose circuits are looked for, and held-out prompts of theirs."""
     min_arcs: int = 20
     """Arcs that a relation needs."""
     example: Inputs | None = None
@@ -93,31 +107,33 @@ class Measures:
         length: int = 64,
         trees: Sequence[Tree] = (),
         pairs: Sequence[MinimalPair] = (),
+        tasks: Sequence[Split] = (),
         tokens: Sequence[int] | None = None,
         seed: int = 0,
     ) -> "Measures":
         """What suits a model: `rows` of a stream that is not trained on, and repeated tokens of its vocabulary.
 
-        `tokens` are those that repeated sequences are made of; ordinary words where nobody says.
+        `tokens` are those that repeated sequences are made of; ordinary words where nobody says. `tasks` are those of
+        `watched_tasks`.
         """
         held = None if held_out is None else held_out.batch(0, rows, length, seed)
         period = usual_period(model) if tokens is None else min(PERIOD, length // 2)
         repeated = repeated_tokens(model, n=SEQUENCES, period=min(PERIOD, period), seed=seed, tokens=tokens)
         example = _example(model, trees, min(EXAMPLE, period), seed, tokens)
-        return cls(held, repeated, tuple(trees), tuple(pairs), example=example)
+        return cls(held, repeated, tuple(trees), tuple(pairs), tuple(tasks), example=example)
 
     def words(self, model: Model) -> list[str]:
         """Tokens of the example as text, or as numbers where the model has no tokenizer."""
         ids = [] if self.example is None else self.example.ids[0].tolist()
         return [model.decode([i]) if model.tokenizer is not None else str(i) for i in ids]
 
-    def __call__(self, model: Model) -> dict[str, Tensor]:
+    def __call__(self, model: Model) -> dict[str, Any]:
         """All measures by name in `MEASURES`, samples first: rows, sequences or pairs; those of heads [n, layer, head].
 
-        `attention` is that in the example, [layer, head, query, key], with three decimals. A measure that the model or
-        the texts do not allow is left out.
+        `attention` is that in the example, [layer, head, query, key], with three decimals. Where there are tasks,
+        `circuits` holds their `TaskCircuit` by name. A measure that the model or the texts do not allow is left out.
         """
-        measured: dict[str, Tensor] = {}
+        measured: dict[str, Any] = {}
         with model.reserved(), torch.no_grad():
             if self.rows is not None:
                 measured |= _losses(model, self.rows)
@@ -138,6 +154,12 @@ class Measures:
                 measured["attention"] = _attention(model, self.example)
             norms = torch.stack([p.detach().float().norm() for p in model.hf.parameters()])
             measured["weight_norm"] = norms.norm()[None].cpu()
+            if self.tasks:
+                prompts = {task.search.name: task for task in self.tasks}
+                measured[CIRCUITS] = {
+                    name: task_circuit(setting.but(prompts=task.search), held_out=task.held_out)
+                    for name, task in prompts.items()
+                }
         return measured
 
 
@@ -230,8 +252,3 @@ def two_nn(points: Float[Tensor, "point d"]) -> Float[Tensor, ""]:
     nearest = distances.topk(2, largest=False).values
     nearest = nearest[nearest[:, 0] > 0]
     return ((len(nearest) - 1) / (nearest[:, 1] / nearest[:, 0]).log().sum().clamp(min=1e-30)).float()
-
-
-def listed(measured: dict[str, Tensor]) -> dict[str, Any]:
-    """Measures as plain lists, as a training keeps them."""
-    return {name: values.tolist() for name, values in measured.items()}

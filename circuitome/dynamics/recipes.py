@@ -10,11 +10,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from circuitome.dynamics.development import Development, develop
+from circuitome.dynamics.freezing import Freezing
 from circuitome.dynamics.grammar import grammar_pairs, grammar_trees
 from circuitome.dynamics.grammar_stream import GrammarStream
 from circuitome.dynamics.interventions import AttentionPenalty, Marks, behind_copies, keeping_largest, previous_token
 from circuitome.dynamics.measures import Measures
 from circuitome.dynamics.small_models import MASK, grammar_tokenizer, small_model
+from circuitome.dynamics.watched_tasks import watched_tasks
 from circuitome.errors import InputError, unknown_name
 from circuitome.models.model import Model
 from circuitome.progress import Progress, silent
@@ -51,6 +53,8 @@ class Recipe:
     """What it makes smaller."""
     after_step: tuple[Callable[[Model, int], None], ...] = ()
     """Changes of the weights after each step."""
+    freezing: Freezing | None = None
+    """Heads that are frozen on the way."""
 
     def develop(self, folder: str | Path | None = None, *, progress: Progress = silent, **options: Any) -> Development:
         """The training, watched; `folder` and options are those of `develop`."""
@@ -60,7 +64,8 @@ class Recipe:
             self.schedule,
             self.measures,
             objective=self.objective,
-            after_step=self.after_step,
+            before_step=() if self.freezing is None else (self.freezing.before,),
+            after_step=self.after_step if self.freezing is None else (*self.after_step, self.freezing.after),
             folder=folder,
             progress=progress,
             **options,
@@ -96,6 +101,10 @@ def recipe(
     strength: float = 1.0,
     until: int | None = None,
     kept_weights: float = 1.0,
+    freeze: Sequence[str] = (),
+    freeze_at: int = 0,
+    freeze_above: float | None = None,
+    tasks: Sequence[str] = (),
     device: str | None = None,
     seed: int = 0,
 ) -> Recipe:
@@ -106,7 +115,9 @@ def recipe(
     held out. With "grammar" every row is a sentence of `grammar_trees`, never the same, and syntax is measured. A
     masked language model predicts a share `hidden` of the tokens. The attention of a kind in `MARKED` can be suppressed
     or encouraged with a `strength`, up to step `until` (None: always); `kept_weights` below 1 keeps that share of each
-    weight matrix after each step.
+    weight matrix after each step. The heads of `freeze`, by name or by a kind in `FROZEN_KINDS`, are frozen after
+    `freeze_at` steps: the first of a kind, or all whose score is at least `freeze_above`. Circuits of `tasks` are
+    looked for at each watched step: `watched_tasks` says which there are.
 
     >>> small = cm.dynamics.recipe(data="grammar", kind="masked", steps=2, batch=4, suppress="arcs")
     >>> small.model, small.objective.strength
@@ -133,11 +144,21 @@ def recipe(
         length=length,
         trees=grammar_trees(TREES, seed=HELD_SEED) if data == "grammar" else (),
         pairs=grammar_pairs(PAIRS, seed=HELD_SEED) if data == "grammar" else (),
+        tasks=watched_tasks(model, tasks, seed=seed, tokens=tokens),
         tokens=tokens,
         seed=seed + HELD_SEED,
     )
     after = (keeping_largest(kept_weights),) if kept_weights < 1 else ()
-    return Recipe(model=model, data=reads, schedule=schedule, measures=measures, objective=objective, after_step=after)
+    frozen = Freezing(tuple(freeze), freeze_at, freeze_above, measures.repeated) if freeze else None
+    return Recipe(
+        model=model,
+        data=reads,
+        schedule=schedule,
+        measures=measures,
+        objective=objective,
+        after_step=after,
+        freezing=frozen,
+    )
 
 
 def _check(data: str, suppress: str, encourage: str, hidden: float) -> None:

@@ -62,6 +62,7 @@ def load(
     model: str | Path | PreTrainedModel,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    revision: str | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     check: bool = True,
@@ -70,10 +71,11 @@ def load(
     """A model ready for every method, with Hugging Face's numerics and untouched weights.
 
     `model` is a short name (`circuitome models`), the name of a model with a known circuit (`KNOWN`), a hub name, a
-    local folder, a .gguf file, or a live transformers model (then give its `tokenizer` too). A GGUF file is
-    dequantised once and cached as safetensors. `dtype` defaults to the checkpoint's own, float32 for GGUF. `device` is
-    a name such as cuda or cuda:1; by default the environment variable CIRCUITOME_DEVICE, else the CPU; a live model
-    stays where it is. Before it is returned the model is checked on a short input.
+    local folder, a .gguf file, or a live transformers model (then give its `tokenizer` too). A GGUF file is dequantised
+    once and cached as safetensors. `revision` is a branch, tag or commit of a hub name, such as step512 of a series of
+    checkpoints; without a network it is read from the local cache. `dtype` defaults to the checkpoint's own, float32
+    for GGUF. `device` is a name such as cuda or cuda:1; by default the environment variable CIRCUITOME_DEVICE, else the
+    CPU; a live model stays where it is. Before it is returned the model is checked on a short input.
 
     >>> cm.load("known-ioi")  # or smollm2-135m, a hub name, a folder, a .gguf file, a transformers model
     Model(known-ioi, circuitome_known, 172 edges, torch.float32)
@@ -81,14 +83,18 @@ def load(
     Raises `UnknownNameError`, `UnsupportedModelError`, `AdapterError`, `NumericsError` for weights that give NaN, or
     `InputError` for files that cannot be read, a device that is not there, or weights on several devices.
     """
-    if (again := _asked_before(model, tokenizer, dtype, device)) in _KEPT:
+    if (again := _asked_before(model, tokenizer, revision, dtype, device)) in _KEPT:
         return _KEPT[again]
     _KEPT.clear()  # before another takes memory
     if isinstance(model, PreTrainedModel):
         hf, name = model, model.config._name_or_path or type(model).__name__
     else:
         name = str(model)
-        hf, its_tokenizer = _known(name, dtype) if name in KNOWN else _read(name, *_locate(name, progress), dtype)
+        where, options = (name, {}) if name in KNOWN else _locate(name, progress)
+        if revision is not None:
+            options = {**options, "revision": _of_hub(revision, name, where)}
+        hf, its_tokenizer = _known(name, dtype) if name in KNOWN else _read(name, where, options, dtype)
+        name = name if revision is None else f"{name}@{revision}"
         tokenizer = tokenizer or its_tokenizer
         device = device or os.environ.get("CIRCUITOME_DEVICE")
     if device is not None:
@@ -124,14 +130,14 @@ def let_go() -> None:
     _KEPT.clear()
 
 
-def _asked_before(model: Any, tokenizer: Any, dtype: torch.dtype | None, device: Any) -> tuple[Any, ...] | None:
+def _asked_before(model: Any, tokenizer: Any, revision: Any, dtype: Any, device: Any) -> tuple[Any, ...] | None:
     """What identifies a model that is asked for by name; files count with the time of their last change."""
     if isinstance(model, PreTrainedModel) or tokenizer is not None:
         return None
     path = Path(str(model))
     files = [path, *path.glob("*")] if path.is_dir() else [path] if path.is_file() else []
     changed = max((file.stat().st_mtime_ns for file in files), default=0)
-    return str(model), dtype, str(device or os.environ.get("CIRCUITOME_DEVICE")), changed
+    return str(model), revision, dtype, str(device or os.environ.get("CIRCUITOME_DEVICE")), changed
 
 
 def _device(name: str | torch.device) -> torch.device:
@@ -219,7 +225,7 @@ def _read(
             kind = auto_class(AutoConfig.from_pretrained(folder, **options))  # refuses before gigabytes are read
             hf = kind.from_pretrained(folder, dtype=dtype or "auto", **options)
         except (OSError, ValueError, SafetensorError) as error:
-            raise _unreadable(name, error) from error
+            raise _unreadable(name, error, options.get("revision")) from error
         try:
             return hf, AutoTokenizer.from_pretrained(folder, **options)
         except (OSError, ValueError):
@@ -234,8 +240,20 @@ def auto_class(config: Any) -> Any:
     return AutoModelForMaskedLM if family_of(config).masked else AutoModelForCausalLM
 
 
-def _unreadable(name: str, error: Exception) -> InputError:
+def _of_hub(revision: str, name: str, where: str) -> str:
+    """The revision of a model of the hub. Raises `InputError` for one of anything else."""
+    if name in KNOWN or Path(where).exists():
+        raise InputError(f"{name} is no model of the hub, so it has no revision {revision}. Leave the revision out.")
+    return revision
+
+
+def _unreadable(name: str, error: Exception, revision: str | None = None) -> InputError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if revision is not None:
+        return InputError(
+            f"The revision {revision} of {name} is neither in the local cache nor does the hub give it: {reason} "
+            f"Where there is a network, it is fetched by: hf download {name} --revision {revision}"
+        )
     if os.sep in name and Path(name).exists():
         return InputError(f"The model in {name} cannot be read: {reason}")
     known = unknown_name("model", name, SHORT_NAMES)

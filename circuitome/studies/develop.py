@@ -10,7 +10,7 @@ import circuitome as cm
 from circuitome.errors import InputError
 from circuitome.studies import developed
 from circuitome.studies.context import Context
-from circuitome.studies.settings import Settings
+from circuitome.studies.settings import Names, Settings
 from circuitome.studies.study import Findings, Study, Work
 
 Kind = Literal["attention", "decoder", "masked"]
@@ -18,10 +18,13 @@ Data = Literal["text", "grammar"]
 Marked = Literal["", "previous", "induction", "arcs"]
 RECIPE = (
     *("kind", "layers", "heads", "width", "data", "repeated", "hidden", "steps", "batch", "length", "learning_rate"),
-    *("suppress", "encourage", "strength", "until", "kept_weights", "seed"),
+    *("suppress", "encourage", "strength", "until", "kept_weights"),
+    *("freeze", "freeze_at", "freeze_above", "tasks", "seed"),
 )
 """Settings that a recipe takes as they are."""
-SPEED = 4e9
+CIRCUIT_SECONDS = 2.0
+"""What the circuit of a task takes in a small model."""
+SPEED = 1.5e10
 """Operations a second of small matrices on one core, for the estimate of the time; measured."""
 
 
@@ -63,6 +66,16 @@ class Develop(Settings):
     """The step after which attention is released."""
     kept_weights: float = 1.0
     """Keep this share of each weight matrix, the largest, after each step: 0.1 makes the model sparse."""
+    freeze: Names = ()
+    """Heads whose weights are frozen at a step: a0.h1 ..., or previous or induction, the head that is most of that kind
+    then."""
+    freeze_at: int = 0
+    """Steps that are done when they are frozen."""
+    freeze_above: float | None = None
+    """Of a kind, freeze all heads with at least that score, a share of attention, in place of the first."""
+    tasks: Names = ()
+    """Tasks whose circuits are watched: induction (on the model's own tokens), agreement (in the grammar), a name that
+    `circuitome tasks` lists, or a file of prompt pairs."""
     checkpoints: str | None = None
     """A folder for a checkpoint at each watched step, for `circuitome series`."""
 
@@ -71,6 +84,10 @@ class Develop(Settings):
         for name in ("layers", "heads", "steps", "batch"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+        if self.freeze and not 0 <= self.freeze_at < self.steps:
+            raise InputError(f"--freeze-at {self.freeze_at} is not within the {self.steps} steps of the training.")
+        if not self.freeze and (self.freeze_at or self.freeze_above is not None):
+            raise InputError("Nothing is frozen. Say what with --freeze previous, induction, or names of heads.")
         if self.checkpoints and Path(self.checkpoints).is_file():
             raise InputError(f"--checkpoints {self.checkpoints} is a file. Give a folder.")
 
@@ -81,8 +98,9 @@ class Develop(Settings):
 
 def work(settings: Develop, context: Context) -> Work:
     """Three passes' worth of operations for every token."""
-    weights = settings.layers * 12 * settings.width**2 + 1024 * settings.width
+    weights = settings.layers * (4 if settings.kind == "attention" else 12) * settings.width**2 + 512 * settings.width
     seconds = 6.0 * weights * settings.batch * settings.length * settings.steps / SPEED + 0.03 * settings.steps
+    seconds += CIRCUIT_SECONDS * len(settings.tasks) * len(watched_steps(settings))
     return Work(texts=settings.batch, tokens=settings.length, seconds=seconds, notes={"steps": settings.steps})
 
 
@@ -94,28 +112,29 @@ def run(settings: Develop, context: Context) -> Findings:
     choices = {name: getattr(settings, name) for name in RECIPE}
     recipe = cm.dynamics.recipe(texts=texts, **choices)
     folder = context.file("training") if settings.checkpoints is None else Path(settings.checkpoints)
-    watched = recipe.develop(
-        folder, progress=context.progress, max_memory=settings.max_memory, checkpoints=checkpoints(settings)
-    )
-    results = {**watched.to_dict(), **developed.head_results(watched, recipe.measures.words(recipe.model))}
+    kept = () if settings.checkpoints is None else watched_steps(settings)
+    watched = recipe.develop(folder, progress=context.progress, max_memory=settings.max_memory, checkpoints=kept)
+    frozen = {"heads": list(watched.frozen), "step": settings.freeze_at} if watched.frozen else None
+    heads = developed.head_results(watched, recipe.measures.words(recipe.model))
+    results = {**watched.to_dict(), "frozen": frozen, **heads}
     kind = {"attention": "attention-only", "masked": "masked language"}.get(settings.kind, settings.kind)
     what = f"{kind} model of {settings.layers} {'layer' if settings.layers == 1 else 'layers'}"
     return Findings(
         title=f"Development: {what} on {settings.data}",
         sign=developed.SIGN,
         results=results,
-        blocks=developed.blocks(results),
+        blocks=developed.blocks(results, developed.frozen_sentence(frozen)),
         tensors=developed.tensors(watched),
         more={"data_hash": text_hash(*(texts or [settings.data])), "training": choices},
     )
 
 
-def checkpoints(settings: Develop) -> tuple[int, ...]:
-    """The steps after which a checkpoint is written, if any."""
+def watched_steps(settings: Develop) -> tuple[int, ...]:
+    """The steps after which the model is measured."""
     from circuitome.dynamics.development import A_DOUBLING
     from circuitome.training import log_steps
 
-    return () if settings.checkpoints is None else log_steps(settings.steps, A_DOUBLING)
+    return log_steps(settings.steps, A_DOUBLING)
 
 
 STUDY = Study("develop", Develop, run, work)

@@ -5,7 +5,7 @@ from typing import Any
 
 import circuitome as cm
 from circuitome.present import formats
-from circuitome.present.blocks import Block, HeatMap, Lede, Lines, Series, Table, table
+from circuitome.present.blocks import Block, HeatMap, Lede, Lines, Note, Series, Table, table
 from circuitome.studies import watched_steps
 from circuitome.studies.pieces import head_names
 
@@ -23,6 +23,14 @@ CHARTS = {
     "Intrinsic dimension": ("dimension",),
 }
 """By title: the measures of a chart."""
+TASK_CHARTS = {
+    "How well {} is done": ("task_metric",),
+    "Size of the circuit of {}": ("circuit_size",),
+    "Circuit of {} beside that of the last step": ("circuit_jaccard", "strongest_jaccard"),
+}
+"""The same for each task whose circuits were looked for."""
+STRONGEST = 12
+"""Edges of a circuit that are listed."""
 SHOWN = 16
 """Steps of a map of heads."""
 
@@ -43,13 +51,11 @@ def tensors(watched: "cm.dynamics.Development") -> dict[str, Any]:
 
 def head_results(watched: "cm.dynamics.Development", tokens: Sequence[str]) -> dict[str, Any]:
     """Means of all heads over steps, and attention in the example of these tokens, as plain JSON values."""
-    from circuitome.dynamics import MEASURES
-
     found = {}
     for name in watched.values:
-        if MEASURES[name].heads:
+        if (about := watched.about(name)).heads:
             steps, means = watched.curve(name)[0], watched.heads(name)
-            found[name] = {"about": MEASURES[name].about, "steps": steps, "mean": means.tolist()}
+            found[name] = {"about": about.about, "steps": steps, "mean": means.tolist()}
     return {"heads": found, "example": watched_steps.example(watched, tokens)}
 
 
@@ -61,6 +67,8 @@ def blocks(results: Mapping[str, Any], words: str = "") -> list[Block]:
         onsets_table(results, where="terminal"),
         *watched_steps.checkpoints(results),
         *charts(results),
+        *(block for task, found in results.get("circuits", {}).items() for block in circuit_blocks(task, found)),
+        *([strongest_heads(results)] if "previous" in results.get("heads", {}) else []),
         *(head_steps(score) for score in results.get("heads", {}).values()),
     ]
 
@@ -73,6 +81,32 @@ def sentence(results: Mapping[str, Any]) -> str:
         return f"None of {len(curves)} curves changes suddenly."
     parts = [f"{curves[name]['title']} from step {step:,}" for step, name in sudden]
     return f"{len(sudden)} of {len(curves)} curves change suddenly: {', '.join(parts)}."
+
+
+def frozen_sentence(frozen: Mapping[str, Any] | None) -> str:
+    """Which heads were frozen, and when; nothing where none was."""
+    return "" if frozen is None else f"From step {frozen['step']:,} on {', '.join(frozen['heads'])} learned nothing. "
+
+
+def strongest_heads(results: Mapping[str, Any]) -> Table:
+    """The head with the largest score of each kind, step by step: one that takes over from another is seen here."""
+    scores = {name: score for name, score in results["heads"].items() if name in ("previous", "induction")}
+    steps = next(iter(scores.values()))["steps"]
+    columns = [
+        "step",
+        *(part for score in scores.values() for part in ((score["about"], "node"), ("score", "number", 2))),
+    ]
+    rows = [
+        (f"{steps[i]:,}", *(cell for score in scores.values() for cell in best(score["mean"][i])))
+        for i in some_rows(range(len(steps)))
+    ]
+    return table("Strongest heads over steps", columns, rows, where="page")
+
+
+def best(means: Sequence[Sequence[float]]) -> tuple[str, float]:
+    """The head with the largest of the means [layer][head], and its mean."""
+    value, layer, head = max((value, layer, head) for layer, row in enumerate(means) for head, value in enumerate(row))
+    return head_names([(layer, head)])[0], value
 
 
 def onsets_table(results: Mapping[str, Any], where: str) -> Table:
@@ -94,7 +128,12 @@ def onsets_table(results: Mapping[str, Any], where: str) -> Table:
 def charts(results: Mapping[str, Any]) -> list[Lines]:
     """The curves on one logarithmic axis of steps."""
     curves, onsets, drawn = results["curves"], results["onsets"], []
-    for title, names in CHARTS.items():
+    tasks = {
+        title.format(task): tuple(f"{kind}:{task}" for kind in kinds)
+        for task in results.get("circuits", {})
+        for title, kinds in TASK_CHARTS.items()
+    }
+    for title, names in {**CHARTS, **tasks}.items():
         here = [name for name in names if name in curves]
         sudden = sorted({onsets[name]["step"] for name in here if _sudden(onsets, name)})
         marks = tuple((f"{step:,}", step) for step in sudden)
@@ -123,11 +162,49 @@ def line(curve: Mapping[str, Any], name: str = "") -> Series:
     return Series(name=name or curve["title"], x=steps, y=parts["value"], low=low, high=high)
 
 
+def circuit_blocks(task: str, found: Mapping[str, Any]) -> list[Block]:
+    """Faithfulness by size over steps, and the strongest edges of the last step with when they came to stay."""
+    if not any(found["faithfulness"]):
+        text = f"{task} is done at no step: the whole model is hardly better at it than with everything ablated."
+        return [Note(text=f"{text} So faithfulness is undefined, and there are no circuits.")]
+    done = [i for i, shares in enumerate(found["faithfulness"]) if shares]
+    rows = some_rows(done)
+    last = zip(found["edges"][-1], found["since"], strict=True)
+    edges = [(edge, score, "" if step is None else f"{step:,}") for (edge, score), step in last][:STRONGEST]
+    return [
+        HeatMap(
+            title=f"Faithfulness of the strongest edges for {task}, by size",
+            note="Share of the gap between ablated and whole model on held-out prompts, at steps where there is a gap.",
+            rows=tuple(f"{found['steps'][i]:,}" for i in rows),
+            columns=tuple(f"{size:,}" for size in found["sizes"]),
+            values=tuple(tuple(found["faithfulness"][i]) for i in rows),
+            upwards=False,
+            top=0,
+            where="page",
+        ),
+        table(
+            f"Strongest edges for {task} at the last step",
+            (
+                ("edge", "node"),
+                ("score", "signed", 3, found["unit"]),
+                ("in the circuit since step", "text", None, "", "the circuit that keeps .9; nothing: it is not in it"),
+            ),
+            edges,
+        ),
+    ]
+
+
+def some_rows(numbers: Sequence[int]) -> list[int]:
+    """Some of the numbers, evenly, the first and the last among them: as many as a map shows."""
+    count = len(numbers)
+    shown = min(SHOWN, count)
+    return [numbers[i] for i in sorted({round(k * (count - 1) / max(1, shown - 1)) for k in range(shown)})]
+
+
 def head_steps(score: Mapping[str, Any]) -> HeatMap:
     """A score of every head, step by step."""
     steps, means = score["steps"], score["mean"]
-    count = len(steps)
-    rows = sorted({round(i * (count - 1) / max(1, min(SHOWN, count) - 1)) for i in range(min(SHOWN, count))})
+    rows = some_rows(range(len(steps)))
     layers, heads = len(means[0]), len(means[0][0])
     values = tuple(tuple(formats.finite(v) for layer in means[row] for v in layer) for row in rows)
     return HeatMap(

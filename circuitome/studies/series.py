@@ -11,7 +11,7 @@ from circuitome.errors import InputError
 from circuitome.present.blocks import Block, Note, table
 from circuitome.studies import developed
 from circuitome.studies.context import Context
-from circuitome.studies.settings import Argument, Settings
+from circuitome.studies.settings import Argument, Names, Settings
 from circuitome.studies.study import Findings, Study, Work
 
 if TYPE_CHECKING:
@@ -24,12 +24,16 @@ SECONDS = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Series(Settings):
-    """Measure a folder of checkpoints of one training: heads, losses, composition, syntax, and their onsets."""
+    """Measure checkpoints of one training: heads, losses, composition, syntax, circuits, and their onsets."""
 
     arguments: ClassVar[tuple[str, ...]] = ("folder",)
 
     folder: Annotated[str, Argument] = ""
-    """A folder whose folders are checkpoints, named by their steps: step-00000512, checkpoint-512 ..."""
+    """A folder whose folders are checkpoints, named by their steps: step-00000512, checkpoint-512 ...; or, with
+    --revisions, a model of the hub."""
+    revisions: Names = ()
+    """Revisions of a model of the hub, named by their steps: step512,step1000; read from the local cache where there is
+    no network."""
     texts: str | None = None
     """A file or folder of texts for the losses; by default the language reference that comes with Python."""
     rows: int = 32
@@ -40,6 +44,9 @@ class Series(Settings):
     """A CoNLL-U file, or grammar: sentences with trees, for syntax; none by default."""
     n: int = 150
     """Sentences with trees at most."""
+    tasks: Names = ()
+    """Tasks whose circuits are watched: induction (on the model's own tokens), agreement (in the grammar), a name that
+    `circuitome tasks` lists, or a file of prompt pairs."""
 
     @override
     def check(self) -> None:
@@ -49,14 +56,14 @@ class Series(Settings):
 
     @override
     def subject(self) -> str:
-        return Path(self.folder).resolve().name
+        return Path(self.folder).name if self.revisions else Path(self.folder).resolve().name
 
 
 def work(settings: Series, context: Context) -> Work:
     """A few passes for each checkpoint."""
     from circuitome.dynamics.checkpoint_series import checkpoints
 
-    count = len(checkpoints(settings.folder))
+    count = len(checkpoints(settings.folder, settings.revisions))
     return Work(texts=count, tokens=settings.length, seconds=SECONDS * count, notes={"checkpoints": count})
 
 
@@ -75,13 +82,14 @@ def run(settings: Series, context: Context) -> Findings:
     watched, passed_over = cm.dynamics.series(
         settings.folder,
         made_measures,
+        revisions=settings.revisions,
         keep=context.file("measured.json"),
         progress=context.progress,
     )
     results = {**watched.to_dict(), **developed.head_results(watched, words), "passed_over": passed_over}
     intro = f"{len(watched.steps)} checkpoints from step {watched.steps[0]:,} to {watched.steps[-1]:,}. "
     return Findings(
-        title=f"Series of checkpoints in {settings.folder}",
+        title=f"Series of checkpoints {'of' if settings.revisions else 'in'} {settings.folder}",
         sign=developed.SIGN,
         results=results,
         blocks=[*developed.blocks(results, intro), *left_out(passed_over)],
@@ -102,7 +110,14 @@ def measures(settings: Series, model: "cm.Model", texts: list[str]) -> "Measures
     pairs = cm.dynamics.grammar_pairs(20, seed=settings.seed) if settings.trees == "grammar" else []
     length = min(settings.length, model.positions or settings.length)
     return cm.dynamics.Measures.of(
-        model, stream(model, texts), rows=settings.rows, length=length, trees=trees, pairs=pairs, seed=settings.seed
+        model,
+        stream(model, texts),
+        rows=settings.rows,
+        length=length,
+        trees=trees,
+        pairs=pairs,
+        tasks=cm.dynamics.watched_tasks(model, settings.tasks, seed=settings.seed),
+        seed=settings.seed,
     )
 
 

@@ -36,6 +36,9 @@ SECONDS, SHARE = 30.0, 20
 """The state is written after so many seconds, and after so many times as long as it took to write."""
 Watch = Callable[[Model], Mapping[str, Any]]
 """From the live model to numbers by name (or lists of them), which go to the metrics."""
+BeforeStep = Callable[[Model, int, Sequence[Mapping[str, Any]]], Mapping[str, Any] | None]
+"""From the live model with its gradients, the number of steps that are done, and their metrics, to what goes to the
+metrics of the step that is about to be made."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +90,7 @@ def train(
     watch: Sequence[Watch] = (),
     at: Iterable[int] | None = None,
     checkpoints: Iterable[int] = (),
+    before_step: Sequence[BeforeStep] = (),
     after_step: Sequence[Callable[[Model, int], None]] = (),
     max_memory: int | None = None,
     log: Callable[[dict[str, Any]], Any] | None = None,
@@ -94,10 +98,11 @@ def train(
 ) -> Training:
     """Train the live model, in place, on a stream of token batches.
 
-    Each step makes the `objective` smaller on the rows that `data` gives for it (a `Stream`, or a function of the
-    step and a generator), a part of the rows at a time, as `max_memory` allows. `watch` functions see the live model
-    at the steps `at` (None: `log_steps`), and `after_step` may change weights after each step of the optimiser. Frozen
-    parameters stay. `log` is told each row of the metrics: wandb's `run.log`, `trackio.log`.
+    Each step makes the `objective` smaller on the rows that `data` gives for it (a `Stream`, or a function of the step
+    and a generator), a part of the rows at a time, as `max_memory` allows. `watch` functions see the live model at the
+    steps `at` (None: `log_steps`); `before_step` may change gradients before they are cut, and `after_step` weights
+    after each step of the optimiser. Frozen parameters stay. `log` is told each row of the metrics: wandb's `run.log`,
+    `trackio.log`.
 
     In `folder` go metrics.jsonl, a Hugging Face checkpoint after each step of `checkpoints`, and the full state, from
     which the same call goes on, with the same bytes at the end. The loss is that of training mode, dropout included.
@@ -117,7 +122,8 @@ def train(
         )
     at = log_steps(schedule.steps) if at is None else at
     run = Loop(model, as_stream(data), schedule, objective, None if folder is None else Path(folder), max_memory)
-    run.watch, run.at, run.checkpoints, run.after_step = tuple(watch), frozenset(at), frozenset(checkpoints), after_step
+    run.watch, run.at, run.checkpoints = tuple(watch), frozenset(at), frozenset(checkpoints)
+    run.before_step, run.after_step = before_step, after_step
     run.log, run.progress = log, progress
     return run.run()
 
@@ -128,6 +134,7 @@ class Loop:
     watch: Sequence[Watch] = ()
     at: frozenset[int] = frozenset()
     checkpoints: frozenset[int] = frozenset()
+    before_step: Sequence[BeforeStep] = ()
     after_step: Sequence[Callable[[Model, int], None]] = ()
     log: Callable[[dict[str, Any]], Any] | None = None
     progress: Progress = staticmethod(silent)
@@ -231,6 +238,9 @@ class Loop:
             (parts["loss"] * share).backward()
             for name, value in parts.items():
                 sums[name] = sums.get(name, 0) + value.detach() * share
+        told = dict[str, Any]()
+        for before in self.before_step:
+            told |= before(self.model, step, self.history) or {}
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), schedule.clip)
         numbers = {name: float(value) for name, value in sums.items()}
         if not all(map(_finite, (*numbers.values(), float(norm)))):
@@ -241,8 +251,8 @@ class Loop:
         self.optimizer.step()
         for change in self.after_step:
             change(self.model, step + 1)
-        before = self.history[-1]["tokens"] if self.history else 0
-        return {"step": step + 1, **numbers, "rate": rate, "norm": float(norm), "tokens": before + tokens.ids.numel()}
+        read = tokens.ids.numel() + (self.history[-1]["tokens"] if self.history else 0)
+        return {"step": step + 1, **numbers, **told, "rate": rate, "norm": float(norm), "tokens": read}
 
     # Going on
 

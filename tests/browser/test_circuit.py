@@ -1,4 +1,4 @@
-"""The circuit view in a browser: what it shows is what the run holds, however it is clicked, slid, grouped and saved."""
+"""The circuit view in a browser: it shows what the run holds, however it is clicked, slid, grouped and saved."""
 
 import csv
 import io

@@ -7,7 +7,7 @@ from shown import blocks_of, check_shown, lede_of
 
 import circuitome as cm
 from circuitome.graph.node import Node
-from circuitome.studies import develop, diff, diffed_trainings, series, syntax
+from circuitome.studies import develop, developed, diff, diffed_trainings, series, syntax
 from circuitome.studies.frame import perform
 
 
@@ -15,7 +15,17 @@ from circuitome.studies.frame import perform
 def grown(tmp_path_factory):
     place = tmp_path_factory.mktemp("grown")
     settings = develop.Develop(
-        data="grammar", kind="decoder", width=16, heads=2, steps=16, batch=8, length=24, checkpoints=str(place / "c")
+        data="grammar",
+        kind="decoder",
+        width=16,
+        heads=2,
+        steps=16,
+        batch=8,
+        length=24,
+        checkpoints=str(place / "c"),
+        tasks=("agreement",),
+        freeze=("a0.h1",),
+        freeze_at=8,
     )
     return perform(develop.STUDY, settings, out=place / "run")
 
@@ -30,7 +40,7 @@ def test_a_development_has_curves_onsets_and_maps(grown):
     assert "curves" in lede_of(folder)
     charts = blocks_of(folder, "lines")
     assert next(iter(charts)) == "Loss" and all(chart.log_x for chart in charts.values())
-    assert len(blocks_of(folder, "heat map")) == 3
+    assert len([title for title in blocks_of(folder, "heat map") if title.startswith("All heads")]) == 3
     (run,) = blocks_of(folder, "checkpoints")["Step by step"].runs
     assert run.steps == tuple(results["curves"]["held_out_loss"]["steps"]) and (run.layers, run.heads) == (2, 2)
     assert run.tokens[-1] == "." and {part.head for part in run.attention} == {"a0.h0", "a0.h1", "a1.h0", "a1.h1"}
@@ -48,8 +58,41 @@ def test_a_development_has_curves_onsets_and_maps(grown):
 
 @pytest.fixture(scope="module")
 def measured(grown, tmp_path_factory):
-    settings = series.Series(folder=str(grown[1].parent / "c"), trees="grammar", n=60, rows=8, length=24)
+    settings = series.Series(
+        folder=str(grown[1].parent / "c"), trees="grammar", n=60, rows=8, length=24, tasks=("agreement",)
+    )
     return perform(series.STUDY, settings, out=tmp_path_factory.mktemp("measured") / "run")
+
+
+@pytest.mark.slow
+def test_circuits_and_frozen_heads_are_in_the_manifest(grown):
+    made, folder = grown
+    results = made.manifest["results"]
+    found = results["circuits"]["agreement"]
+    assert found["steps"] == results["curves"]["held_out_loss"]["steps"]
+    assert {len(found[name]) for name in ("metric", "faithfulness", "size_for_.9", "jaccard", "edges")} == {11}
+    assert all(len(edges) == min(60, found["all_edges"]) for edges in found["edges"])
+    assert found["jaccard_of_strongest"][-1] == 1.0 and "task_metric:agreement" in results["curves"]
+    assert "How well agreement is done" in blocks_of(folder, "lines")
+    assert results["frozen"] == {"heads": ["a0.h1"], "step": 8}
+    assert lede_of(folder).startswith("From step 8 on a0.h1 learned nothing.")
+    assert len(blocks_of(folder)["Strongest heads over steps"].columns) == 5
+
+
+def test_a_circuit_is_shown_where_there_is_one():
+    found = {
+        "steps": [1, 2, 4],
+        "unit": "logits",
+        "sizes": [2, 7],
+        "faithfulness": [None, [0.4, 0.9], [0.6, 1.0]],
+        "edges": [[["a0.h0->logits", -1.0], ["embed->a0.kv0.v", -0.5]]] * 3,
+        "since": [2, None],
+    }
+    heat, edges = developed.circuit_blocks("made", found)
+    assert heat.rows == ("2", "4") and heat.columns == ("2", "7") and heat.values == ((0.4, 0.9), (0.6, 1.0))
+    assert edges.rows == (("a0.h0->logits", -1.0, "2"), ("embed->a0.kv0.v", -0.5, ""))
+    [note] = developed.circuit_blocks("made", {**found, "faithfulness": [None] * 3})
+    assert "made is done at no step" in note.text
 
 
 @pytest.mark.slow
@@ -59,6 +102,9 @@ def test_a_series_of_its_checkpoints_measures_them_again(grown, measured):
     assert read.manifest["checkpoints"] == steps and not read.manifest["results"]["passed_over"]
     norms = [run.manifest["results"]["curves"]["weight_norm"]["value"] for run in (made, read)]
     assert norms[0] == pytest.approx(norms[1])
+    circuits = [run.manifest["results"]["circuits"]["agreement"] for run in (made, read)]
+    assert circuits[0]["metric"] == pytest.approx(circuits[1]["metric"], abs=1e-4)
+    assert [edges[0][0] for edges in circuits[0]["edges"]] == [edges[0][0] for edges in circuits[1]["edges"]]
     assert lede_of(place).startswith("11 checkpoints from step 0 to 16.")
     assert blocks_of(place, "checkpoints")["Step by step"].runs[0].attention
     check_shown(place)
@@ -101,6 +147,10 @@ def test_syntax_of_a_saved_model(grown, tmp_path):
     [
         (("develop", "--steps", "0"), "--steps must be at least 1"),
         (("develop", "--suppress", "arcs"), "sentences of the grammar only"),
+        (("develop", "--freeze", "previous", "--freeze-at", "9999"), "not within the 2000 steps"),
+        (("develop", "--freeze-at", "5"), "Nothing is frozen"),
+        (("develop", "--freeze", "previus"), "Did you mean 'previous'"),
+        (("develop", "--tasks", "ioi"), "ioi does not suit the vocabulary"),
         (("series", "nowhere"), "There is no folder nowhere"),
         (("syntax", "known-ioi", "nowhere.conllu"), "cannot be read"),
         (("syntax", "known-ioi", "grammar", "--n", "1"), "--n must be at least 2"),

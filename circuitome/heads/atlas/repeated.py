@@ -26,6 +26,8 @@ _WORD = re.compile("[\u0120\u2581][a-z]{3,}")
 """A whole word with its leading space, as byte-level (Ġ) and sentencepiece (▁) vocabularies write it."""
 _COMMON, _RARE = 0.05, 0.5
 """Share of words left out as too common, and beyond which share words are too rare: ids go from common to rare."""
+_FEWEST = 100
+"""A vocabulary with fewer words than that in between is too small to choose from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +65,7 @@ def repeated_tokens(
 ) -> Repeated:
     """`n` sequences of `period` different random tokens, each repeated `repeats` times in all.
 
-    Tokens are whole words of middling frequency with a leading space where the vocabulary has such, else any that are
+    Tokens are whole words of middling frequency with a leading space where the vocabulary has many, else any that are
     not special; all ids where there is no tokenizer; or those of `tokens`. In front stands what the
     tokenizer puts there by default.
     Raises `InputError` where the model has too few positions or tokens, or a number is too small.
@@ -118,9 +120,8 @@ def ordinary_ids(model: Model) -> list[int]:
     special = set(tokenizer.all_special_ids)
     kept = [i for i in range(min(size, len(tokenizer))) if i not in special]
     words = [i for i, token in zip(kept, tokenizer.convert_ids_to_tokens(kept), strict=True) if _is_word(token)]
-    if not words:
-        return kept
-    return words[int(_COMMON * len(words)) : int(_RARE * len(words))]
+    middling = words[int(_COMMON * len(words)) : int(_RARE * len(words))]
+    return middling if len(middling) >= _FEWEST else kept
 
 
 def reads_text(model: Model) -> bool:
