@@ -17,12 +17,13 @@ from circuitome.errors import InputError, UnsupportedModelError
 from circuitome.graph.model_graph import Graph
 from circuitome.graph.node import Node
 from circuitome.models.activations import ActivationCache, recording
-from circuitome.models.block import Block, Heads
+from circuitome.models.block import Block, Heads, weight_of
 from circuitome.models.described import Described, Encoder
 from circuitome.models.families import Family, family_of
 from circuitome.models.hooks import hooked, replaced
 from circuitome.models.inputs import Inputs, OnePassLayer
 from circuitome.models.norms import Norm
+from circuitome.models.placement import home_device, parameter, settle
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Arguments that a block gives its attention besides the hidden states: masks, rotary tables, cache."""
@@ -59,6 +60,7 @@ class Model:
         self.tokenizer = tokenizer
         self.name = name
         self.family: Family = family_of(hf.config)
+        settle(hf, name)
         config: Any = hf.config
         n_heads: int = config.num_attention_heads
         n_kv: int = getattr(config, "num_key_value_heads", None) or n_heads
@@ -162,7 +164,7 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where the model's inputs go."""
-        return next(self.hf.get_input_embeddings().parameters()).device
+        return home_device(self.hf)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -415,7 +417,7 @@ class Model:
             if tokens is None:
                 logits = head(normed)
             else:
-                weight, bias = head.weight, getattr(head, "bias", None)
+                weight, bias = weight_of(head), parameter(head, "bias")
                 logits = nn.functional.linear(normed, weight[tokens], None if bias is None else bias[tokens])
         cap = getattr(self.hf.config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
