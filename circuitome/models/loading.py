@@ -193,7 +193,7 @@ def _check_map(hf: torch.nn.Module, name: str, device_map: Mapping[str, str | in
     """Raises `InputError` for a map that leaves a module out, names one that is not there, or a device that is not."""
     modules = {path for path, _ in hf.named_modules()}
     if strange := [path for path in device_map if path not in modules]:
-        raise unknown_name(f"module of {name}", strange[0], sorted(modules))
+        raise unknown_name("module", strange[0], sorted(modules))
     for device in {str(device) for device in device_map.values()} - {"cpu", "disk"}:
         _device(int(device) if device.isdigit() else device)
     try:

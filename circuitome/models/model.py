@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import replace
 from operator import attrgetter
 from typing import Any, Protocol, runtime_checkable
@@ -23,7 +23,7 @@ from circuitome.models.families import Family, family_of
 from circuitome.models.hooks import hooked, replaced
 from circuitome.models.inputs import Inputs, OnePassLayer
 from circuitome.models.norms import Norm
-from circuitome.models.placement import home_device, parameter, settle
+from circuitome.models.placement import check_open, home_device, in_one_piece, parameter, settle, thin_forwards
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Arguments that a block gives its attention besides the hidden states: masks, rotary tables, cache."""
@@ -160,6 +160,22 @@ class Model:
                 "share of it or of the logits is its own. Its attention, heads, neurons and syntax can be studied "
                 "(circuitome heads, neurons, syntax); for the rest use a decoder."
             )
+
+    def check_open(self, what: str) -> None:
+        """Raises `InputError` where weights cannot be changed or copied: quantised, offloaded, on several devices.
+
+        `what` needs that they can, as the beginning of a sentence. Reading them is always possible.
+        """
+        check_open(self.hf, self.name, what)
+
+    def copied(self, what: str) -> "Model":
+        """The same model with weights of its own. Raises as `check_open`."""
+        self.check_open(what)
+        return Model(deepcopy(self.hf), self.tokenizer, self.name)
+
+    def in_one_piece(self) -> "Model":
+        """A copy with ordinary weights of its own on one device, of a model quantised, offloaded or on several."""
+        return Model(in_one_piece(self.hf), self.tokenizer, self.name)
 
     @property
     def device(self) -> torch.device:
@@ -475,10 +491,12 @@ class Model:
                 self._reservations -= 1
 
     def _prepare(self, stack: ExitStack) -> None:
-        """Evaluation mode and, in float64, masks that stay finite, until `stack` ends."""
+        """Evaluation mode, weights read at each use, and, in float64, masks that stay finite, until `stack` ends."""
         for module in [module for module in self.hf.modules() if module.training]:
             module.training = False
             stack.callback(setattr, module, "training", True)
+        for module, forward in thin_forwards(self.hf):
+            stack.enter_context(replaced(module, forward))
         if self.dtype == torch.float64:
             for block in self.blocks:
                 hook = block.attention.register_forward_pre_hook(_with_finite_mask, with_kwargs=True)

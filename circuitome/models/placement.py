@@ -11,8 +11,10 @@ is given to where its weights are. Here is the rest:
 A model in one piece, as nearly all are, passes through here untouched.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,6 +23,8 @@ from accelerate.hooks import AlignDevicesHook
 from accelerate.utils import align_module_device, find_device, has_offloaded_params, send_to_device
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from typing_extensions import override
 
 from circuitome.errors import InputError
 
@@ -101,14 +105,78 @@ def parameter(module: nn.Module, name: str = "weight") -> Tensor | None:
 
 
 def state(hf: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Names and values of all stored tensors of a model, one module's at a time, those that are offloaded included."""
-    for name, tensor in hf.state_dict().items():
-        if tensor.device.type == "meta":
-            path, _, own = name.rpartition(".")
-            loaded = parameter(hf.get_submodule(path), own)
-            assert loaded is not None
-            tensor = loaded
-        yield name, tensor
+    """Names and values of all stored tensors of a model, in the order of its `state_dict`, one by one."""
+    for path, module in hf.named_modules():
+        buffers = [name for name in module._buffers if name not in module._non_persistent_buffers_set]
+        for name in (*module._parameters, *buffers):
+            if (value := parameter(module, name)) is not None:
+                yield f"{path}.{name}" if path else name, value
+
+
+def in_one_piece(hf: PreTrainedModel) -> PreTrainedModel:
+    """A copy with ordinary weights of its own, all on the device of `home_device`."""
+    config: Any = copy.deepcopy(hf.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    ends = hf.get_input_embeddings(), hf.get_output_embeddings()
+    config.tie_word_embeddings = getattr(ends[0], "weight", None) is getattr(ends[1], "weight", 0)
+    with torch.random.fork_rng(devices=[]):
+        kind: Any = type(hf)
+        whole = kind._from_config(config, dtype=hf.dtype).to(home_device(hf)).train(hf.training)
+    values = dict(state(hf))
+    for path, module in whole.named_modules():
+        if isinstance(module, Conv1D) and isinstance(hf.get_submodule(path), nn.Linear):  # bitsandbytes turns them
+            values[f"{path}.weight"] = values[f"{path}.weight"].T
+    whole.load_state_dict(values)
+    whole.generation_config = copy.deepcopy(hf.generation_config)
+    return whole  # type: ignore[no-any-return]
+
+
+# Projections whose weights are not there all the time
+
+
+class _Thin(torch.autograd.Function):
+    """A projection that keeps no weight for the backward pass: it is read again there."""
+
+    @staticmethod
+    @override
+    def forward(ctx: Any, x: Tensor, module: Any) -> Tensor:
+        ctx.module = module
+        if quantised(module):
+            weight = parameter(module)
+            assert weight is not None
+            return nn.functional.linear(x, weight, parameter(module, "bias"))
+        with align_module_device(module):
+            out: Tensor = type(module).forward(module, x)
+        return out
+
+    @staticmethod
+    @override
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        weight = parameter(ctx.module)
+        assert weight is not None
+        return gradients[0] @ (weight if isinstance(ctx.module, nn.Linear) else weight.T), None
+
+
+def thin_forwards(hf: PreTrainedModel) -> Iterator[tuple[nn.Module, Callable[[Tensor], Tensor]]]:
+    """Projections whose weights are quantised or offloaded, and what they call while circuitome runs the model.
+
+    Autograd would keep each loaded or dequantised weight until the backward pass, so all of them at once; and kernels
+    for quantised weights have no gradients, or none that fit, on some machines. So weights are dequantised at each
+    use, and what is computed is the model of the dequantised weights. A kernel that also rounds activations (LLM.int8)
+    is replaced by one that does not.
+    """
+    if hf not in _HOMES:
+        return
+    for module in hf.modules():
+        linear = isinstance(module, nn.Linear | Conv1D)
+        if linear and (quantised(module) or has_offloaded_params(module)):
+            yield module, partial(_thin, module)
+
+
+def _thin(module: nn.Module, x: Tensor) -> Tensor:
+    out: Tensor = _Thin.apply(x, module)  # type: ignore[no-untyped-call]  # torch's own
+    return out
 
 
 # Values on their way
@@ -157,6 +225,9 @@ def _plain(module: nn.Module, loaded: Tensor, home: Home) -> Tensor:
     if _of_torchao(loaded):
         return loaded.dequantize().to(home.dtype)
     if hasattr(loaded, "quant_state") or hasattr(loaded, "SCB"):
+        if getattr(getattr(loaded, "quant_state", None), "packing_format_for_cpu", False):
+            module.state_dict()  # which undoes the packing that a pass on the CPU leaves behind
+            loaded = module._parameters["weight"]
         from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
         return dequantize_bnb_weight(loaded, getattr(module, "state", None)).to(home.dtype)
@@ -164,14 +235,13 @@ def _plain(module: nn.Module, loaded: Tensor, home: Home) -> Tensor:
 
 
 def check_open(hf: PreTrainedModel, name: str, what: str) -> None:
-    """Raises `InputError` where weights cannot be changed: `what`, the beginning of a sentence, needs that they can."""
-    if any(map(quantised, hf.modules())):
+    """Raises `InputError` where weights cannot be changed or copied: `what`, the beginning of a sentence, needs that.
+
+    Reading them is possible everywhere.
+    """
+    if hf in _HOMES:
+        kept = "quantised" if any(map(quantised, hf.modules())) else "spread over devices or offloaded"
         raise InputError(
-            f"{what} changes weights or copies them, and those of {name} are quantised. Use the model before it was "
-            "quantised, or numbers again in place of it: cm.load(model.hf.dequantize(), tokenizer=model.tokenizer)."
-        )
-    if any(module in _HOMES for module in hf.modules()):
-        raise InputError(
-            f"{what} changes weights or copies them, and those of {name} are in pieces ({', '.join(_places(hf))}; meta "
-            "stands for offloaded). Load the model on one device, without a device_map."
+            f"{what} changes weights or copies them, and those of {name} are {kept}. Use a copy with ordinary weights, "
+            "model.in_one_piece(), or load the model without a device_map and unquantised."
         )
