@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -117,7 +117,7 @@ class NeuronUnits:
     def reads(self, positions: Sequence[int], units: Sequence[int]) -> Reads:
         """Input weights times secant slopes, through the norm in front."""
         at, which, norm, weights = list(positions), list(units), self.block.mlp_norm, self._weights
-        biases = [parameter(module, "bias") for module in self.block.mlp_readers]
+        biases: list[Any] = [parameter(module, "bias") for module in self.block.mlp_readers]
         vectors = torch.stack([self.slopes[i][at, which, None] * w[which].float() for i, w in enumerate(weights)]).sum(
             0
         )

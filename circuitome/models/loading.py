@@ -169,18 +169,20 @@ def _device(name: str | int | torch.device) -> torch.device:
 
 
 def _move(hf: PreTrainedModel, name: str, device: torch.device) -> None:
-    if hasattr(hf, "hf_device_map") and len(set(hf.hf_device_map.values())) > 1:
+    spread: Any = getattr(hf, "hf_device_map", {})
+    if len(set(spread.values())) > 1:
         raise InputError(f"{name} is spread over devices by its device_map, so it cannot be moved to {device}.")
     hf.to(device)  # type: ignore[arg-type]  # transformers' decorator hides that devices are taken
 
 
 def _dispatch(hf: PreTrainedModel, name: str, device_map: DeviceMap) -> None:
     """Spread a model that is in memory."""
+    places: Any = device_map
     if isinstance(device_map, str):
-        device_map = infer_auto_device_map(hf, no_split_module_classes=list(hf._no_split_modules or ()))
-    _check_map(hf, name, device_map)
+        places = infer_auto_device_map(hf, no_split_module_classes=list(hf._no_split_modules or ()))
+    _check_map(hf, name, places)
     folder = _offload_folder()
-    dispatch_model(hf, dict(device_map), offload_dir=folder.name, force_hooks=True)
+    dispatch_model(hf, dict(places), offload_dir=folder.name, force_hooks=True)
     weakref.finalize(hf, folder.cleanup)
 
 

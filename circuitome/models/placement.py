@@ -227,10 +227,11 @@ def _plain(module: nn.Module, loaded: Tensor, home: Home) -> Tensor:
     if hasattr(loaded, "quant_state") or hasattr(loaded, "SCB"):
         if getattr(getattr(loaded, "quant_state", None), "packing_format_for_cpu", False):
             module.state_dict()  # which undoes the packing that a pass on the CPU leaves behind
-            loaded = module._parameters["weight"]
+            return _plain(module, module.get_parameter("weight"), home)
         from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
-        return dequantize_bnb_weight(loaded, getattr(module, "state", None)).to(home.dtype)
+        packed: Any = loaded
+        return dequantize_bnb_weight(packed, getattr(module, "state", None)).to(home.dtype)
     return loaded
 
 
