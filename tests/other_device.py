@@ -140,9 +140,9 @@ def _refuse_two_devices(func: Any, args: Any, kwargs: dict[str, Any]) -> None:
                     )
 
 
-def to_other_device(module: torch.nn.Module) -> None:
-    """Moves parameters and buffers."""
-    for part in module.modules():
+def to_other_device(module: torch.nn.Module, *, whole: bool = True) -> None:
+    """Moves parameters and buffers, those of its parts too if `whole`."""
+    for part in module.modules() if whole else [module]:
         for name, parameter in part._parameters.items():
             if parameter is not None and not isinstance(parameter, Elsewhere):
                 part._parameters[name] = torch.nn.Parameter(Elsewhere(parameter.detach()), parameter.requires_grad)

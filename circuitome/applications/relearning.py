@@ -1,6 +1,5 @@
 """Fine-tuning on a task's answers: toward them, until an unlearnt behaviour is back, and away from them."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -63,7 +62,7 @@ def forget(
 def _tuned(
     setting: Setting, data: Task, sign: float, done: Callable[[float], bool], steps: int, rate: float, rows: int
 ) -> Tuned:
-    model = Model(copy.deepcopy(setting.model.hf), setting.model.tokenizer, setting.model.name)
+    model = setting.model.copied("Training on top")
     own = setting.but(model=model)
     gaps = [_gap(own)]
 

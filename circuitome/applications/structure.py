@@ -225,6 +225,7 @@ def _empty(model: Model, room: Sequence[BlockParts]) -> Model:
 
 def unset(model: Model, config: Any) -> Model:
     """A model of another configuration, its weights still to be set; dtype, device, mode and tokenizer stay."""
+    model.check_open("Making a smaller model of it")
     with torch.random.fork_rng(devices=[]):
         hf: Any = type(model.hf)(config)
     hf = hf.to(model.dtype).to(model.device).train(model.hf.training)

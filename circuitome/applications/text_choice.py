@@ -38,6 +38,7 @@ def agreement(setting: Setting, texts: Windows, *, circuit: Circuit | None = Non
     Raises `InputError` without prompts.
     """
     model, task = setting.model, setting.task
+    model.check_open("The gradient of weights")
     parts = list(model.hf.parameters())
     before = [(p, p.requires_grad) for p in parts]
     model.hf.requires_grad_(True)

@@ -10,6 +10,7 @@ from circuitome.attribution_graphs.frozen_model import FrozenModel
 from circuitome.attribution_graphs.units import Reads
 from circuitome.discovery.routes.tracing import contrast_tokens
 from circuitome.models.model import Model
+from circuitome.models.placement import parameter
 from circuitome.weights.folding import behind, unembedding_rows
 from circuitome.weights.pairs import token_name
 
@@ -56,7 +57,7 @@ class Explained:
         norm, rows = self.model.final_norm, unembedding_rows(self.model)
         vectors = self._relative(rows.float())
         constants = vectors.new_zeros(len(vectors)) if norm.bias is None else vectors @ norm.bias
-        if (bias := getattr(self.model.unembedding, "bias", None)) is not None:
+        if (bias := parameter(self.model.unembedding, "bias")) is not None:
             constants = constants + self._relative(bias.detach().float())
         return Reads(behind(norm, vectors) * frozen.final_scale[-1], constants)
 

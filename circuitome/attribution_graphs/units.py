@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitome.models.block import Block, weight_of
+from circuitome.models.placement import parameter
 
 SMALL = 1e-6
 """Below this size of its input an activation function's slope stands for its secant, as in the rules of gradients."""
@@ -116,7 +117,7 @@ class NeuronUnits:
     def reads(self, positions: Sequence[int], units: Sequence[int]) -> Reads:
         """Input weights times secant slopes, through the norm in front."""
         at, which, norm, weights = list(positions), list(units), self.block.mlp_norm, self._weights
-        biases: list[Any] = [getattr(module, "bias", None) for module in self.block.mlp_readers]
+        biases: list[Any] = [parameter(module, "bias") for module in self.block.mlp_readers]
         vectors = torch.stack([self.slopes[i][at, which, None] * w[which].float() for i, w in enumerate(weights)]).sum(
             0
         )

@@ -17,6 +17,7 @@ from circuitome.engine.setting import Setting
 from circuitome.heads.atlas.all_heads import one_pass
 from circuitome.heads.atlas.induction_heads import context_score
 from circuitome.heads.atlas.repeated import Repeated, repeated_tokens, usual_period
+from circuitome.models.hooks import hooked
 from circuitome.models.inputs import Inputs
 from circuitome.models.model import Model
 from circuitome.tasks.held_out import Split
@@ -186,11 +187,9 @@ def _losses(model: Model, rows: Rows) -> dict[str, Tensor]:
     """Mean loss of each held-out row, in-context score of a decoder, and the dimension of the final stream."""
     tokens, stream = rows.to(model.device), list[Tensor]()
     shift = 0 if rows.labels is not None else 1
-    hook = model.final_norm.module.register_forward_pre_hook(lambda module, args: stream.append(args[0].detach()))
-    try:
+    hook = model.final_norm.module.register_forward_pre_hook
+    with hooked(hook, lambda module, args: stream.append(args[0].detach())):
         logits = logits_of(model, tokens)[:, : -shift or None]
-    finally:
-        hook.remove()
     targets = tokens.targets[:, shift:].long()
     losses = nn.functional.cross_entropy(
         logits.transpose(1, 2), targets, ignore_index=NOT_COUNTED, reduction="none"

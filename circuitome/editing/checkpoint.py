@@ -126,7 +126,8 @@ def with_biases(model: Model, needed: dict[str, set[int]]) -> Model:
     """A copy of the model whose projections have the biases that are needed, 0 where they are new."""
     missing = _without_bias(model, needed)
     if not missing:
-        return Model(copy.deepcopy(model.hf), model.tokenizer, model.name)
+        return model.copied("An edited checkpoint")
+    model.check_open("An edited checkpoint")
     config: Any = copy.deepcopy(model.hf.config)
     for kind in missing:
         setattr(config, SWITCHES[kind], True)

@@ -20,6 +20,7 @@ from circuitome.models.block import weight_of
 from circuitome.models.hooks import hooked
 from circuitome.models.model import Model
 from circuitome.models.norms import Norm
+from circuitome.models.placement import parameter
 from circuitome.tasks.task import Task
 
 CONSTANT = ("mean", "zero")
@@ -103,12 +104,12 @@ def replace_outputs(model: Model, held: AblatedOutputs) -> Iterator[None]:
         for layer, (which, value) in held.heads.items():
             if model.blocks[layer].attention_post is None:
                 hook = _in_front(model, which, value)
-                stack.callback(model.blocks[layer].output.register_forward_pre_hook(hook).remove)
+                stack.enter_context(hooked(model.blocks[layer].output.register_forward_pre_hook, hook))
             else:
                 stack.enter_context(change_shares(model, layer, which, _constant(value)))
         for layer, value in held.mlps.items():
             last = model.blocks[layer].mlp_ends[1]
-            stack.callback(last.register_forward_hook(_instead(value)).remove)
+            stack.enter_context(hooked(last.register_forward_hook, _instead(value)))
         yield
 
 
@@ -139,7 +140,7 @@ def change_shares(model: Model, layer: int, which: list[int], change: Callable[[
         seen[:] = [(args[0], output)]
 
     def move(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        if not seen or seen[0][1] is not args[0]:  # a pass in which no attention runs, see `Model.attention_calls`
+        if not seen:  # a pass in which no attention runs, see `Model.attention_calls`
             return output
         shares = (
             seen.pop()[0].float().unflatten(-1, (model.heads.q, model.heads.width)) / post.sigma(args[0])[..., None]
@@ -180,7 +181,7 @@ def _live_weights(model: Model, layer: int, which: list[int]) -> Float[Tensor, "
 
 def _live_gain(post: Norm) -> Tensor:
     """A norm's multiplier, float32, within reach of gradients."""
-    weight: Tensor | None = getattr(post.module, "weight", None)
+    weight = parameter(post.module)
     return torch.ones(()) if weight is None else weight.float() + post.gain_offset
 
 

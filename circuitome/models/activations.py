@@ -1,13 +1,14 @@
 """What one forward pass showed of every block, and the hooks that write it down."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 from circuitome.models.block import Block
+from circuitome.models.hooks import hooked
 
 
 @dataclass
@@ -62,12 +63,13 @@ def recording(
 
     with ExitStack() as stack:
         for block in blocks:
-            for handle in _record_block(block, activations, start):
-                stack.callback(handle.remove)
+            stack.enter_context(_record_input(block, activations.resid_pre, start))
+            for register, hook in _record_block(block, activations, start):
+                stack.enter_context(hooked(register, hook))
         for block, which in zip(blocks, neurons, strict=False):
             hook = _record_neurons(block, which, activations, start)
-            stack.callback(block.mlp_writer.register_forward_hook(hook).remove)
-        stack.callback(final_norm.register_forward_pre_hook(final, prepend=True).remove)
+            stack.enter_context(hooked(block.mlp_writer.register_forward_hook, hook))
+        stack.enter_context(hooked(final_norm.register_forward_pre_hook, final, prepend=True))
         yield
 
 
@@ -76,8 +78,17 @@ def _from(start: int, t: Tensor) -> Tensor:
     return t[:, start:].clone() if start else t
 
 
-def _record_block(block: Block, activations: ActivationCache, start: int) -> list[Any]:
-    """The installed hooks that write one block's values on the activations."""
+def _record_input(block: Block, values: list[Tensor], start: int) -> AbstractContextManager[None]:
+    """Notes the stream in front of a block, where it is what attention and residual connection share."""
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        values.append(_from(start, args[0] if args else kwargs["hidden_states"]))
+
+    return hooked(block.layer.register_forward_pre_hook, note, with_kwargs=True)
+
+
+def _record_block(block: Block, activations: ActivationCache, start: int) -> list[tuple[Any, Callable[..., Any]]]:
+    """Where to install which hook, so that one block's values are written on the activations."""
 
     def reads(values: list[Tensor]) -> Callable[..., None]:
         """Notes what a module is given."""
@@ -104,14 +115,12 @@ def _record_block(block: Block, activations: ActivationCache, start: int) -> lis
         activations.mlp_out.append(_from(start, apart(output.contiguous())))
 
     first_mlp, last_mlp = block.mlp_ends
-    first_attention = block.attention_norm.module if block.attention_norm else block.projections[0]
     return [
-        first_attention.register_forward_pre_hook(reads(activations.resid_pre)),
-        *(module.register_forward_hook(projection) for module in block.projections),
-        block.output.register_forward_pre_hook(reads(activations.z)),
-        *([block.output.register_forward_hook(gives(activations.attention_out))] if block.attention_post else []),
-        first_mlp.register_forward_pre_hook(resid_mid),
-        last_mlp.register_forward_hook(mlp_out),
+        *((module.register_forward_hook, projection) for module in block.projections),
+        (block.output.register_forward_pre_hook, reads(activations.z)),
+        *([(block.output.register_forward_hook, gives(activations.attention_out))] if block.attention_post else []),
+        (first_mlp.register_forward_pre_hook, resid_mid),
+        (last_mlp.register_forward_hook, mlp_out),
     ]
 
 

@@ -16,6 +16,7 @@ from transformers.masking_utils import eager_mask
 from circuitome.errors import UnsupportedModelError
 from circuitome.models.inputs import Inputs
 from circuitome.models.model import Model
+from circuitome.models.placement import at_home
 
 NAME = "circuitome"
 """What transformers knows our attention by."""
@@ -129,11 +130,10 @@ def _dispatch(
 ) -> tuple[Tensor, None]:
     layer, attend = _OWN[module]
     scaling = options.get("scaling")
-    call = AttentionCall(
-        layer,
-        query.shape[-1] ** -0.5 if scaling is None else scaling,
-        options.get("softcap"),
-        options.get("sliding_window"),
-        attention_mask,
-    )
-    return attend(call, query, key, value).transpose(1, 2).contiguous(), None
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+
+    def run(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        call = AttentionCall(layer, scaling, options.get("softcap"), options.get("sliding_window"), mask)
+        return attend(call, query, key, value)
+
+    return at_home(module, run)(query, key, value, attention_mask).transpose(1, 2).contiguous(), None

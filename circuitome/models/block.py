@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from circuitome.models.families import Family
 from circuitome.models.norms import Norm
+from circuitome.models.placement import parameter
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ class Block:
     @property
     def n_neurons(self) -> int:
         """Number of the MLP's neurons."""
-        return int(weight_of(self.mlp_writer).shape[1])
+        return width_of(self.mlp_writer)
 
     def split_inputs(self, values: Sequence[Tensor], dim: int = -1) -> list[Tensor]:
         """What `mlp_readers` gave, as gate and up, or the only input, of each neuron; a fused projection holds both."""
@@ -236,10 +237,16 @@ class Block:
 def weight_of(module: Any) -> Float[Tensor, "out in_"]:
     """A projection's weight as [out, in], or embeddings [token, d_model]; GPT-2's Conv1D stores the transpose.
 
-    It is the module's own parameter, within reach of gradients.
+    Of a model in one piece it is the module's own parameter, within reach of gradients; see `placement.parameter`.
     """
-    weight: Tensor = module.weight
+    weight = parameter(module)
+    assert weight is not None
     return weight if isinstance(module, nn.Linear | nn.Embedding) else weight.T
+
+
+def width_of(module: Any) -> int:
+    """How many numbers a projection reads; no weight is loaded or dequantised for it."""
+    return int(module.in_features if isinstance(module, nn.Linear) else module.weight.shape[0])
 
 
 def as_stored(module: nn.Module, weight: Shaped[Tensor, "out in_"]) -> Shaped[Tensor, "_ _"]:
@@ -249,12 +256,14 @@ def as_stored(module: nn.Module, weight: Shaped[Tensor, "out in_"]) -> Shaped[Te
 
 def _bias(module: nn.Module) -> Tensor | None:
     """A projection's bias, float32."""
-    bias: Any = getattr(module, "bias", None)
+    bias = parameter(module, "bias")
     return None if bias is None else bias.detach().float()
 
 
 def _bias_or_zero(module: nn.Module) -> Tensor:
     """A projection's bias in its own dtype, zeros where it has none."""
+    bias = parameter(module, "bias")
+    if bias is not None:
+        return bias.detach()
     weight = weight_of(module)
-    bias: Any = getattr(module, "bias", None)
-    return weight.new_zeros(len(weight)) if bias is None else bias.detach()
+    return weight.new_zeros(len(weight))

@@ -4,7 +4,9 @@ import hashlib
 import importlib.util
 import os
 import socket
-from collections.abc import Callable, Iterator
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import torch
+from accelerate import dispatch_model, infer_auto_device_map
+from accelerate.utils import check_device_map
 from huggingface_hub import constants, snapshot_download
 from safetensors import SafetensorError
 from transformers import (
@@ -29,6 +33,7 @@ from circuitome.models.families import family_of
 from circuitome.models.gguf import dequantised, quiet
 from circuitome.models.known import KNOWN, known_model
 from circuitome.models.model import Model
+from circuitome.models.placement import state
 from circuitome.progress import Progress, silent
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -54,6 +59,10 @@ BUNDLED: dict[str, Callable[[], Path]] = {DEFAULT_MODEL: smollm2_file}
 """Models that have a short name: what finds their file."""
 SHORT_NAMES = (*BUNDLED, *KNOWN)
 """All names that need no hub."""
+SPREADS = ("auto", "balanced", "balanced_low_0", "sequential")
+"""In place of a device's name: rules by which transformers spreads a model over all devices, the CPU and disk."""
+DeviceMap = str | Mapping[str, str | int]
+"""A rule in `SPREADS`, or where each module goes."""
 HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 """All models of supported architectures that the hub knows without their owner's name."""
 
@@ -65,42 +74,52 @@ def load(
     revision: str | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
+    device_map: DeviceMap | None = None,
     check: bool = True,
     progress: Progress = silent,
 ) -> Model:
     """A model ready for every method, with Hugging Face's numerics and untouched weights.
 
     `model` is a short name (`circuitome models`), the name of a model with a known circuit (`KNOWN`), a hub name, a
-    local folder, a .gguf file, or a live transformers model (then give its `tokenizer` too). A GGUF file is dequantised
-    once and cached as safetensors. `revision` is a branch, tag or commit of a hub name, such as step512 of a series of
-    checkpoints; without a network it is read from the local cache. `dtype` defaults to the checkpoint's own, float32
-    for GGUF. `device` is a name such as cuda or cuda:1; by default the environment variable CIRCUITOME_DEVICE, else the
-    CPU; a live model stays where it is. Before it is returned the model is checked on a short input.
+    local folder, a .gguf file, or a live transformers model (then give its `tokenizer` too). A GGUF file is
+    dequantised once and cached as safetensors. `revision` is a branch, tag or commit of a hub name, such as step512 of a
+    series of checkpoints; without a network it is read from the local cache. `dtype` defaults to the checkpoint's own,
+    float32 for GGUF. `device` is a name such as cuda or cuda:1; by default the environment variable CIRCUITOME_DEVICE,
+    else the CPU; a live model stays where it is, on several devices too. `device_map` spreads the weights over devices,
+    the CPU or disk, as transformers does: "auto", or where each module goes. Before it is returned the model is checked
+    on a short input.
 
     >>> cm.load("known-ioi")  # or smollm2-135m, a hub name, a folder, a .gguf file, a transformers model
     Model(known-ioi, circuitome_known, 172 edges, torch.float32)
 
     Raises `UnknownNameError`, `UnsupportedModelError`, `AdapterError`, `NumericsError` for weights that give NaN, or
-    `InputError` for files that cannot be read, a device that is not there, or weights on several devices.
+    `InputError` for files that cannot be read, a device that is not there, or a map that leaves a module out.
     """
-    if (again := _asked_before(model, tokenizer, revision, dtype, device)) in _KEPT:
+    if (again := _asked_before(model, tokenizer, revision, dtype, device, device_map)) in _KEPT:
         return _KEPT[again]
     _KEPT.clear()  # before another takes memory
     if isinstance(model, PreTrainedModel):
         hf, name = model, model.config._name_or_path or type(model).__name__
     else:
         name = str(model)
+        if device is None and device_map is None:
+            device = os.environ.get("CIRCUITOME_DEVICE")
+        if device in SPREADS:
+            device, device_map = None, str(device)
         where, options = (name, {}) if name in KNOWN else _locate(name, progress)
         if revision is not None:
             options = {**options, "revision": _of_hub(revision, name, where)}
-        hf, its_tokenizer = _known(name, dtype) if name in KNOWN else _read(name, where, options, dtype)
+        known = name in KNOWN
+        hf, its_tokenizer = _known(name, dtype) if known else _read(name, where, options, dtype, device_map)
         name = name if revision is None else f"{name}@{revision}"
         tokenizer = tokenizer or its_tokenizer
-        device = device or os.environ.get("CIRCUITOME_DEVICE")
     if device is not None:
-        hf.to(_device(device))  # type: ignore[arg-type]  # transformers' decorator hides that devices are taken
-    _refuse_several_devices(hf, name)
+        _move(hf, name, _device(device))
+    elif device_map is not None and getattr(hf, "hf_device_map", None) is None:
+        _dispatch(hf, name, device_map)
     loaded = Model(hf, tokenizer, Path(name).name if Path(name).exists() else name)
+    if loaded.device.type == "meta":
+        raise InputError(f"{name} has no weights: they are on the meta device. Give a model that was read or made.")
     if check:
         check_model(loaded)
     if again is not None and _KEEPING:
@@ -130,17 +149,19 @@ def let_go() -> None:
     _KEPT.clear()
 
 
-def _asked_before(model: Any, tokenizer: Any, revision: Any, dtype: Any, device: Any) -> tuple[Any, ...] | None:
+def _asked_before(
+    model: Any, tokenizer: Any, revision: Any, dtype: torch.dtype | None, device: Any, device_map: Any
+) -> tuple[Any, ...] | None:
     """What identifies a model that is asked for by name; files count with the time of their last change."""
     if isinstance(model, PreTrainedModel) or tokenizer is not None:
         return None
     path = Path(str(model))
     files = [path, *path.glob("*")] if path.is_dir() else [path] if path.is_file() else []
     changed = max((file.stat().st_mtime_ns for file in files), default=0)
-    return str(model), revision, dtype, str(device or os.environ.get("CIRCUITOME_DEVICE")), changed
+    return str(model), revision, dtype, str(device or os.environ.get("CIRCUITOME_DEVICE")), str(device_map), changed
 
 
-def _device(name: str | torch.device) -> torch.device:
+def _device(name: str | int | torch.device) -> torch.device:
     """The device of this name. Raises `InputError` where this machine has none."""
     try:
         device = torch.device(name)
@@ -154,14 +175,40 @@ def _device(name: str | torch.device) -> torch.device:
     return device
 
 
-def _refuse_several_devices(hf: PreTrainedModel, name: str) -> None:
-    """Weights are read from their modules and multiplied with activations of others: all on one device."""
-    places = sorted({str(parameter.device) for parameter in hf.parameters()})
-    if len(places) > 1 or places == ["meta"]:
-        raise InputError(
-            f"The weights of {name} lie on {', '.join(places)}; circuitome needs all of them on one device. Load the "
-            "model without a device_map, in bfloat16 if it is too large otherwise."
-        )
+def _move(hf: PreTrainedModel, name: str, device: torch.device) -> None:
+    spread: Any = getattr(hf, "hf_device_map", {})
+    if len(set(spread.values())) > 1:
+        raise InputError(f"{name} is spread over devices by its device_map, so it cannot be moved to {device}.")
+    hf.to(device)  # type: ignore[arg-type]  # transformers' decorator hides that devices are taken
+
+
+def _dispatch(hf: PreTrainedModel, name: str, device_map: DeviceMap) -> None:
+    """Spread a model that is in memory."""
+    places: Any = device_map
+    if isinstance(device_map, str):
+        places = infer_auto_device_map(hf, no_split_module_classes=list(hf._no_split_modules or ()))
+    _check_map(hf, name, places)
+    folder = _offload_folder()
+    dispatch_model(hf, dict(places), offload_dir=folder.name, force_hooks=True)
+    weakref.finalize(hf, folder.cleanup)
+
+
+def _offload_folder() -> "tempfile.TemporaryDirectory[str]":
+    """Where weights go that neither a device nor the CPU holds, if they do not lie in safetensors already."""
+    return tempfile.TemporaryDirectory(prefix="circuitome-offloaded-", ignore_cleanup_errors=True)
+
+
+def _check_map(hf: torch.nn.Module, name: str, device_map: Mapping[str, str | int]) -> None:
+    """Raises `InputError` for a map that leaves a module out, names one that is not there, or a device that is not."""
+    modules = {path for path, _ in hf.named_modules()}
+    if strange := [path for path in device_map if path not in modules]:
+        raise unknown_name("module", strange[0], sorted(modules))
+    for device in {str(device) for device in device_map.values()} - {"cpu", "disk"}:
+        _device(int(device) if device.isdigit() else device)
+    try:
+        check_device_map(hf, dict(device_map))
+    except ValueError as error:
+        raise InputError(f"The device_map leaves modules of {name} out: {str(error).rsplit(': ', 1)[-1]}.") from None
 
 
 def _locate(name: str, progress: Progress) -> tuple[str, dict[str, Any]]:
@@ -218,12 +265,22 @@ def _known(name: str, dtype: torch.dtype | None) -> tuple[PreTrainedModel, PreTr
 
 
 def _read(
-    name: str, folder: str, options: dict[str, Any], dtype: torch.dtype | None
+    name: str, folder: str, options: dict[str, Any], dtype: torch.dtype | None, device_map: DeviceMap | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     with quiet():
         try:
-            kind = auto_class(AutoConfig.from_pretrained(folder, **options))  # refuses before gigabytes are read
-            hf = kind.from_pretrained(folder, dtype=dtype or "auto", **options)
+            config = AutoConfig.from_pretrained(folder, **options)
+            kind = auto_class(config)  # refuses before gigabytes are read
+            spread = dict[str, Any]()
+            if device_map is not None:
+                if not isinstance(device_map, str):
+                    with torch.device("meta"):
+                        _check_map(kind.from_config(config), name, device_map)
+                place = _offload_folder()
+                spread = {"device_map": device_map, "offload_folder": place.name}
+            hf = kind.from_pretrained(folder, dtype=dtype or "auto", **options, **spread)
+            if spread:
+                weakref.finalize(hf, place.cleanup)
         except (OSError, ValueError, SafetensorError) as error:
             raise _unreadable(name, error, options.get("revision")) from error
         try:
@@ -266,7 +323,7 @@ def _unreadable(name: str, error: Exception, revision: str | None = None) -> Inp
 def weights_hash(model: Model) -> str:
     """BLAKE2 over names, shapes, dtypes and bytes of all weights: equal hashes mean equal models."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in model.hf.state_dict().items():
+    for name, tensor in state(model.hf):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import replace
 from operator import attrgetter
 from typing import Any, Protocol, runtime_checkable
@@ -17,12 +17,13 @@ from circuitome.errors import InputError, UnsupportedModelError
 from circuitome.graph.model_graph import Graph
 from circuitome.graph.node import Node
 from circuitome.models.activations import ActivationCache, recording
-from circuitome.models.block import Block, Heads
+from circuitome.models.block import Block, Heads, weight_of
 from circuitome.models.described import Described, Encoder
 from circuitome.models.families import Family, family_of
 from circuitome.models.hooks import hooked, replaced
 from circuitome.models.inputs import Inputs, OnePassLayer
 from circuitome.models.norms import Norm
+from circuitome.models.placement import check_open, home_device, in_one_piece, parameter, settle, thin_forwards
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Arguments that a block gives its attention besides the hidden states: masks, rotary tables, cache."""
@@ -59,6 +60,7 @@ class Model:
         self.tokenizer = tokenizer
         self.name = name
         self.family: Family = family_of(hf.config)
+        settle(hf, name)
         config: Any = hf.config
         n_heads: int = config.num_attention_heads
         n_kv: int = getattr(config, "num_key_value_heads", None) or n_heads
@@ -159,10 +161,26 @@ class Model:
                 "(circuitome heads, neurons, syntax); for the rest use a decoder."
             )
 
+    def check_open(self, what: str) -> None:
+        """Raises `InputError` where weights cannot be changed or copied: quantised, offloaded, on several devices.
+
+        `what` needs that they can, as the beginning of a sentence. Reading them is always possible.
+        """
+        check_open(self.hf, self.name, what)
+
+    def copied(self, what: str) -> "Model":
+        """The same model with weights of its own. Raises as `check_open`."""
+        self.check_open(what)
+        return Model(deepcopy(self.hf), self.tokenizer, self.name)
+
+    def in_one_piece(self) -> "Model":
+        """A copy with ordinary weights of its own on one device, of a model quantised, offloaded or on several."""
+        return Model(in_one_piece(self.hf), self.tokenizer, self.name)
+
     @property
     def device(self) -> torch.device:
         """Where the model's inputs go."""
-        return next(self.hf.get_input_embeddings().parameters()).device
+        return home_device(self.hf)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -415,7 +433,7 @@ class Model:
             if tokens is None:
                 logits = head(normed)
             else:
-                weight, bias = head.weight, getattr(head, "bias", None)
+                weight, bias = weight_of(head), parameter(head, "bias")
                 logits = nn.functional.linear(normed, weight[tokens], None if bias is None else bias[tokens])
         cap = getattr(self.hf.config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
@@ -473,10 +491,12 @@ class Model:
                 self._reservations -= 1
 
     def _prepare(self, stack: ExitStack) -> None:
-        """Evaluation mode and, in float64, masks that stay finite, until `stack` ends."""
+        """Evaluation mode, weights read at each use, and, in float64, masks that stay finite, until `stack` ends."""
         for module in [module for module in self.hf.modules() if module.training]:
             module.training = False
             stack.callback(setattr, module, "training", True)
+        for module, forward in thin_forwards(self.hf):
+            stack.enter_context(replaced(module, forward))
         if self.dtype == torch.float64:
             for block in self.blocks:
                 hook = block.attention.register_forward_pre_hook(_with_finite_mask, with_kwargs=True)

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from circuitome.models.placement import parameter
+
 
 @dataclass(frozen=True)
 class Norm:
@@ -34,13 +36,13 @@ class Norm:
     @property
     def gain(self) -> Float[Tensor, "*d_model"]:
         """Multiplier of each coordinate, float32, any offset (Gemma's 1 + weight) included; 1 where there is none."""
-        weight: Tensor | None = getattr(self.module, "weight", None)
+        weight = parameter(self.module)
         return torch.ones(()) if weight is None else weight.detach().float() + self.gain_offset
 
     @property
     def bias(self) -> Float[Tensor, " d_model"] | None:
         """Added after the gain, float32; None where the norm has no bias."""
-        bias: Tensor | None = getattr(self.module, "bias", None)
+        bias = parameter(self.module, "bias")
         return None if bias is None else bias.detach().float()
 
     @property

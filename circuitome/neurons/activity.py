@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from circuitome.errors import InputError
 from circuitome.models.block import Block
+from circuitome.models.hooks import hooked
 from circuitome.models.inputs import Inputs
 from circuitome.models.model import Model
 
@@ -30,8 +31,8 @@ def watching_activity(model: Model, look: Look, layers: Sequence[int] | None = N
         for layer in range(len(model.blocks)) if layers is None else layers:
             read, write = _hooks(layer, model.blocks[layer], look)
             first = model.blocks[layer].mlp_readers[0]
-            stack.callback(first.register_forward_hook(read).remove)
-            stack.callback(model.blocks[layer].mlp_writer.register_forward_pre_hook(write).remove)
+            stack.enter_context(hooked(first.register_forward_hook, read))
+            stack.enter_context(hooked(model.blocks[layer].mlp_writer.register_forward_pre_hook, write))
         yield
 
 

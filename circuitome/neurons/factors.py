@@ -29,6 +29,7 @@ from circuitome.engine.readout import check_numbers
 from circuitome.engine.setting import Setting
 from circuitome.models.activations import ActivationCache
 from circuitome.models.block import Block
+from circuitome.models.hooks import hooked
 from circuitome.models.inputs import Inputs
 from circuitome.models.model import Model
 from circuitome.models.norms import Norm
@@ -106,8 +107,8 @@ def watching_neurons(blocks: Sequence[Block]) -> Iterator[NeuronCache]:
                 cache.outputs.append(output)
 
             for projection in projections:
-                stack.callback(projection.register_forward_hook(read).remove)
-            stack.callback(block.mlp_writer.register_forward_hook(write).remove)
+                stack.enter_context(hooked(projection.register_forward_hook, read))
+            stack.enter_context(hooked(block.mlp_writer.register_forward_hook, write))
         yield cache
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from circuitome.errors import InputError, NumericsError
 from circuitome.graph.node import Node
+from circuitome.models.hooks import hooked
 from circuitome.models.model import Model
 
 
@@ -43,7 +44,7 @@ def control(model: Model, *, off: Sequence[str] = (), set_to: Mapping[str, float
     with model.locked(), ExitStack() as stack:
         for layer, values in by_layer.items():
             hook = _holding(torch.tensor(list(values)), torch.tensor(list(values.values())))
-            stack.callback(model.blocks[layer].mlp_writer.register_forward_pre_hook(hook).remove)
+            stack.enter_context(hooked(model.blocks[layer].mlp_writer.register_forward_pre_hook, hook))
         yield
 
 

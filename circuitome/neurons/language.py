@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError, unknown_name
 from circuitome.graph.node import Node
+from circuitome.models.hooks import hooked
 from circuitome.models.model import Model
 from circuitome.neurons.activity import Rule, check_mlps, watching_activity
 from circuitome.neurons.layer_counts import Batch
@@ -193,7 +194,7 @@ def watching_stream(model: Model, at: Tensor, total: Float[Tensor, "layer d_mode
             hidden = output[0] if isinstance(output, tuple) else output
             total[layer] += hidden.reshape(-1, hidden.shape[-1])[at].float().sum(0).cpu()
 
-        stack.callback(block.layer.register_forward_hook(add).remove)
+        stack.enter_context(hooked(block.layer.register_forward_hook, add))
     return stack
 
 

@@ -6,7 +6,6 @@ Block by block of layers, the scores are a product of weights times a product of
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +17,7 @@ from circuitome.errors import InputError
 from circuitome.graph.node import Node
 from circuitome.models.block import Block, weight_of
 from circuitome.models.model import Model
+from circuitome.models.placement import parameter
 from circuitome.neurons.factors import (
     Gradients,
     Pass,
@@ -271,7 +271,7 @@ def _attention_constants(block: Block) -> Float[Tensor, "reader d_head"]:
 
 def _constants(block: Block) -> Tensor | float:
     """What each input of a neuron is where the normed residual is zero before the norm's bias."""
-    found: list[Any] = [getattr(module, "bias", None) for module in block.mlp_readers]
+    found = [parameter(module, "bias") for module in block.mlp_readers]
     biases = [bias.detach().float() for bias in found if bias is not None]
     constant: Tensor | float = torch.stack(block.split_inputs(biases), -1) if biases else 0.0
     if (norm := block.mlp_norm) is not None and norm.bias is not None:

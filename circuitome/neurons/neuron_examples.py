@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitome.errors import InputError
+from circuitome.models.hooks import hooked
 from circuitome.models.inputs import Inputs
 from circuitome.models.model import Model
 from circuitome.neurons.activity import watching_activity
@@ -74,12 +75,9 @@ def neuron_context(model: Model, neuron: str, ids: Sequence[int]) -> NeuronConte
     def read(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         kept.append(output[..., : block.n_neurons].reshape(len(ids), -1)[-1, node.index].float())
 
-    handle = block.mlp_readers[0].register_forward_hook(read)
-    try:
-        with torch.enable_grad(), model.frozen_parameters(), model.starting_from(leaf):
-            model.logits(inputs)
-    finally:
-        handle.remove()
+    watching = hooked(block.mlp_readers[0].register_forward_hook, read)
+    with watching, torch.enable_grad(), model.frozen_parameters(), model.starting_from(leaf):
+        model.logits(inputs)
     (gradient,) = torch.autograd.grad(kept[0], leaf)
     contributions = (gradient.float() * leaf.detach().float()).sum(-1)[0]
     return NeuronContext(neuron, float(kept[0].detach()), contributions.cpu())

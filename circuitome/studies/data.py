@@ -1,6 +1,5 @@
 """What the choice of training data does: trainings that differ in nothing else, side by side."""
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -154,7 +153,7 @@ def _selection(settings: Data, context: Context) -> "tuple[Choices, str]":
     circuit = cm.eap_ig(setting).top(settings.edges)
 
     def begin(seed: int) -> "cm.Model":
-        return cm.Model(copy.deepcopy(model.hf), model.tokenizer, model.name)
+        return model.copied("Training")
 
     made = data_choices.selection_streams(
         setting, cut, texts.held, begin, circuit=circuit, measured=other, share=0.4 * settings.share

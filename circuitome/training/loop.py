@@ -115,6 +115,7 @@ def train(
     Raises `InputError` for a model in half precision, whose small steps would be lost, `MemoryBudgetError` where not
     even one row fits, `NumericsError` where the training diverges, `RunError` for the folder of another training.
     """
+    model.check_open("Training")
     if model.dtype not in (torch.float32, torch.float64):
         raise InputError(
             f"{model.name} is in {str(model.dtype).removeprefix('torch.')}, in which most steps of a training are "

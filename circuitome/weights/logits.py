@@ -13,6 +13,7 @@ from circuitome.errors import NumericsError
 from circuitome.models.activations import ActivationCache
 from circuitome.models.inputs import Inputs
 from circuitome.models.model import Model
+from circuitome.models.placement import parameter
 from circuitome.results import Samples, mean
 from circuitome.tasks.task import Task
 from circuitome.weights.folding import behind, unembedding_rows
@@ -75,7 +76,7 @@ def _directions(
     model: Model, task: Task, rows: Sequence[int]
 ) -> tuple[Float[Tensor, "batch d_model"], Float[Tensor, " batch"]]:
     """Mean unembedding of right answers minus that of wrong ones for each prompt, and the same of its biases."""
-    weight, bias = unembedding_rows(model), getattr(model.unembedding, "bias", None)
+    weight, bias = unembedding_rows(model), parameter(model.unembedding, "bias")
     directions, offsets = [], []
     for row in rows:
         sides = [list(ids) for ids in (task.pairs[row].answers, task.pairs[row].wrongs)]

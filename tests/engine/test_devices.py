@@ -62,8 +62,8 @@ def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch)
         cm.load("known-ioi")
 
 
-def test_weights_on_several_devices_are_refused() -> None:
+def test_weights_that_nothing_brings_inputs_to_are_refused() -> None:
     hf = tiny("llama").hf
     hf.lm_head.to("meta")
-    with pytest.raises(InputError, match=r"lie on cpu, meta; circuitome needs all of them on one device"):
+    with pytest.raises(InputError, match=r"lie on cpu, meta, and nothing brings inputs to those of lm_head"):
         cm.load(hf)

@@ -19,6 +19,7 @@ from circuitome.engine.ablation import scaled_heads
 from circuitome.engine.batches import make_batch
 from circuitome.errors import InputError
 from circuitome.graph.node import Node
+from circuitome.models.hooks import hooked
 from circuitome.models.model import Model
 from circuitome.weights.folding import unembedding_rows
 
@@ -109,11 +110,8 @@ def neuron_vectors(
     def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         kept.extend((args[0], output))
 
-    handle = block.mlp_writer.register_forward_hook(keep)
-    try:
+    with hooked(block.mlp_writer.register_forward_hook, keep):
         block.run_mlp(seen.activations.resid_mid[layer][:1, place : place + 1])
-    finally:
-        handle.remove()
     acts, out = kept[0].float().flatten(), kept[1].float().flatten()
     scale = acts if block.mlp_post is None else acts / block.mlp_post.sigma(out)
     return acts, scale[:, None] * block.neuron_weights()

@@ -34,6 +34,7 @@ from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError, NumericsError
 from circuitome.graph.node import Node
 from circuitome.models.model import Model
+from circuitome.models.placement import parameter
 from circuitome.tasks.task import Pair, Task, continuation
 from circuitome.weights.folding import unembedding_rows
 
@@ -299,7 +300,7 @@ def _direction(
     """
     norm, weight = model.final_norm, unembedding_rows(model).float()
     apart = weight[tokens[0]] - weight[tokens[1]]
-    bias = getattr(model.unembedding, "bias", None)
+    bias = parameter(model.unembedding, "bias")
     constant = 0.0 if bias is None else float(bias[tokens[0]] - bias[tokens[1]])
     constant += 0.0 if norm.bias is None else float(apart @ norm.bias)
     direction = norm.centre(apart * norm.gain) / norm.sigma(end)

@@ -17,7 +17,6 @@ from torch import nn
 from circuitome.engine.interventions.transformer_lens import translated
 from circuitome.errors import InputError, UnknownNameError, unknown_name
 from circuitome.graph.node import Node
-from circuitome.models.block import weight_of
 from circuitome.models.model import Model
 
 STREAM = ("resid_pre", "resid_mid", "resid_post")
@@ -111,7 +110,7 @@ def tap(model: Model, where: Site) -> Tap:
     if where.what == "in":
         return Tap(block.mlp[0], False, d_model)
     if where.what == "hidden":
-        return Tap(block.mlp_writer, False, weight_of(block.mlp_writer).shape[1])
+        return Tap(block.mlp_writer, False, block.n_neurons)
     return Tap(block.attention_end if node.kind == "attention" else block.mlp_ends[1], True, d_model)
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitome.models.block import Block
+from circuitome.models.hooks import hooked
 from circuitome.models.model import Model
 
 WatchHeads = Callable[[int, Float[Tensor, "batch head query key"], Float[Tensor, "batch query head d_head"]], None]
@@ -39,9 +40,9 @@ def watching_heads(model: Model, watch: WatchHeads) -> Iterator[dict[str, Tensor
     behind = model.blocks[1].layer if len(model.blocks) > 1 else final
     with torch.no_grad(), ExitStack() as stack:
         for layer, block in enumerate(model.blocks):
-            stack.callback(block.output.register_forward_hook(_noting_z(model, layer, block, latest)).remove)
+            stack.enter_context(hooked(block.output.register_forward_hook, _noting_z(model, layer, block, latest)))
         for name, module in (("embedded", model.blocks[0].layer), ("first", behind), ("final", final)):
-            stack.callback(module.register_forward_pre_hook(_noting_input(stream, name), with_kwargs=True).remove)
+            stack.enter_context(hooked(module.register_forward_pre_hook, _noting_input(stream, name), with_kwargs=True))
         stack.enter_context(model.watching_attention(shown))
         yield stream
 

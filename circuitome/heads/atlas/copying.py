@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from circuitome.heads.atlas.repeated import Repeated
 from circuitome.models.model import Model
+from circuitome.models.placement import parameter
 from circuitome.weights.extremes import among_extremes
 from circuitome.weights.folding import behind, check_outputs_are_tokens, unembedding_rows
 
@@ -104,7 +105,7 @@ def among_ends(model: Model, out: Float[Tensor, "n d_model"], tokens: Int[Tensor
     Norm and unembedding are odd functions but for their biases: what a model gives for nothing at all is the same for
     both signs.
     """
-    weight, bias = unembedding_rows(model), getattr(model.unembedding, "bias", None)
+    weight, bias = unembedding_rows(model), parameter(model.unembedding, "bias")
     with torch.no_grad():
         nothing = model.final_norm(torch.zeros_like(out[:1]))
         constant = nn.functional.linear(nothing.float(), weight.float(), None if bias is None else bias.float())[0]

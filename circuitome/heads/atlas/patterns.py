@@ -1,7 +1,6 @@
 """Scores of attention patterns on repeated random tokens: which heads look where, by position or by repetition."""
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import replace
 
 import torch
@@ -118,7 +117,7 @@ def random_model(model: Model, seed: int) -> Model:
 
     Gains and biases stay. Attention is then as sharp as matrices of this size make it, but looks nowhere on purpose.
     """
-    hf = deepcopy(model.hf)
+    hf = model.copied("A random model beside this one").hf
     generator = torch.Generator(model.device).manual_seed(seed)
     with torch.no_grad():
         for weight in hf.parameters():

@@ -22,6 +22,7 @@ from transformers.cache_utils import DynamicLayer
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError
 from circuitome.models import attention
+from circuitome.models.hooks import hooked
 from circuitome.models.inputs import Inputs
 from circuitome.models.model import Model
 
@@ -179,7 +180,7 @@ def _unrotated(model: Model) -> Iterator[None]:
 
     with ExitStack() as stack:
         for block in model.blocks:
-            stack.callback(block.attention.register_forward_pre_hook(still, with_kwargs=True).remove)
+            stack.enter_context(hooked(block.attention.register_forward_pre_hook, still, with_kwargs=True))
         yield
 
 
