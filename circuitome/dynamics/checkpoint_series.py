@@ -2,12 +2,13 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from circuitome.dynamics.development import Development, of_rows
 from circuitome.dynamics.measures import Measures, listed
+from circuitome.engine.shards import WHOLE, Shard, shard_of
 from circuitome.errors import CircuitomeError, InputError
 from circuitome.models.loading import load
 from circuitome.models.model import Model
@@ -77,13 +78,31 @@ def series(
     >>> found.steps, passed_over
     ((1, 2), {})
     """
+    rows, passed_over = measure_checkpoints(folder, measures, keep=keep, progress=progress)
+    if not rows:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(passed_over.items())[:3])
+        raise InputError(f"No checkpoint in {folder} can be measured. {reasons}")
+    return of_rows(Path(folder).name, sorted(rows.items())), passed_over
+
+
+def measure_checkpoints(
+    folder: str | Path,
+    measures: Callable[[Model], Measures],
+    *,
+    keep: Path | None,
+    shard: Shard = WHOLE,
+    progress: Progress = silent,
+) -> tuple[dict[int, dict[str, Any]], dict[str, str]]:
+    """By step what was measured, and why others were passed over; of all checkpoints, or of those of a shard."""
     places = checkpoints(folder)
     rows, passed_over = _restored(keep)
     fixed: Measures | None = None
     shape: dict[str, Any] | None = None
-    for done, at in enumerate(ends_then_halves(len(places)), 1):
+    order = ends_then_halves(len(places))
+    others = set(order) - {order[i] for i in shard_of(len(order), shard)}
+    for done, at in enumerate(order, 1):
         step, path = places[at]
-        known = step in rows or path.name in passed_over
+        known = step in rows or path.name in passed_over or at in others
         if not known or shape is None:
             try:
                 model = load(path)
@@ -96,10 +115,18 @@ def series(
                 passed_over[path.name] = str(error)
             _write(keep, rows, passed_over)
         progress(f"checkpoints{BESIDE}{path.name}", done, len(places))
-    if not rows:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(passed_over.items())[:3])
-        raise InputError(f"No checkpoint in {folder} can be measured. {reasons}")
-    return of_rows(Path(folder).name, sorted(rows.items())), passed_over
+    return rows, passed_over
+
+
+def join_kept(parts: Sequence[Path], into: Path) -> None:
+    """Write what the shards of a series have kept as what one series has kept, which `series` goes on from."""
+    rows: dict[int, dict[str, Any]] = {}
+    passed_over: dict[str, str] = {}
+    for part in parts:
+        more, without = _restored(part)
+        rows |= more
+        passed_over |= without
+    _write(into, rows, passed_over)
 
 
 def _shape(model: Model) -> dict[str, Any]:
