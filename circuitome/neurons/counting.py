@@ -137,7 +137,9 @@ class Counting:
         self.counts = {layer: LayerCounts(neurons, cut.length, keep) for layer in self.layers}
         self.occurrences = torch.zeros(self.vocabulary, dtype=torch.long)
         self.counted = torch.zeros(cut.length, dtype=torch.long)
-        self.kept = setting.kept("census", cut.data_hash(), quantile, keep, list(self.layers), list(shard))
+        self.kept = setting.kept(
+            "census", cut.data_hash(), quantile, keep, list(self.layers), list(shard), len(first), SEGMENT
+        )
 
     def run(self) -> None:
         """Read its windows, from where an earlier run stopped; what is counted is written every minute and at last."""

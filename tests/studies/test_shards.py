@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -39,13 +40,13 @@ def checkpoints(tmp_path):
     return str(tmp_path / "series")
 
 
-@pytest.fixture(autouse=True)
-def _small_parts(monkeypatch):
+@pytest.fixture
+def small_parts(monkeypatch):
     for name, value in SMALL.items():
         monkeypatch.setattr(name, value)
 
 
-ASKED = {
+ASKED: dict[str, dict[str, Any]] = {
     "neurons": {"model": "known-ioi", "length": 9, "tokens": 800},
     "dictionary train": {"model": "known-ioi", "length": 9, "tokens": 800, "width": "20", "k": 3},
     "routes": {"model": "known-ioi"},
@@ -70,7 +71,7 @@ def check_same(a, b):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(ASKED))
-def test_any_number_of_shards_gives_the_same(name, tmp_path, texts, monkeypatch):
+def test_any_number_of_shards_gives_the_same(name, tmp_path, texts, monkeypatch, small_parts):
     monkeypatch.setitem(EXECUTORS, "local", one_after_another)
     given = {**ASKED[name], ("file" if name == "routes" else "texts"): texts}
     whole = done(name, tmp_path / "1", **given)
@@ -93,7 +94,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.slow
-def test_only_the_shard_that_was_killed_is_repeated(tmp_path, texts, monkeypatch):
+def test_only_the_shard_that_was_killed_is_repeated(tmp_path, texts, monkeypatch, small_parts):
     given, begun = {**ASKED["neurons"], "texts": texts, "shards": 3}, list[int]()
 
     def killed(call, given, **_):
