@@ -9,6 +9,7 @@ from typing import Any
 
 from circuitome.dynamics.development import Development, of_rows
 from circuitome.dynamics.measures import Measures
+from circuitome.engine.shards import WHOLE, Shard, shard_of
 from circuitome.errors import CircuitomeError, InputError
 from circuitome.models.loading import keeping_model, load
 from circuitome.models.model import Model
@@ -144,13 +145,31 @@ def series(
     >>> found.steps, passed_over
     ((1, 2), {})
     """
+    rows, passed_over = measure_checkpoints(source, measures, revisions=revisions, keep=keep, progress=progress)
+    if not rows:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(passed_over.items())[:3])
+        raise InputError(f"No checkpoint in {source} can be measured. {reasons}")
+    return of_rows(Path(source).name, sorted(rows.items())), passed_over
+
+
+def measure_checkpoints(
+    source: str | Path,
+    measures: Callable[[Model], Measures],
+    *,
+    revisions: Sequence[str] = (),
+    keep: Path | None,
+    shard: Shard = WHOLE,
+    progress: Progress = silent,
+) -> tuple[dict[int, dict[str, Any]], dict[str, str]]:
+    """By step what was measured, and why others were passed over; of all checkpoints, or of those of a shard."""
     there = checkpoints(source, revisions)
     rows, passed_over = _restored(keep)
     wanted = [there[at] for at in ends_then_halves(len(there))]
-    left = [one for one in wanted if one.step not in rows and one.name not in passed_over]
-    done = len(wanted) - len(left)
+    mine = [wanted[i] for i in shard_of(len(wanted), shard)]
+    left = [one for one in mine if one.step not in rows and one.name not in passed_over]
+    done = len(mine) - len(left)
     with keeping_model():  # the first is asked for twice
-        fixed = _first(wanted, measures, passed_over) if left else None
+        fixed = _first(wanted, measures, passed_over)
         for checkpoint in left:
             if fixed is not None and checkpoint.name not in passed_over:
                 try:
@@ -159,11 +178,19 @@ def series(
                     passed_over[checkpoint.name] = str(error)
             _write(keep, rows, passed_over)
             done += 1
-            progress(f"checkpoints{BESIDE}{checkpoint.name}", done, len(wanted))
-    if not rows:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(passed_over.items())[:3])
-        raise InputError(f"No checkpoint in {source} can be measured. {reasons}")
-    return of_rows(Path(source).name, sorted(rows.items())), passed_over
+            progress(f"checkpoints{BESIDE}{checkpoint.name}", done, len(mine))
+    return rows, passed_over
+
+
+def join_kept(parts: Sequence[Path], into: Path) -> None:
+    """Write what the shards of a series have kept as what one series has kept, which `series` goes on from."""
+    rows: dict[int, dict[str, Any]] = {}
+    passed_over: dict[str, str] = {}
+    for part in parts:
+        more, without = _restored(part)
+        rows |= more
+        passed_over |= without
+    _write(into, rows, passed_over)
 
 
 def _first(

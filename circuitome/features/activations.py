@@ -15,7 +15,7 @@ from circuitome.errors import MemoryBudgetError
 from circuitome.features.places import Place
 from circuitome.models.inputs import Inputs
 from circuitome.models.model import Model
-from circuitome.neurons.neuron_census import special_tokens
+from circuitome.neurons.counting import special_tokens
 from circuitome.neurons.text_windows import Windows
 
 PASS = 2048

@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError, NumericsError, unknown_name
 from circuitome.features.activations import Activations, at_once, gathered
 from circuitome.features.dictionary import Dictionary
+from circuitome.features.harvest import harvested
 from circuitome.features.kinds import BANDWIDTH, KINDS, Sparsity
 from circuitome.features.places import Place
 from circuitome.neurons.text_windows import Windows, windows
@@ -84,6 +86,7 @@ def train(
     length: int = LENGTH,
     batch: int = BATCH,
     learning_rate: float | None = None,
+    ahead: Path | None = None,
 ) -> Trained:
     """A dictionary of `width` features (None: 8 for each dimension) for the values of one site, trained on `texts`.
 
@@ -91,6 +94,7 @@ def train(
     `k` is how many features are active on a token: exactly (topk), on average (batchtopk), or as the penalty's target
     (jumprelu); with `l1` that penalty decides. `skip` gives a transcoder a linear part of its own (Paulo et al. 2025,
     arXiv:2501.18823). Texts are cut into windows of `length` tokens in random order, until there are `tokens`.
+    `ahead` is a folder of activations that `harvest` has made; what is not there is made as it is needed.
     With a checkpoint, what is learned is written between stretches, and a later call goes on to the same bytes.
 
     >>> model = cm.load("known-ioi")
@@ -110,7 +114,7 @@ def train(
         if isinstance(texts, Windows)
         else windows(setting.model, texts, length=length, tokens=tokens, seed=setting.seed)
     )
-    training = Training(setting, place, cut, kind, width, Sparsity(k, l1), skip, batch, learning_rate)
+    training = Training(setting, place, cut, kind, width, Sparsity(k, l1), skip, batch, learning_rate, ahead)
     return training.run()
 
 
@@ -140,9 +144,10 @@ class Training:
         skip: bool,
         batch: int,
         learning_rate: float | None,
+        ahead: Path | None,
     ) -> None:
         self.setting, self.place, self.cut, self.kind = setting, place, cut, kind
-        self.width, self.sparsity, self.skip, self.batch = width, sparsity, skip, batch
+        self.width, self.sparsity, self.skip, self.batch, self.ahead = width, sparsity, skip, batch, ahead
         self.rate = LEARNING_RATE * (16384 / width) ** 0.5 if learning_rate is None else learning_rate
         self.stretches = stretches(cut)
         self.dead_after = min(10_000_000, max(batch, int(DEAD_AFTER * cut.tokens)))
@@ -174,7 +179,7 @@ class Training:
             raise InputError("The texts hold only first and special tokens, so nothing was learned. Give texts.")
         if data is None or not len(data):
             data = self._read(total - 1)
-        speed = {name: tokens / seconds for name, seconds in spent.items() if tokens}
+        speed = {name: tokens / seconds for name, seconds in spent.items() if tokens and self.ahead is None}
         if speed:
             speed["bare"] = self._bare_speed()
         return Trained(self._folded(data), torch.tensor(self.history), speed)
@@ -191,7 +196,9 @@ class Training:
 
     def _read(self, number: int) -> Activations:
         """The values of a stretch, but for tokens of massive norm."""
-        data = gathered(self.setting, self.place, self.cut, self.stretches[number], self._tell)
+        data = None if self.ahead is None else harvested(self.setting, self.ahead, number)
+        if data is None:
+            data = gathered(self.setting, self.place, self.cut, self.stretches[number], self._tell)
         if len(data) and "limits" not in self.scale:
             self.scale["limits"] = torch.tensor(data.limits())
         return data.ordinary(tuple(self.scale["limits"].tolist())) if len(data) else data

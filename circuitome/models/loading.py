@@ -82,12 +82,12 @@ def load(
 
     `model` is a short name (`circuitome models`), the name of a model with a known circuit (`KNOWN`), a hub name, a
     local folder, a .gguf file, or a live transformers model (then give its `tokenizer` too). A GGUF file is
-    dequantised once and cached as safetensors. `revision` is a branch, tag or commit of a hub name, such as step512 of a
-    series of checkpoints; without a network it is read from the local cache. `dtype` defaults to the checkpoint's own,
-    float32 for GGUF. `device` is a name such as cuda or cuda:1; by default the environment variable CIRCUITOME_DEVICE,
-    else the CPU; a live model stays where it is, on several devices too. `device_map` spreads the weights over devices,
-    the CPU or disk, as transformers does: "auto", or where each module goes. Before it is returned the model is checked
-    on a short input.
+    dequantised once and cached as safetensors. `revision` is a branch, tag or commit of a hub name, such as step512 of
+    a series of checkpoints; without a network it is read from the local cache. `dtype` defaults to the checkpoint's
+    own, float32 for GGUF. `device` is a name such as cuda or cuda:1; by default the environment variable
+    CIRCUITOME_DEVICE, else the CPU; a live model stays where it is, on several devices too. `device_map` spreads the
+    weights over devices, the CPU or disk, as transformers does: "auto", or where each module goes. Before it is
+    returned the model is checked on a short input.
 
     >>> cm.load("known-ioi")  # or smollm2-135m, a hub name, a folder, a .gguf file, a transformers model
     Model(known-ioi, circuitome_known, 172 edges, torch.float32)

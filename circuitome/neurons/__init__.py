@@ -8,10 +8,11 @@ spoken = cm.neurons.language_neurons(model, {"en": ..., "de": ...})
 with cm.neurons.control(model, off=spoken.of("en"), set_to=spoken.means("de")): ...
 """
 
+from circuitome.neurons.counting import Counting, census
 from circuitome.neurons.held_neurons import control, random_neurons
 from circuitome.neurons.language import LanguageNeurons, language_neurons
 from circuitome.neurons.language_effect import Deactivation, OutputLanguage, adding, deactivation, output_language
-from circuitome.neurons.neuron_census import Census, Example, census
+from circuitome.neurons.neuron_census import Census, Example
 from circuitome.neurons.neuron_edges import NeuronEdges, edges
 from circuitome.neurons.neuron_examples import NeuronContext, neuron_activations, neuron_context
 from circuitome.neurons.neuron_scores import NeuronScores, scores
@@ -23,6 +24,7 @@ from circuitome.neurons.text_windows import Windows, packed, windows
 
 __all__ = [
     "Census",
+    "Counting",
     "Deactivation",
     "DescribedNeuron",
     "Example",

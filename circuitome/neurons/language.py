@@ -25,8 +25,8 @@ from circuitome.graph.node import Node
 from circuitome.models.hooks import hooked
 from circuitome.models.model import Model
 from circuitome.neurons.activity import Rule, check_mlps, watching_activity
+from circuitome.neurons.counting import special_tokens, windows_at_once
 from circuitome.neurons.layer_counts import Batch
-from circuitome.neurons.neuron_census import special_tokens, windows_at_once
 from circuitome.neurons.text_windows import LENGTH, Windows, windows
 from circuitome.results import Shown
 from circuitome.weights.folding import vocabulary

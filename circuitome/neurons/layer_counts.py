@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from circuitome.neurons.ngrams import MIX, ORDERS, BlockGrams, GramCounts, gram_ids
+from circuitome.errors import NumericsError
+from circuitome.neurons.ngrams import MIX, ORDERS, BlockGrams, GramCounts, GramTotals, gram_ids
 from circuitome.neurons.text_windows import Windows
 
 LEVELS, SMALLEST = 16, -8
@@ -93,6 +94,8 @@ def _bins() -> Int[Tensor, "512"]:
 
 
 BINS = _bins()
+UNITS = (2.0**20, 2.0**-20, 2.0**-60)
+"""Sums of numbers are held as whole multiples of these, so that the order of the numbers does not matter."""
 KEPT = ("sums", "positions", "histogram", "top", "places", "contexts")
 """Sums of a layer beside its n-grams."""
 
@@ -102,12 +105,31 @@ def block_grams(grams: Int[Tensor, "n token"]) -> tuple[BlockGrams, ...]:
     return tuple(BlockGrams.of(grams[i]) for i in range(len(ORDERS)))
 
 
+def in_units(values: Float[Tensor, "..."]) -> Int[Tensor, "unit ..."]:
+    """Numbers as whole multiples of `UNITS`, to 2^-61; whole numbers add up to the same in any order.
+
+    Raises `NumericsError` for NaN, infinity and numbers from 2^80 on.
+    """
+    left, parts = values.double(), list[Tensor]()
+    if not bool((left.abs() < 2.0**80).all()):
+        raise NumericsError("The activations of MLP neurons are NaN, infinite or beyond all bounds.")
+    for unit in UNITS:
+        parts.append((left / unit).round())
+        left = left - parts[-1] * unit
+    return torch.stack(parts).long()
+
+
+def of_units(parts: Int[Tensor, "unit ..."]) -> Float[Tensor, "..."]:
+    """The numbers that `in_units` took apart, or sums of them."""
+    return sum((part.double() * unit for part, unit in zip(parts, UNITS, strict=True)), torch.zeros(()).double())
+
+
 class LayerCounts:
     """The sums of one layer, on the CPU."""
 
     def __init__(self, neurons: int, length: int, keep: int) -> None:
-        self.sums = torch.zeros(4, neurons, dtype=torch.double)
-        """Active tokens; sums of a, of its square, and of a where active."""
+        self.sums = torch.zeros(len(UNITS), 4, neurons, dtype=torch.long)
+        """Active tokens; sums of a, of its square, and of a where active: in `UNITS`."""
         self.positions = torch.zeros(2, length, neurons, dtype=torch.int32)
         """Active tokens by position in full windows, and by position turned round."""
         self.histogram = torch.zeros(2 * LEVELS, neurons, dtype=torch.int32)
@@ -118,14 +140,15 @@ class LayerCounts:
         """Where they are."""
         self.contexts = torch.full((keep, neurons, BEFORE + 1 + AFTER), torch.nan, dtype=torch.half)
         """Activations at the tokens around them; NaN where no token is counted."""
-        self.grams = GramCounts(neurons)
+        self.segment, self.grams = GramCounts(neurons), GramTotals(neurons)
+        """What fired in the segment so far, and in those that ended."""
         self.waiting = list[Tensor]()
         """What fired in the batches of the block so far."""
 
     def add(self, batch: Batch, fires: Float[Tensor, "token neuron"], written: Float[Tensor, "token neuron"]) -> None:
         """Count what fired, and what was written, at a batch's counted tokens; n-grams wait for the block's end."""
         active = fires.sum(0)
-        self.sums += torch.stack([active, written.sum(0), written.square().sum(0), (fires * written).sum(0)]).double()
+        self.sums += in_units(torch.stack([active, written.sum(0), written.square().sum(0), (fires * written).sum(0)]))
         if len(batch.full):
             some = fires if len(batch.full) == len(fires) else fires[batch.full]
             for table, positions in zip(self.positions, (batch.positions, batch.shifted), strict=True):
@@ -142,7 +165,23 @@ class LayerCounts:
         """Count the n-grams of the block's batches."""
         fires = self.waiting[0] if len(self.waiting) == 1 else torch.cat(self.waiting)
         self.waiting = []
-        self.grams.add(block, fires.float(), check)
+        self.segment.add(block, fires.float(), check)
+
+    def end_segment(self, number: int) -> None:
+        """Begin to count the next segment's n-grams."""
+        self.grams.end(number, self.segment)
+        self.segment = GramCounts(self.sums.shape[-1])
+
+    def add_counts(self, other: "LayerCounts") -> None:
+        """Take what was counted in the segments behind its own."""
+        self.sums += other.sums
+        self.positions += other.positions
+        self.histogram += other.histogram
+        self.grams.add(other.grams)
+        keep = len(self.top)
+        for name in ("top", "places", "contexts"):
+            setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
+        self.top, self.places, self.contexts = (part[:keep] for part in self.largest())
 
     def _add_histogram(self, written: Float[Tensor, "sample neuron"]) -> None:
         bins = BINS[(written.contiguous().view(torch.int32) >> 23) + 256]
@@ -176,10 +215,12 @@ class LayerCounts:
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """All that is held, by name."""
         yield from ((name, getattr(self, name)) for name in KEPT)
+        yield from self.segment.tensors()
         yield from self.grams.tensors()
 
     def restore(self, held: Mapping[str, Tensor]) -> None:
         """Go on from what `tensors` gave."""
         for name in KEPT:
             setattr(self, name, held[name])
-        self.grams.restore(dict(held))
+        self.segment.restore(dict(held))
+        self.grams.restore(held)

@@ -9,10 +9,14 @@ the n-gram; and exact counters for the neurons whose activations fill few hash c
 so a neuron that needs more than `MOST` cells for 95 % of its activations needs more than `MOST` n-grams: that is proof,
 and no exact count of it is wanted. Exact counters are shortened to the largest `KEPT` of a neuron and n; by how much
 any count may be too small from then on is kept beside them.
+
+Texts are counted in segments, each from nothing, and the segments' counters are merged in a tree that depends on the
+number of segments alone: whoever counted which of them, the result is the same.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
@@ -33,6 +37,8 @@ CELLS, WATCHED = 256, 2 * MOST
 """Hash cells by neuron and n, and cells up to which a neuron's n-grams are counted exactly."""
 KEPT, PENDING = 1024, 16_384
 """Exact counters of a neuron and n, and new counts after which they are shortened to so many, or as there are old."""
+NAMES = ("neuron", "gram", "count")
+"""What lists of counts hold."""
 Parts = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Neurons, n-grams, and counts."""
 MIX = -7046029254386353131
@@ -128,16 +134,7 @@ class Counters:
 
     def merged(self) -> Parts:
         """Neuron, n-gram and count of each pair, summed; by neuron, the largest count first, then by n-gram."""
-        neuron, gram, count = (np.concatenate(parts) for parts in zip(self.held, self.pending, strict=True))
-        order = np.lexsort((gram, neuron))
-        neuron, gram, count = neuron[order], gram[order], count[order]
-        new = np.ones(len(neuron), bool)
-        new[1:] = (neuron[1:] != neuron[:-1]) | (gram[1:] != gram[:-1])
-        starts = new.nonzero()[0]
-        summed = np.add.reduceat(count, starts) if len(starts) else count
-        neuron, gram = neuron[starts], gram[starts]
-        order = np.lexsort((gram, -summed, neuron))
-        return neuron[order], gram[order], summed[order]
+        return summed(*(np.concatenate(parts) for parts in zip(self.held, self.pending, strict=True)))
 
     def shorten(self, watched: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Sum all counts and keep, of watched neurons, the largest; gives neurons and counts of what is left out."""
@@ -147,6 +144,19 @@ class Counters:
         keep = rank_in_group(neuron) < KEPT
         self.held, self.filled = (neuron[keep], gram[keep], count[keep]), 0
         return neuron[~keep], count[~keep]
+
+
+def summed(neuron: np.ndarray, gram: np.ndarray, count: np.ndarray) -> Parts:
+    """Counts of each neuron and n-gram, summed; by neuron, the largest count first, then by n-gram."""
+    order = np.lexsort((gram, neuron))
+    neuron, gram, count = neuron[order], gram[order], count[order]
+    new = np.ones(len(neuron), bool)
+    new[1:] = (neuron[1:] != neuron[:-1]) | (gram[1:] != gram[:-1])
+    starts = new.nonzero()[0]
+    sums = np.add.reduceat(count, starts) if len(starts) else count
+    neuron, gram = neuron[starts], gram[starts]
+    order = np.lexsort((gram, -sums, neuron))
+    return neuron[order], gram[order], sums[order]
 
 
 def empty_counts(size: int) -> Parts:
@@ -163,7 +173,7 @@ def rank_in_group(groups: np.ndarray) -> np.ndarray:
 
 
 class GramCounts:
-    """What the neurons of one layer fire on."""
+    """What the neurons of one layer fire on in one segment of the texts."""
 
     def __init__(self, neurons: int) -> None:
         orders = len(ORDERS)
@@ -213,7 +223,7 @@ class GramCounts:
         """All that is held, by name: what `restore` goes on from."""
         yield from (("cells", self.cells), ("watched", self.watched), ("short", self.short))
         for i, counters in enumerate(self.counters):
-            for name, held, new in zip(("neuron", "gram", "count"), counters.held, counters.pending, strict=True):
+            for name, held, new in zip(NAMES, counters.held, counters.pending, strict=True):
                 yield f"{name}{i}", torch.from_numpy(held)
                 yield f"new_{name}{i}", torch.from_numpy(new)
 
@@ -221,23 +231,113 @@ class GramCounts:
         """Go on from what `tensors` gave."""
         self.cells, self.watched, self.short = held["cells"], held["watched"], held["short"]
         for i, counters in enumerate(self.counters):
-            names = ("neuron", "gram", "count")
-            neuron, gram, count = (held[f"{name}{i}"].numpy() for name in names)
+            neuron, gram, count = (held[f"{name}{i}"].numpy() for name in NAMES)
             counters.held = neuron, gram, count
-            new = [held[f"new_{name}{i}"].numpy() for name in names]
+            new = [held[f"new_{name}{i}"].numpy() for name in NAMES]
             counters.reserve(len(new[0]))
             counters.add(*new)
 
+    def ended(self, number: int) -> "GramNode":
+        """What is left of them when segment `number` ends: the counters of watched neurons."""
+        short = torch.where(self.watched, self.short, self.cells.sum(1))
+        parts = []
+        for i, counters in enumerate(self.counters):
+            neuron, gram, count = counters.merged()
+            keep = self.watched[i].numpy()[neuron]
+            parts.append((neuron[keep], gram[keep], count[keep]))
+        return GramNode(number, 1, short, tuple(parts)).shortened()
+
+
+@dataclass(frozen=True)
+class GramNode:
+    """Counters of a run of segments, a node of the tree in which they are merged."""
+
+    start: int
+    """The first segment."""
+    size: int
+    """How many there are."""
+    short: Int[Tensor, "n neuron"]
+    """By how much any count may be too small."""
+    parts: tuple[Parts, ...]
+    """By n: neurons, n-grams and counts, sorted by neuron, the largest count first."""
+
+    def shortened(self) -> "GramNode":
+        """With the largest counts of each neuron and n alone."""
+        short, parts = self.short.clone(), []
+        for i, (neuron, gram, count) in enumerate(self.parts):
+            keep = rank_in_group(neuron) < KEPT
+            lost = np.zeros(short.shape[1], np.int64)
+            np.maximum.at(lost, neuron[~keep], count[~keep])
+            short[i] += torch.from_numpy(lost)
+            parts.append((neuron[keep], gram[keep], count[keep]))
+        return GramNode(self.start, self.size, short, tuple(parts))
+
+    def with_next(self, other: "GramNode") -> "GramNode":
+        """Merged with the node behind it."""
+        parts = tuple(
+            summed(*map(np.concatenate, zip(*both, strict=True))) for both in zip(self.parts, other.parts, strict=True)
+        )
+        return GramNode(self.start, self.size + other.size, self.short + other.short, parts).shortened()
+
+    def is_sibling(self, other: "GramNode") -> bool:
+        """Whether the node behind it has the same parent in the binary tree of all segments."""
+        return self.size == other.size and self.start % (2 * self.size) == 0 and other.start == self.start + self.size
+
+
+class GramTotals:
+    """What the neurons of one layer fire on, in all segments that ended; as many nodes are held as the tree is deep."""
+
+    def __init__(self, neurons: int) -> None:
+        self.cells = torch.zeros(len(ORDERS), CELLS, neurons, dtype=torch.int32)
+        self.nodes = list[GramNode]()
+
+    def end(self, number: int, counts: GramCounts) -> None:
+        """Take a segment that ended."""
+        self.cells += counts.cells
+        self.push(counts.ended(number))
+
+    def push(self, node: GramNode) -> None:
+        """Take the node behind the last one, and merge all siblings that are complete."""
+        self.nodes.append(node)
+        while len(self.nodes) > 1 and self.nodes[-2].is_sibling(self.nodes[-1]):
+            last = self.nodes.pop()
+            self.nodes[-1] = self.nodes[-1].with_next(last)
+
+    def add(self, other: "GramTotals") -> None:
+        """Take the segments behind its own."""
+        self.cells += other.cells
+        for node in other.nodes:
+            self.push(node)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """All that is held, by name: what `restore` goes on from."""
+        yield "all_cells", self.cells
+        for place, node in enumerate(self.nodes):
+            yield f"node{place}", torch.tensor([node.start, node.size])
+            yield f"node{place}_short", node.short
+            for i, parts in enumerate(node.parts):
+                yield from (
+                    (f"node{place}_{name}{i}", torch.from_numpy(x)) for name, x in zip(NAMES, parts, strict=True)
+                )
+
+    def restore(self, held: Mapping[str, Tensor]) -> None:
+        """Go on from what `tensors` gave."""
+        self.cells, self.nodes = held["all_cells"], []
+        while (name := f"node{len(self.nodes)}") in held:
+            parts = tuple(tuple(held[f"{name}_{x}{i}"].numpy() for x in NAMES) for i in range(len(ORDERS)))
+            start, size = held[name].tolist()
+            self.nodes.append(GramNode(start, size, held[f"{name}_short"], parts))  # type: ignore[arg-type]
+
     def result(self) -> "Coverage":
         """Coverage numbers and the n-grams that each neuron fires on most."""
-        parts = [self._covered(i) for i in range(len(ORDERS))]
+        whole = reduce(lambda right, left: left.with_next(right), reversed(self.nodes))
+        parts = [self._covered(i, whole) for i in range(len(ORDERS))]
         return Coverage(*(torch.stack(column) for column in zip(*parts, strict=True)))
 
-    def _covered(self, i: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _covered(self, i: int, whole: GramNode) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Events, coverage number, whether it is certain, and the largest n-grams of one n."""
-        events = self.cells[i].sum(0)
-        watched = self.watched[i]
-        neuron, gram, count = self.counters[i].merged()
+        events, (neuron, gram, count) = self.cells[i].sum(0), whole.parts[i]
+        watched = needed(self.cells[i], events) <= WATCHED
         rank = rank_in_group(neuron)
         table = torch.zeros(MOST, len(events), dtype=torch.long)
         grams = torch.full((FEW, len(events)), -1, dtype=torch.long)
@@ -246,7 +346,7 @@ class GramCounts:
         at = rank < FEW
         grams[torch.from_numpy(rank[at]), torch.from_numpy(neuron[at]).long()] = torch.from_numpy(gram[at])
         most = needed(table, events)
-        least = torch.minimum(most, needed(table + self.short[i], events))
+        least = torch.minimum(most, needed(table + whole.short[i], events))
         proven = needed(self.cells[i], events) > MOST
         number = torch.where(watched, most, MOST + 1)
         certain = proven | (watched & (least == most))

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from jaxtyping import Int
@@ -44,7 +43,9 @@ class Windows:
 
     def data_hash(self) -> str:
         """BLAKE2 over all tokens."""
-        digest = hashlib.blake2b(self.ids.numpy().tobytes(), digest_size=16)
+        digest = hashlib.blake2b(digest_size=16)
+        for rows in self.blocks():
+            digest.update(self.ids[rows.start : rows.stop].numpy().tobytes())
         digest.update(self.lengths.numpy().tobytes())
         return digest.hexdigest()
 
@@ -85,20 +86,25 @@ def windows(
     Raises `InputError` where the texts hold fewer than two tokens, for a length below 2 or beyond the model's positions
     and for tokens < 1.
     """
-    begin = model.encode("")
-    _check(model, length, len(begin), tokens)
-    rows = list[list[int]]()
-    for text in [texts] if isinstance(texts, str) else texts:
-        ids, step = model.encode_answer(text), length - len(begin)
-        ends = [*range(0, len(ids), step), len(ids)]
-        rows += [[*begin, *ids[a:b]] for a, b in pairwise(ends) if b - a + len(begin) > 1]
+    check_sizes(model, length, len(model.encode("")), tokens)
+    rows = window_rows(model, [texts] if isinstance(texts, str) else texts, length, seed)
     if not rows:
         raise InputError("The texts hold fewer than two tokens, so nothing can be counted. Give texts with words.")
+    return packed(rows, tokens)
+
+
+def window_rows(model: Model, texts: Sequence[str], length: int, seed: int) -> list[Int[Tensor, " pos"]]:
+    """The windows of `texts` in random order, as 32-bit token ids."""
+    begin, rows = torch.tensor(model.encode(""), dtype=torch.int32), list[Tensor]()
+    for text in texts:
+        ids, step = torch.tensor(model.encode_answer(text), dtype=torch.int32), length - len(begin)
+        parts = ids.split(step) if len(ids) else ()
+        rows += [torch.cat([begin, part]) for part in parts if len(part) + len(begin) > 1]
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
-    return packed([rows[i] for i in order], tokens)
+    return [rows[i] for i in order]
 
 
-def packed(rows: Sequence[Sequence[int]], tokens: int | None = None) -> Windows:
+def packed(rows: Sequence[Sequence[int] | Tensor], tokens: int | None = None) -> Windows:
     """Rows of token ids as windows, until there are `tokens`.
 
     A full window is as long as the longest row.
@@ -110,7 +116,7 @@ def packed(rows: Sequence[Sequence[int]], tokens: int | None = None) -> Windows:
     """
     if not len(rows) or not all(map(len, rows)):
         raise InputError("There are no windows, or one is empty. Give rows of token ids.")
-    kept, total = list[Sequence[int]](), 0
+    kept, total = list[Sequence[int] | Tensor](), 0
     for row in rows:
         if tokens is not None and total >= tokens:
             break
@@ -119,11 +125,11 @@ def packed(rows: Sequence[Sequence[int]], tokens: int | None = None) -> Windows:
     longest = max(map(len, kept))
     ids = torch.zeros(len(kept), longest, dtype=torch.int32)
     for i, row in enumerate(kept):
-        ids[i, : len(row)] = torch.tensor(row, dtype=torch.int32)
+        ids[i, : len(row)] = torch.as_tensor(row, dtype=torch.int32)
     return Windows(ids, torch.tensor([len(row) for row in kept], dtype=torch.int32))
 
 
-def _check(model: Model, length: int, begin: int, tokens: int | None) -> None:
+def check_sizes(model: Model, length: int, begin: int, tokens: int | None) -> None:
     """Raises `InputError` for sizes that cannot be."""
     if length < begin + 2:
         raise InputError(f"A window needs at least {begin + 2} tokens, got {length}.")

@@ -6,7 +6,6 @@ calls end. Calls whose worker is lost are made again, so a call must go on from 
 
 import logging
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -35,7 +34,7 @@ def local(call: Call, given: Sequence[Any], *, workers: int, address: str | None
         return
     left, lost = dict(enumerate(given)), 0
     while left:
-        threads = max(1, (os.cpu_count() or 1) // workers)
+        threads = max(1, torch.get_num_threads() // workers)
         context = multiprocessing.get_context("spawn")  # forked processes cannot use CUDA
         pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(threads,))
         try:

@@ -7,8 +7,8 @@ from typing import Any
 from circuitome.errors import DataFileError, InputError
 
 
-def read_rows(path: Path, columns: Iterable[str]) -> list[dict[str, Any]]:
-    """Rows of a Parquet file with those of `columns` that it has, or with all columns where it has none of these.
+def opened_parquet(path: Path) -> Any:
+    """A Parquet file, of which nothing but the description has been read.
 
     Raises `InputError` where pyarrow is not installed, `DataFileError` for a file that cannot be read.
     """
@@ -16,9 +16,7 @@ def read_rows(path: Path, columns: Iterable[str]) -> list[dict[str, Any]]:
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(path)
-        names = file.schema_arrow.names
-        return file.read([name for name in names if name in set(columns)] or names).to_pylist()
+        return pyarrow.parquet.ParquetFile(path)
     except (OSError, ValueError) as error:  # pyarrow's own errors are among these
         raise DataFileError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]}).") from None
 

@@ -16,6 +16,7 @@ from circuitome.studies.context import Context
 from circuitome.studies.pieces import cell
 from circuitome.studies.settings import Argument, ModelSettings
 from circuitome.studies.study import Findings, Study, Work
+from circuitome.studies.texts_read import about, windows_of
 
 if TYPE_CHECKING:
     import torch
@@ -64,14 +65,8 @@ class DictionarySettings(ModelSettings):
 
     def windows(self, context: Context) -> tuple["cm.neurons.Windows", dict[str, Any]]:
         """The texts in windows, and what a manifest says of them."""
-        from circuitome.runs.texts import OWN, documents, text_hash
-
-        texts = documents(self.texts)
-        cut = cm.neurons.windows(context.model, texts, length=self.length, tokens=self.tokens, seed=self.seed)
-        return cut, {
-            "data_hash": text_hash(*texts),
-            "texts": {"source": self.texts or OWN, "tokens": cut.tokens, "windows": len(cut)},
-        }
+        cut = windows_of(self, context)
+        return cut, about(self, cut)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,17 +10,21 @@ import circuitome as cm
 from circuitome.errors import InputError
 from circuitome.present.blocks import Block, Figure, Lede, Lines, Numbers, Series
 from circuitome.studies.context import Context
-from circuitome.studies.settings import Flag, ModelSettings
+from circuitome.studies.settings import Flag, ModelSettings, ShardSettings
+from circuitome.studies.shards import spread
 from circuitome.studies.study import Findings, Study, Work
+from circuitome.studies.texts_read import about, expected_tokens, windows_of
 
 Site = Literal["resid", "mlp", "attn", "z", "transcoder"]
 Kind = Literal["topk", "batchtopk", "jumprelu", "l1"]
+AHEAD = "activations"
+"""Folder of what shards have gathered."""
 LEARNING = 0.2
 """What learning from a token costs, in forward passes of it; measured on SmolLM2 with 8 features a dimension."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DictionaryTrain(ModelSettings):
+class DictionaryTrain(ShardSettings, ModelSettings):
     """Train a sparse dictionary (sparse autoencoder or transcoder) on a model's own activations."""
 
     site: Site = "resid"
@@ -46,6 +50,7 @@ class DictionaryTrain(ModelSettings):
 
     @override
     def check(self) -> None:
+        super().check()
         for name in ("tokens", "length"):
             if getattr(self, name) < 2:
                 raise InputError(f"--{name} must be at least 2, got {getattr(self, name)}.")
@@ -64,21 +69,27 @@ class DictionaryTrain(ModelSettings):
 
 def work(settings: DictionaryTrain, context: Context) -> Work:
     """A pass to the layer over all windows, and learning from it."""
-    from circuitome.runs.texts import documents
-
-    tokens = settings.tokens
-    if settings.texts != "-":
-        tokens = min(tokens, sum(map(len, documents(settings.texts))) // 3)
+    tokens = expected_tokens(settings)
     share = (settings.layer + 1) / len(context.model.blocks)
     return Work(texts=max(1, tokens // settings.length), tokens=settings.length, forward=share + LEARNING)
 
 
+def shard(settings: DictionaryTrain, context: Context, number: int) -> None:
+    """Gather the activations of one of the shards."""
+    from circuitome.features.harvest import harvest
+    from circuitome.features.training import stretches
+
+    assert context.folder is not None, "shards have a folder"
+    cut = windows_of(settings, context)
+    place = cm.features.Place(settings.site, settings.layer)
+    place.check(context.model)
+    harvest(context.setting, place, cut, stretches(cut), context.folder / AHEAD, (number, settings.shards))
+
+
 def run(settings: DictionaryTrain, context: Context) -> Findings:
     """The dictionary, and how its training went."""
-    from circuitome.runs.texts import OWN, documents, text_hash
-
-    texts, model = documents(settings.texts), context.model
-    cut = cm.neurons.windows(model, texts, length=settings.length, tokens=settings.tokens, seed=settings.seed)
+    model, cut = context.model, windows_of(settings, context)
+    spread("dictionary train", settings, context)
     trained = cm.features.train(
         context.setting.but(checkpoint=context.file("dictionary.safetensors")),
         cut,
@@ -89,6 +100,7 @@ def run(settings: DictionaryTrain, context: Context) -> Findings:
         k=settings.k,
         l1=settings.l1,
         skip=settings.skip,
+        ahead=context.file(AHEAD) if settings.shards > 1 else None,
     )
     results = measured(trained)
     return Findings(
@@ -101,11 +113,7 @@ def run(settings: DictionaryTrain, context: Context) -> Findings:
         results=results,
         blocks=blocks(results),
         tensors={**trained.dictionary.tensors(), "history": trained.history},
-        more={
-            "data_hash": text_hash(*texts),
-            "texts": {"source": settings.texts or OWN, "windows": len(cut)},
-            "dictionary": trained.dictionary.described(),
-        },
+        more={**about(settings, cut), "dictionary": trained.dictionary.described()},
     )
 
 
@@ -162,4 +170,4 @@ def blocks(results: Mapping[str, Any]) -> list[Block]:
     ]
 
 
-STUDY = Study("dictionary train", DictionaryTrain, run, work)
+STUDY = Study("dictionary train", DictionaryTrain, run, work, shard=shard)

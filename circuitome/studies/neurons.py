@@ -12,8 +12,10 @@ from circuitome.present.blocks import Block, Column, Figure, Lede, Lines, Note, 
 from circuitome.studies.context import Context
 from circuitome.studies.neuron_index import neuron_index
 from circuitome.studies.pieces import cell
-from circuitome.studies.settings import Flag, ModelSettings
+from circuitome.studies.settings import Flag, ModelSettings, ShardSettings
+from circuitome.studies.shards import spread
 from circuitome.studies.study import Findings, Study, Work
+from circuitome.studies.texts_read import about, expected_tokens, windows_of
 
 if TYPE_CHECKING:
     from circuitome.engine.setting import Setting
@@ -27,7 +29,7 @@ COUNTED, DRAWS, EVALUATED = 1.5, 3, 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Neurons(ModelSettings):
+class Neurons(ShardSettings, ModelSettings):
     """Count what every MLP neuron fires on: dead ones, detectors of tokens and n-grams, positional ones."""
 
     texts: str | None = None
@@ -43,6 +45,7 @@ class Neurons(ModelSettings):
 
     @override
     def check(self) -> None:
+        super().check()
         for name in ("tokens", "length"):
             if getattr(self, name) < 2:
                 raise InputError(f"--{name} must be at least 2, got {getattr(self, name)}.")
@@ -50,24 +53,39 @@ class Neurons(ModelSettings):
 
 def work(settings: Neurons, context: Context) -> Work:
     """One pass over the windows, and with --off some more for the losses."""
-    from circuitome.runs.texts import documents
-
-    tokens = settings.tokens
-    if settings.texts != "-":
-        tokens = min(tokens, sum(map(len, documents(settings.texts))) // 3)
+    tokens = expected_tokens(settings)
     count = max(1, tokens // settings.length)
     passes = COUNTED + (2 * (DRAWS + 2) * min(1.0, EVALUATED / count) if settings.off else 0.0)
     return Work(texts=count, tokens=min(tokens, settings.length), forward=passes)
 
 
+def shard(settings: Neurons, context: Context, number: int) -> None:
+    """Count one of the shards."""
+    counting(settings, context, windows_of(settings, context), number).run()
+
+
+def counting(settings: Neurons, context: Context, cut: "cm.neurons.Windows", number: int) -> "cm.neurons.Counting":
+    """The census of a shard, while it is made; what it has counted is kept."""
+    setting = context.setting.but(checkpoint=context.file(f"census-{number}.safetensors"))
+    return cm.neurons.Counting(setting, cut, quantile=settings.quantile, shard=(number, settings.shards))
+
+
+def counted(settings: Neurons, context: Context, cut: "cm.neurons.Windows") -> "cm.neurons.Census":
+    """The census of all shards, those that are not done yet done here."""
+    whole = counting(settings, context, cut, 0)
+    whole.run()
+    for number in range(1, settings.shards):
+        part = counting(settings, context, cut, number)
+        part.run()
+        whole.add(part)
+    return whole.census()
+
+
 def run(settings: Neurons, context: Context) -> Findings:
     """The census, and what detectors and positional neurons do."""
-    from circuitome.runs.texts import OWN, documents, text_hash
-
-    texts = documents(settings.texts)
-    cut = cm.neurons.windows(context.model, texts, length=settings.length, tokens=settings.tokens, seed=settings.seed)
-    setting = context.setting.but(checkpoint=context.file("census.safetensors"))
-    census = cm.neurons.census(setting, cut, quantile=settings.quantile)
+    cut = windows_of(settings, context)
+    spread("neurons", settings, context)
+    census = counted(settings, context, cut)
     results = measured(context.model, census)
     if settings.off:
         results["off"] = switched_off(context.setting, census)
@@ -78,13 +96,9 @@ def run(settings: Neurons, context: Context) -> Findings:
             "loss are in nats a token; positive: the neurons help."
         ),
         results=results,
-        blocks=[*blocks(results), neuron_index(context.model, census, setting.tell("reading tokens off weights"))],
+        blocks=[*blocks(results), neuron_index(context.model, census, context.tell("reading tokens off weights"))],
         tensors=census.tensors(),
-        more={
-            "data_hash": text_hash(*texts),
-            "texts": {"source": settings.texts or OWN, "tokens": census.tokens, "windows": len(census.windows)},
-            "census": census.facts(),
-        },
+        more={**about(settings, cut, census.tokens), "census": census.facts()},
     )
 
 
@@ -364,4 +378,4 @@ def dead_words(results: Mapping[str, Any]) -> str:
     return text
 
 
-STUDY = Study("neurons", Neurons, run, work)
+STUDY = Study("neurons", Neurons, run, work, shard=shard)

@@ -12,7 +12,8 @@ from circuitome.errors import InputError
 from circuitome.present.blocks import Block, Lede, table
 from circuitome.studies.context import Context
 from circuitome.studies.pieces import cell, head_map
-from circuitome.studies.settings import ModelSettings
+from circuitome.studies.settings import ModelSettings, ShardSettings
+from circuitome.studies.shards import spread
 from circuitome.studies.study import Findings, Study, Work
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ TOKEN_LABELS = ("position", "subword")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoutesOf(ModelSettings):
+class RoutesOf(ShardSettings, ModelSettings):
     """Measure how much each head and MLP matters to the routes of a file of texts, by group."""
 
     file: str = ""
@@ -37,6 +38,7 @@ class RoutesOf(ModelSettings):
 
     @override
     def check(self) -> None:
+        super().check()
         if not self.file:
             raise InputError(
                 "Give a file of texts with --file: .txt, one a line, or .jsonl or .csv with a column text."
@@ -60,16 +62,25 @@ def work(settings: RoutesOf, context: Context) -> Work:
     return Work(texts=len(texts), tokens=longest, forward=2.7)
 
 
-def run(settings: RoutesOf, context: Context) -> Findings:
-    """Importances of heads and MLPs over a file of texts, by group."""
+def shard(settings: RoutesOf, context: Context, number: int) -> "RouteImportance":
+    """The importances over the texts of a shard; they are kept."""
     from circuitome.discovery.routes.importance import token_labels
-    from circuitome.discovery.routes.tracing import plain_task, prompt_ids
 
     texts, labels = _texts(settings)
-    model = context.model
-    given: Any = token_labels(model, texts, settings.by) if settings.by in TOKEN_LABELS else labels
+    given: Any = token_labels(context.model, texts, settings.by) if settings.by in TOKEN_LABELS else labels
+    setting = context.setting.but(checkpoint=context.file(f"routes-{number}.safetensors"))
+    return cm.route_importance(setting, texts, given, norm=settings.norm, shard=(number, settings.shards))
+
+
+def run(settings: RoutesOf, context: Context) -> Findings:
+    """Importances of heads and MLPs over a file of texts, by group."""
+    from circuitome.discovery.routes.importance import RouteImportance
+    from circuitome.discovery.routes.tracing import plain_task, prompt_ids
+
+    spread("routes", settings, context)
+    measured = RouteImportance.joined([shard(settings, context, number) for number in range(settings.shards)])
+    texts, model = _texts(settings)[0], context.model
     ids = [prompt_ids(model, text) for text in texts]
-    measured = cm.route_importance(context.setting, texts, given, norm=settings.norm)
     results = {"groups": [group_of(measured, name) for name in measured.groups], "general": general(measured)}
     return Findings(
         title=f"Importances over {len(texts)} texts in {settings.model}",
@@ -129,4 +140,4 @@ def of_group(name: str, group: Mapping[str, Any]) -> list[Block]:
     return [*([table(f"Heads of {name}", columns, leads, note="Lead over every other group.")] if leads else []), drawn]
 
 
-STUDY = Study("routes", RoutesOf, run, work)
+STUDY = Study("routes", RoutesOf, run, work, shard=shard)

@@ -11,7 +11,8 @@ from circuitome.errors import InputError
 from circuitome.present.blocks import Block, Note, table
 from circuitome.studies import developed
 from circuitome.studies.context import Context
-from circuitome.studies.settings import Argument, Names, Settings
+from circuitome.studies.settings import Argument, Names, ShardSettings
+from circuitome.studies.shards import spread
 from circuitome.studies.study import Findings, Study, Work
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Series(Settings):
+class Series(ShardSettings):
     """Measure checkpoints of one training: heads, losses, composition, syntax, circuits, and their onsets."""
 
     arguments: ClassVar[tuple[str, ...]] = ("folder",)
@@ -50,6 +51,7 @@ class Series(Settings):
 
     @override
     def check(self) -> None:
+        super().check()
         for name, least in (("rows", 2), ("length", 2), ("n", 2)):
             if getattr(self, name) < least:
                 raise InputError(f"--{name} must be at least {least}, got {getattr(self, name)}.")
@@ -67,12 +69,37 @@ def work(settings: Series, context: Context) -> Work:
     return Work(texts=count, tokens=settings.length, seconds=SECONDS * count, notes={"checkpoints": count})
 
 
+def shard(settings: Series, context: Context, number: int) -> None:
+    """Measure the checkpoints of a shard; what is measured is kept."""
+    from circuitome.dynamics.checkpoint_series import measure_checkpoints
+
+    texts = texts_of(settings)
+    measure_checkpoints(
+        settings.folder,
+        lambda model: measures(settings, model, texts),
+        revisions=settings.revisions,
+        keep=context.file(f"measured-{number}.json"),
+        shard=(number, settings.shards),
+    )
+
+
+def texts_of(settings: Series) -> list[str]:
+    """The texts for the losses."""
+    from circuitome.runs.texts import documents
+
+    return [cm.dynamics.python_reference()] if settings.texts is None else documents(settings.texts)
+
+
 def run(settings: Series, context: Context) -> Findings:
     """Every checkpoint, measured; what is done is kept for `--resume`."""
-    from circuitome.runs.texts import documents, text_hash
+    from circuitome.dynamics.checkpoint_series import join_kept
+    from circuitome.runs.texts import text_hash
 
-    texts = [cm.dynamics.python_reference()] if settings.texts is None else documents(settings.texts)
-    words = list[str]()
+    spread("series", settings, context)
+    if settings.shards > 1 and context.folder is not None:
+        parts = [context.folder / f"measured-{number}.json" for number in range(settings.shards)]
+        join_kept(parts, context.folder / "measured.json")
+    texts, words = texts_of(settings), list[str]()
 
     def made_measures(model: cm.Model) -> "Measures":
         made = measures(settings, model, texts)
@@ -144,4 +171,4 @@ def left_out(passed_over: dict[str, str]) -> list[Block]:
     ]
 
 
-STUDY = Study("series", Series, run, work)
+STUDY = Study("series", Series, run, work, shard=shard)

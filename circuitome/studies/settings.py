@@ -107,6 +107,32 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SpreadSettings(Settings):
+    """A study whose work can be done in several places; abstract."""
+
+    on: Annotated[Literal["local", "ray", "slurm"], Parameter(group=RUN)] = "local"
+    """Where parts of the work are done: processes of this machine, a Ray cluster, Slurm."""
+    address: Annotated[str | None, Parameter(group=RUN)] = None
+    """Address of a Ray cluster (by default one is started here), or the partition of Slurm."""
+    gpus: Annotated[float, Parameter(group=RUN)] = 0
+    """GPUs that each part gets on Ray or Slurm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSettings(SpreadSettings):
+    """A study of much text that can be done in parts; abstract."""
+
+    shards: Annotated[int, Parameter(group=RUN)] = 1
+    """Parts that are done at the same time, each in a process of its own; the result does not depend on it."""
+
+    @override
+    def check(self) -> None:
+        super().check()
+        if self.shards < 1:
+            raise InputError(f"--shards must be at least 1, got {self.shards}.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSettings(Settings):
     """A study of a model without a task's prompts; abstract."""
 

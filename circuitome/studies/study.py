@@ -73,3 +73,5 @@ class Study:
     """What it will cost, without doing it."""
     holds: Callable[[Any, Mapping[str, Any]], bool] = lambda settings, manifest: True
     """Whether a finished run, by its manifest, is what the settings insist on: else its command exits with 3."""
+    shard: Callable[[Any, "Context", int], Any] | None = None
+    """Does one of the parts into which its work is split, by number, and keeps what came out in the run's folder."""

@@ -4,9 +4,8 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from typing_extensions import override
 
@@ -14,7 +13,8 @@ from circuitome.errors import CircuitomeError, RunError
 from circuitome.present import blocks
 from circuitome.studies.context import Context
 from circuitome.studies.diff import flat, is_number
-from circuitome.studies.settings import Argument, Settings, command_line
+from circuitome.studies.settings import Argument, Settings, SpreadSettings, command_line
+from circuitome.studies.shards import models_of_worker
 from circuitome.studies.study import Findings, Study, Work
 from circuitome.studies.sweep_plan import Job, read_plan
 
@@ -29,21 +29,15 @@ DONE, FAILED, KEPT = "done", "failed", "was there"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep(Settings):
+class Sweep(SpreadSettings):
     """Do all runs that a YAML file names, and compare them in one table; what is done already is not done again."""
 
     arguments: ClassVar[tuple[str, ...]] = ("file",)
 
     file: Annotated[str, Argument] = ""
     """YAML file with study, set (what all runs are asked) and vary (lists of values), or a list of such."""
-    on: Literal["local", "ray", "slurm"] = "local"
-    """Where the runs are done: processes of this machine, a Ray cluster, Slurm."""
     workers: int = 1
     """Runs done at the same time."""
-    address: str | None = None
-    """Address of a Ray cluster (by default one is started here), or the partition of Slurm."""
-    gpus: float = 0
-    """GPUs that each run gets on Ray or Slurm."""
     runs: str = "runs"
     """Folder of the runs."""
 
@@ -129,12 +123,6 @@ def perform_job(given: tuple[str, Settings, str]) -> dict[str, Any]:
     except CircuitomeError as error:
         return {"state": FAILED, "seconds": time.perf_counter() - start, "message": str(error)}
     return {"state": DONE, "seconds": time.perf_counter() - start}
-
-
-@cache
-def models_of_worker() -> dict[Any, Any]:
-    """The models that this process has loaded, which its next jobs use again."""
-    return {}
 
 
 def row(job: Job, state: Mapping[str, Any], runs: Path) -> dict[str, Any]:

@@ -112,7 +112,16 @@ def test_the_scaling_is_folded_in():
     from circuitome.engine.setting import Setting
 
     run = training.Training(
-        Setting(model), cm.features.Place("resid", 0), cut, "topk", 40, training.Sparsity(3, 1.0), False, 256, 1e-2
+        Setting(model),
+        cm.features.Place("resid", 0),
+        cut,
+        "topk",
+        40,
+        training.Sparsity(3, 1.0),
+        False,
+        256,
+        1e-2,
+        None,
     )
     trained = run.run()
     x = _stream(model)

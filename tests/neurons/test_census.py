@@ -10,9 +10,10 @@ from families import tiny
 from planted_neurons import BIGRAM, LENGTH, PLANTED, TOKEN, TRIGRAM, planted_model, planted_windows
 
 import circuitome as cm
-from circuitome.errors import InputError, MemoryBudgetError
-from circuitome.neurons import neuron_census, ngrams, text_windows
-from circuitome.neurons.layer_counts import _hash
+from circuitome.engine.setting import Setting
+from circuitome.errors import InputError, MemoryBudgetError, NumericsError
+from circuitome.neurons import counting, ngrams, text_windows
+from circuitome.neurons.layer_counts import _hash, in_units, of_units
 from circuitome.neurons.positional import KINDS
 
 QUICK = ("llama", "opt", "phi3")
@@ -193,7 +194,7 @@ def test_neither_batches_nor_padding_matter(monkeypatch):
 
 
 def test_a_stopped_census_goes_on_to_the_same_result(monkeypatch, tmp_path):
-    monkeypatch.setattr(neuron_census, "SECONDS", 0.0)
+    monkeypatch.setattr(counting, "SECONDS", 0.0)
     monkeypatch.setattr(text_windows, "BLOCK", 256)
     monkeypatch.setattr(ngrams, "PENDING", 50)
     model, windows = planted_model(gated=False), planted_windows(40)
@@ -215,6 +216,64 @@ def test_a_stopped_census_goes_on_to_the_same_result(monkeypatch, tmp_path):
         cm.neurons.census(model, planted_windows(41), checkpoint=file)
 
 
+def ended(counts):
+    """What totals say of one segment."""
+    totals = ngrams.GramTotals(counts.cells.shape[-1])
+    totals.end(0, counts)
+    return totals.result()
+
+
+def equal(a, b):
+    """Two censuses, to the byte."""
+    for name, values in a.tensors().items():
+        assert torch.equal(values.nan_to_num(), b.tensors()[name].nan_to_num()), name
+    assert a.facts() == b.facts()
+
+
+def in_shards(model, windows, of, **options):
+    """The census made of so many shards, the last one counted first."""
+    shards = [counting.Counting(Setting(model), windows, shard=(i, of), **options) for i in range(of)]
+    for shard in reversed(shards):
+        shard.run()
+    for shard in shards[1:]:
+        shards[0].add(shard)
+    return shards[0].census()
+
+
+def test_shards_give_what_one_pass_gives(monkeypatch):
+    monkeypatch.setattr(text_windows, "BLOCK", 24)
+    monkeypatch.setattr(counting, "SEGMENT", 2)
+    monkeypatch.setattr(ngrams, "PENDING", 300)
+    monkeypatch.setattr(ngrams, "KEPT", 20)
+    model, windows = tiny("llama"), random_windows([12, 12, 9, 12, 2, 12, 12] * 4, vocab=9)
+    whole = cm.neurons.census(model, windows, keep=3)
+    assert not whole.certain.all() and whole.certain.any()
+    for of in (2, 3, 7, 40):
+        equal(whole, in_shards(model, windows, of, keep=3))
+
+
+def test_what_shards_cannot_be(monkeypatch):
+    monkeypatch.setattr(text_windows, "BLOCK", 24)
+    monkeypatch.setattr(counting, "SEGMENT", 1)
+    model, windows = tiny("llama"), random_windows()
+    with pytest.raises(InputError, match="no shard 2 of 2"):
+        counting.Counting(Setting(model), windows, shard=(2, 2))
+    first = counting.Counting(Setting(model), windows, shard=(0, 2))
+    with pytest.raises(InputError, match="that comes behind"):
+        first.add(first)
+
+
+def test_sums_do_not_depend_on_the_order():
+    numbers = torch.randn(999, generator=torch.Generator().manual_seed(0)).double() * 10.0 ** torch.arange(
+        999
+    ).remainder(20)
+    parts = in_units(numbers)
+    assert torch.equal(of_units(parts), numbers) and torch.equal(parts.sum(1), parts.flip(1).sum(1))
+    for bad in (float("nan"), float("inf"), 1e30):
+        with pytest.raises(NumericsError):
+            in_units(torch.tensor([bad]))
+
+
 def test_counters_are_dropped_shortened_and_taken_up_again(monkeypatch):
     """A neuron that at first fires on everything and then on one token is counted exactly from then on, and said so."""
     counts = ngrams.GramCounts(2)
@@ -226,8 +285,9 @@ def test_counters_are_dropped_shortened_and_taken_up_again(monkeypatch):
         counts.add(block, torch.ones(ids.shape[1], 2), check=True)
         if i == 1:
             assert not counts.watched.any()
-            assert counts.result().number.eq(ngrams.MOST + 1).all() and counts.result().certain.all()
-    result = counts.result()
+            result = ended(counts)
+            assert result.number.eq(ngrams.MOST + 1).all() and result.certain.all()
+    result = ended(counts)
     assert counts.watched[0].all() and result.number[0].tolist() == [1, 1]
     assert result.counts[0, 0].tolist() == [100_000, 100_000] and int(counts.short[0, 0]) == 4000
     monkeypatch.setattr(ngrams, "KEPT", 3)

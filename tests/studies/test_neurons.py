@@ -151,7 +151,7 @@ def test_texts_from_parquet(tmp_path):
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    (tmp_path / "a.parquet").write_bytes(b"")
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match=r"needs pyarrow: pip install 'circuitome\[parquet\]'"):
         documents(str(tmp_path / "a.parquet"))
     with pytest.raises(InputError, match=r"Writing .* needs pyarrow"):

@@ -152,7 +152,7 @@ BAD_FILES = [
     ("t.jsonl", "{", r"line 1: not valid JSON"),
     ("t.jsonl", "[1]", r"line 1: expected an object"),
     ("t.jsonl", "", r"the file is empty"),
-    ("t.md", "a", r"ends in \.txt, \.jsonl, \.csv or \.parquet"),
+    ("t.md", "a", r"ends in \.txt, \.jsonl, \.jsonl\.zst, \.csv or \.parquet"),
 ]
 
 

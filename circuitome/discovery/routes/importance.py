@@ -5,8 +5,9 @@ of an MLP what it adds; no target and no threshold. A group's mean is over its t
 Source: Ferrando and Voita 2024, arXiv:2403.00824, section 4 (importances over data sets).
 """
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -19,6 +20,7 @@ from circuitome.discovery.routes.tracing import Prompt, plain_task, prompt_ids
 from circuitome.engine.batches import group_rows, make_batch
 from circuitome.engine.readout import check_numbers
 from circuitome.engine.setting import Setting, method
+from circuitome.engine.shards import WHOLE, Shard, shard_of
 from circuitome.errors import InputError, unknown_name
 from circuitome.graph.node import Node
 from circuitome.models.model import Model
@@ -26,6 +28,8 @@ from circuitome.results import Estimate, bootstrap
 
 Labels = Sequence[str] | Sequence[Sequence[str]]
 """One label a text, or one a token of every text."""
+BLOCK, SECONDS = 64, 60.0
+"""Texts that are put into batches together, and how long work may go on before it is written down."""
 ALL = "all"
 """The group of every token where no labels are given."""
 
@@ -111,16 +115,30 @@ class RouteImportance:
         heads = [(name, value) for name, value in zip(self.parts, values.tolist(), strict=True) if name[0] == "a"]
         return sorted(heads, key=lambda item: -item[1])[:n]
 
+    @classmethod
+    def joined(cls, parts: Sequence["RouteImportance"]) -> "RouteImportance":
+        """The importances of all shards of one corpus, which have the same groups, in their order."""
+        names = ("sums", "counts", "group_of")
+        sums, counts, group_of = (torch.cat([getattr(part, name) for part in parts]) for name in names)
+        return replace(parts[0], sums=sums, counts=counts, group_of=group_of)
+
 
 @method
 def route_importance(
-    setting: Setting, texts: Sequence[Prompt], labels: Labels | None = None, *, norm: str = "l1"
+    setting: Setting,
+    texts: Sequence[Prompt],
+    labels: Labels | None = None,
+    *,
+    norm: str = "l1",
+    shard: Shard = WHOLE,
 ) -> RouteImportance:
     """Mean importance of every head and MLP over the tokens of `texts`, by label.
 
     `labels` holds one label a text (domain, language) or one a token of every text (part of speech, `token_labels`).
-    Texts are streamed in batches of alike lengths; the result does not depend on them. Time: one
-    forward pass, and 3 operations a token, key it sees, head and residual coordinate.
+    Texts are streamed in blocks of `BLOCK`, in each in batches of alike lengths; the result does not depend on them.
+    Time: one forward pass, and 3 operations a token, key it sees, head and residual coordinate. `shard` measures the
+    texts of one shard alone; `RouteImportance.joined` of all shards is the same to the byte as all texts in one. With
+    a checkpoint, what is measured is written every minute.
 
     >>> model = cm.load("known-ioi")
     >>> texts = ["Ann and Bob met then Bob gave to", "Cid and Dan met then Cid gave to"]
@@ -136,10 +154,35 @@ def route_importance(
     encoded = [prompt_ids(model, text) for text in texts]
     named = _named(encoded, labels)
     groups = tuple(dict.fromkeys(label for own in named for label in own))
+    kept = setting.kept("routes", plain_task(encoded).data_hash(), named, norm, list(shard))
+    rows = _empty_rows(model) if (before := kept.read()) is None else before[0]
+    done = 0 if before is None else int(before[1]["texts"])
+    mine = shard_of(-(-len(encoded) // BLOCK), shard)
+    start, end = (min(number * BLOCK, len(encoded)) for number in (mine.start, mine.stop))
+    last = time.monotonic()
+    for at in range(start + done, end, BLOCK):
+        part = range(at, min(at + BLOCK, end))
+        block = _block(setting, [encoded[i] for i in part], [named[i] for i in part], groups, norm)
+        rows = {name: torch.cat([rows[name], block[name]]) for name in rows}
+        if time.monotonic() - last > SECONDS or part.stop == end:
+            kept.write(rows, {"texts": part.stop - start})
+            last = time.monotonic()
+        setting.progress("tracing texts", part.stop - start, end - start)
+    return RouteImportance(model.graph.n_layers, model.graph.n_heads, groups, **rows)
+
+
+def _empty_rows(model: Model) -> dict[str, Tensor]:
+    parts = model.graph.n_layers * (model.graph.n_heads + 1)
+    return {"sums": torch.zeros(0, parts), "counts": torch.zeros(0), "group_of": torch.zeros(0, dtype=torch.long)}
+
+
+def _block(
+    setting: Setting, encoded: list[list[int]], named: list[list[str]], groups: tuple[str, ...], norm: str
+) -> dict[str, Tensor]:
+    """The rows of some texts: sums, counts and groups."""
+    model, task = setting.model, plain_task(encoded)
     index = {name: i for i, name in enumerate(groups)}
-    task = plain_task(encoded)
     found: dict[int, list[tuple[Tensor, float, int]]] = {}
-    done = 0
     for rows in group_rows(model, task, shared_prefix=False, max_memory=setting.max_memory):
         seen = RoutePass.of(model, make_batch(model, task, rows, shared_prefix=False, corrupted=False).clean)
         with model.eager_attention():
@@ -149,19 +192,11 @@ def route_importance(
             member[[index[label] for label in named[row]], range(len(values))] = 1
             sums, counts = member @ values, member.sum(1)
             found[row] = [(sums[g], float(counts[g]), g) for g in counts.nonzero().flatten().tolist()]
-        done += len(rows)
-        setting.progress("tracing texts", done, len(texts))
-    kept = [one for row in sorted(found) for one in found[row]]
-    importances_of_rows = torch.stack([sums for sums, _, _ in kept])
-    check_numbers(importances_of_rows, "importance of heads and MLPs")
-    return RouteImportance(
-        model.graph.n_layers,
-        model.graph.n_heads,
-        groups,
-        importances_of_rows,
-        torch.tensor([count for _, count, _ in kept]),
-        torch.tensor([group for _, _, group in kept]),
-    )
+    flat = [one for row in sorted(found) for one in found[row]]
+    sums = torch.stack([values for values, _, _ in flat])
+    check_numbers(sums, "importance of heads and MLPs")
+    counts, places = (torch.tensor([entry[i] for entry in flat]) for i in (1, 2))
+    return {"sums": sums, "counts": counts, "group_of": places}
 
 
 @torch.no_grad()
