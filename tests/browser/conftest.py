@@ -55,6 +55,7 @@ def visit(chromium, request):
         )
         context.on("weberror", lambda error: faults.append(str(error.error)))
         context.on("console", lambda said: faults.extend([f"console: {said.text}"][: said.type == "error"]))
+        context.on("dialog", lambda dialog: (faults.append(f"a dialog: {dialog.message}"), dialog.dismiss()))
         page = context.new_page()
         opened.append((page, f"{request.node.name}-{width}{'-dark' if dark else ''}-{len(opened)}"))
         page.goto(address.as_uri() if isinstance(address, Path) else address)
