@@ -297,6 +297,7 @@ def every() -> Document:
         replace(bars, groups=("x", "y")),
         Scatter(title="Completeness", x="model", y="circuit", points=points, diagonal=True, groups=("a", "b") * 2),
         roles(),
+        causal_map(),
         routes(),
         prompt_graph(),
         Tokens(title="What it raises", lines=(strip,), labels=("a9.h6",), unit="logits"),
