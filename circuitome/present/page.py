@@ -36,6 +36,7 @@ from circuitome.present.drawings import (
     roles,
     routes,
 )
+from circuitome.present.rows import as_csv
 from circuitome.runs.store import plain
 
 OPEN_PAIRS = 4
@@ -189,6 +190,7 @@ def json_script(value: Any) -> Markup:
 
 
 TOOLS: dict[str, Any] = {
+    "as_csv": as_csv,
     "asdict": asdict,
     "attention_svg": lambda block, head: Markup(attention.svg(block, head)),
     "attribution_graph": attribution_graph,
