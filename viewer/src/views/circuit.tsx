@@ -172,7 +172,7 @@ export default function Circuit({ id, data, title }: ViewProps<Data>) {
         <Front set={set} edges={size} pick={(edges) => change({ shown: edges })} />
       </div>
       <div class="controls tools">
-        <Search field={search} words={wanted} found={found?.size ?? null} set={setWanted} enter={() => found?.size && toggle([...found].sort((a, b) => nodes.strength[b]! - nodes.strength[a]!)[0]!)} />
+        <Search field={search} words={wanted} found={found?.size ?? null} set={setWanted} enter={() => found?.size && pin(nodes.names[[...found].sort((a, b) => nodes.strength[b]! - nodes.strength[a]!)[0]!]!)} />
         <Grouping selected={selected} groups={groups} roles={roles} group={group} clear={() => setSelected([])} regroup={regroup} />
         {data.neurons.some((row) => row.length) && (
           <button type="button" class="fold-all" onClick={() => change({ open: open.size ? "" : data.neurons.flatMap((row, layer) => (row.length ? [layer] : [])).join(",") })}>
