@@ -26,7 +26,8 @@ FRAMES = """async ([what, frames]) => {
       field.dispatchEvent(new Event("input", { bubbles: true }));
     },
     hover: (share) => {
-      const at = { clientX: box.left + box.width * (0.1 + 0.8 * ((7 * share) % 1)), clientY: box.top + box.height * share };
+      const across = 0.1 + 0.8 * ((7 * share) % 1);
+      const at = { clientX: box.left + box.width * across, clientY: box.top + box.height * share };
       canvas.dispatchEvent(new PointerEvent("pointermove", { bubbles: true, ...at }));
     },
   };

@@ -286,8 +286,21 @@ def test_two_runs_lie_on_one_grid(visit, more):
     assert sizes["only the second"] == results["second"] - both
     assert sizes["difference"] == results["first"] + results["second"] - both
     page.get_by_label("difference", exact=True).check()
+    page.locator(".edge-table th button[data-key=also0]").click()
     row = [number(text) for text in texts(page, ".edge-table tbody tr:first-child td.num:not(.range)")[:4]]
-    assert row[1] == pytest.approx(row[3] - row[2], abs=0.002)
+    strongest = min(results["strongest"], key=lambda edge: (edge["in"] == "neither", edge["first"]))
+    assert row[2:] == pytest.approx([strongest["first"], strongest["second"]], abs=0.001)
+    assert row[1] == {"first": -1, "second": 1, "both": 0}[strongest["in"]]  # ranks and logits have no difference
+
+
+def test_the_address_of_the_app_holds_what_its_report_shows(visit, server):
+    page = visit(f"{server.address}#run=found")
+    report = page.frame_locator("iframe")
+    report.locator(".find-node").fill("a2.h0")
+    report.locator(".find-node").press("Enter")
+    page.wait_for_url(re.compile("at=circuit.pin"))
+    again = visit(page.url)
+    assert again.frame_locator("iframe").locator(".panel.kept header b").inner_text() == "a2.h0"
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
