@@ -150,6 +150,7 @@ export default function Circuit({ id, data, title }: ViewProps<Data>) {
     () => <EdgeTable data={data} set={set} title={title} pinned={pinnedName} touches={touching} unpin={unpin} />,
     [data, set, title, pinnedName, touching],
   );
+  const strongest = useMemo(() => <Strongest nodes={nodes} pin={pin} />, [nodes, state.pin]);
   const links = () => {
     const places = set.kind.map((_, i) => i).filter((i) => kinds.has(set.kind[i]!));
     return linksOf(data, set, places.slice(0, size));
@@ -235,7 +236,7 @@ export default function Circuit({ id, data, title }: ViewProps<Data>) {
                 ungroup={() => ungroup(activeName)}
               />
             ) : (
-              <Strongest nodes={nodes} pin={pin} />
+              strongest
             )}
           </div>
         </aside>
