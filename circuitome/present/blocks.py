@@ -326,6 +326,11 @@ class CircuitMap(Block):
     """Roles by name with the nodes that have them, which a page can draw as one."""
     also: tuple[str, ...] = ()
     """Names of the other numbers that edges have."""
+    signs: tuple[str, str] = (
+        "helps: corrupting the edge lowers the metric",
+        "hurts: corrupting the edge raises it",
+    )
+    """What a score below 0 and one above 0 means."""
     top: int = 12
     """Edges that a terminal lists."""
     block: Literal["circuit"] = "circuit"
