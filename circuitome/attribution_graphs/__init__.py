@@ -12,6 +12,7 @@ from circuitome.attribution_graphs.loadings import AttentionPlace, HeadLoadings,
 from circuitome.attribution_graphs.qk import QKAttribution, attention_of
 from circuitome.attribution_graphs.reading import read_graph
 from circuitome.attribution_graphs.result import AttributionGraph, GraphNode
+from circuitome.attribution_graphs.within import within_shares
 
 __all__ = [
     "AttentionPlace",
@@ -31,4 +32,5 @@ __all__ = [
     "grouped",
     "head_loadings",
     "read_graph",
+    "within_shares",
 ]

@@ -65,7 +65,8 @@ def graph_json(
     written = {
         "metadata": _metadata(graph, name, details),
         "qParams": {
-            "pinnedIds": [*(i for some in members for i in some), *(ids[node.name] for node in graph.logits())],
+            "pinnedIds": [ids[name] for name in graph.pinned]
+            or [*(i for some in members for i in some), *(ids[node.name] for node in graph.logits())],
             "supernodes": [[group_name(graph, group), *some] for group, some in zip(groups, members, strict=True)],
             "linkType": "both",
             "clickedId": "",
@@ -89,7 +90,7 @@ def node_id(graph: AttributionGraph, node: GraphNode) -> str:
 
 
 def group_name(graph: AttributionGraph, group: int) -> str:
-    """A group by its strongest node.
+    """The name that a file gave a group, or else one made of its strongest node.
 
     >>> graph = cm.attribution_graph(cm.load("known-ioi"), "Ann and Bob met then Bob gave to", first_token=True)
     >>> import dataclasses
@@ -98,6 +99,8 @@ def group_name(graph: AttributionGraph, group: int) -> str:
     >>> cm.attribution_graphs.group_name(graph, 0).startswith("embed")
     True
     """
+    if group < len(graph.group_names):
+        return graph.group_names[group]
     members = sorted((n for n in graph.nodes if n.group == group), key=lambda node: -node.influence)
     label = f" {members[0].label}" if members[0].label else ""
     return f"{Node.parse(members[0].name).whole}{label} and {len(members) - 1} more"

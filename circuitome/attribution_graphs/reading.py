@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ REQUIRED = ("node_id", "layer", "ctx_idx", "feature_type")
 def read_graph(path: str | Path) -> AttributionGraph:
     """The attribution graph in a JSON file of circuit-tracer, of Neuronpedia, or of `AttributionGraph.save`.
 
-    Errors of the replaced MLPs are nodes m5@3 of kind mlp. Scores are computed anew from the file's links, as
+    Errors of the replaced MLPs are nodes m5@3 of kind mlp. Supernodes are groups, and pinned nodes are kept. Scores are computed anew from the file's links, as
     Neuronpedia does, so that a pruned file's are those of its pruned graph. Where a feature of block 0 and an error
     have one id, as in files of circuit-tracer, the order of a target's links decides, features first; so does the
     block, as an error has no link to earlier ones.
@@ -46,7 +47,11 @@ def read_graph(path: str | Path) -> AttributionGraph:
     names = [str(entry["node_id"]) for entry in data["nodes"]]
     sources, targets, weights = _links(path, data["links"], nodes, names)
     put = torch.tensor([place[i] for i in range(len(nodes))])
-    ordered = tuple(nodes[i] for i in order)
+    chosen = data.get("qParams") or {}
+    supernodes = [list(map(str, some)) for some in chosen.get("supernodes") or [] if len(some) > 1]
+    group_of = {name: number for number, (_, *members) in enumerate(supernodes) for name in members}
+    ordered = tuple(replace(nodes[i], group=group_of.get(names[i])) for i in order)
+    called = {name: node.name for name, node in zip(names, nodes, strict=True)}
     sizes = torch.zeros(len(nodes)).index_add_(0, put[targets], weights.abs())
     tokens = tuple(map(str, data["metadata"]["prompt_tokens"]))
     graph = AttributionGraph(
@@ -65,6 +70,8 @@ def read_graph(path: str | Path) -> AttributionGraph:
         replacement=0.0,
         completeness=0.0,
         expanded=sum(node.kind in UNITS for node in nodes),
+        group_names=tuple(name for name, *_ in supernodes),
+        pinned=tuple(called[name] for name in map(str, chosen.get("pinnedIds") or ()) if name in called),
     )
     return graph.scored()
 
