@@ -13,7 +13,7 @@ test: $(STAMP)  ## all tests, the real model included; the quick ones say which 
 	$(BIN)/python -m pytest -n 2 -m "not slow" --cov=circuitome --cov-report=term-missing:skip-covered --cov-fail-under=90
 	$(BIN)/python -m pytest -n 2 -m slow
 
-check: $(STAMP)  ## format, lint, types, layers, the built script of the app, fast tests
+check: $(STAMP)  ## format, lint, types, layers, the built scripts of app and reports, fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

@@ -1,7 +1,7 @@
-"""Whether the app's script in the package is what the sources in viewer/ build; --write builds it.
+"""Whether the scripts in the package are what the sources in viewer/ build; --write builds them.
 
-Where node and the packages of viewer/ are there, the script is built and compared. Elsewhere the hash of the sources,
-which was written down when the script was built, is compared.
+Where node and the packages of viewer/ are there, types are checked, and the scripts are built and compared. Elsewhere
+the hash of the sources, which was written down when the scripts were built, is compared.
 """
 
 import argparse
@@ -13,46 +13,64 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-VIEWER, SCRIPT, NOTE = ROOT / "viewer", ROOT / "circuitome/present/assets/app.js", ROOT / "viewer/built-from.txt"
-VITE = VIEWER / "node_modules/vite/bin/vite.js"
+VIEWER, ASSETS, NOTE = ROOT / "viewer", ROOT / "circuitome/present/assets", ROOT / "viewer/built-from.txt"
+SCRIPTS = {"app.js": "production", "report.js": "report"}
+"""What is built, and the mode that builds it."""
+PACKAGES = VIEWER / "node_modules"
 
 
 def sources_hash() -> str:
-    """SHA-256 over names and bytes of all that the script is built from, and of the script itself."""
-    files = sorted([*VIEWER.glob("src/*"), *VIEWER.glob("*.json"), VIEWER / "vite.config.js", SCRIPT])
+    """SHA-256 over names and bytes of all that the scripts are built from, and of the scripts themselves."""
+    sources = [path for path in VIEWER.glob("src/**/*") if path.is_file()]
+    built_scripts = [ASSETS / name for name in SCRIPTS]
     digest = hashlib.sha256()
-    for file in files:
+    for file in sorted([*sources, *VIEWER.glob("*.json"), VIEWER / "vite.config.js", *built_scripts]):
         digest.update(f"{file.relative_to(ROOT).as_posix()} ".encode() + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
 
 
-def built(folder: Path) -> bytes:
-    """The script that the sources build."""
-    command = ["node", str(VITE), "build", "--outDir", str(folder), "--logLevel", "error"]
-    subprocess.run(command, cwd=VIEWER, check=True)
-    return (folder / "app.js").read_bytes()
+def node(*words: str) -> None:
+    """Run a script of viewer/'s packages."""
+    subprocess.run(["node", str(PACKAGES / words[0]), *words[1:]], cwd=VIEWER, check=True)
+
+
+def built() -> dict[str, bytes]:
+    """The scripts that the sources build, once their types are right."""
+    node("typescript/bin/tsc", "--noEmit")
+    with tempfile.TemporaryDirectory() as folder:
+        for mode in SCRIPTS.values():
+            node("vite/bin/vite.js", "build", "--mode", mode, "--outDir", folder, "--logLevel", "error")
+        return {name: (Path(folder) / name).read_bytes() for name in SCRIPTS}
 
 
 def main() -> int:
-    """0 where the script is what the sources build."""
+    """0 where the scripts are what the sources build."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--write", action="store_true", help="build the script and write it into the package")
+    parser.add_argument("--write", action="store_true", help="build the scripts and write them into the package")
     arguments = parser.parse_args()
-    node = shutil.which("node") is not None and VITE.is_file()
-    if arguments.write and not node:
+    builds = shutil.which("node") is not None and PACKAGES.is_dir()
+    if arguments.write and not builds:
         print("Building needs node: cd viewer && npm ci", file=sys.stderr)
         return 1
-    if node:
-        with tempfile.TemporaryDirectory() as folder:
-            script = built(Path(folder))
+    if builds:
+        try:
+            scripts = built()
+        except subprocess.CalledProcessError:
+            print("viewer/ does not build; what is wrong stands above.", file=sys.stderr)
+            return 1
         if arguments.write:
-            SCRIPT.write_bytes(script)
+            for name, script in scripts.items():
+                (ASSETS / name).write_bytes(script)
             NOTE.write_text(sources_hash() + "\n", encoding="utf-8")
-        elif script != SCRIPT.read_bytes():
-            print("app.js is not what viewer/ builds. Run: python scripts/bundle.py --write", file=sys.stderr)
+        elif old := [name for name, script in scripts.items() if script != (ASSETS / name).read_bytes()]:
+            print(
+                f"{' and '.join(old)}: not what viewer/ builds. Run: python scripts/bundle.py --write", file=sys.stderr
+            )
             return 1
     if NOTE.read_text("utf-8").strip() != sources_hash():
-        print("viewer/ has changed since app.js was built. Run: python scripts/bundle.py --write", file=sys.stderr)
+        print(
+            "viewer/ has changed since its scripts were built. Run: python scripts/bundle.py --write", file=sys.stderr
+        )
         return 1
     return 0
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from circuitome.errors import RunError
-from circuitome.present.assets import asset
-from circuitome.present.page import SCRIPTS, page, script_hash
+from circuitome.present.assets import asset, script_hash
+from circuitome.present.page import SCRIPTS, page
 from circuitome.present.stored import document
 from circuitome.runs.store import MANIFEST, Run
 

@@ -57,11 +57,14 @@ def demo(*, browser: Annotated[bool, Parameter(negative="--no-browser")] = True)
         Open it in a browser.
 
     """
-    from importlib.resources import files
+    import tempfile
 
-    report = files("circuitome.present").joinpath("assets", "demo.html")
+    from circuitome.present.assets import demo_page
+
+    report = Path(tempfile.mkdtemp(prefix="circuitome-")) / "demo.html"
+    report.write_text(demo_page(), encoding="utf-8")
     print(report)
     if browser:
         import webbrowser
 
-        webbrowser.open(Path(str(report)).as_uri())
+        webbrowser.open(report.as_uri())

@@ -1,7 +1,9 @@
 """Static files of pages, the colours they share with files and notebooks, and the templates."""
 
 import functools
+import hashlib
 import re
+from base64 import b64encode
 from importlib import resources
 from typing import Any
 
@@ -17,6 +19,20 @@ FONT = "ui-sans-serif, system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, s
 def asset(name: str) -> str:
     """One of the static files."""
     return resources.files("circuitome.present").joinpath("assets", name).read_text("utf-8")
+
+
+def script_hash(script: str) -> str:
+    """How a content-security policy names a script that may run."""
+    return b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def demo_page() -> str:
+    """The page of the finished run that comes with the package; its styles and scripts are those of all pages."""
+
+    def filled(match: re.Match[str]) -> str:
+        return script_hash(asset(match[2])) if match[1] else asset(match[2])
+
+    return re.sub(r"@@(hash of )?([\w.]+)@@", filled, asset("demo.html"))
 
 
 @functools.cache

@@ -1,9 +1,7 @@
 """The page of a run: one HTML file that needs no network, still reads without its script, and runs no other."""
 
-import hashlib
 import json
 import re
-from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
@@ -13,7 +11,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from circuitome.present import charts, formats
-from circuitome.present.assets import asset, rendered
+from circuitome.present.assets import asset, rendered, script_hash
 from circuitome.present.blocks import (
     AnyBlock,
     Attention,
@@ -40,12 +38,12 @@ REPEATED = ("command", "sign", "title", "blocks", "results", "prompts")
 
 BLOCKS: dict[type[Block], str] = {
     CircuitMap: "circuit.js",
-    Routes: "routes.js",
+    Routes: "report.js",
     NeuronIndex: "neurons.js",
     PromptGraph: "attribution_graph.js",
 }
-"""By kind of block, the script that it needs beside that of every page."""
-SCRIPTS = ("page.js", *BLOCKS.values())
+"""By kind of block, the script that it needs beside that of every page; report.js is built from viewer/."""
+SCRIPTS = tuple(dict.fromkeys(("page.js", *BLOCKS.values())))
 """All scripts of pages."""
 
 
@@ -73,7 +71,8 @@ class Section:
 def page(document: Document) -> str:
     """The whole page. The same document gives the same text; only its own scripts may run, by their hashes."""
     shown = [block for block in document.blocks if block.where != "terminal"]
-    scripts = ["page.js", *(name for kind, name in BLOCKS.items() if any(isinstance(block, kind) for block in shown))]
+    needed = {name for kind, name in BLOCKS.items() if any(isinstance(block, kind) for block in shown)}
+    scripts = [name for name in SCRIPTS if name in {"page.js", *needed}]
     written = rendered(
         "page.html.j2",
         document=document,
@@ -90,11 +89,6 @@ def page(document: Document) -> str:
 def fragment(blocks: Sequence[AnyBlock]) -> Markup:
     """Blocks without a page around them."""
     return rendered("fragment.html.j2", sections=_sections(blocks), **TOOLS)
-
-
-def script_hash(script: str) -> str:
-    """How a content-security policy names a script that may run."""
-    return b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _sections(blocks: Sequence[AnyBlock]) -> list[Section]:

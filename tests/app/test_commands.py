@@ -7,7 +7,7 @@ from pathlib import Path
 
 from command import run
 
-from circuitome.present.assets import asset
+from circuitome.present.assets import asset, demo_page
 
 
 def test_the_demo_is_a_report_of_the_package_and_needs_no_model(capsys):
@@ -19,9 +19,9 @@ def test_the_demo_is_a_report_of_the_package_and_needs_no_model(capsys):
 
 
 def test_the_demo_looks_as_reports_do_today():
-    page = asset("demo.html")
-    old = [name for name in ("page.css", "page.js", "circuit.js") if asset(name).strip() not in page]
-    assert not old, "put the report.html of `circuitome find known-ioi --model known-ioi` into present/assets/demo.html"
+    page = demo_page()
+    assert "@@" not in page and asset("demo.html").count("@@hash of") == page.count("'sha256-")
+    assert not [name for name in ("page.css", "page.js", "circuit.js") if asset(name) not in page]
 
 
 def test_the_demo_opens_without_torch():

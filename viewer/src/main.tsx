@@ -45,7 +45,7 @@ function App() {
         ) : place === "study" ? (
           <NewStudy view={view} runs={state.runs} />
         ) : (
-          <Runs state={state} {...(view.run ? { open: view.run } : {})} />
+          <Runs state={state} {...(view.run ? { open: view.run, at: view.at ?? "" } : {})} />
         )}
       </main>
     </>

@@ -1,7 +1,7 @@
 /* The runs of the folder, the jobs, and one run's report. */
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { get, nameOf, post, runAddress, type Job, type Progress, type Run, type State } from "./api";
-import { link } from "./address";
+import { link, replace } from "./address";
 
 const when = (text: string) => text.slice(0, 16).replace("T", " ");
 const size = (bytes: number) => (bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
@@ -11,7 +11,7 @@ export function duration(seconds: number): string {
   return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
 }
 
-export function Runs({ state, open }: { state: State; open?: string }) {
+export function Runs({ state, open, at = "" }: { state: State; open?: string; at?: string }) {
   const [words, setWords] = useState("");
   const wanted = words.toLowerCase();
   const shown = state.runs.filter((run) => `${run.title} ${run.name} ${run.kind} ${run.model}`.toLowerCase().includes(wanted));
@@ -33,7 +33,7 @@ export function Runs({ state, open }: { state: State; open?: string }) {
         )}
         <ul class="runs">{shown.map((run) => <RunItem key={run.name} run={run} current={run.name === open} />)}</ul>
       </div>
-      {open && <Opened key={open} name={open} problem={state.runs.find((run) => run.name === open)?.problem} />}
+      {open && <Opened key={open} name={open} at={at} problem={state.runs.find((run) => run.name === open)?.problem} />}
     </div>
   );
 }
@@ -64,7 +64,18 @@ function RunItem({ run, current }: { run: Run; current: boolean }) {
   );
 }
 
-function Opened({ name, problem }: { name: string; problem?: string | undefined }) {
+/* A run's report in its sandbox; what its views show is taken over into the address. */
+function Opened({ name, at, problem }: { name: string; at: string; problem?: string | undefined }) {
+  const frame = useRef<HTMLIFrameElement>(null);
+  const [opened] = useState(at);
+  useEffect(() => {
+    const tell = (event: MessageEvent) => {
+      const words: unknown = event.data?.circuitome;
+      if (event.source === frame.current?.contentWindow && typeof words === "string") replace({ run: name, at: words });
+    };
+    addEventListener("message", tell);
+    return () => removeEventListener("message", tell);
+  }, [name]);
   const [files, setFiles] = useState<{ name: string; bytes: number }[]>([]);
   useEffect(() => {
     get<{ files: { name: string; bytes: number }[] }>(`runs/${encodeURIComponent(name)}`).then(
@@ -85,7 +96,7 @@ function Opened({ name, problem }: { name: string; problem?: string | undefined 
         <a href={link({ view: "study", study: "validate", run: name })}>Validate</a>
         <a href={link({ view: "study", study: "explain", run: name })}>Explain</a>
       </p>
-      <iframe src={report} title={`Report of ${name}`} sandbox="allow-scripts allow-downloads" />
+      <iframe ref={frame} src={opened ? `${report}#${opened}` : report} title={`Report of ${name}`} sandbox="allow-scripts allow-downloads" />
       <details>
         <summary>Files</summary>
         <ul class="files-list">

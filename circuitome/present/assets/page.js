@@ -116,6 +116,7 @@ async function raster({ text, width, height }) {
 }
 
 for (const figure of $$("figure[data-name]")) {
+  if (figure.closest("[data-view]")) continue; // a view has buttons of its own
   const svg = figure.querySelector("svg");
   const name = `${slug(document.title)}-${figure.dataset.name}`;
   const png = element("button", { type: "button", title: "Save as PNG at double size, in light colours" }, "PNG");
@@ -126,5 +127,5 @@ for (const figure of $$("figure[data-name]")) {
 }
 
 document.getElementById("copy-command").addEventListener("click", (event) => copy(document.getElementById("command").textContent, event.currentTarget));
-Object.assign(globalThis, { $$, element, showTip, hideTip, announce, copy, save, slug });
+Object.assign(globalThis, { $$, element, showTip, hideTip, announce, copy, save, slug, standalone, raster });
 document.documentElement.classList.add("ready");

@@ -20,7 +20,7 @@ SAID = 4
 
 
 def on_route(block: Routes, threshold: float) -> list[int]:
-    """Indices of the edges on the route at a threshold: the same as `onRoute` of the page's script.
+    """Indices of the edges on the route at a threshold: the same as `onRoute` of the page's view.
 
     Those of at least the threshold that are reached from the target over such edges; what an MLP reads is always kept.
     """
@@ -116,5 +116,6 @@ def _said(edge: RouteEdge) -> str:
 
 
 def script_data(block: Routes) -> dict[str, Any]:
-    """What the page's script works on."""
-    return {"tokens": block.tokens, "target": block.target, "edges": [asdict(edge) for edge in block.edges]}
+    """What the page's view works on."""
+    names = ("tokens", "target", "threshold", "lowest", "slides")
+    return {**{name: getattr(block, name) for name in names}, "edges": [asdict(edge) for edge in block.edges]}
