@@ -21,6 +21,8 @@ from circuitome.graph.node import Node
 
 FEATURE, ERROR, EMBEDDING, LOGIT = "cross layer transcoder", "mlp reconstruction error", "embedding", "logit"
 """Types of nodes."""
+REST = "others"
+"""Id of the error that a page writes for all sources that it does not draw."""
 SIX = 6
 """Significant digits of a link's weight."""
 
@@ -84,9 +86,9 @@ def node_id(graph: AttributionGraph, node: GraphNode) -> str:
         return f"E_{node.index}_{node.position}"
     if node.kind == "logit":
         return f"{graph.layers + 1}_{node.index}_{node.position}"
-    if node.kind == "mlp":
+    if node.kind == "mlp" and node.name != REST:
         return f"err_{node.layer}_{node.position}"
-    return node.kind if node.kind == "bias" else f"{node.layer}_{node.index}_{node.position}"
+    return node.name if node.kind in ("bias", "mlp") else f"{node.layer}_{node.index}_{node.position}"
 
 
 def group_name(graph: AttributionGraph, group: int) -> str:
@@ -138,7 +140,7 @@ def _node(graph: AttributionGraph, node: GraphNode, rank: float) -> dict[str, An
         shown: dict[str, Any] = {"token_prob": node.influence, "is_target_logit": first, "activation": node.value}
         return {**common, **own, "jsNodeId": f"L_{node.index}-{node.position}", **shown}
     if node.kind in ("bias", "mlp"):
-        layer = "E" if node.kind == "bias" else str(node.layer)
+        layer = "E" if node.layer < 0 else str(node.layer)
         own = {"feature": -1, "layer": layer, "feature_type": ERROR, "clerp": node.label or node.name}
         return {**common, **own, "jsNodeId": f"{common['node_id']}-0", "influence": rank}
     clerp = " ".join(part for part in (str(Node.parse(node.name).whole), node.label) if part)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuitome.attribution_graphs.exchange import EMBEDDING, ERROR, FEATURE, LOGIT
+from circuitome.attribution_graphs.exchange import EMBEDDING, ERROR, FEATURE, LOGIT, REST
 from circuitome.attribution_graphs.result import UNITS, AttributionGraph, GraphNode
 from circuitome.errors import DataFileError
 from circuitome.graph.node import Node
@@ -24,10 +24,10 @@ REQUIRED = ("node_id", "layer", "ctx_idx", "feature_type")
 def read_graph(path: str | Path) -> AttributionGraph:
     """The attribution graph in a JSON file of circuit-tracer, of Neuronpedia, or of `AttributionGraph.save`.
 
-    Errors of the replaced MLPs are nodes m5@3 of kind mlp. Supernodes are groups, and pinned nodes are kept. Scores are computed anew from the file's links, as
-    Neuronpedia does, so that a pruned file's are those of its pruned graph. Where a feature of block 0 and an error
-    have one id, as in files of circuit-tracer, the order of a target's links decides, features first; so does the
-    block, as an error has no link to earlier ones.
+    Errors of the replaced MLPs are nodes m5@3 of kind mlp. Supernodes are groups, and pinned nodes are kept. Scores are
+    computed anew from the links, as Neuronpedia does, so that a pruned file's are those of its pruned graph. Where a
+    feature of block 0 and an error have one id, as in files of circuit-tracer, the order of a target's links decides,
+    features first; so does the block, as an error has no link to earlier ones.
 
     >>> import tempfile
     >>> graph = cm.attribution_graph(cm.load("known-ioi"), "Ann and Bob met then Bob gave to", first_token=True)
@@ -101,6 +101,8 @@ def _node(path: str | Path, entry: Mapping[str, Any], unit: str) -> GraphNode:
     if kind == "feature" and unit == "neuron" and re.match(r"m\d+\.f\d", str(entry.get("clerp"))):
         unit = "feature"  # of a graph of ours, in which both can be
     kind = unit if kind == "feature" else "bias" if entry["node_id"] == "bias" else kind
+    if entry["node_id"] == REST:
+        return GraphNode(REST, kind, -1, 0, 0, None, 0.0, None, str(entry.get("clerp") or ""))
     layer = -1 if str(entry["layer"]) == "E" else int(entry["layer"]) - (kind == "logit")
     numbers = [int(number) for number in re.findall(r"-?\d+", str(entry["node_id"]))]
     index = numbers[-2] if kind in ("embed", "logit", *UNITS) and len(numbers) > 1 else 0

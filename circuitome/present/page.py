@@ -40,7 +40,7 @@ BLOCKS: dict[type[Block], str] = {
     CircuitMap: "circuit.js",
     Routes: "report.js",
     NeuronIndex: "neurons.js",
-    PromptGraph: "attribution_graph.js",
+    PromptGraph: "report.js",
 }
 """By kind of block, the script that it needs beside that of every page; report.js is built from viewer/."""
 SCRIPTS = tuple(dict.fromkeys(("page.js", *BLOCKS.values())))

@@ -104,6 +104,8 @@ def run(settings: Graph, context: Context) -> Findings:
     checks = graphs.check_graph(setting, graph, nodes=settings.off)
     loadings = graphs.head_loadings(setting, graph)
     attention = attention_of(settings, context, graph, loadings)
+    name = settings.folder_name("graph")
+    written = graphs.graph_json(graph, name, attention=attention, details="features")
     return Findings(
         title=f"Attribution graph of {formats.quoted(settings.prompt)}",
         sign=(
@@ -112,9 +114,9 @@ def run(settings: Graph, context: Context) -> Findings:
             "norm scales are held: the edges say what is moved between tokens, not why heads attend there."
         ),
         results=results(graph, checks, attention),
-        blocks=blocks(graph, checks, loadings, attention),
+        blocks=blocks(graph, checks, loadings, attention, written["metadata"]),
         tensors=tensors(graph, loadings),
-        files=files(settings, context, graph, attention, promoted),
+        files=files(settings, context, graph, written, promoted),
         more={
             "prompt": settings.prompt,
             "data_hash": settings.prompt,
@@ -196,12 +198,11 @@ def files(
     settings: Graph,
     context: Context,
     graph: "AttributionGraph",
-    attention: Sequence["QKAttribution"],
+    written: dict[str, Any],
     promoted: dict[str, tuple[str, list[str], list[str]]],
 ) -> dict[str, str]:
     """The graph as JSON for other programs, and a file for each neuron in the folder `features` beside it."""
     graphs = cm.attribution_graphs
-    written = graphs.graph_json(graph, settings.folder_name("graph"), attention=attention, details="features")
     made = {"graph.json": json.dumps(written, ensure_ascii=False)}
     examples = _examples(settings, context, graph)
     for node in graph.units():
@@ -238,13 +239,17 @@ def _examples(settings: Graph, context: Context, graph: "AttributionGraph") -> d
 
 
 def blocks(
-    graph: "AttributionGraph", checks: "GraphChecks", loadings: "HeadLoadings", attention: Sequence["QKAttribution"]
+    graph: "AttributionGraph",
+    checks: "GraphChecks",
+    loadings: "HeadLoadings",
+    attention: Sequence["QKAttribution"],
+    metadata: dict[str, Any],
 ) -> list[Block]:
     """The answer, scores, the graph, the checks, groups and heads."""
     return [
         Lede(text=sentence(graph)),
         Numbers(items=tuple(cards(graph, checks))),
-        drawn(graph, loadings),
+        drawn(graph, metadata, loadings),
         *switched_off(checks),
         groups(graph),
         *heads_table(graph, attention),
@@ -280,7 +285,9 @@ def cards(graph: "AttributionGraph", checks: "GraphChecks") -> list[Figure]:
     ]
 
 
-def drawn(graph: "AttributionGraph", loadings: "HeadLoadings | None" = None) -> PromptGraph:
+def drawn(
+    graph: "AttributionGraph", metadata: dict[str, Any] | None = None, loadings: "HeadLoadings | None" = None
+) -> PromptGraph:
     """The graph itself, with the heads that carry its edges where these are known."""
     scores = graph.edge_scores()
     order = scores.argsort(descending=True, stable=True)
@@ -293,6 +300,8 @@ def drawn(graph: "AttributionGraph", loadings: "HeadLoadings | None" = None) -> 
         explains=graph.explains,
         nodes=tuple(_dot(graph, node, rest[i], loadings) for i, node in enumerate(graph.nodes)),
         edges=tuple(zip(*columns, strict=True)),
+        pinned=tuple(graph.place[name] for name in graph.pinned),
+        metadata=metadata or cm.attribution_graphs.graph_json(graph, graph.model)["metadata"],
     )
 
 
@@ -313,6 +322,7 @@ def _dot(graph: "AttributionGraph", node: "GraphNode", rest: float, loadings: "H
         others=others,
         group=group,
         heads=f"Heads that carry most of its edges in: {words}." if heads else "",
+        key=cm.attribution_graphs.node_id(graph, node),
     )
 
 
