@@ -87,6 +87,8 @@ def _slim(drawing: str, title: str) -> str:
             del element.attrib[name]
         for name in PLACES & element.attrib.keys():
             element.set(name, re.sub(r"(\.\d\d)\d+", r"\1", element.attrib[name]))
+        if label := element.attrib.pop("aria-label", None):  # ARIA allows no label on a mark without a role
+            element.set("data-label", label)
         for child in list(element):
             if (child.tag == f"{SVG}path" and not child.get("d")) or child.get("class") in ("background", "foreground"):
                 element.remove(child)

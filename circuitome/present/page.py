@@ -141,7 +141,7 @@ def shade(value: Number, largest: float) -> str:
     if not known or not largest:
         return "none"
     name = "hurts" if known > 0 else "helps"
-    return f"color-mix(in srgb, var(--{name}) {min(70, 70 * abs(known) / largest):.0f}%, transparent)"
+    return f"color-mix(in srgb, var(--{name}) calc({min(1, abs(known) / largest):.2f} * var(--full)), transparent)"
 
 
 def fact(key: str, value: Any) -> str:

@@ -23,7 +23,7 @@ def drawn(block: Any) -> ElementTree.Element:
 
 
 def said(block: Any) -> list[str]:
-    return [mark.get("aria-label", "") for mark in drawn(block).iter() if mark.tag.endswith("path")]
+    return [mark.get("data-label", "") for mark in drawn(block).iter() if mark.tag.endswith("path")]
 
 
 @pytest.mark.parametrize("block", CHARTS, ids=lambda block: block.block)
@@ -61,7 +61,7 @@ def test_layers_go_upwards() -> None:
     """The first row is drawn lowest where a map says so, and on top where it does not."""
 
     def heights(block: Any) -> list[float]:
-        marks = {mark.get("aria-label", "")[:5]: mark.get("d", "") for mark in drawn(block).iter()}
+        marks = {mark.get("data-label", "")[:5]: mark.get("d", "") for mark in drawn(block).iter()}
         return [float(re.findall(r"[\d.]+", marks[f"a{i}.h1"])[1]) for i in range(3)]
 
     assert heights(heat_map()) == sorted(heights(heat_map()), reverse=True)
@@ -121,7 +121,7 @@ def test_wild_intervals_do_not_flatten_the_lines() -> None:
     wild = replace(block, series=(replace(block.series[0], low=(-1000.0,) * 3, high=(1000.0,) * 3),), levels=())
 
     def heights(block: Lines) -> list[float]:
-        places = [mark.get("transform", "") for mark in drawn(block).iter() if "line 0, " in mark.get("aria-label", "")]
+        places = [mark.get("transform", "") for mark in drawn(block).iter() if "line 0, " in mark.get("data-label", "")]
         return [float(re.findall(r"[\d.]+", place)[1]) for place in places]
 
     assert max(heights(wild)) - min(heights(wild)) > 100

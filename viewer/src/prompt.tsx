@@ -6,6 +6,8 @@ import { replace, type View } from "./address";
 const EXAMPLE = "When Mary and John went to the store, John gave a drink to";
 const share = (value: number) => `${(100 * value).toFixed(1)} %`;
 const shown = (token: string) => token.replace(/\n/g, "\u21b5").replace(/\t/g, "\u21e5").replace(/^ /, "\u00b7") || "\u2205";
+/* The colour behind a text: the stronger, the more of it, as far as the text can still be read. */
+const shade = (value: number) => `color-mix(in srgb, var(--helps) calc(${value.toFixed(2)} * var(--full)), transparent)`;
 const names = (text: string | undefined) => (text ?? "").split(",").filter(Boolean);
 
 /* The answer to a request; while another is under way the latest waits, and those between are left out. */
@@ -258,7 +260,7 @@ function Pattern({ name, pattern, tokens }: { name: string; pattern: number[][];
       </svg>
       <p class="strip" title={locked === null ? "Hover a row; click to keep it" : "Click the row again to let go"}>
         {tokens.map((token, key) => (
-          <span key={key} class={key === row ? "query" : ""} style={{ background: `color-mix(in srgb, var(--helps) ${Math.round(70 * (pattern[row]?.[key] ?? 0))}%, transparent)` }}>
+          <span key={key} class={key === row ? "query" : ""} style={{ background: shade(pattern[row]?.[key] ?? 0) }}>
             {shown(token)}
           </span>
         ))}
@@ -281,8 +283,8 @@ function Lens({ stages }: { stages: Stage[] }) {
                   {stage.after}
                 </th>
                 {stage.tokens.map(([token, value], place) => (
-                  <td key={place} style={{ background: `color-mix(in srgb, var(--helps) ${Math.round(50 * value)}%, transparent)` }}>
-                    <code>{shown(token)}</code> <span class="num note">{share(value)}</span>
+                  <td key={place} style={{ background: shade(value) }}>
+                    <code>{shown(token)}</code> <span class="num">{share(value)}</span>
                   </td>
                 ))}
               </tr>

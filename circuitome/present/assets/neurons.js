@@ -51,7 +51,7 @@ function strip(index, example, values, unit) {
   const line = element("p", { class: "strip" }, element("b", {}, written("number", example.values[example.at])), " ");
   example.tokens.forEach((token, i) => {
     const value = values[i];
-    const shade = value ? `color-mix(in srgb, var(--${value > 0 ? "hurts" : "helps"}) ${Math.round((70 * Math.abs(value)) / largest)}%, transparent)` : "none";
+    const shade = value ? `color-mix(in srgb, var(--${value > 0 ? "hurts" : "helps"}) calc(${(Math.abs(value) / largest).toFixed(2)} * var(--full)), transparent)` : "none";
     const attributes = { style: `background:${shade}` };
     if (value !== null) attributes.title = `${written("number", value)} ${unit}`;
     if (i === example.at) attributes.class = "at";

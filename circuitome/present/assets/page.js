@@ -24,8 +24,8 @@ const hideTip = () => (tip.hidden = true);
 
 for (const chart of $$(".chart")) {
   chart.addEventListener("pointermove", (event) => {
-    const mark = event.target.closest("path[aria-label]");
-    if (mark) showTip(mark.getAttribute("aria-label"), event.clientX, event.clientY);
+    const mark = event.target.closest("path[data-label]");
+    if (mark) showTip(mark.dataset.label, event.clientX, event.clientY);
     else hideTip();
   });
   chart.addEventListener("pointerleave", hideTip);

@@ -1,0 +1,116 @@
+"""A real browser without a network. Errors on the console, and requests that leave this machine, fail the test.
+
+CIRCUITOME_SCREENSHOTS=FOLDER keeps a picture of each page as its test left it, to be looked at.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+LOCAL = ("file:", "data:", "blob:", "about:", "http://127.0.0.1:")
+HEIGHTS = {1280: 900, 390: 844}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """The system's chromium. One a module: while Playwright is started, no other test can have an event loop."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, a package of requirements.txt")
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("needs chromium: apt-get install chromium")
+    arguments = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def visit(chromium, request):
+    """Opens an address or a file: `visit(address, width=1280, dark=False)` gives Playwright's page."""
+    opened, faults = [], []
+
+    def visit(address, *, width=1280, dark=False):
+        context = chromium.new_context(
+            viewport={"width": width, "height": HEIGHTS.get(width, 900)},
+            color_scheme="dark" if dark else "light",
+            reduced_motion="reduce",
+            permissions=["clipboard-read", "clipboard-write"],
+        )
+        context.set_default_timeout(10_000)
+        context.on("request", lambda asked: asked.url.startswith(LOCAL) or faults.append(f"asked for {asked.url}"))
+        context.on("weberror", lambda error: faults.append(f"{error.error}"))
+        context.on("console", lambda said: said.type == "error" and faults.append(f"console: {said.text}"))
+        page = context.new_page()
+        opened.append((page, f"{request.node.name}-{width}{'-dark' if dark else ''}-{len(opened)}"))
+        page.goto(address.as_uri() if isinstance(address, Path) else address)
+        return page
+
+    visit.faults = faults
+    yield visit
+    for page, name in opened:
+        if folder := os.environ.get("CIRCUITOME_SCREENSHOTS"):
+            page.screenshot(path=Path(folder) / f"{name.replace('/', '-')}.png", full_page=True)
+        page.context.close()
+    assert not faults, "\n".join(faults)
+
+
+@pytest.fixture
+def show(visit, tmp_path):
+    """Opens blocks, or a whole document, as a page: `show(*blocks, width=1280, dark=False)`."""
+    from circuitome.present.blocks import Document
+    from circuitome.present.page import page
+
+    def show(*blocks, **how):
+        document = blocks[0] if isinstance(blocks[0], Document) else Document("Shown", "circuitome", "", blocks)
+        path = tmp_path / "page.html"
+        path.write_text(page(document), "utf-8")
+        return visit(path, **how)
+
+    return show
+
+
+STUDIES = {
+    "found": ["find", "known-ioi", "--n=16"],
+}
+"""Folder of a run, and the command that makes it; the model is the one whose circuit is known."""
+MAKE = """
+import json, sys
+from circuitome.cli.main import main
+for folder, words in json.loads(sys.argv[1]).items():
+    main([*words, "--model=known-ioi", f"--out={folder}"])
+"""
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    """A folder with small runs of `STUDIES`, made by one process, so that this one need not import torch."""
+    folder = tmp_path_factory.mktemp("runs")
+    commands = {str(folder / name): words for name, words in STUDIES.items()}
+    single = {**os.environ, "OMP_NUM_THREADS": "1"}  # threads of so small a model only wait for each other
+    words = [sys.executable, "-c", MAKE, json.dumps(commands)]
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, env=single)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(runs):
+    """The app on these runs; `server.address` opens it."""
+    pytest.importorskip("fastapi")
+    from app.serving import Server
+
+    started = Server(runs)
+    yield started
+    started.stop()
