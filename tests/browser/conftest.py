@@ -74,7 +74,11 @@ def show(visit, tmp_path):
     from circuitome.present.page import page
 
     def show(*blocks, **how):
-        document = blocks[0] if isinstance(blocks[0], Document) else Document("Shown", "circuitome", "", blocks)
+        document = (
+            blocks[0]
+            if isinstance(blocks[0], Document)
+            else Document(title="Shown", command="circuitome", sign="", blocks=blocks)
+        )
         path = tmp_path / "page.html"
         path.write_text(page(document), "utf-8")
         return visit(path, **how)

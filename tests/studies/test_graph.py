@@ -23,7 +23,7 @@ def test_a_graph_is_printed_written_and_drawn(capsys, folder, tmp_path):
     assert (code, err) == (0, "")
     assert "Neurons switched off" in printed and "Where heads attend, and why" in printed
     text, page = check_shown(out)
-    assert "--first-token" in text and 'class="attribution"' in page
+    assert "--first-token" in text and 'data-view="attribution_graph"' in page
     kept = load_run(out)
     graph, checks = kept.manifest["results"]["graph"], kept.manifest["results"]["checks"]
     assert graph["expanded"] == 40 and checks["sums"] < 1e-3 and len(checks["off"]) == 4

@@ -1,6 +1,7 @@
 /* Pinned nodes and groups as boxes, one row a block, with what each brings the others: edges of members summed. */
 import { useMemo } from "preact/hooks";
 import { fixed } from "../shared/numbers";
+import { hideTip, showTip } from "../shared/page";
 import type { Choice, Graph, Group } from "./graph";
 import { hue, ring } from "./picture";
 
@@ -85,11 +86,10 @@ export function Boxes({ graph, boxes, arrows, chosen, choose }: Props) {
         const { x, y } = at.get(b)!;
         const press = (event: KeyboardEvent) => (event.key === "Enter" || event.key === " ") && (event.preventDefault(), choose(b));
         return (
-          <g key={b} class="node" role="button" tabIndex={0} aria-pressed={chosen === b} aria-label={`${box.name}, ${box.about}`} onClick={() => choose(b)} onKeyDown={press}>
-            <title>{box.name}</title>
+          <g key={b} class="node" role="button" tabIndex={0} aria-pressed={chosen === b} onClick={() => choose(b)} onKeyDown={press} onPointerMove={(event) => showTip(box.name, event.clientX, event.clientY)} onPointerLeave={hideTip}>
             <rect class="rim" x={x} y={y} width={WIDTH} height={HEIGHT} rx="7" fill="var(--panel)" stroke={`var(--${chosen === b ? "ink" : box.group < 0 ? "faint" : ring(box.group)})`} stroke-width={chosen === b || box.group >= 0 ? 2 : 1} />
             <text x={x + WIDTH / 2} y={y + 16} text-anchor="middle" fill="var(--ink)">
-              {cut(box.name)}
+              {cut(box.name)}{" "}
             </text>
             <text x={x + WIDTH / 2} y={y + 30} text-anchor="middle" fill="var(--muted)" font-size="10">
               {box.about}

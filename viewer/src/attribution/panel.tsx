@@ -49,12 +49,14 @@ type NodeProps = {
   touching: number[];
   kept: boolean;
   pinned: boolean;
+  /* Whether it is left out at the sliders' shares. */
+  left: boolean;
   group: Group | undefined;
   pin: () => void;
   close: () => void;
 } & Go;
 
-export function NodePanel({ graph, node: place, touching, kept, pinned, group, pin, close, keep }: NodeProps) {
+export function NodePanel({ graph, node: place, touching, kept, pinned, left, group, pin, close, keep }: NodeProps) {
   const node = graph.nodes[place]!;
   const facts = [
     ...(node.value === null ? [] : [`${node.kind === "logit" ? "explained" : "activation"} ${signed(node.value)}`]),
@@ -82,6 +84,7 @@ export function NodePanel({ graph, node: place, touching, kept, pinned, group, p
       {node.label && <p>{node.label}</p>}
       <p class="note">{facts.join(", ")}</p>
       {node.heads && <p class="note">{node.heads}</p>}
+      {left && <p class="note">It is left out at these shares: move the sliders up to see its edges.</p>}
       {group && <p class="note">Group: {group.name}</p>}
       <Connections key={`in ${place}`} graph={graph} title="Edges in" rows={sorted(graph, touching.filter((i) => graph.edges[i]![1] === place), 0)} keep={keep} />
       <Connections key={`out ${place}`} graph={graph} title="Edges out" rows={sorted(graph, touching.filter((i) => graph.edges[i]![0] === place), 1)} keep={keep} />

@@ -133,7 +133,7 @@ function Opened({ id, graph, choice: first, title }: { id: string; graph: Graph;
     return holder.current!.firstElementChild as SVGSVGElement;
   };
   const rows = () => [["from", "to", "weight", "influence"], ...kept.ranked.map((i) => [graph.nodes[graph.edges[i]![0]]!.id, graph.nodes[graph.edges[i]![1]]!.id, graph.edges[i]![2], kept.influence[i]!])];
-  const json = graph.metadata.prompt_tokens ? { json: () => written(graph, choice, clicked) } : {}; // old runs kept none
+  const json: Record<string, () => string> = graph.metadata.prompt_tokens ? { json: () => written(graph, choice, clicked) } : {}; // old runs kept none
   const texts = { csv: () => csv(rows()), ...json, graphml: () => graphml(graph, kept.ranked) };
   const drawnNodes = kept.nodes.reduce((a, b) => a + b, 0);
   return (
@@ -145,7 +145,7 @@ function Opened({ id, graph, choice: first, title }: { id: string; graph: Graph;
           {count(drawnNodes)} of {count(graph.nodes.length)} nodes, {count(kept.ranked.length)} of {count(graph.edges.length)} edges
         </output>
         <label>
-          Search <input type="search" value={words} placeholder="m5.n123, or a token" spellcheck={false} onInput={(event) => setWords(event.currentTarget.value)} />
+          Search <input type="search" value={words} placeholder="m5.n123, or a token" spellcheck={false} onInput={(event) => (setWords(event.currentTarget.value), close())} />
         </label>
       </div>
       <div class="stage">
@@ -157,7 +157,7 @@ function Opened({ id, graph, choice: first, title }: { id: string; graph: Graph;
         <aside>
           <div class={clicked >= 0 ? "panel kept" : "panel"} role="status">
             {active >= 0 ? (
-              <NodePanel graph={graph} node={active} touching={touching} kept={clicked >= 0} pinned={pinned.has(active)} group={choice.groups[groupOf.get(active) ?? -1]} pin={() => pin(active)} close={close} keep={keep} />
+              <NodePanel graph={graph} node={active} touching={touching} kept={clicked >= 0} pinned={pinned.has(active)} left={!kept.nodes[active]} group={choice.groups[groupOf.get(active) ?? -1]} pin={() => pin(active)} close={close} keep={keep} />
             ) : found ? (
               <NodeList graph={graph} title={`${found.size} node${found.size === 1 ? "" : "s"} found`} note="in names and labels" nodes={[...found]} keep={keep} />
             ) : (
