@@ -134,16 +134,17 @@ def traced_route(
     model: "cm.Model", ids: Sequence[int], graph: "cm.RouteGraph", settings: Trace, token: int | None
 ) -> dict[str, Any]:
     """One route as plain JSON, with tokens of its parts."""
-    from circuitome.discovery.routes.parts import route_neurons, route_parts
+    from circuitome.discovery.routes.parts import route_neurons, route_parts, route_pass
 
     shown = graph if settings.renormalize else graph.at(settings.threshold)
     nodes = settings.neurons or tuple(node for node, _ in shown.mlps()[:NEURON_NODES])
+    seen = route_pass(model, ids, shown)
     return {
         **graph.to_dict(),
         "shown_threshold": settings.threshold,
         "generated": None if token is None else model.decode([token]),
-        "parts": [vars(part) for part in route_parts(model, ids, shown, n=SHOWN)],
-        "neurons": {node: [vars(part) for part in route_neurons(model, ids, shown, node)] for node in nodes},
+        "parts": [vars(part) for part in route_parts(model, seen, shown, n=SHOWN)],
+        "neurons": {node: [vars(part) for part in route_neurons(model, seen, shown, node)] for node in nodes},
     }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-WAIT = 90.0
+WAIT = 240.0
 SERVE = """
 import sys
 from pathlib import Path

@@ -18,28 +18,45 @@ from circuitome.progress import WHOLE
 from circuitome.runs.store import partial_of
 
 
+def stamps(files):
+    """Bytes and time of writing of each file that is there."""
+    return {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in files if file.is_file()}
+
+
 @pytest.mark.slow
-def test_a_server_that_is_killed_loses_no_job_and_leaves_no_worker(tmp_path):
+def test_of_twenty_jobs_none_is_lost_when_the_server_is_killed_and_the_interrupted_one_goes_on(tmp_path):
+    def weights(seed):
+        return server.start("weights", head=f"a{seed % 3}.h0", model="known-ioi", seed=str(seed))
+
     server = Server(tmp_path)
-    heads = ("a0.h0", "a1.h0", "a2.h0")
-    numbers = [
-        server.start("weights", head=head, model="known-ioi", seed=str(seed)) for seed in range(2) for head in heads
-    ]
-    jobs = server.until(
-        lambda jobs: jobs[numbers[1]]["state"] == "done" and any(j["state"] == "running" for j in jobs.values())
-    )
+    long = {"task": "known-ioi", "model": "known-ioi", "n": "16", "methods": "eap,eap-ig,mattr", "edges": "8"}
+    numbers = [weights(0), weights(1), server.start("compare", **long), *(weights(seed) for seed in range(2, 19))]
+    partial = partial_of(Path(server.jobs()[numbers[2]]["folder"]))
+    jobs = server.until(lambda jobs: (partial / "search-mattr").is_dir())
     worker = server.worker()
-    finished = [job for job in jobs.values() if job["state"] == "done"]
-    before = {job["folder"]: (Path(job["folder"]) / "manifest.json").stat().st_mtime_ns for job in finished}
     server.kill()
     assert ends(worker)
+    assert len(numbers) == 20 and [jobs[number]["state"] for number in numbers[:4]] == [
+        "done",
+        "done",
+        "running",
+        "queued",
+    ]
+    finished = stamps(file for number in numbers[:2] for file in Path(jobs[number]["folder"]).rglob("*"))
+    kept, seen = stamps(partial.glob("found-*")), {}
+    assert len(finished) >= 6 and {file.stem for file in kept} == {"found-eap", "found-eap-ig"}
+
+    def all_done(jobs):
+        seen.update(stamps(partial.glob("found-*")))
+        return all(job["state"] == "done" for job in jobs.values())
+
     again = Server(tmp_path)
-    jobs = again.until(lambda jobs: all(job["state"] == "done" for job in jobs.values()))
+    jobs = again.until(all_done)
     assert sorted(jobs) == numbers
-    for job in jobs.values():
-        assert (Path(job["folder"]) / "tensors.safetensors").is_file()
-    assert before == {folder: (Path(folder) / "manifest.json").stat().st_mtime_ns for folder in before}
-    second = again.start("weights", head="a1.h0", model="known-ioi", seed="7")
+    assert all((Path(job["folder"]) / "tensors.safetensors").is_file() for job in jobs.values())
+    assert finished == stamps(finished)
+    assert seen.items() > kept.items()  # what was found before is not found again, and more was added to it
+    second = again.start("weights", head="a1.h0", model="known-ioi", seed="70")
     again.until(lambda jobs: jobs[second]["state"] == "done")
     assert again.stop() == 0
     assert Jobs(tmp_path).get(second).state == "done"

@@ -50,9 +50,11 @@ def visit(chromium, request):
             permissions=["clipboard-read", "clipboard-write"],
         )
         context.set_default_timeout(10_000)
-        context.on("request", lambda asked: asked.url.startswith(LOCAL) or faults.append(f"asked for {asked.url}"))
-        context.on("weberror", lambda error: faults.append(f"{error.error}"))
-        context.on("console", lambda said: said.type == "error" and faults.append(f"console: {said.text}"))
+        context.on(
+            "request", lambda asked: faults.extend([f"asked for {asked.url}"][: not asked.url.startswith(LOCAL)])
+        )
+        context.on("weberror", lambda error: faults.append(str(error.error)))
+        context.on("console", lambda said: faults.extend([f"console: {said.text}"][: said.type == "error"]))
         page = context.new_page()
         opened.append((page, f"{request.node.name}-{width}{'-dark' if dark else ''}-{len(opened)}"))
         page.goto(address.as_uri() if isinstance(address, Path) else address)

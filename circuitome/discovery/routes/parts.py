@@ -39,12 +39,14 @@ class RoutePart:
     """Of a neuron."""
 
 
-def route_parts(model: Model, prompt: Prompt, route: RouteGraph, *, n: int = 12, top: int = 5) -> list[RoutePart]:
+def route_parts(
+    model: Model, prompt: Prompt | RoutePass, route: RouteGraph, *, n: int = 12, top: int = 5
+) -> list[RoutePart]:
     """The `n` strongest heads (at one token each) and the `n` strongest MLPs of a route, with `top` tokens each way.
 
-    `prompt` is the one that `route` was made from.
+    `prompt` is the one that `route` was made from, or its `route_pass`.
     """
-    seen = _pass(model, prompt, route)
+    seen = route_pass(model, prompt, route)
     flows: dict[tuple[int, int, int], float] = {}
     for edge in route.edges:
         layer, place = split_node(edge.source)[0].layer, split_node(edge.target)[1]
@@ -61,7 +63,7 @@ def route_parts(model: Model, prompt: Prompt, route: RouteGraph, *, n: int = 12,
 
 
 def route_neurons(
-    model: Model, prompt: Prompt, route: RouteGraph, node: str, *, n: int = 10, top: int = 5
+    model: Model, prompt: Prompt | RoutePass, route: RouteGraph, node: str, *, n: int = 10, top: int = 5
 ) -> list[RoutePart]:
     """The `n` most important neurons of the MLP `node` (m29@13), with the tokens they promote and suppress.
 
@@ -76,7 +78,7 @@ def route_neurons(
             f"{node!r} is no MLP of this route; MLPs look like m3@5, with blocks 0 to {len(model.blocks) - 1} and "
             f"positions 0 to {len(route.tokens) - 1}."
         )
-    seen = _pass(model, prompt, route)
+    seen = route_pass(model, prompt, route)
     acts, vectors = neuron_vectors(seen, layer, place)
     total, mlp = seen.pre(layer + 1)[0, place], seen.mlp(layer)[0, place]
     rest = total - mlp - seen.mlp_bias(layer)
@@ -117,7 +119,10 @@ def neuron_vectors(
     return acts, scale[:, None] * block.neuron_weights()
 
 
-def _pass(model: Model, prompt: Prompt, route: RouteGraph) -> RoutePass:
+def route_pass(model: Model, prompt: Prompt | RoutePass, route: RouteGraph) -> RoutePass:
+    """The pass over a route's tokens, so that several parts of it are looked at from one; a pass is given back."""
+    if isinstance(prompt, RoutePass):
+        return prompt
     ids = prompt_ids(model, prompt)[: len(route.tokens)]
     batch = make_batch(model, plain_task([ids]), [0], shared_prefix=False, corrupted=False)
     return RoutePass.of(model, batch.clean)
