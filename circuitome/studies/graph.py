@@ -300,7 +300,7 @@ def drawn(
         explains=graph.explains,
         nodes=tuple(_dot(graph, node, rest[i], loadings) for i, node in enumerate(graph.nodes)),
         edges=tuple(zip(*columns, strict=True)),
-        pinned=tuple(graph.place[name] for name in graph.pinned),
+        pinned=tuple(graph.place[name] for name in graph.pinned or [node.name for node in graph.logits()]),
         metadata=metadata or cm.attribution_graphs.graph_json(graph, graph.model)["metadata"],
     )
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import jsonschema
 import pytest
@@ -41,6 +42,10 @@ def six_digits(graph):
     return replace(
         graph, nodes=nodes, sources=graph.sources[order], targets=graph.targets[order], weights=sorted_weights
     )
+
+
+def cut(label):
+    return label if len(label) <= 25 else f"{label[:24]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def slide(page, name, share):
@@ -139,15 +144,15 @@ def test_nodes_are_pinned_grouped_named_ungrouped_and_that_is_undone(show, graph
     slide(page, "Edges", 1)
     section = page.locator(".subgraph")
     named = page.locator(".boxes .node text:first-of-type").all_text_contents()
-    assert {name.strip() for name in named} == {"first", "second <i>"}
+    assert {name.strip() for name in named} == {"first", "second <i>", *(cut(node.label) for node in graph.logits())}
     for node in graph.units()[6:8]:
         page.get_by_role("searchbox").fill(node.name)
         page.locator(".panel").first.get_by_role("button", name=node.name).click()
         page.get_by_role("button", name="Pin", exact=True).click()
         assert page.get_by_role("button", name="Unpin").get_attribute("aria-pressed") == "true"
     page.keyboard.press("Escape")
-    for box in section.get_by_role("checkbox").all():
-        box.check()
+    for node in graph.units()[6:8]:
+        section.get_by_role("checkbox", name=node.name).check()
     section.get_by_label("Name of the group").fill("made here")
     section.get_by_role("button", name="Group", exact=True).click()
     section.locator(".boxes").get_by_role("button", name="made here").click()
@@ -155,6 +160,7 @@ def test_nodes_are_pinned_grouped_named_ungrouped_and_that_is_undone(show, graph
     groups = {
         name: [graph.place[n.name] for n in graph.nodes if n.group == i] for i, name in enumerate(graph.group_names)
     }
+    groups |= {node.label: [graph.place[node.name]] for node in graph.logits()}
     made = [graph.place[node.name] for node in graph.units()[6:8]]
     shown = dict(zip(texts(page, ".pair-of-boxes button"), texts(page, ".pair-of-boxes .num"), strict=True))
     for name, value in shown.items():
@@ -164,7 +170,7 @@ def test_nodes_are_pinned_grouped_named_ungrouped_and_that_is_undone(show, graph
     section.get_by_role("button", name="Rename").click()
     assert section.locator(".boxes").get_by_role("button", name="another name").count() == 1
     section.get_by_role("button", name="Ungroup").click()
-    assert section.get_by_role("checkbox").count() == 2
+    assert section.get_by_role("checkbox").count() == 2 + len(graph.logits())
     section.get_by_role("button", name="Undo").click()
     assert section.locator(".boxes").get_by_role("button", name="another name").count() == 1
     accessible(page)
@@ -229,7 +235,7 @@ def test_a_file_is_opened_pruned_as_in_python_and_saved_with_its_own_entries(sho
     assert again["qParams"].pop("clickedId") == "" and again["qParams"].pop("sg_pos") == ""
     assert again == data | {"qParams": {k: v for k, v in data["qParams"].items() if k not in ("clickedId", "sg_pos")}}
     page.get_by_role("button", name="Back to this run").click()
-    assert page.locator(".boxes .node").count() == 2
+    assert page.locator(".boxes .node").count() == 2 + len(graph.logits())
 
 
 @pytest.mark.parametrize(
@@ -249,4 +255,66 @@ def test_a_bad_file_is_told_and_changes_nothing(show, graph, tmp_path, text, mes
     page.locator("input[type=file]").set_input_files(tmp_path / "bad.json")
     warning = page.locator("[role=alert]")
     assert "bad.json" in warning.inner_text() and message in warning.inner_text()
-    assert page.locator(".boxes .node").count() == 2
+    assert page.locator(".boxes .node").count() == 2 + len(graph.logits())
+
+
+def large(nodes, links):
+    """A graph of random features, in the form of circuit-tracer, and where its links begin and end."""
+    random = Random(0)
+    tokens = [f" t{i}" for i in range(12)]
+    common = {"run_idx": 0, "reverse_ctx_idx": 0}
+    made = [
+        {"node_id": f"E_{i}_{i}", "feature": i, "layer": "E", "ctx_idx": i, "feature_type": "embedding", "clerp": t}
+        for i, t in enumerate(tokens)
+    ]
+    for i in range(nodes - len(tokens) - 1):
+        layer, at = i * 26 // nodes, random.randrange(12)
+        made.append(
+            {"node_id": f"{layer}_{i}_{at}", "feature": i, "layer": str(layer), "ctx_idx": at, "activation": 1.0}
+            | {"feature_type": "cross layer transcoder", "clerp": f"feature {i}"}
+        )
+    made.append(
+        {"node_id": "27_5_11", "feature": 5, "layer": "27", "ctx_idx": 11, "feature_type": "logit", "token_prob": 0.9}
+        | {"clerp": 'Output " x" (p=0.900)'}
+    )
+    ids = [node["node_id"] for node in made]
+    first = next(i for i, node in enumerate(made) if node["layer"] == "1")
+    ends = [
+        (random.randrange(0, min(target, 12 + int(made[target]["layer"]) * nodes // 27)), target)
+        for target in [nodes - 1] * 2000 + [random.randrange(first, nodes) for _ in range(links - 2000)]
+    ]
+    metadata = {"slug": "large", "scan": "x", "prompt_tokens": tokens, "prompt": "".join(tokens)}
+    written = [{"source": ids[a], "target": ids[b], "weight": round(random.gauss(0, 1), 5)} for a, b in ends]
+    return {"metadata": metadata, "qParams": {}, "nodes": [node | common for node in made], "links": written}
+
+
+def test_five_thousand_nodes_and_fifty_thousand_edges_stay_live(show, graph, tmp_path):
+    path = tmp_path / "large.json"
+    path.write_text(json.dumps(large(5000, 50_000)))
+    page = show(drawn(graph))
+    page.locator("input[type=file]").set_input_files(path)
+    page.locator("output", has_text="large.json").wait_for()
+    back = read_graph(path)
+    for share in (1.0, 0.5):
+        slide(page, "Edges", share)
+        _, edges = within_shares(replace(back, weights=back.weights.double()), edge_share=share)
+        assert (
+            f"{int(edges.sum()):,} of 50,000 edges" in page.locator(".controls output", has_text="nodes").inner_text()
+        )
+    spent = page.evaluate(SLIDES)
+    assert sorted(spent)[len(spent) // 2] < 1000, spent  # milliseconds, on a machine that others use, too
+
+
+SLIDES = """async () => {
+  const slider = document.querySelectorAll('.slider input')[1];
+  const spent = [];
+  for (let i = 0; i < 9; i++) {
+    const start = performance.now();
+    slider.value = String(0.9 - i / 20);
+    slider.dispatchEvent(new Event('input', { bubbles: true }));
+    await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+    spent.push(performance.now() - start);
+  }
+  return spent;
+}"""
+"""Milliseconds from a move of the slider to the next frame."""

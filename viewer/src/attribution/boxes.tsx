@@ -7,23 +7,24 @@ import { hue, ring } from "./picture";
 
 const [WIDTH, HEIGHT, GAP, LEVEL, LETTERS] = [172, 38, 14, 46, 25];
 
+export const DRAWN = 40; // arrows, unless a box is chosen
+
 export type Box = { name: string; about: string; members: number[]; group: number };
 export type Arrow = { from: number; to: number; weight: number };
 
-/* The groups of which a node is left, and every pinned node that is in none. */
-export function boxesOf(graph: Graph, choice: Choice, nodes: Uint8Array): Box[] {
+/* The groups, and every pinned node that is in none. */
+export function boxesOf(graph: Graph, choice: Choice): Box[] {
   const inside = new Set(choice.groups.flatMap((group) => group.members));
   const groups = choice.groups.map(({ name, members }: Group, group) => ({ name, about: `${members.length} node${members.length > 1 ? "s" : ""}`, members, group }));
   const alone = choice.pinned.filter((i) => !inside.has(i)).map((i) => ({ name: graph.nodes[i]!.label || graph.nodes[i]!.id, about: graph.nodes[i]!.id, members: [i], group: -1 }));
-  return [...groups.filter((group) => group.members.some((i) => nodes[i])), ...alone];
+  return [...groups, ...alone];
 }
 
-/* By pair of boxes, the sum of the edges from members of the first to members of the second. */
-export function arrowsOf(graph: Graph, boxes: Box[], edges: number[]): Arrow[] {
+/* By pair of boxes, the sum of all the graph's edges from members of the first to members of the second. */
+export function arrowsOf(graph: Graph, boxes: Box[]): Arrow[] {
   const of = new Map(boxes.flatMap((box, b) => box.members.map((i) => [i, b] as const)));
   const sums = new Map<string, Arrow>();
-  for (const i of edges) {
-    const [source, target, weight] = graph.edges[i]!;
+  for (const [source, target, weight] of graph.edges) {
     const [from, to] = [of.get(source), of.get(target)];
     if (from === undefined || to === undefined || from === to) continue;
     const arrow = sums.get(`${from} ${to}`) ?? { from, to, weight: 0 };
@@ -65,18 +66,18 @@ export function Boxes({ graph, boxes, arrows, chosen, choose }: Props) {
   const across = innerWidth < 600 ? 2 : 6;
   const { at, width, height } = useMemo(() => placed(graph, boxes, across), [graph, boxes, across]);
   const most = Math.max(...arrows.map((arrow) => Math.abs(arrow.weight)), 1e-12);
-  const near = (arrow: Arrow) => chosen < 0 || arrow.from === chosen || arrow.to === chosen;
+  const shown = chosen < 0 ? arrows.slice(-DRAWN) : arrows.filter((arrow) => arrow.from === chosen || arrow.to === chosen);
   return (
     <svg class="boxes" viewBox={`0 0 ${width} ${height}`} width={width} height={height} font-size="11" role="group" aria-label="Pinned nodes and groups, earlier blocks lower">
       <rect class="backdrop" width={width} height={height} fill="var(--panel)" />
       <g fill="none">
-        {arrows.map((arrow) => {
+        {shown.map((arrow) => {
           const [a, b] = [at.get(arrow.from)!, at.get(arrow.to)!];
           const [ax, bx] = [a.x + WIDTH / 2, b.x + WIDTH / 2];
           const pull = Math.max(16, 0.45 * Math.abs(a.y - b.y));
           const said = `${boxes[arrow.from]!.name} to ${boxes[arrow.to]!.name}: ${fixed(arrow.weight, 3)}`;
           return (
-            <path key={`${arrow.from} ${arrow.to}`} d={`M${ax} ${a.y}C${ax} ${a.y - pull} ${bx} ${b.y + HEIGHT + pull} ${bx} ${b.y + HEIGHT}`} stroke={`var(--${hue(arrow.weight)})`} stroke-width={(0.6 + 4 * Math.sqrt(Math.abs(arrow.weight) / most)).toFixed(2)} stroke-opacity={near(arrow) ? 0.7 : 0.08}>
+            <path key={`${arrow.from} ${arrow.to}`} d={`M${ax} ${a.y}C${ax} ${a.y - pull} ${bx} ${b.y + HEIGHT + pull} ${bx} ${b.y + HEIGHT}`} stroke={`var(--${hue(arrow.weight)})`} stroke-width={(0.6 + 4 * Math.sqrt(Math.abs(arrow.weight) / most)).toFixed(2)} stroke-opacity="0.7">
               <title>{said}</title>
             </path>
           );

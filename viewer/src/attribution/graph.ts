@@ -36,13 +36,24 @@ export type Graph = {
 export const isUnit = (node: GraphNode) => node.kind === "neuron" || node.kind === "feature";
 const isFree = (node: GraphNode) => isUnit(node) || node.kind === "mlp";
 
-/* Places of the fewest values with a share of the sum, larger first, of equal ones earlier first: `fewest` in Python. */
-function fewest(values: Float64Array, places: number[], share: number): number[] {
-  const ranked = places.toSorted((a, b) => values[b]! - values[a]! || a - b);
-  const sums = [0];
-  for (const place of ranked) sums.push(sums.at(-1)! + values[place]!);
-  const enough = share * sums.at(-1)!;
-  return ranked.filter((place, i) => sums[i]! < enough && values[place]! > 0);
+/* Places by their values, largest first, of equal ones earlier first; those of 0 are left out. And the sums in front of each. */
+type Ranked = { places: number[]; before: Float64Array; whole: number };
+
+function ranked(values: Float64Array, places: number[]): Ranked {
+  const order = places.filter((place) => values[place]! > 0).sort((a, b) => values[b]! - values[a]! || a - b);
+  const before = new Float64Array(order.length);
+  let whole = 0;
+  order.forEach((place, i) => {
+    before[i] = whole;
+    whole += values[place]!;
+  });
+  return { places: order, before, whole };
+}
+
+/* The fewest of them with a share of the sum: `fewest` in Python. */
+function fewest({ places, before, whole }: Ranked, share: number): number[] {
+  const end = before.findIndex((sum) => sum >= share * whole);
+  return end < 0 ? places : places.slice(0, end);
 }
 
 /* What of a node's influence passes each edge and each node in the graph of kept edges alone. Edges lead to later nodes. */
@@ -67,35 +78,50 @@ export const lastFirst = (edges: Link[]): number[] => [...edges.keys()].sort((a,
 export type Within = {
   /* By node, whether it stays. */
   nodes: Uint8Array;
-  /* By edge, whether it stays. */
-  edges: Uint8Array;
   /* Edges that stay, most influence first. */
   ranked: number[];
   /* By edge, its influence in the graph of kept nodes alone. */
   influence: Float64Array;
 };
 
-/* What stays at shares of the influence of nodes and of edges: `within_shares` in Python, step by step. */
-export function within(graph: Graph, order: number[], nodeShare: number, edgeShare: number): Within {
+export type Nodes = {
+  /* By node, whether it stays. */
+  alive: Uint8Array;
+  /* Edges between nodes that stay. */
+  edges: Ranked;
+  /* By edge, its influence in the graph of these nodes alone. */
+  influence: Float64Array;
+};
+
+/* The fewest nodes with a share of the influence, and the edges between them: the first half of `within_shares` in Python. */
+export function nodesWithin(graph: Graph, order: number[], share: number): Nodes {
   const { nodes, edges } = graph;
   const free = [...nodes.keys()].filter((i) => isFree(nodes[i]!));
   const alive = Uint8Array.from(nodes, (node) => (isFree(node) ? 0 : 1));
-  for (const i of fewest(Float64Array.from(nodes, (node) => node.influence), free, nodeShare)) alive[i] = 1;
+  for (const i of fewest(ranked(Float64Array.from(nodes, (node) => node.influence), free), share)) alive[i] = 1;
   const between = (i: number) => alive[edges[i]![0]] === 1 && alive[edges[i]![1]] === 1;
   const influence = flow(graph, order, between).edges;
-  let ranked = fewest(influence, [...edges.keys()].filter(between), edgeShare);
+  return { alive, edges: ranked(influence, [...edges.keys()].filter(between)), influence };
+}
+
+/* The fewest edges of them with a share of the influence, without nodes that then have no edge in or out: the other half. */
+export function edgesWithin(graph: Graph, { alive, edges: all, influence }: Nodes, share: number): Within {
+  const { nodes, edges } = graph;
+  const left = alive.slice();
+  let kept = fewest(all, share);
   for (;;) {
     const [out, into] = [new Uint8Array(nodes.length), new Uint8Array(nodes.length)];
-    for (const i of ranked) {
+    for (const i of kept) {
       out[edges[i]![0]] = 1;
       into[edges[i]![1]] = 1;
     }
-    const dead = free.filter((i) => alive[i] && (!out[i] || (isUnit(nodes[i]!) && !into[i])));
-    if (!dead.length) break;
-    for (const i of dead) alive[i] = 0;
-    ranked = ranked.filter(between);
+    let dead = false;
+    nodes.forEach((node, i) => {
+      if (!left[i] || !isFree(node) || (out[i] && (into[i] || !isUnit(node)))) return;
+      left[i] = 0;
+      dead = true;
+    });
+    if (!dead) return { nodes: left, ranked: kept, influence };
+    kept = kept.filter((i) => left[edges[i]![0]] && left[edges[i]![1]]);
   }
-  const kept = new Uint8Array(edges.length);
-  for (const i of ranked) kept[i] = 1;
-  return { nodes: alive, edges: kept, ranked, influence };
 }

@@ -4,6 +4,7 @@ import { isUnit, type Graph, type GraphNode } from "./graph";
 export const ROW = 19;
 const [LEFT, HEAD, FOOT] = [38, 122, 96];
 const [COLUMN, STEP, WIDEST] = [46, 9.5, 34];
+const TOGETHER = 1400; // of all columns, unless so many tokens need more: dots then lie closer together
 
 export type Layout = {
   x: Float64Array;
@@ -26,9 +27,12 @@ export function layout(graph: Graph): Layout {
   });
   const most = new Map<number, number>();
   for (const some of cells.values()) most.set(nodes[some[0]!]!.position, Math.max(some.length, most.get(nodes[some[0]!]!.position) ?? 1));
+  const wanted = tokens.map((_, position) => Math.min(WIDEST, most.get(position) ?? 1) * STEP + 12 - COLUMN);
+  const more = wanted.reduce((sum, width) => sum + Math.max(0, width), 0);
+  const room = Math.min(1, Math.max(0, TOGETHER - tokens.length * COLUMN) / Math.max(1, more));
   let end = LEFT;
-  const columns = tokens.map((_, position) => {
-    const width = Math.max(COLUMN, Math.min(WIDEST, most.get(position) ?? 1) * STEP + 12);
+  const columns = wanted.map((extra) => {
+    const width = COLUMN + room * Math.max(0, extra);
     end += width;
     return { left: end - width, width };
   });

@@ -6,7 +6,7 @@ import { shown as visible } from "../shared/tokens";
 import { isUnit, type Graph, type Within } from "./graph";
 import { beside, curve, nearest, type Layout } from "./layout";
 
-const AT_ONCE = 4000; // edges that are drawn before the page may do something else
+const AT_ONCE = 600; // edges that are drawn before the page may do something else
 const RINGS = ["m1", "m2", "m3", "m4", "m5", "m6"] as const;
 export const ring = (group: number) => RINGS[group % RINGS.length]!;
 export const hue = (value: number | null) => ((value ?? 0) > 0 ? "helps" : (value ?? 0) < 0 ? "hurts" : "muted");
@@ -29,9 +29,10 @@ type Props = {
 
 function prepared(canvas: HTMLCanvasElement, places: Layout): CanvasRenderingContext2D {
   const scale = Math.min(devicePixelRatio || 1, Math.sqrt(2e7 / (places.width * places.height)));
-  canvas.width = places.width * scale;
-  canvas.height = places.height * scale;
+  const [width, height] = [Math.floor(places.width * scale), Math.floor(places.height * scale)];
   const context = canvas.getContext("2d")!;
+  if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+  context.reset();
   context.setTransform(scale, 0, 0, scale, 0, 0);
   return context;
 }
@@ -47,34 +48,47 @@ function stroke(context: CanvasRenderingContext2D, graph: Graph, places: Layout,
   context.stroke();
 }
 
-function dot(context: CanvasRenderingContext2D, props: Props, i: number, colours: Colours) {
-  const { graph, places, groupOf, pinned } = props;
-  const node = graph.nodes[i]!;
+/* How a node is painted: its colour and that of its outline. */
+function paint(props: Pick<Props, "graph" | "groupOf" | "pinned">, i: number): [keyof Colours, keyof Colours] {
+  const [node, group] = [props.graph.nodes[i]!, props.groupOf.get(i)];
+  const fill = isUnit(node) ? hue(node.effect) : node.kind === "mlp" ? "faint" : "ink";
+  return [fill, group !== undefined ? ring(group) : props.pinned.has(i) ? "ink" : "panel"];
+}
+
+/* Some nodes, those of one look in one path: thousands of single paths would take a page's time. */
+function dots(context: CanvasRenderingContext2D, props: Props, some: Iterable<number>, colours: Colours) {
+  for (const [look, nodes] of Map.groupBy(some, (i) => paint(props, i).join(" "))) {
+    const [fill, outline] = look.split(" ") as [keyof Colours, keyof Colours];
+    context.beginPath();
+    for (const i of nodes) outlineOf(context, props, i);
+    context.fillStyle = colours[fill];
+    context.fill();
+    context.lineWidth = outline === "panel" ? 0.8 : 2;
+    context.strokeStyle = colours[outline];
+    context.stroke();
+  }
+}
+
+function outlineOf(context: CanvasRenderingContext2D, { graph, places }: Props, i: number) {
   const [x, y, size] = [places.x[i]!, places.y[i]!, places.radius[i]!];
-  const outline = groupOf.get(i);
-  context.beginPath();
-  if (node.kind === "mlp") {
+  const { kind } = graph.nodes[i]!;
+  if (kind === "mlp") {
     context.moveTo(x, y - size - 1);
     for (const [dx, dy] of [[1, 0], [0, 1], [-1, 0]] as const) context.lineTo(x + dx * (size + 1), y + dy * (size + 1));
     context.closePath();
-  } else if (isUnit(node)) context.arc(x, y, size, 0, 2 * Math.PI);
-  else context.rect(x - size, y - size, 2 * size, 2 * size);
-  context.fillStyle = isUnit(node) ? colours[hue(node.effect)] : node.kind === "mlp" ? colours.faint : colours.ink;
-  context.fill();
-  context.lineWidth = outline !== undefined || pinned.has(i) ? 2 : 0.8;
-  context.strokeStyle = outline !== undefined ? colours[ring(outline)] : pinned.has(i) ? colours.ink : colours.panel;
-  context.stroke();
+  } else if (isUnit(graph.nodes[i]!)) {
+    context.moveTo(x + size, y);
+    context.arc(x, y, size, 0, 2 * Math.PI);
+  } else context.rect(x - size, y - size, 2 * size, 2 * size);
 }
 
 /* Edges that are kept, strong ones first; weaker ones follow below them, a part in each frame, so that the page stays live. */
-function useBase(props: Props, colours: Colours) {
+function useEdges({ graph, places, kept }: Props, colours: Colours) {
   const canvas = useRef<HTMLCanvasElement>(null);
-  const { graph, places, kept, pinned, groupOf } = props;
   useLayoutEffect(() => {
     const context = prepared(canvas.current!, places);
     const largest = kept.influence[kept.ranked[0] ?? 0] || 1;
     let [next, waiting] = [0, 0];
-    for (let i = 0; i < graph.nodes.length; i++) if (kept.nodes[i]) dot(context, props, i, colours);
     context.globalCompositeOperation = "destination-over";
     context.globalAlpha = 0.45;
     const more = () => {
@@ -86,6 +100,16 @@ function useBase(props: Props, colours: Colours) {
     canvas.current!.removeAttribute("data-drawn");
     more();
     return () => cancelAnimationFrame(waiting);
+  }, [graph, places, kept, colours]);
+  return canvas;
+}
+
+/* Nodes that are kept. */
+function useDots(props: Props, colours: Colours) {
+  const canvas = useRef<HTMLCanvasElement>(null);
+  const { graph, places, kept, pinned, groupOf } = props;
+  useLayoutEffect(() => {
+    dots(prepared(canvas.current!, places), props, [...graph.nodes.keys()].filter((i) => kept.nodes[i]), colours);
   }, [graph, places, kept, pinned, groupOf, colours]);
   return canvas;
 }
@@ -107,7 +131,7 @@ function useFront(props: Props, colours: Colours) {
     context.globalAlpha = 0.75;
     for (const i of [...touching].reverse()) stroke(context, graph, places, i, 0.4 + 3 * Math.sqrt(Math.abs(graph.edges[i]![2]) / most), colours);
     context.globalAlpha = 1;
-    for (const i of new Set([active, ...touching.flatMap((edge) => graph.edges[edge]!.slice(0, 2))])) dot(context, props, i, colours);
+    dots(context, props, new Set([active, ...touching.flatMap((edge) => graph.edges[edge]!.slice(0, 2))]), colours);
     context.beginPath();
     context.arc(places.x[active]!, places.y[active]!, places.radius[active]! + 3, 0, 2 * Math.PI);
     context.lineWidth = 1.6;
@@ -120,7 +144,7 @@ function useFront(props: Props, colours: Colours) {
 export function Picture(props: Props) {
   const { graph, places, kept, active, label } = props;
   const colours = useColours();
-  const [base, front] = [useBase(props, colours), useFront(props, colours)];
+  const [edges, nodes, front] = [useEdges(props, colours), useDots(props, colours), useFront(props, colours)];
   const frame = useRef<HTMLDivElement>(null);
   const pending = useRef(0);
   const at = (event: MouseEvent) => {
@@ -145,6 +169,10 @@ export function Picture(props: Props) {
       if (next >= 0) props.keep(next, false);
     } else if (event.key === "p" && active >= 0) props.keep(active, true);
   };
+  useLayoutEffect(() => {
+    const scroll = frame.current!.parentElement!;
+    scroll.scrollLeft = scroll.scrollWidth; // the last token's nodes, which the prediction is read from
+  }, [places]);
   useEffect(() => {
     const [scroll, x] = [frame.current!.closest(".scroll"), places.x[active]];
     if (scroll && x !== undefined && (x < scroll.scrollLeft || x > scroll.scrollLeft + scroll.clientWidth)) scroll.scrollLeft = x - scroll.clientWidth / 2;
@@ -153,7 +181,8 @@ export function Picture(props: Props) {
     <div class="scroll" tabIndex={0} role="group" aria-label={`${label}. Arrow keys move between nodes, P pins one, Escape lets go.`} onKeyDown={press}>
       <div ref={frame} class={active < 0 ? "layers" : "layers dimmed"} style={{ width: `${places.width}px`, height: `${places.height}px` }} onPointerMove={move} onPointerLeave={leave} onClick={(event) => props.keep(at(event), event.shiftKey || event.ctrlKey || event.metaKey)}>
         <Names graph={graph} places={places} />
-        <canvas ref={base} class="base" />
+        <canvas ref={edges} class="base" />
+        <canvas ref={nodes} class="base" />
         <canvas ref={front} />
       </div>
     </div>
@@ -195,7 +224,7 @@ const Names = memo(NamesOf);
 
 /* The picture as one SVG document, for files. */
 export function asSvg(props: Pick<Props, "graph" | "places" | "kept" | "groupOf" | "pinned">, names: SVGSVGElement): SVGSVGElement {
-  const { graph, places, kept, groupOf, pinned } = props;
+  const { graph, places, kept } = props;
   const drawing = names.cloneNode(true) as SVGSVGElement;
   const add = (name: string, attributes: Record<string, string | number>) => {
     const item = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -212,11 +241,10 @@ export function asSvg(props: Pick<Props, "graph" | "places" | "kept" | "groupOf"
   graph.nodes.forEach((node, i) => {
     if (!kept.nodes[i]) return;
     const [x, y, size] = [places.x[i]!, places.y[i]!, places.radius[i]!];
-    const group = groupOf.get(i);
-    const line = group !== undefined ? ring(group) : pinned.has(i) ? "ink" : "panel";
-    const paint = { fill: `var(--${isUnit(node) ? hue(node.effect) : node.kind === "mlp" ? "faint" : "ink"})`, stroke: `var(--${line})`, "stroke-width": line === "panel" ? 0.8 : 2 };
-    if (isUnit(node)) add("circle", { cx: x.toFixed(1), cy: y.toFixed(1), r: size.toFixed(2), ...paint });
-    else add("rect", { x: (x - size).toFixed(1), y: (y - size).toFixed(1), width: (2 * size).toFixed(2), height: (2 * size).toFixed(2), ...paint });
+    const [fill, outline] = paint(props, i);
+    const look = { fill: `var(--${fill})`, stroke: `var(--${outline})`, "stroke-width": outline === "panel" ? 0.8 : 2 };
+    if (isUnit(node)) add("circle", { cx: x.toFixed(1), cy: y.toFixed(1), r: size.toFixed(2), ...look });
+    else add("rect", { x: (x - size).toFixed(1), y: (y - size).toFixed(1), width: (2 * size).toFixed(2), height: (2 * size).toFixed(2), ...look });
   });
   return drawing;
 }

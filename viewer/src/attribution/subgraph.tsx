@@ -1,21 +1,21 @@
 /* Pinned nodes and groups: their picture, and how groups are made, named and taken apart. */
 import { useMemo, useRef, useState } from "preact/hooks";
 import { Files } from "../shared/files";
-import { Boxes, arrowsOf, boxesOf, type Arrow, type Box } from "./boxes";
+import { Boxes, DRAWN, arrowsOf, boxesOf, type Arrow, type Box } from "./boxes";
 import { groupColour } from "./panel";
-import type { Choice, Graph, Within } from "./graph";
+import type { Choice, Graph } from "./graph";
 import { fixed } from "../shared/numbers";
 import { hue } from "./picture";
 
-type Props = { graph: Graph; choice: Choice; kept: Within; choose: (choice: Choice) => void; keep: (node: number) => void; undo?: () => void; title: string };
+type Props = { graph: Graph; choice: Choice; choose: (choice: Choice) => void; keep: (node: number) => void; undo?: () => void; title: string };
 
-export function Subgraph({ graph, choice, kept, choose, keep, undo, title }: Props) {
+export function Subgraph({ graph, choice, choose, keep, undo, title }: Props) {
   const [ticked, setTicked] = useState<Set<number>>(new Set());
   const [name, setName] = useState("");
   const [chosen, setChosen] = useState(-1);
   const holder = useRef<HTMLDivElement>(null);
-  const boxes = useMemo(() => boxesOf(graph, choice, kept.nodes), [graph, choice, kept]);
-  const arrows = useMemo(() => arrowsOf(graph, boxes, kept.ranked), [graph, boxes, kept]);
+  const boxes = useMemo(() => boxesOf(graph, choice), [graph, choice]);
+  const arrows = useMemo(() => arrowsOf(graph, boxes), [graph, boxes]);
   const inside = new Set(choice.groups.flatMap((group) => group.members));
   const alone = choice.pinned.filter((i) => !inside.has(i));
   const members = alone.filter((i) => ticked.has(i));
@@ -39,6 +39,11 @@ export function Subgraph({ graph, choice, kept, choose, keep, undo, title }: Pro
     <section class="subgraph" aria-label="Pinned nodes and groups">
       <h3>Pinned nodes and groups</h3>
       {!boxes.length && <p class="note">Nothing is pinned. Pin nodes (Shift and a click, or the button beside a kept node), tick some, and name them as a group.</p>}
+      {boxes.length > 0 && (
+        <p class="note">
+          An arrow is the sum of the edges from one box's nodes to another's, whatever the sliders leave out{arrows.length > DRAWN && `; the ${DRAWN} largest of ${arrows.length} are drawn, and all of a box that is chosen`}.
+        </p>
+      )}
       {boxes.length > 0 && (
         <div class="stage">
           <figure ref={holder}>

@@ -1,7 +1,7 @@
 /* The attribution graph of a prompt: tokens across, blocks up; pruned, searched, pinned, grouped, opened and saved. */
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { graphml, opened, written } from "../attribution/exchange";
-import { flow, lastFirst, within, type Choice, type Graph } from "../attribution/graph";
+import { edgesWithin, flow, lastFirst, nodesWithin, type Choice, type Graph } from "../attribution/graph";
 import { layout } from "../attribution/layout";
 import { NodeList, NodePanel, strongest } from "../attribution/panel";
 import { asSvg, Picture } from "../attribution/picture";
@@ -13,6 +13,7 @@ import { announce, hideTip, showTip } from "../shared/page";
 import type { ViewProps } from "../shared/registry";
 
 type Data = Graph & { choice: Choice };
+const NONE: number[] = [];
 const EDGES = 150; // that are drawn at first, about
 
 /* Names and members as a text that stands in an address: members of "a" are 1 and 5 in a~1.5. */
@@ -98,14 +99,15 @@ function Opened({ id, graph, choice: first, title }: { id: string; graph: Graph;
   const before = useRef<{ pinned: string; groups: string }[]>([]);
   const holder = useRef<HTMLDivElement>(null);
 
-  const kept = useMemo(() => within(graph, order, shown.nodes, shown.edges), [graph, shown.nodes, shown.edges]);
+  const nodes = useMemo(() => nodesWithin(graph, order, shown.nodes), [graph, shown.nodes]);
+  const kept = useMemo(() => edgesWithin(graph, nodes, shown.edges), [nodes, shown.edges]);
   const choice = useMemo(() => unpacked(shown.pinned, shown.groups, graph.nodes.length), [graph, shown.pinned, shown.groups]);
   const pinned = useMemo(() => new Set(choice.pinned), [choice]);
   const groupOf = useMemo(() => new Map(choice.groups.flatMap((group, g) => group.members.map((i) => [i, g] as const))), [choice]);
   const found = useMemo(() => search(graph, words), [graph, words]);
   const clicked = shown.node < graph.nodes.length ? shown.node : -1;
   const active = clicked >= 0 ? clicked : hovered;
-  const touching = useMemo(() => (active < 0 ? [] : kept.ranked.filter((i) => graph.edges[i]![0] === active || graph.edges[i]![1] === active)), [kept, active]);
+  const touching = useMemo(() => (active < 0 ? NONE : kept.ranked.filter((i) => graph.edges[i]![0] === active || graph.edges[i]![1] === active)), [kept, active]);
 
   const choose = (after: Choice) => {
     before.current.push({ pinned: shown.pinned, groups: shown.groups });
@@ -169,7 +171,7 @@ function Opened({ id, graph, choice: first, title }: { id: string; graph: Graph;
       <p class="note">
         Columns are tokens, rows blocks. A dot is a neuron at a token, larger with more influence; blue raises what is explained, orange lowers it, by all paths. Squares below are tokens, those above the explained logits; diamonds are errors. Hover a node to see its edges, click to keep it, with <kbd>Shift</kbd> to pin it; <kbd>Esc</kbd> lets go. Edges with less influence than those of the sliders' shares are left out, and nodes that then have none.
       </p>
-      <Subgraph graph={graph} choice={choice} kept={kept} choose={choose} keep={keep} {...(before.current.length ? { undo } : {})} title={title} />
+      <Subgraph graph={graph} choice={choice} choose={choose} keep={keep} {...(before.current.length ? { undo } : {})} title={title} />
     </>
   );
 }
