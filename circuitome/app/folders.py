@@ -1,6 +1,5 @@
 """The runs in a folder: a list of them, their pages and their files, whoever made them."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,10 @@ from circuitome.errors import RunError
 from circuitome.present.assets import asset, script_hash
 from circuitome.present.page import SCRIPTS, page
 from circuitome.present.stored import document
-from circuitome.runs.store import MANIFEST, Run
+from circuitome.runs.store import MANIFEST, Run, read_manifest
 
-LARGEST = 200_000_000
-"""Bytes of a manifest that is read."""
+SHOWN = 400
+"""Letters of a title or a command in the list."""
 
 
 @dataclass
@@ -50,7 +49,7 @@ class Folders:
         try:
             inside = folder.resolve().parent == self.root.resolve() and "/" not in name and "\\" not in name
             path = (folder / file).resolve()
-            fits = inside and path.is_relative_to(folder.resolve()) and path.exists()
+            fits = inside and folder.is_dir() and path.is_relative_to(folder.resolve()) and path.exists()
         except (OSError, ValueError):  # a name that no file can have
             fits = False
         if not fits:
@@ -59,23 +58,16 @@ class Folders:
 
     def manifest(self, name: str) -> dict[str, Any]:
         """A run's manifest. Raises `RunError` where it is damaged or too large."""
-        path = self.path(name, MANIFEST)
-        if path.stat().st_size > LARGEST:
-            raise RunError(f"The manifest of {name} has over {LARGEST:,} bytes and is not read.")
-        try:
-            manifest = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise RunError(f"{name} is damaged: {MANIFEST} cannot be read ({error}).") from None
-        if not isinstance(manifest, dict) or "key" not in manifest:
-            raise RunError(f"{name} is damaged: {MANIFEST} is not the manifest of a run.")
-        return manifest
+        return read_manifest(self.path(name, MANIFEST).parent)
 
     def report(self, name: str) -> str:
         """A run's page, made from its manifest: what lies in report.html may come from anybody."""
         manifest = self.manifest(name)
         try:
             return page(document(Run(manifest, {}), self.root / name))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except RunError:
+            raise
+        except Exception as error:  # a manifest may come from anybody, and there is no end to what can be wrong in it
             raise RunError(f"{name} is damaged: its page cannot be made ({error!r}).") from None
 
     def files(self, name: str) -> list[dict[str, Any]]:
@@ -86,14 +78,12 @@ class Folders:
 
 
 def _row_of(manifest: dict[str, Any]) -> dict[str, Any]:
-    model = manifest.get("model")
+    model, seconds = manifest.get("model"), manifest.get("seconds")
+    told = {name: str(manifest.get(name, ""))[:SHOWN] for name in ("kind", "title", "created", "command")}
     return {
-        "kind": str(manifest.get("kind", "")),
-        "title": str(manifest.get("title", "")),
-        "created": str(manifest.get("created", "")),
-        "seconds": manifest.get("seconds") if isinstance(manifest.get("seconds"), int | float) else None,
-        "model": str(model.get("name", "")) if isinstance(model, dict) else "",
-        "command": str(manifest.get("command", "")),
+        **told,
+        "seconds": seconds if isinstance(seconds, int | float) else None,
+        "model": str(model.get("name", ""))[:SHOWN] if isinstance(model, dict) else "",
     }
 
 

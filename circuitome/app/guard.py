@@ -46,6 +46,9 @@ class Guard:
             await send(message)
 
         path = self._inner_path(scope)
+        if path is None and scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})  # before it is accepted: 403
+            return
         if path is None:
             await with_headers({"type": "http.response.start", "status": 403, "headers": []})
             await with_headers({"type": "http.response.body", "body": b"403: open the address that was printed.\n"})

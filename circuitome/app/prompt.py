@@ -13,15 +13,21 @@ from circuitome.studies.see import next_tokens
 
 TOP, LENS, ROUTE_NEURONS = 8, 3, 4
 """Next tokens, tokens of each stage of the lens, neurons of each MLP on the route."""
-LONGEST = 512
-"""Tokens of a prompt."""
+LONGEST, LETTERS = 512, 16_384
+"""Tokens, and letters, of a prompt."""
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Plain JSON for a request with model, prompt, heads (to show), ablate (switched off), and routes: true or false.
 
-    Raises `InputError` for a prompt without tokens or of too many, and what `load` and `ablate` raise.
+    Raises `InputError` for a prompt without tokens or of too many, for what is no text, and what `load` and `ablate`
+    raise.
     """
+    named = [*(request.get("heads") or ()), *(request.get("ablate") or ()), request.get("model"), request.get("prompt")]
+    if not all(isinstance(text, str) for text in named):
+        raise InputError("Prompt and model are texts; heads and ablate are lists of names.")
+    if len(request["prompt"]) > LETTERS:
+        raise InputError(f"The prompt has {len(request['prompt']):,} letters; the prompt box takes {LETTERS:,}.")
     model = cm.load(request["model"])
     ids = model.encode(request["prompt"])
     if not 0 < len(ids) <= LONGEST:

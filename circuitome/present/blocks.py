@@ -9,7 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from annotated_types import Interval
+
 Number = float | None
+Size = Annotated[int, Interval(ge=0, le=512)]
+"""Blocks, or heads of a block: more than any model has would be a drawing without end."""
 Cell = str | float | int | None | tuple[Number, Number, Number]
 """Text, a number, nothing, or an estimate as (value, low, high)."""
 Style = Literal["text", "node", "number", "signed", "percent", "count", "estimate"]
@@ -240,11 +244,11 @@ class Scatter(Block):
 class Shape:
     """The model's grid on which a circuit is drawn."""
 
-    layers: int
+    layers: Size
     """Blocks."""
-    heads: int
+    heads: Size
     """Query heads of a block."""
-    kv_heads: int
+    kv_heads: Size
     """Key/value heads of a block."""
     mlps: bool = True
     """Whether blocks have MLPs."""
@@ -268,6 +272,36 @@ class Edge:
     """Lower end of its interval."""
     high: Number = None
     """Upper end of its interval."""
+    also: tuple[Number, ...] = ()
+    """Other numbers of it, under the map's names for them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredSize:
+    """How much the strongest edges of a set keep of what the whole model does."""
+
+    edges: int
+    """How many of them."""
+    share: tuple[Number, Number, Number]
+    """Faithfulness, with its interval."""
+    random: tuple[Number, Number, Number] | None = None
+    """That of random circuits of the same size: mean, smallest and largest of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdgeSet:
+    """Other edges on the grid of a circuit, which a page shows in its place."""
+
+    name: str
+    """What a reader switches to."""
+    edges: tuple[Edge, ...]
+    """Its edges."""
+    unit: str
+    """Unit of their scores."""
+    about: str = ""
+    """What it holds and what its scores are, in a sentence."""
+    measured: tuple[MeasuredSize, ...] = ()
+    """What was measured of its strongest edges, by size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,6 +314,16 @@ class CircuitMap(Block):
     """The circuit's edges, strongest first."""
     unit: str
     """Unit of the scores."""
+    name: str = "this circuit"
+    """What its edges are called beside those of other sets."""
+    measured: tuple[MeasuredSize, ...] = ()
+    """What was measured of its strongest edges, by size; usually of all of them."""
+    others: tuple[EdgeSet, ...] = ()
+    """Other edges that a page can show, such as the ranking that the circuit was taken from."""
+    groups: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Roles by name with the nodes that have them, which a page can draw as one."""
+    also: tuple[str, ...] = ()
+    """Names of the other numbers that edges have."""
     top: int = 12
     """Edges that a terminal lists."""
     block: Literal["circuit"] = "circuit"
@@ -336,7 +380,7 @@ class CausalMap(Block):
 
     variables: tuple[CausalVariable, ...]
     """Inputs first, then variables, each behind all that it is computed from."""
-    layers: int
+    layers: Size
     """Number of blocks of the network."""
     positions: tuple[str, ...]
     """Named token positions from left to right."""
@@ -377,7 +421,7 @@ class Routes(Block):
 
     tokens: tuple[str, ...]
     """The prompt's tokens."""
-    layers: int
+    layers: Size
     """Blocks of the model."""
     target: str
     """Id of the node that the route leads to."""
@@ -432,7 +476,7 @@ class PromptGraph(Block):
 
     tokens: tuple[str, ...]
     """The prompt's tokens."""
-    layers: int
+    layers: Size
     """Blocks of the model."""
     nodes: tuple[GraphDot, ...]
     """Its nodes."""

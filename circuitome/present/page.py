@@ -37,7 +37,7 @@ REPEATED = ("command", "sign", "title", "blocks", "results", "prompts")
 """Facts that stand elsewhere on the page."""
 
 BLOCKS: dict[type[Block], str] = {
-    CircuitMap: "circuit.js",
+    CircuitMap: "report.js",
     Routes: "report.js",
     NeuronIndex: "neurons.js",
     PromptGraph: "report.js",

@@ -17,6 +17,8 @@ from torch import Tensor
 from circuitome.errors import RunError
 
 MANIFEST, TENSORS, REPORT = "manifest.json", "tensors.safetensors", "report.html"
+LARGEST = 200_000_000
+"""Bytes of a manifest that is read."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def check_free(folder: Path, key: str) -> None:
         return
     if not (folder / MANIFEST).is_file():
         raise RunError(f"{folder} is not empty and holds no run; nothing was written. Choose another --out.")
-    other = _manifest(folder)
+    other = read_manifest(folder)
     if other.get("key") != key:
         raise RunError(
             f"{folder} already holds another run: {other.get('command', 'unknown command')}. Nothing was written. "
@@ -124,7 +126,7 @@ def load_run(folder: Path) -> Run:
     """The run in `folder`. Raises `RunError` where there is none or a file is missing or damaged."""
     if not folder.is_dir():
         raise RunError(f"There is no run folder {folder}. Give the folder that `circuitome find` printed.")
-    manifest = _manifest(folder)
+    manifest = read_manifest(folder)
     try:
         tensors = load_file(folder / TENSORS)
     except FileNotFoundError as error:
@@ -136,13 +138,18 @@ def load_run(folder: Path) -> Run:
     return Run(manifest, tensors)
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of the run in `folder`. Raises `RunError` where there is none, or it is damaged or too large."""
     path = folder / MANIFEST
     try:
+        if path.stat().st_size > LARGEST:
+            raise RunError(f"The manifest of {folder} has over {LARGEST:,} bytes and is not read.")
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RunError(f"{folder} holds no {MANIFEST}, so it is not a run folder.") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{folder} is damaged: {MANIFEST} is not valid JSON ({error}).") from error
     if not isinstance(manifest, dict) or "key" not in manifest:
         raise RunError(f"{folder} is damaged: {MANIFEST} is not the manifest of a run.")

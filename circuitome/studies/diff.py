@@ -10,8 +10,9 @@ from typing_extensions import override
 
 import circuitome as cm
 from circuitome.errors import RunError
-from circuitome.present.blocks import Block, Lede, Scatter, Table, table
+from circuitome.present.blocks import Block, CircuitMap, Edge, EdgeSet, Lede, Scatter, Table, table
 from circuitome.studies.context import Context
+from circuitome.studies.pieces import by_strength, circuit_map
 from circuitome.studies.settings import Argument, Settings
 from circuitome.studies.study import Findings, Study, Work
 
@@ -24,6 +25,8 @@ SHOWN = 30
 """Edges in the table of differences."""
 DRAWN = 2000
 """Edges in the picture, those with the largest scores."""
+MAPPED = 3000
+"""Edges of each set on the grid, those with the largest scores."""
 SIDES = {(True, True): "both", (True, False): "first", (False, True): "second", (False, False): "neither"}
 ALWAYS_OTHER = (
     "edges",
@@ -73,7 +76,7 @@ def run(settings: Diff, context: Context) -> Findings:
         title=f"{settings.first} and {settings.second}",
         sign="Differences are the second run minus the first.",
         results=results,
-        blocks=blocks(results),
+        blocks=blocks(results, None if edges is None else side_by_side(*runs)),
         tensors={} if edges is None else {"difference": difference(*runs)},
         more={"data_hash": "".join(run.manifest["key"] for run in runs)},
     )
@@ -171,10 +174,11 @@ def difference(first: "OpenedRun", second: "OpenedRun") -> "Tensor":
     return second.scores.values - first.scores.values
 
 
-def blocks(results: Mapping[str, Any]) -> list[Block]:
-    """What they share in a sentence; what was set otherwise; edges that differ most; numbers."""
+def blocks(results: Mapping[str, Any], grid: CircuitMap | None = None) -> list[Block]:
+    """What they share in a sentence; both circuits on one grid; settings, edges and numbers that differ."""
     edges, otherwise = results["edges"], results["set_otherwise"]
-    parts: list[Block] = [table("Set otherwise", ("", "first", "second"), otherwise)] if otherwise else []
+    parts: list[Block] = [] if grid is None else [grid]
+    parts += [table("Set otherwise", ("", "first", "second"), otherwise)] if otherwise else []
     if edges and edges["strongest"]:
         parts += [most_changed(edges["strongest"]), picture(edges["strongest"])]
     if results["numbers"]:
@@ -204,6 +208,47 @@ def most_changed(edges: list[Mapping[str, Any]]) -> Table:
     numbers = [(name, "number", 4) for name in ("first", "second", "difference")]
     rows = [(e["edge"], e["in"], e["first"], e["second"], e["second"] - e["first"]) for e in ranked]
     return table("Edges that differ most", (("edge", "node"), "in", *numbers), rows)
+
+
+def side_by_side(first: "OpenedRun", second: "OpenedRun") -> CircuitMap:
+    """Both circuits on one grid: where scores differ, what both hold, what one of them holds."""
+    ours, theirs = first.circuit, second.circuit
+    scores = [run.circuit.mask.float() if run.scores is None else run.scores.values for run in (first, second)]
+    unit = "1 in the circuit" if first.scores is None or second.scores is None else first.scores.unit
+    sets = {
+        "difference": (
+            ours | theirs,
+            scores[1] - scores[0],
+            "Edges of either: second score minus first.",
+        ),
+        "both": (ours & theirs, (scores[0] + scores[1]) / 2, "Edges of both circuits: the mean of two scores."),
+        "only the first": (ours - theirs, scores[0], "Edges of the first alone: first score."),
+        "only the second": (theirs - ours, scores[1], "Edges of the second alone: second score."),
+    }
+    drawn = {}
+    for name, (circuit, values, about) in sets.items():
+        every = by_strength(
+            Edge(
+                source=ours.graph.writers[row],
+                reader=ours.graph.readers[column],
+                score=float(values[row, column]),
+                also=tuple(float(run[row, column]) for run in scores),
+            )
+            for row, column in circuit.mask.nonzero().tolist()
+        )
+        cut = f" The {MAPPED:,} with the largest of {len(every):,}." if len(every) > MAPPED else ""
+        drawn[name] = EdgeSet(name=name, edges=every[:MAPPED], unit=unit, about=about + cut)
+    difference = drawn.pop("difference")
+    return circuit_map(
+        ours.graph,
+        difference.edges,
+        title="The circuits on one grid",
+        name="difference",
+        note=difference.about,
+        unit=unit,
+        others=drawn.values(),
+        also=("first", "second"),
+    )
 
 
 def picture(edges: list[Mapping[str, Any]]) -> Scatter:

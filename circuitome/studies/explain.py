@@ -1,12 +1,24 @@
 """The heads and MLPs of a finished run's circuit explained, on the prompts, weights and ablation it was found with."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import circuitome as cm
 from circuitome.present import formats
-from circuitome.present.blocks import Block, Cell, Figure, HeatMap, Lede, Note, Numbers, Roles, Table, table
+from circuitome.present.blocks import (
+    Block,
+    Cell,
+    CircuitMap,
+    Figure,
+    HeatMap,
+    Lede,
+    Note,
+    Numbers,
+    Roles,
+    Table,
+    table,
+)
 from circuitome.studies import explained_mlps
 from circuitome.studies.aligned_parts import held_variables
 from circuitome.studies.context import Context
@@ -117,10 +129,32 @@ def run(settings: Explain, context: Context) -> Findings:
         title=f"What the {parts} do: {task.name} in {context.reopened.origin.model}",
         sign=f"{SIGN} {OF_NEURONS}" if context.reopened.circuit.graph.has_parts else SIGN,
         results=results,
-        blocks=[*shown, *held, *fires_on(census, context, setting), example_pairs(context.model, task, metrics)],
+        blocks=[
+            *with_circuit(shown, context),
+            *held,
+            *fires_on(census, context, setting),
+            example_pairs(context.model, task, metrics),
+        ],
         tensors={"circuit": circuit.mask, **kept, **explained_mlps.tensors(mlps)},
         more={"edges": len(circuit), "summary": f"{told} {explained_mlps.sentence(results)}".strip()},
     )
+
+
+def with_circuit(shown: Sequence[Block], context: Context) -> list[Block]:
+    """The blocks, and behind their diagram of roles the run's circuit as its own page draws it, grouped by them."""
+    from circuitome.present.stored import loaded
+
+    maps = [block for block in loaded(context.reopened.manifest.get("blocks", ())) if isinstance(block, CircuitMap)]
+    parts: list[Block] = []
+    for block in shown:
+        parts.append(block)
+        if isinstance(block, Roles) and maps:
+            groups = tuple((role.name, role.members) for role in block.classes)
+            note = f"{maps[0].note} Nodes of a role are drawn as one.".strip()
+            parts.append(
+                replace(maps[0], title="The circuit by role", note=note, where="page", groups=groups, others=())
+            )
+    return parts
 
 
 def numbers(named: "cm.heads.Explanation") -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing_extensions import override
 
 import circuitome as cm
 from circuitome.errors import InputError
-from circuitome.present.blocks import Block, Figure, Lede, Lines, Numbers
+from circuitome.present.blocks import Block, EdgeSet, Figure, Lede, Lines, MeasuredSize, Numbers
 from circuitome.studies.context import Context
 from circuitome.studies.neuron_nodes import (
     check_nodes,
@@ -18,7 +18,16 @@ from circuitome.studies.neuron_nodes import (
     neuron_work,
     with_nodes,
 )
-from circuitome.studies.pieces import circuit_map, example_pairs, figure, percent, scored_edges, series_of, size_lines
+from circuitome.studies.pieces import (
+    circuit_map,
+    ends,
+    example_pairs,
+    figure,
+    percent,
+    scored_edges,
+    series_of,
+    size_lines,
+)
 from circuitome.studies.settings import Flag, PromptSettings, WholeNumbers
 from circuitome.studies.settings import Numbers as SeveralNumbers
 from circuitome.studies.stable_edges import check_stable, stable_blocks, stable_results, stable_sentence
@@ -37,6 +46,8 @@ RANDOM_CIRCUITS = 3
 """Random circuits of each size that are measured as well."""
 QUICK_VERDICT = 25.0
 """Forward passes of the quick verdict on a small circuit; measured on SmolLM2."""
+RANKED = 3000
+"""Edges of the ranking that the page can show, at most."""
 PARTS = ("neuron", "feature", "stream_feature")
 """Kinds of nodes that a table describes."""
 SMALLEST_SCORE = "the change of the metric when the edge leaves the circuit, mean over prompts: negative means it helps"
@@ -334,6 +345,8 @@ def blocks(settings: Find, context: Context, measured: Measured) -> list[Block]:
             unit=measured.unit,
             title="The circuit",
             note=f"Method: {measured.result.scores.method}.",
+            measured=(point_of(measured.curve, measured.at),),
+            others=ranking(settings, measured),
         ),
         *neuron_table(measured.neurons, measured.edges, measured.unit),
         *error_table(measured.errors),
@@ -393,6 +406,39 @@ def cards(settings: Find, context: Context, measured: Measured) -> list[Figure]:
     if measured.own is not None:
         items.insert(1, figure("On its own prompts", measured.own.share, "the same on the prompts that chose it"))
     return items
+
+
+def point_of(curve: "cm.Curve", at: int) -> MeasuredSize:
+    """What a curve says of one size."""
+    random = (curve.random[at].value, *curve.random_range[at])
+    return MeasuredSize(edges=curve.sizes[at], share=ends(curve.circuits[at].share), random=random)
+
+
+def ranking(settings: Find, measured: Measured) -> tuple[EdgeSet, ...]:
+    """The strongest edges of the whole ranking, with what was measured by size; nothing where a method ranks none."""
+    from circuitome.studies.methods import named
+
+    result, curve = measured.result, measured.curve
+    if result.others:  # thresholds, not scores, decide on these circuits
+        return ()
+    at_top = [i for i, n in enumerate(curve.sizes) if i != measured.at or result.scores.top(n) == result.circuit]
+    points = [point_of(curve, i) for i in at_top if curve.sizes[i] <= RANKED]
+    if not points:
+        return ()
+    largest = max(point.edges for point in points)
+    known = {} if result.smallest else {(edge.source, edge.reader): edge for edge in measured.edges}
+    edges = scored_edges(result.scores, result.scores.top(largest), None)
+    told = named("mattr" if result.smallest else settings.asked()).score
+    return (
+        EdgeSet(
+            name="the ranking",
+            about=f"The first {largest:,} edges of the ranking from which circuits of each size are taken. "
+            f"A score is {told}.",
+            edges=tuple(known.get((edge.source, edge.reader), edge) for edge in edges),
+            unit=result.scores.unit,
+            measured=tuple(points),
+        ),
+    )
 
 
 def front_of(smallest: "Smallest") -> Lines:

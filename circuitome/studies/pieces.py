@@ -4,6 +4,8 @@ An estimate is an `Estimate`, or what its `to_dict` gives, from which a run's re
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import circuitome as cm
@@ -142,9 +144,16 @@ def shape_of(graph: "cm.Graph", edges: Iterable[blocks.Edge] = ()) -> blocks.Sha
 
 
 def circuit_map(graph: "cm.Graph", edges: Iterable[blocks.Edge], **options: Any) -> blocks.CircuitMap:
-    """A circuit on its model's grid, strongest |score| first."""
-    ranked = sorted(edges, key=lambda edge: -abs(edge.score or 0.0))
-    return blocks.CircuitMap(shape=shape_of(graph, ranked), edges=tuple(ranked), **options)
+    """A circuit on its model's grid, strongest |score| first; other sets of edges are sorted alike."""
+    others = [replace(some, edges=by_strength(some.edges)) for some in options.pop("others", ())]
+    ranked = by_strength(edges)
+    shape = shape_of(graph, chain(ranked, *(some.edges for some in others)))
+    return blocks.CircuitMap(shape=shape, edges=ranked, others=tuple(others), **options)
+
+
+def by_strength(edges: Iterable[blocks.Edge]) -> tuple[blocks.Edge, ...]:
+    """Edges sorted by |score|, the largest first."""
+    return tuple(sorted(edges, key=lambda edge: -abs(edge.score or 0.0)))
 
 
 def scored_edges(scores: "cm.EdgeScores", circuit: "cm.Circuit", intervals: "Tensor | None") -> list[blocks.Edge]:

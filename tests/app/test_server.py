@@ -8,10 +8,11 @@ pytest.importorskip("fastapi")
 
 from app.asgi import asked
 
-from circuitome.app.folders import LARGEST, Folders, sandbox
+from circuitome.app.folders import Folders, sandbox
 from circuitome.app.guard import Guard
 from circuitome.app.server import Served, application
 from circuitome.errors import RunError
+from circuitome.runs.store import LARGEST
 
 TOKEN = "secret"
 SCRIPT = "<script>alert(1)</script>"

@@ -58,7 +58,7 @@ def test_later_is_higher(layers: int, heads: int, kv_heads: int, parallel: bool)
 def test_edges_between_layers_run_upwards_and_start_at_their_writer() -> None:
     drawing = circuit.draw(circuit_map())
     for drawn in drawing.edges:
-        numbers = [float(number) for number in re.findall(r"-?\d+", drawn.path)]
+        numbers = [float(number) for number in re.findall(r"-?\d+", circuit.path(drawing, drawn))]
         assert numbers[0] == round(drawing.grid.nodes[drawn.edge.source].x)
         assert drawn.layers == 0 or numbers[-1] < numbers[1]
 

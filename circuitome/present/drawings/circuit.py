@@ -1,15 +1,15 @@
-"""A circuit drawn on the model's looks grid."""
+"""A circuit drawn on the model's own grid."""
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from circuitome.graph.node import IN_STREAM, Node
 from circuitome.present import formats
 from circuitome.present.assets import rendered
-from circuitome.present.blocks import CircuitMap, Edge
+from circuitome.present.blocks import CircuitMap, Edge, EdgeSet
 from circuitome.present.drawings.grid import Grid, Point
 
 STRONGEST = 150
@@ -30,8 +30,6 @@ class DrawnEdge:
     """Layers from the writer to the reader."""
     weight: float
     """Square root of |score| over the largest one: 0 to 1."""
-    path: str
-    """The curve, as SVG path data."""
 
     @property
     def colour(self) -> str:
@@ -108,9 +106,8 @@ def draw(block: CircuitMap) -> Drawing:
     for edge in edges:
         for node in (grid.node_of(edge.source), grid.node_of(edge.reader)):
             strengths[node] += abs(formats.finite(edge.score) or 0.0)
-    bare = Drawing(grid, (), dict(strengths))
     top = abs(formats.finite(edges[0].score) or 0.0) if edges else 0.0
-    return Drawing(grid, tuple(_drawn(bare, edge, top) for edge in edges), bare.strengths)
+    return Drawing(grid, tuple(_drawn(grid, edge, top) for edge in edges), dict(strengths))
 
 
 def _on(grid: Grid, site: str) -> bool:
@@ -118,22 +115,21 @@ def _on(grid: Grid, site: str) -> bool:
     return node in grid.nodes or node in grid.brackets
 
 
-def _drawn(drawing: Drawing, edge: Edge, top: float) -> DrawnEdge:
-    grid, reader = drawing.grid, Node.parse(edge.reader)
-    source, target = grid.node_of(edge.source), grid.node_of(edge.reader)
-    kind = {"in": "mlp", "": "logits"}.get(reader.input, reader.input)
+def _drawn(grid: Grid, edge: Edge, top: float) -> DrawnEdge:
+    reader = Node.parse(edge.reader)
     return DrawnEdge(
         edge=edge,
-        target=target,
-        kind=kind,
+        target=grid.node_of(edge.reader),
+        kind={"in": "mlp", "": "logits"}.get(reader.input, reader.input),
         layers=grid.layer(edge.reader) - grid.layer(edge.source),
         weight=(abs(formats.finite(edge.score) or 0.0) / top) ** 0.5 if top else 0.0,
-        path=_path(drawing, source, target, kind),
     )
 
 
-def _path(drawing: Drawing, source: str, target: str, kind: str) -> str:
-    grid = drawing.grid
+def path(drawing: Drawing, drawn: DrawnEdge) -> str:
+    """The curve of an edge, as SVG path data; that of the page's view is the same."""
+    grid, target, kind = drawing.grid, drawn.target, drawn.kind
+    source = grid.node_of(drawn.edge.source)
     start = grid.nodes[source]
     leave = Point(start.x, start.y - _half_height(drawing, source))
     if grid.layer(source) == grid.layer(target):
@@ -154,7 +150,7 @@ def _half_height(drawing: Drawing, node: str) -> float:
 
 
 def _sideways(start: Point, node: Point, radius: float) -> str:
-    """From a head to the MLP of its looks layer: a shallow arc over its neighbours."""
+    """From a head to the MLP of its own layer: a shallow arc over its neighbours."""
     lift = min(start.y, node.y) - 7
     return _curve(start, Point(start.x + 8, lift), Point(node.x - 24, lift), Point(node.x - radius, node.y))
 
@@ -176,7 +172,7 @@ def _curve(a: Point, b: Point, c: Point, d: Point) -> str:
 
 def svg(drawing: Drawing) -> str:
     """The drawing with its strongest edges, colours as CSS variables of the page."""
-    return rendered("circuit.svg.j2", drawing=drawing, grid=drawing.grid, shown=drawing.edges[:STRONGEST])
+    return rendered("circuit.svg.j2", drawing=drawing, grid=drawing.grid, shown=drawing.edges[:STRONGEST], path=path)
 
 
 def strongest(drawing: Drawing) -> list[tuple[str, float, float]]:
@@ -186,29 +182,71 @@ def strongest(drawing: Drawing) -> list[tuple[str, float, float]]:
     return [(name, value, round(value / top, 2)) for name, value in rows]
 
 
-def script_data(block: CircuitMap, drawing: Drawing) -> dict[str, Any]:
-    """What the page's script works on: the edges with their curves, and the places of the nodes."""
-    grid = drawing.grid
-    places = {name: [point.x, point.y] for name, point in grid.nodes.items() if drawing.live(name)}
-    places |= {name: [(b.left + b.right) / 2, b.y] for name, b in grid.brackets.items() if drawing.live(name)}
-    groups = {f"h{head}": f"kv{kv}" for kv, group in enumerate(grid.groups) for head in group} if grid.shared else {}
+def view_data(block: CircuitMap) -> dict[str, Any]:
+    """What the page's view works on: the grid, and sets of edges as columns whose nodes are numbers in `names`.
+
+    Neurons and features have no places here: the view folds them into their MLPs.
+    """
+    sets = [EdgeSet(name=block.name, edges=block.edges, unit=block.unit, measured=block.measured), *block.others]
+    grid = Grid.of(replace(block.shape, neurons=()), (edge.source for some in sets for edge in some.edges))
+    names: dict[str, int] = {}
+    columns = [_columns(block, some, names) for some in sets]
     return {
-        "unit": block.unit,
-        "decimals": drawing.decimals,
+        "grid": _geometry(grid),
+        "neurons": block.shape.neurons,
+        "names": list(names),
+        "sets": columns,
+        "groups": block.groups,
+        "also": block.also,
         "strongest": STRONGEST,
-        "strengths": {name: float(f"{value:.4g}") for name, value in drawing.strengths.items()},
-        "places": places,
-        "groups": groups,
-        "edges": _columns(drawing.edges),
     }
 
 
-def _columns(edges: Sequence[DrawnEdge]) -> dict[str, list[Any]]:
-    """The edges as columns, numbers with six significant digits."""
-    names = {"from": [drawn.edge.source for drawn in edges], "to": [drawn.edge.reader for drawn in edges]}
-    ends = {name: [_short(getattr(drawn.edge, name)) for drawn in edges] for name in ("score", "low", "high")}
-    shapes = {name: [getattr(drawn, name) for drawn in edges] for name in ("target", "kind", "layers", "path")}
-    return {**names, **ends, **shapes, "weight": [round(drawn.weight, 3) for drawn in edges]}
+def _geometry(grid: Grid) -> dict[str, Any]:
+    """Where rows, columns, and what stands outside of them are."""
+    shape, places = grid.shape, grid.nodes
+    return {
+        "rows": [grid.row(layer) for layer in range(shape.layers)],
+        "columns": [grid.column(head) for head in range(shape.heads)],
+        "mlp": [grid.column(shape.heads), 0.0 if shape.parallel else 0.42 * grid.cell.y] if shape.mlps else None,
+        "ends": {name: places[name] for name in (*grid.embeds, "logits")},
+        "brackets": [grid.brackets[str(Node("kv", 0, kv))][:2] for kv in range(shape.kv_heads)] if grid.shared else [],
+        "shared": grid.groups if grid.shared else [],
+        "drop": grid.reach + 2.5,
+        "reach": grid.reach,
+        "cell": grid.cell,
+        "left": grid.origin.x,
+        "right": grid.right,
+        "size": [grid.width, grid.height],
+    }
+
+
+KINDS = ("q", "k", "v", "mlp", "logits")
+"""Kinds of inputs, by number in the view's data."""
+
+
+def _columns(block: CircuitMap, some: EdgeSet, names: dict[str, int]) -> dict[str, Any]:
+    """A set's edges as columns, strongest first, numbers with six significant digits; fills `names`."""
+    drawing = draw(replace(block, edges=some.edges))
+
+    def numbered(texts: Iterable[str]) -> list[int]:
+        return [names.setdefault(text, len(names)) for text in texts]
+
+    edges = [drawn.edge for drawn in drawing.edges]
+    return {
+        "name": some.name,
+        "about": some.about,
+        "unit": some.unit,
+        "decimals": drawing.decimals,
+        "measured": [[point.edges, point.share, point.random] for point in some.measured],
+        "from": numbered(edge.source for edge in edges),
+        "to": numbered(edge.reader for edge in edges),
+        "source": numbered(drawing.grid.node_of(edge.source) for edge in edges),
+        "target": numbered(drawn.target for drawn in drawing.edges),
+        "kind": [KINDS.index(drawn.kind) for drawn in drawing.edges],
+        **{name: [_short(getattr(edge, name)) for edge in edges] for name in ("score", "low", "high")},
+        "also": [[_short(edge.also[i]) for edge in edges] for i in range(len(block.also))],
+    }
 
 
 def _short(value: float | None) -> float | None:

@@ -12,7 +12,7 @@ export function csv(rows: Cell[][]): string {
   return rows.map((row) => row.map(cell).join(",") + "\n").join("");
 }
 
-const TYPES: Record<string, string> = { csv: "text/csv", json: "application/json", graphml: "application/graphml+xml", svg: "image/svg+xml" };
+export const TYPES: Record<string, string> = { csv: "text/csv", json: "application/json", graphml: "application/graphml+xml", svg: "image/svg+xml" };
 
 /* Save a text under the page's title and a name. */
 export function saveText(text: string, name: string, kind: keyof typeof TYPES) {
@@ -23,17 +23,22 @@ type Props = {
   name: string;
   /* The drawing when it is saved; a view on canvas makes it then. */
   svg?: () => SVGSVGElement | null;
-  /* Texts by kind: csv, json, graphml. */
+  /* The picture of a view that draws it itself. */
+  png?: () => Promise<Blob>;
+  /* Texts by kind: csv, json, graphml, svg. */
   texts?: Record<string, () => string>;
 };
 
-export function Files({ name, svg, texts = {} }: Props) {
+const LABELS: Record<string, string> = { graphml: "GraphML", svg: "SVG" };
+
+export function Files({ name, svg, png, texts = {} }: Props) {
+  const keepPng = (blob: Blob) => save(blob, `${slug(`${document.title} ${name}`)}.png`);
   const drawn = async (kind: "png" | "svg") => {
     const drawing = svg?.();
     if (!drawing) return;
     const alone = standalone(drawing);
     if (kind === "svg") saveText(alone.text, name, "svg");
-    else save(await raster(alone), `${slug(`${document.title} ${name}`)}.png`);
+    else keepPng(await raster(alone));
   };
   return (
     <div class="buttons files">
@@ -47,9 +52,14 @@ export function Files({ name, svg, texts = {} }: Props) {
           </button>
         </>
       )}
+      {png && (
+        <button type="button" title="Save as PNG at double size, in light colours" onClick={() => void png().then(keepPng)}>
+          PNG
+        </button>
+      )}
       {Object.entries(texts).map(([kind, text]) => (
-        <button key={kind} type="button" title={`Save as ${kind === "graphml" ? "GraphML" : kind.toUpperCase()}`} onClick={() => saveText(text(), name, kind)}>
-          {kind === "graphml" ? "GraphML" : kind.toUpperCase()}
+        <button key={kind} type="button" title={`Save as ${LABELS[kind] ?? kind.toUpperCase()}`} onClick={() => saveText(text(), name, kind)}>
+          {LABELS[kind] ?? kind.toUpperCase()}
         </button>
       ))}
     </div>
