@@ -25,6 +25,7 @@ from circuitome.present.blocks import (
     Scatter,
     table,
 )
+from circuitome.studies import graph_file
 from circuitome.studies.context import Context
 from circuitome.studies.pieces import figure
 from circuitome.studies.settings import Argument, Flag, ModelSettings, Names
@@ -48,7 +49,7 @@ class Graph(ModelSettings):
     arguments: ClassVar[tuple[str, ...]] = ("prompt",)
 
     prompt: Annotated[str, Argument] = ""
-    """The prompt."""
+    """The prompt; or the .json file of a graph, of circuit-tracer or Neuronpedia, which is then shown."""
     contrast: tuple[str, str] | None = None
     """Explain the difference of two tokens' logits, e.g. " Mary" " John"; by default the likeliest tokens."""
     expand: int = 512
@@ -70,6 +71,7 @@ class Graph(ModelSettings):
 
     @override
     def check(self) -> None:
+        graph_file.is_file(self.prompt)
         for name, least in (("expand", 1), ("off", 0), ("heads", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"--{name} is a number and must be at least {least}, got {getattr(self, name)}.")
@@ -80,6 +82,8 @@ class Graph(ModelSettings):
 
 def work(settings: Graph, context: Context) -> Work:
     """A part of a pass for every expanded neuron, some passes for every neuron that is switched off, and for heads."""
+    if graph_file.is_file(settings.prompt):
+        return Work(texts=1, tokens=0)
     tokens = max(1, len(context.model.encode(settings.prompt)))
     passes = 3.0 + ROW * settings.expand + SWITCHED * settings.off + LOADED * (1 + (settings.heads > 0))
     return Work(texts=1, tokens=tokens, forward=passes)
@@ -89,6 +93,8 @@ def run(settings: Graph, context: Context) -> Findings:
     """The graph with the tokens that its neurons promote, its groups, checks, heads, and its JSON beside the page."""
     from circuitome.runs.store import load_run
 
+    if graph_file.is_file(settings.prompt):
+        return graph_file.opened(Path(settings.prompt))
     graphs, setting = cm.attribution_graphs, context.setting
     if settings.census is not None:
         load_run(Path(settings.census))  # refused before the work where it is none
@@ -271,7 +277,8 @@ def sentence(graph: "AttributionGraph") -> str:
 
 def called(graph: "AttributionGraph") -> str:
     """What its nodes are called together."""
-    return "neurons and features" if graph.transcoders else "neurons"
+    kinds = {node.kind for node in graph.units()}
+    return "neurons and features" if len(kinds) > 1 else "features" if kinds == {"feature"} else "neurons"
 
 
 def cards(graph: "AttributionGraph", checks: "GraphChecks") -> list[Figure]:
@@ -354,14 +361,19 @@ def switched_off(checks: "GraphChecks") -> list[Block]:
 
 def groups(graph: "AttributionGraph") -> Block:
     """Groups of neurons that come from the same and do the same."""
-    rows = []
+    rows, kind = list[tuple[Cell, ...]](), called(graph)
     numbers = sorted({node.group for node in graph.nodes if node.group is not None})
     for group in numbers:
         members = sorted((n for n in graph.nodes if n.group == group), key=lambda node: -node.influence)
         named = ", ".join(f"{n.name} ({n.label})" if n.label else n.name for n in members[:3])
         rows.append((len(members), sum(n.influence for n in members), sum(n.effect or 0.0 for n in members), named))
-    columns = (("neurons", "count"), ("influence", "percent"), ("effects", "signed", 2), "strongest members")
-    note = "Neurons whose edges in and whose edges out are alike. Effects are summed over members, shared paths twice."
+    columns: list[Any] = [(kind, "count"), ("influence", "percent"), ("effects", "signed", 2), "strongest members"]
+    summed = "Effects are summed over members, shared paths twice."
+    if graph.group_names:
+        names = (graph.group_names[number] for number in numbers)
+        rows = [(name, *row) for name, row in zip(names, rows, strict=True)]
+        return table("Groups", ["group", *columns], rows, note=f"As the file has them. {summed}", top=5)
+    note = f"{kind.capitalize()} whose edges in and whose edges out are alike. {summed}"
     return table("Groups", columns, rows, note=note, top=5)
 
 
