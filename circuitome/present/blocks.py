@@ -351,6 +351,8 @@ class Roles(Block):
     """The boxes, in the order of layers."""
     arrows: tuple[tuple[str, str, str, Number], ...]
     """From class, to class, through which inputs (q, k, v, in or logits; several with commas), and how strongly."""
+    edges: tuple[tuple[str, ...], ...] = ()
+    """By arrow, the edges that it stands for, or nothing."""
     positions: tuple[str, ...] = ()
     """Named token positions from left to right."""
     block: Literal["roles"] = "roles"

@@ -39,6 +39,8 @@ REPEATED = ("command", "sign", "title", "blocks", "results", "prompts")
 BLOCKS: dict[type[Block], str] = {
     CircuitMap: "report.js",
     Routes: "report.js",
+    Attention: "report.js",
+    Roles: "report.js",
     NeuronIndex: "neurons.js",
     PromptGraph: "report.js",
 }
@@ -181,6 +183,7 @@ def json_script(value: Any) -> Markup:
 TOOLS: dict[str, Any] = {
     "asdict": asdict,
     "attention_svg": lambda block, head: Markup(attention.svg(block, head)),
+    "attention": attention,
     "attribution_graph": attribution_graph,
     "circuit": circuit,
     "drawing": drawing,
@@ -189,6 +192,7 @@ TOOLS: dict[str, Any] = {
     "json_script": json_script,
     "marked": marked,
     "open_pairs": OPEN_PAIRS,
+    "roles": roles,
     "routes": routes,
     "shade": shade,
     "unbroken": unbroken,

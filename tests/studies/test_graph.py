@@ -114,7 +114,9 @@ def test_a_file_is_shown_without_a_model(capsys, tmp_path):
     )
     check_shown(out)
     kept = load_run(out)
-    assert kept.manifest["model"] == {"name": "a-model"} and kept.manifest["results"]["replacement"] == 0.75
+    assert kept.manifest["model"] == {"name": "a-model"} and kept.manifest["results"]["replacement"] == pytest.approx(
+        0.75, abs=1e-6
+    )
     (block,) = blocks_of(out, "attribution graph").values()
     assert [block.nodes[i].id for i in block.pinned] == ["m1.f7@0"]
     assert [dot.key for dot in block.nodes if dot.group == "of names"] == ["0_5_0", "1_7_0"]
