@@ -21,6 +21,8 @@ from circuitome.graph.node import Node
 
 FEATURE, ERROR, EMBEDDING, LOGIT = "cross layer transcoder", "mlp reconstruction error", "embedding", "logit"
 """Types of nodes."""
+REST = "others"
+"""Id of the error that a page writes for all sources that it does not draw."""
 SIX = 6
 """Significant digits of a link's weight."""
 
@@ -65,7 +67,8 @@ def graph_json(
     written = {
         "metadata": _metadata(graph, name, details),
         "qParams": {
-            "pinnedIds": [*(i for some in members for i in some), *(ids[node.name] for node in graph.logits())],
+            "pinnedIds": [ids[name] for name in graph.pinned]
+            or [*(i for some in members for i in some), *(ids[node.name] for node in graph.logits())],
             "supernodes": [[group_name(graph, group), *some] for group, some in zip(groups, members, strict=True)],
             "linkType": "both",
             "clickedId": "",
@@ -83,13 +86,13 @@ def node_id(graph: AttributionGraph, node: GraphNode) -> str:
         return f"E_{node.index}_{node.position}"
     if node.kind == "logit":
         return f"{graph.layers + 1}_{node.index}_{node.position}"
-    if node.kind == "mlp":
+    if node.kind == "mlp" and node.name != REST:
         return f"err_{node.layer}_{node.position}"
-    return node.kind if node.kind == "bias" else f"{node.layer}_{node.index}_{node.position}"
+    return node.name if node.kind in ("bias", "mlp") else f"{node.layer}_{node.index}_{node.position}"
 
 
 def group_name(graph: AttributionGraph, group: int) -> str:
-    """A group by its strongest node.
+    """The name that a file gave a group, or else one made of its strongest node.
 
     >>> graph = cm.attribution_graph(cm.load("known-ioi"), "Ann and Bob met then Bob gave to", first_token=True)
     >>> import dataclasses
@@ -98,6 +101,8 @@ def group_name(graph: AttributionGraph, group: int) -> str:
     >>> cm.attribution_graphs.group_name(graph, 0).startswith("embed")
     True
     """
+    if group < len(graph.group_names):
+        return graph.group_names[group]
     members = sorted((n for n in graph.nodes if n.group == group), key=lambda node: -node.influence)
     label = f" {members[0].label}" if members[0].label else ""
     return f"{Node.parse(members[0].name).whole}{label} and {len(members) - 1} more"
@@ -135,7 +140,7 @@ def _node(graph: AttributionGraph, node: GraphNode, rank: float) -> dict[str, An
         shown: dict[str, Any] = {"token_prob": node.influence, "is_target_logit": first, "activation": node.value}
         return {**common, **own, "jsNodeId": f"L_{node.index}-{node.position}", **shown}
     if node.kind in ("bias", "mlp"):
-        layer = "E" if node.kind == "bias" else str(node.layer)
+        layer = "E" if node.layer < 0 else str(node.layer)
         own = {"feature": -1, "layer": layer, "feature_type": ERROR, "clerp": node.label or node.name}
         return {**common, **own, "jsNodeId": f"{common['node_id']}-0", "influence": rank}
     clerp = " ".join(part for part in (str(Node.parse(node.name).whole), node.label) if part)

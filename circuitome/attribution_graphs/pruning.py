@@ -15,10 +15,9 @@ from circuitome.weights.pairs import token_name
 def fewest(values: Float[Tensor, " n"], share: float) -> Bool[Tensor, " n"]:
     """Which of some sizes are the fewest that make up a share of their sum; none of nothing."""
     ranked = values.double().sort(descending=True, stable=True)
-    total = ranked.values.sum()
+    sums = torch.cat([torch.zeros(1, dtype=torch.float64), ranked.values.cumsum(0)])
     kept = torch.zeros(len(values), dtype=torch.bool)
-    before = ranked.values.cumsum(0) - ranked.values
-    kept[ranked.indices] = (before < share * total) & (ranked.values > 0)
+    kept[ranked.indices] = (sums[:-1] < share * sums[-1]) & (ranked.values > 0)
     return kept
 
 

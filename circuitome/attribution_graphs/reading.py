@@ -3,13 +3,14 @@
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from circuitome.attribution_graphs.exchange import EMBEDDING, ERROR, FEATURE, LOGIT
+from circuitome.attribution_graphs.exchange import EMBEDDING, ERROR, FEATURE, LOGIT, REST
 from circuitome.attribution_graphs.result import UNITS, AttributionGraph, GraphNode
 from circuitome.errors import DataFileError
 from circuitome.graph.node import Node
@@ -23,10 +24,10 @@ REQUIRED = ("node_id", "layer", "ctx_idx", "feature_type")
 def read_graph(path: str | Path) -> AttributionGraph:
     """The attribution graph in a JSON file of circuit-tracer, of Neuronpedia, or of `AttributionGraph.save`.
 
-    Errors of the replaced MLPs are nodes m5@3 of kind mlp. Scores are computed anew from the file's links, as
-    Neuronpedia does, so that a pruned file's are those of its pruned graph. Where a feature of block 0 and an error
-    have one id, as in files of circuit-tracer, the order of a target's links decides, features first; so does the
-    block, as an error has no link to earlier ones.
+    Errors of the replaced MLPs are nodes m5@3 of kind mlp. Supernodes are groups, and pinned nodes are kept. Scores are
+    computed anew from the links, as Neuronpedia does, so that a pruned file's are those of its pruned graph. Where a
+    feature of block 0 and an error have one id, as in files of circuit-tracer, the order of a target's links decides,
+    features first; so does the block, as an error has no link to earlier ones.
 
     >>> import tempfile
     >>> graph = cm.attribution_graph(cm.load("known-ioi"), "Ann and Bob met then Bob gave to", first_token=True)
@@ -46,7 +47,11 @@ def read_graph(path: str | Path) -> AttributionGraph:
     names = [str(entry["node_id"]) for entry in data["nodes"]]
     sources, targets, weights = _links(path, data["links"], nodes, names)
     put = torch.tensor([place[i] for i in range(len(nodes))])
-    ordered = tuple(nodes[i] for i in order)
+    chosen = data.get("qParams") or {}
+    supernodes = [list(map(str, some)) for some in chosen.get("supernodes") or [] if len(some) > 1]
+    group_of = {name: number for number, (_, *members) in enumerate(supernodes) for name in members}
+    ordered = tuple(replace(nodes[i], group=group_of.get(names[i])) for i in order)
+    called = {name: node.name for name, node in zip(names, nodes, strict=True)}
     sizes = torch.zeros(len(nodes)).index_add_(0, put[targets], weights.abs())
     tokens = tuple(map(str, data["metadata"]["prompt_tokens"]))
     graph = AttributionGraph(
@@ -65,6 +70,8 @@ def read_graph(path: str | Path) -> AttributionGraph:
         replacement=0.0,
         completeness=0.0,
         expanded=sum(node.kind in UNITS for node in nodes),
+        group_names=tuple(name for name, *_ in supernodes),
+        pinned=tuple(called[name] for name in map(str, chosen.get("pinnedIds") or ()) if name in called),
     )
     return graph.scored()
 
@@ -94,6 +101,8 @@ def _node(path: str | Path, entry: Mapping[str, Any], unit: str) -> GraphNode:
     if kind == "feature" and unit == "neuron" and re.match(r"m\d+\.f\d", str(entry.get("clerp"))):
         unit = "feature"  # of a graph of ours, in which both can be
     kind = unit if kind == "feature" else "bias" if entry["node_id"] == "bias" else kind
+    if entry["node_id"] == REST:
+        return GraphNode(REST, kind, -1, 0, 0, None, 0.0, None, str(entry.get("clerp") or ""))
     layer = -1 if str(entry["layer"]) == "E" else int(entry["layer"]) - (kind == "logit")
     numbers = [int(number) for number in re.findall(r"-?\d+", str(entry["node_id"]))]
     index = numbers[-2] if kind in ("embed", "logit", *UNITS) and len(numbers) > 1 else 0

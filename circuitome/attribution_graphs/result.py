@@ -82,6 +82,10 @@ class AttributionGraph(Shown):
     """Neurons whose inputs were computed; the graph holds those with most influence of them."""
     transcoders: Mapping[int, Encoder] = field(default_factory=dict)
     """By block, the transcoder whose features stand in place of its neurons; not kept in files."""
+    group_names: tuple[str, ...] = ()
+    """What a file calls its groups, by number; without them a group is called by its strongest member."""
+    pinned: tuple[str, ...] = ()
+    """Nodes that a file has pinned; without them all that are in groups, and the logits."""
 
     def __repr__(self) -> str:
         count = sum(node.kind in UNITS for node in self.nodes)

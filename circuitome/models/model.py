@@ -144,6 +144,25 @@ class Model:
         return None if limit is None else limit - self.first_position
 
     @property
+    def learned_positions(self) -> int | None:
+        """How many positions the model has embeddings for; None where positions are rotations."""
+        rotated = any(name.endswith("rotary_emb") for name, _ in self.hf.named_modules())
+        return None if rotated else self.positions
+
+    def _check_positions(self, inputs: Inputs) -> None:
+        """Raises `InputError` where a text is longer than the table of learned positions.
+
+        Before the pass, since on an accelerator an index outside a table ends the whole process.
+        """
+        if self.positions is None or inputs.mask.shape[1] <= self.positions:
+            return
+        length, limit = int(inputs.positions.max()) + 1, self.learned_positions
+        if limit is not None and length > limit:
+            raise InputError(
+                f"The text has {length} tokens; {self.name} has learned positions for {limit}. Give a shorter one."
+            )
+
+    @property
     def masked(self) -> bool:
         """Whether it is a masked language model, such as BERT: of these, only attention and neurons are studied."""
         return self.family.masked
@@ -439,7 +458,8 @@ class Model:
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def _call(self, inputs: Inputs) -> Any:
-        """The model's own forward; None where a hook ended the pass early."""
+        """The model's own forward; None where a hook ended the pass early. Raises `InputError` for too long a text."""
+        self._check_positions(inputs)
         with self.reserved(), self.running_rows(*(self.rows or ((), 0))):
             try:
                 return self.hf(

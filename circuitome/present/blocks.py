@@ -358,6 +358,8 @@ class Roles(Block):
     """The boxes, in the order of layers."""
     arrows: tuple[tuple[str, str, str, Number], ...]
     """From class, to class, through which inputs (q, k, v, in or logits; several with commas), and how strongly."""
+    edges: tuple[tuple[str, ...], ...] = ()
+    """By arrow, the edges that it stands for, or nothing."""
     positions: tuple[str, ...] = ()
     """Named token positions from left to right."""
     block: Literal["roles"] = "roles"
@@ -473,6 +475,8 @@ class GraphDot:
     """The group of similar nodes that it is in, or nothing."""
     heads: str = ""
     """Heads that carry most of its strongest edges in, in words."""
+    key: str = ""
+    """Its id in the JSON of Neuronpedia."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -489,6 +493,10 @@ class PromptGraph(Block):
     """Places of source and target among the nodes, what the edge brings, and its influence; most influence first."""
     explains: str
     """What is explained, in words."""
+    pinned: tuple[int, ...] = ()
+    """Places of the nodes that are pinned at first."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """What stands in the JSON of Neuronpedia beside nodes and links."""
     top: int = 12
     """Nodes that a terminal lists."""
     block: Literal["attribution graph"] = "attribution graph"

@@ -50,8 +50,10 @@ BLOCKS: dict[type[Block], str] = {
     CircuitMap: "report.js",
     Routes: "report.js",
     Checkpoints: "report.js",
+    Attention: "report.js",
+    Roles: "report.js",
     NeuronIndex: "neurons.js",
-    PromptGraph: "attribution_graph.js",
+    PromptGraph: "report.js",
 }
 """By kind of block, the script that it needs beside that of every page; report.js is built from viewer/."""
 SCRIPTS = tuple(dict.fromkeys(("page.js", *BLOCKS.values())))
@@ -193,6 +195,7 @@ TOOLS: dict[str, Any] = {
     "as_csv": as_csv,
     "asdict": asdict,
     "attention_svg": lambda block, head: Markup(attention.svg(block, head)),
+    "attention": attention,
     "attribution_graph": attribution_graph,
     "checkpoints": checkpoints,
     "circuit": circuit,
@@ -202,6 +205,7 @@ TOOLS: dict[str, Any] = {
     "json_script": json_script,
     "marked": marked,
     "open_pairs": OPEN_PAIRS,
+    "roles": roles,
     "routes": routes,
     "shade": shade,
     "unbroken": unbroken,

@@ -9,7 +9,6 @@ from rich.text import Text
 from circuitome.graph.node import IN_STREAM, Node
 from circuitome.present import formats
 from circuitome.present.blocks import CircuitMap, Column, HeatMap, PromptGraph, Routes, table
-from circuitome.present.drawings.attribution_graph import ROUND
 from circuitome.present.drawings.grid import Grid
 from circuitome.present.drawings.routes import shown_edges
 from circuitome.present.heat_maps import cells, certain, certainty, ends_of, name_of
@@ -242,9 +241,8 @@ def prompt_graph(block: PromptGraph, console: Console) -> None:
         for ends, here, there in ((into, target, source), (out, source, target)):
             if abs(weight) > abs(ends.get(here, (0, 0.0))[1]):
                 ends[here] = there, weight
-    ranked = sorted(
-        (i for i, dot in enumerate(block.nodes) if dot.kind in ROUND), key=lambda i: -block.nodes[i].influence
-    )
+    units = (i for i, dot in enumerate(block.nodes) if dot.kind in ("neuron", "feature"))
+    ranked = sorted(units, key=lambda i: -block.nodes[i].influence)
     rows = [
         (
             dot.id,
@@ -258,7 +256,7 @@ def prompt_graph(block: PromptGraph, console: Console) -> None:
     narrow = (Column("most from", "node", narrow=False), Column("most to", "node", narrow=False))
     columns = (("node", "node"), "at", "stands for", ("effect", "signed", 2), *narrow)
     print_table(table("", columns, rows), console)
-    say(console, f"{len(ranked)} neurons, {len(block.edges):,} edges; those with most influence first.")
+    say(console, f"{len(block.nodes):,} nodes, {len(block.edges):,} edges; units with most influence first.")
 
 
 def _edge(block: PromptGraph, edge: tuple[int, float] | None) -> str:

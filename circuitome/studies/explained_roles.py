@@ -17,7 +17,8 @@ CLEARLY = 0.25
 """Share of attention from which on a head says at which token its class acts."""
 DRAWN = 1
 """Arrows into a class of MLPs, and out of it, that are drawn: more hide those between heads."""
-
+LISTED = 40
+"""Edges that are kept of an arrow."""
 
 INPUTS = ("q", "k", "v", "in", "logits")
 """What arrows lead to, in the order in which they are named."""
@@ -45,7 +46,10 @@ def diagram(
     explained = named or mlps
     if not classes or explained is None:
         return []
-    note = "Earliest layers first; arrows say how many edges of the circuit lead from one class to another."
+    note = (
+        "Earliest layers first; an arrow is as wide as many edges of the circuit lead from one class to another: into "
+        "queries solid, into keys dashed, into values dotted."
+    )
     if mlps is not None and mlps.names:
         drawn = sum(len(some.role.members) for some in others)
         note += (
@@ -53,12 +57,14 @@ def diagram(
             "stand by third of the model's layers and by the token at which they act, each box with the "
             "earlier class that feeds it most and the later one that it feeds most."
         )
+    drawn_arrows = arrows(explained.circuit, classes)
     return [
         Roles(
             title="Roles",
             note=note,
             classes=tuple(some.role for some in classes),
-            arrows=tuple(arrows(explained.circuit, classes)),
+            arrows=tuple(drawn_arrows),
+            edges=edges_behind(explained.circuit, classes, drawn_arrows),
             positions=tuple(results["token_roles"]),
         )
     ]
@@ -124,6 +130,19 @@ def arrows(circuit: "cm.Circuit", classes: Sequence[Class]) -> list[tuple[str, s
         *between_heads,
         *((*ends, ", ".join(sorted(joined[ends], key=INPUTS.index)), float(strengths[ends])) for ends in kept),
     ]
+
+
+def edges_behind(
+    circuit: "cm.Circuit", classes: Sequence[Class], drawn: Sequence[tuple[str, str, str, float]]
+) -> tuple[tuple[str, ...], ...]:
+    """By arrow, the circuit's edges that it stands for, at most `LISTED`."""
+    from circuitome.heads.roles.narrative import edges_by_class
+
+    named = edges_by_class(circuit, {part: some.role.name for some in classes for part in some.role.members})
+    return tuple(
+        tuple(edge for kind in through.split(", ") for edge in named[start, kind, end])[:LISTED]
+        for start, end, through, _ in drawn
+    )
 
 
 def attention_of(named: "cm.heads.Explanation") -> Attention:

@@ -25,6 +25,7 @@ from circuitome.present.blocks import (
     Scatter,
     table,
 )
+from circuitome.studies import graph_file
 from circuitome.studies.context import Context
 from circuitome.studies.pieces import figure
 from circuitome.studies.settings import Argument, Flag, ModelSettings, Names
@@ -48,7 +49,7 @@ class Graph(ModelSettings):
     arguments: ClassVar[tuple[str, ...]] = ("prompt",)
 
     prompt: Annotated[str, Argument] = ""
-    """The prompt."""
+    """The prompt; or the .json file of a graph, of circuit-tracer or Neuronpedia, which is then shown."""
     contrast: tuple[str, str] | None = None
     """Explain the difference of two tokens' logits, e.g. " Mary" " John"; by default the likeliest tokens."""
     expand: int = 512
@@ -70,6 +71,7 @@ class Graph(ModelSettings):
 
     @override
     def check(self) -> None:
+        graph_file.is_file(self.prompt)
         for name, least in (("expand", 1), ("off", 0), ("heads", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"--{name} is a number and must be at least {least}, got {getattr(self, name)}.")
@@ -80,6 +82,8 @@ class Graph(ModelSettings):
 
 def work(settings: Graph, context: Context) -> Work:
     """A part of a pass for every expanded neuron, some passes for every neuron that is switched off, and for heads."""
+    if graph_file.is_file(settings.prompt):
+        return Work(texts=1, tokens=0)
     tokens = max(1, len(context.model.encode(settings.prompt)))
     passes = 3.0 + ROW * settings.expand + SWITCHED * settings.off + LOADED * (1 + (settings.heads > 0))
     return Work(texts=1, tokens=tokens, forward=passes)
@@ -89,6 +93,8 @@ def run(settings: Graph, context: Context) -> Findings:
     """The graph with the tokens that its neurons promote, its groups, checks, heads, and its JSON beside the page."""
     from circuitome.runs.store import load_run
 
+    if graph_file.is_file(settings.prompt):
+        return graph_file.opened(Path(settings.prompt))
     graphs, setting = cm.attribution_graphs, context.setting
     if settings.census is not None:
         load_run(Path(settings.census))  # refused before the work where it is none
@@ -104,6 +110,8 @@ def run(settings: Graph, context: Context) -> Findings:
     checks = graphs.check_graph(setting, graph, nodes=settings.off)
     loadings = graphs.head_loadings(setting, graph)
     attention = attention_of(settings, context, graph, loadings)
+    name = settings.folder_name("graph")
+    written = graphs.graph_json(graph, name, attention=attention, details="features")
     return Findings(
         title=f"Attribution graph of {formats.quoted(settings.prompt)}",
         sign=(
@@ -112,9 +120,9 @@ def run(settings: Graph, context: Context) -> Findings:
             "norm scales are held: the edges say what is moved between tokens, not why heads attend there."
         ),
         results=results(graph, checks, attention),
-        blocks=blocks(graph, checks, loadings, attention),
+        blocks=blocks(graph, checks, loadings, attention, written["metadata"]),
         tensors=tensors(graph, loadings),
-        files=files(settings, context, graph, attention, promoted),
+        files=files(settings, context, graph, written, promoted),
         more={
             "prompt": settings.prompt,
             "data_hash": settings.prompt,
@@ -196,12 +204,11 @@ def files(
     settings: Graph,
     context: Context,
     graph: "AttributionGraph",
-    attention: Sequence["QKAttribution"],
+    written: dict[str, Any],
     promoted: dict[str, tuple[str, list[str], list[str]]],
 ) -> dict[str, str]:
     """The graph as JSON for other programs, and a file for each neuron in the folder `features` beside it."""
     graphs = cm.attribution_graphs
-    written = graphs.graph_json(graph, settings.folder_name("graph"), attention=attention, details="features")
     made = {"graph.json": json.dumps(written, ensure_ascii=False)}
     examples = _examples(settings, context, graph)
     for node in graph.units():
@@ -238,13 +245,17 @@ def _examples(settings: Graph, context: Context, graph: "AttributionGraph") -> d
 
 
 def blocks(
-    graph: "AttributionGraph", checks: "GraphChecks", loadings: "HeadLoadings", attention: Sequence["QKAttribution"]
+    graph: "AttributionGraph",
+    checks: "GraphChecks",
+    loadings: "HeadLoadings",
+    attention: Sequence["QKAttribution"],
+    metadata: dict[str, Any],
 ) -> list[Block]:
     """The answer, scores, the graph, the checks, groups and heads."""
     return [
         Lede(text=sentence(graph)),
         Numbers(items=tuple(cards(graph, checks))),
-        drawn(graph, loadings),
+        drawn(graph, metadata, loadings),
         *switched_off(checks),
         groups(graph),
         *heads_table(graph, attention),
@@ -266,7 +277,8 @@ def sentence(graph: "AttributionGraph") -> str:
 
 def called(graph: "AttributionGraph") -> str:
     """What its nodes are called together."""
-    return "neurons and features" if graph.transcoders else "neurons"
+    kinds = {node.kind for node in graph.units()}
+    return "neurons and features" if len(kinds) > 1 else "features" if kinds == {"feature"} else "neurons"
 
 
 def cards(graph: "AttributionGraph", checks: "GraphChecks") -> list[Figure]:
@@ -280,7 +292,9 @@ def cards(graph: "AttributionGraph", checks: "GraphChecks") -> list[Figure]:
     ]
 
 
-def drawn(graph: "AttributionGraph", loadings: "HeadLoadings | None" = None) -> PromptGraph:
+def drawn(
+    graph: "AttributionGraph", metadata: dict[str, Any] | None = None, loadings: "HeadLoadings | None" = None
+) -> PromptGraph:
     """The graph itself, with the heads that carry its edges where these are known."""
     scores = graph.edge_scores()
     order = scores.argsort(descending=True, stable=True)
@@ -293,6 +307,8 @@ def drawn(graph: "AttributionGraph", loadings: "HeadLoadings | None" = None) -> 
         explains=graph.explains,
         nodes=tuple(_dot(graph, node, rest[i], loadings) for i, node in enumerate(graph.nodes)),
         edges=tuple(zip(*columns, strict=True)),
+        pinned=tuple(graph.place[name] for name in graph.pinned or [node.name for node in graph.logits()]),
+        metadata=metadata or cm.attribution_graphs.graph_json(graph, graph.model)["metadata"],
     )
 
 
@@ -313,6 +329,7 @@ def _dot(graph: "AttributionGraph", node: "GraphNode", rest: float, loadings: "H
         others=others,
         group=group,
         heads=f"Heads that carry most of its edges in: {words}." if heads else "",
+        key=cm.attribution_graphs.node_id(graph, node),
     )
 
 
@@ -344,14 +361,19 @@ def switched_off(checks: "GraphChecks") -> list[Block]:
 
 def groups(graph: "AttributionGraph") -> Block:
     """Groups of neurons that come from the same and do the same."""
-    rows = []
+    rows, kind = list[tuple[Cell, ...]](), called(graph)
     numbers = sorted({node.group for node in graph.nodes if node.group is not None})
     for group in numbers:
         members = sorted((n for n in graph.nodes if n.group == group), key=lambda node: -node.influence)
         named = ", ".join(f"{n.name} ({n.label})" if n.label else n.name for n in members[:3])
         rows.append((len(members), sum(n.influence for n in members), sum(n.effect or 0.0 for n in members), named))
-    columns = (("neurons", "count"), ("influence", "percent"), ("effects", "signed", 2), "strongest members")
-    note = "Neurons whose edges in and whose edges out are alike. Effects are summed over members, shared paths twice."
+    columns: list[Any] = [(kind, "count"), ("influence", "percent"), ("effects", "signed", 2), "strongest members"]
+    summed = "Effects are summed over members, shared paths twice."
+    if graph.group_names:
+        names = (graph.group_names[number] for number in numbers)
+        rows = [(name, *row) for name, row in zip(names, rows, strict=True)]
+        return table("Groups", ["group", *columns], rows, note=f"As the file has them. {summed}", top=5)
+    note = f"{kind.capitalize()} whose edges in and whose edges out are alike. {summed}"
     return table("Groups", columns, rows, note=note, top=5)
 
 

@@ -89,8 +89,10 @@ def probabilities(model: "cm.Model", ids: Sequence[int]) -> "Tensor":
     """Of every token, after the prompt; float32."""
     import torch
 
+    from circuitome.models.inputs import Inputs
+
     with torch.no_grad():
-        return model.hf(torch.tensor([ids], device=model.device)).logits[0, -1].float().softmax(-1).cpu()
+        return model.logits(Inputs.whole(torch.tensor([ids], device=model.device)))[0].float().softmax(-1).cpu()
 
 
 def busiest(model: "cm.Model", prompt: str) -> list[str]:

@@ -62,7 +62,6 @@ def work(settings: Stream, context: Context) -> Work:
 def run(settings: Stream, context: Context) -> Findings:
     """Losses of the dense cache, of a window, and of sinks and a window that hold as many tokens; sink mass."""
     from circuitome.heads.long_context.sinks import pieces
-    from circuitome.heads.long_context.streaming import learned_positions
     from circuitome.runs.texts import OWN, read_text, text_hash
 
     text = read_text(settings.text)
@@ -79,7 +78,7 @@ def run(settings: Stream, context: Context) -> Findings:
         "window": cm.stream_losses(latest, ids, sinks=0, window=size, chunk=chunk),
         "sinks and window": cm.stream_losses(both, ids, sinks=settings.sinks, window=settings.window, chunk=chunk),
     }
-    piece = min(PIECE, len(ids), learned_positions(model) or PIECE)
+    piece = min(PIECE, len(ids), model.learned_positions or PIECE)
     masses = cm.sink_mass(context.setting, pieces(model, model.encode_answer(text), piece, PIECES))
     first = [model.decode([token]) for token in ids[: settings.sinks].tolist()]
     about = {"source": settings.text or OWN, "hash": text_hash(text), "tokens": len(ids), "sinks": first}
@@ -122,7 +121,7 @@ def tokens_of(settings: Stream, model: "cm.Model", text: str) -> "Tensor":
     """The text's tokens. Raises `InputError` where nothing would be evicted or the dense cache cannot hold them."""
     import torch
 
-    from circuitome.heads.long_context.streaming import check_stream, learned_positions
+    from circuitome.heads.long_context.streaming import check_stream
     from circuitome.runs.texts import OWN
 
     ids = torch.tensor(model.encode(text), dtype=torch.long)[: settings.tokens]
@@ -134,7 +133,7 @@ def tokens_of(settings: Stream, model: "cm.Model", text: str) -> "Tensor":
             f"{settings.window} hold the first {size:,}, so nothing would be evicted. Give a longer text, or a "
             f"--window of at most {max(1, len(ids) - 2 - settings.sinks):,}."
         )
-    limit = learned_positions(model)
+    limit = model.learned_positions
     if limit is not None and len(ids) - 1 > limit:
         raise InputError(
             f"{model.name} has learned positions for {limit} tokens, so its dense cache cannot hold {len(ids):,}. Read "

@@ -1,6 +1,7 @@
 """The JSON of circuit-tracer and Neuronpedia: written, held against its published schema, and read."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -146,3 +147,18 @@ def test_unreadable_files_are_told(tmp_path):
 def test_details_of_a_neuron():
     made = feature_details(7, [" a"], [" b"], [(["x", "y"], [0.0, 2.0])])
     assert made["index"] == 7 and made["examples_quantiles"][0]["examples"][0]["tokens_acts_list"] == [0.0, 2.0]
+
+
+def test_supernodes_and_pinned_nodes_come_back(graph, tmp_path):
+    units = [node.name for node in graph.units()]
+    numbers = {units[0]: 1, units[3]: 0, units[5]: 1, units[7]: 0}
+    nodes = tuple(replace(node, group=numbers.get(node.name)) for node in graph.nodes)
+    names = ("says Ann", 'a "capital", <b>')
+    chosen = replace(graph, nodes=nodes, group_names=names, pinned=(units[0], graph.logits()[0].name))
+    chosen.save(tmp_path / "g.json")
+    back = read_graph(tmp_path / "g.json")
+    assert back.group_names == names and back.pinned == chosen.pinned
+    assert {node.name: node.group for node in back.units()} == {name: numbers.get(name) for name in units}
+    written = [graph_json(some, "g")["qParams"] for some in (chosen, back)]
+    assert written[0]["pinnedIds"] == written[1]["pinnedIds"]
+    assert [set(some) for some in written[0]["supernodes"]] == [set(some) for some in written[1]["supernodes"]]

@@ -5,11 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from families import random_task, tiny
+from families import CONFIGS, ENCODERS, random_task, tiny
 from torch import Tensor
 
 from circuitome.discovery.attribution.edges import eap
 from circuitome.engine.run_circuit import run_circuit
+from circuitome.errors import InputError
+from circuitome.models import attention
 from circuitome.models.inputs import Inputs
 from circuitome.models.loading import load
 from circuitome.models.model import Model
@@ -83,3 +85,18 @@ def test_two_threads_take_turns() -> None:
         results = list(pool.map(lambda i: work[i % 3](), range(18)))
     for i, result in enumerate(results):
         torch.testing.assert_close(result, expected[i % 3])
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, *ENCODERS])
+def test_a_text_longer_than_learned_positions_is_refused_before_the_pass(name: str) -> None:
+    model = tiny(name)
+    rotated = attention.rotary_tables(model, torch.arange(1))[0] is not None
+    assert model.learned_positions == (None if rotated else model.positions)
+    assert model.positions is not None
+    longest, longer = (Inputs.whole(torch.ones(1, model.positions + more, dtype=torch.long)) for more in (0, 1))
+    assert model.record(longest, logits=False).resid_pre
+    if rotated:
+        assert model.record(longer, logits=False).resid_pre
+    else:
+        with pytest.raises(InputError, match=f"The text has {model.positions + 1} tokens; .* Give a shorter one"):
+            model.record(longer)

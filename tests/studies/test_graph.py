@@ -23,7 +23,7 @@ def test_a_graph_is_printed_written_and_drawn(capsys, folder, tmp_path):
     assert (code, err) == (0, "")
     assert "Neurons switched off" in printed and "Where heads attend, and why" in printed
     text, page = check_shown(out)
-    assert "--first-token" in text and 'class="attribution"' in page
+    assert "--first-token" in text and 'data-view="attribution_graph"' in page
     kept = load_run(out)
     graph, checks = kept.manifest["results"]["graph"], kept.manifest["results"]["checks"]
     assert graph["expanded"] == 40 and checks["sums"] < 1e-3 and len(checks["off"]) == 4
@@ -87,3 +87,39 @@ def test_bad_input_leaves_no_run(arguments, message, capsys, folder, tmp_path):
     code, _, err = run(capsys, "graph", *arguments, "--model", folder, "--out", tmp_path / "bad")
     assert code == 1 and re.search(message, err), err
     assert not (tmp_path / "bad").exists()
+
+
+def test_a_file_is_shown_without_a_model(capsys, tmp_path):
+    ids = ("E_1_0", "0_5_0", "1_7_0", "err_1_0", "3_9_0")
+    types = ("embedding", *["cross layer transcoder"] * 2, "mlp reconstruction error", "logit")
+    nodes = [
+        {"node_id": i, "layer": i[0].replace("e", "1"), "ctx_idx": 0, "feature_type": kind, "clerp": f"says {i}"}
+        for i, kind in zip(ids, types, strict=True)
+    ]
+    nodes[-1] |= {"token_prob": 0.9}
+    links = [("E_1_0", "0_5_0", 2.0), ("0_5_0", "1_7_0", 1.0), ("1_7_0", "3_9_0", 3.0), ("err_1_0", "3_9_0", 1.0)]
+    data = {
+        "metadata": {"slug": "s", "scan": "a-model", "prompt_tokens": ["Ann"], "prompt": "Ann"},
+        "qParams": {"pinnedIds": ["1_7_0"], "supernodes": [["of names", "0_5_0", "1_7_0"]]},
+        "nodes": nodes,
+        "links": [{"source": a, "target": b, "weight": w} for a, b, w in links],
+    }
+    (tmp_path / "theirs.json").write_text(json.dumps(data))
+    out = tmp_path / "g"
+    code, printed, error = run(capsys, "graph", tmp_path / "theirs.json", "--out", out)
+    assert (
+        (code, error) == (0, "")
+        and ["Features", "2"] in [line.split()[:2] for line in printed.splitlines()]
+        and "of names" in printed
+    )
+    check_shown(out)
+    kept = load_run(out)
+    assert kept.manifest["model"] == {"name": "a-model"} and kept.manifest["results"]["replacement"] == pytest.approx(
+        0.75, abs=1e-6
+    )
+    (block,) = blocks_of(out, "attribution graph").values()
+    assert [block.nodes[i].id for i in block.pinned] == ["m1.f7@0"]
+    assert [dot.key for dot in block.nodes if dot.group == "of names"] == ["0_5_0", "1_7_0"]
+    assert json.loads((out / "graph.json").read_text()) == data
+    code, _, error = run(capsys, "graph", tmp_path / "none.json", "--out", tmp_path / "h")
+    assert code == 1 and "there is no such file" in error and not (tmp_path / "h").exists()

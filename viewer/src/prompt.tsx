@@ -2,10 +2,11 @@
 import { useEffect, useRef, useState } from "preact/hooks";
 import { post, type Answer, type Next, type Route, type Stage } from "./api";
 import { replace, type View } from "./address";
+import { AttentionView } from "./shared/attention";
+import { shown } from "./shared/tokens";
 
 const EXAMPLE = "When Mary and John went to the store, John gave a drink to";
 const share = (value: number) => `${(100 * value).toFixed(1)} %`;
-const shown = (token: string) => token.replace(/\n/g, "\u21b5").replace(/\t/g, "\u21e5").replace(/^ /, "\u00b7") || "\u2205";
 /* The colour behind a text: the stronger, the more of it, as far as the text can still be read. */
 const shade = (value: number) => `color-mix(in srgb, var(--helps) calc(${value.toFixed(2)} * var(--full)), transparent)`;
 const names = (text: string | undefined) => (text ?? "").split(",").filter(Boolean);
@@ -58,7 +59,7 @@ export function PromptBox({ view, models }: { view: View; models: string[] }) {
   const [clicks, setClicks] = useState<"off" | "show">("off");
   const { answer, problem, waiting, milliseconds } = useAnswer(prompt ? { model, prompt, heads, ablate: off } : null);
 
-  const set = (change: View) => replace({ view: "prompt", model, prompt, heads: heads.join(","), off: off.join(","), ...change });
+  const set = (change: View) => replace({ view: "prompt", model, prompt, heads: heads.join(","), off: off.join(","), head: view.head ?? "", query: view.query ?? "", ...change });
   const toggled = (list: string[], name: string) => (list.includes(name) ? list.filter((other) => other !== name) : [...list, name]).join(",");
   const click = (name: string) => set(clicks === "off" ? { off: toggled(off, name) } : { heads: toggled(heads, name) });
 
@@ -112,11 +113,7 @@ export function PromptBox({ view, models }: { view: View; models: string[] }) {
           </section>
           <section class="wide">
             <h2>Attention</h2>
-            <div class="maps">
-              {Object.entries(answer.attention).map(([name, pattern]) => (
-                <Pattern key={name} name={name} pattern={pattern} tokens={answer.tokens} />
-              ))}
-            </div>
+            <AttentionView tokens={answer.tokens} heads={Object.entries(answer.attention)} head={view.head ?? ""} query={Number(view.query ?? -1)} choose={(change) => set(Object.fromEntries(Object.entries(change).map(([name, value]) => [name, value === -1 ? "" : String(value)])))} />
           </section>
           <Lens stages={answer.lens} />
           <Routes key={`${model} ${prompt}`} model={model} prompt={prompt} off={off} toggle={(name) => set({ off: toggled(off, name) })} />
@@ -237,35 +234,6 @@ function Heads({ answer, off, heads, click }: { answer: Answer; off: string[]; h
         </tbody>
       </table>
     </div>
-  );
-}
-
-const CELL = 15;
-
-function Pattern({ name, pattern, tokens }: { name: string; pattern: number[][]; tokens: string[] }) {
-  const [locked, setLocked] = useState<number | null>(null);
-  const [hovered, setHovered] = useState<number | null>(null);
-  const row = locked ?? hovered ?? tokens.length - 1;
-  const side = CELL * tokens.length;
-  return (
-    <figure class="pattern">
-      <h3 class="name">{name}</h3>
-      <svg viewBox={`0 0 ${side} ${side}`} width={Math.min(side, 300)} role="img" aria-label={`Attention of ${name}, queries down, keys across`} onPointerLeave={() => setHovered(null)}>
-        {pattern.map((values, query) => (
-          <g key={query} onPointerEnter={() => setHovered(query)} onClick={() => setLocked(locked === query ? null : query)}>
-            <rect x={0} y={query * CELL} width={side} height={CELL} fill={query === row ? "var(--mark)" : "transparent"} />
-            {values.map((value, key) => value >= 0.005 && <rect key={key} x={key * CELL} y={query * CELL} width={CELL - 1} height={CELL - 1} fill="var(--helps)" fill-opacity={Math.min(1, value)} />)}
-          </g>
-        ))}
-      </svg>
-      <p class="strip" title={locked === null ? "Hover a row; click to keep it" : "Click the row again to let go"}>
-        {tokens.map((token, key) => (
-          <span key={key} class={key === row ? "query" : ""} style={{ background: shade(pattern[row]?.[key] ?? 0) }}>
-            {shown(token)}
-          </span>
-        ))}
-      </p>
-    </figure>
   );
 }
 

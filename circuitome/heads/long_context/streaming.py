@@ -55,7 +55,7 @@ def stream_losses(
     model = setting.model
     check_stream(model, ids, sinks, window)
     chunk = max(1, min(chunk, _most_at_once(model, sinks, window), len(ids) - 1))
-    rotated = learned_positions(model) is None
+    rotated = model.learned_positions is None
     tables = attention.rotary_tables(model, torch.arange(max(sinks + window, window - 1 + chunk) if rotated else 1))
     cache = Cache([_Kept(sinks, window) for _ in model.blocks])
     losses = []
@@ -139,16 +139,11 @@ def check_positions(model: Model, n: int, needs: str, advice: str, value: int) -
 
     `needs` says what takes so many; `advice`, with {} for a number, what to give in place of `value`.
     """
-    limit = learned_positions(model)
+    limit = model.learned_positions
     if limit is not None and n > limit:
         raise InputError(
             f"{model.name} has learned positions for {limit} tokens; {needs}. {advice.format(value - (n - limit))}"
         )
-
-
-def learned_positions(model: Model) -> int | None:
-    """How many positions the model has embeddings for; None where positions are rotations."""
-    return None if attention.rotary_tables(model, torch.arange(1))[0] else model.positions
 
 
 def _changing_from(model: Model) -> tuple[str, int] | None:

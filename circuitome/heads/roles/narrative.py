@@ -185,20 +185,25 @@ def edges_between(explanation: Explanation) -> dict[tuple[str, str, str], int]:
 
 
 def class_edges(circuit: Circuit, class_of: Mapping[str, str]) -> dict[tuple[str, str, str], int]:
-    """How many edges of a circuit lead from parts of one class into an input of parts of another, or into the logits.
+    """How many edges of a circuit lead from parts of one class to another: sizes of `edges_by_class`."""
+    return {key: len(edges) for key, edges in edges_by_class(circuit, class_of).items()}
+
+
+def edges_by_class(circuit: Circuit, class_of: Mapping[str, str]) -> dict[tuple[str, str, str], list[str]]:
+    """The edges of a circuit that lead from parts of one class into an input of parts of another, or into the logits.
 
     `class_of` names the class of heads and MLPs. By (from, input, to); an input is q, k, v, or in for MLPs.
     """
-    graph, numbers = circuit.graph, dict[tuple[str, str, str], int]()
+    graph, edges = circuit.graph, dict[tuple[str, str, str], list[str]]()
     classes = {graph.row(name): some for name, some in class_of.items()}
     for row, start in classes.items():
         for column in circuit.mask[row].nonzero().flatten().tolist():
             node = graph.reader_nodes[column]
             ends = {classes[reader] for reader in graph.rows_of[column] if reader in classes}
             for end in sorted(ends) if node.input else ("logits",):
-                key = start, node.input or "logits", end
-                numbers[key] = numbers.get(key, 0) + 1
-    return numbers
+                name = f"{graph.writers[row]}->{graph.readers[column]}"
+                edges.setdefault((start, node.input or "logits", end), []).append(name)
+    return edges
 
 
 def _edges(explanation: Explanation) -> list[str]:

@@ -1,5 +1,7 @@
 """Where heads attend over the tokens of one prompt: queries down, keys across, darker for more."""
 
+from typing import Any
+
 from circuitome.present import formats
 from circuitome.present.assets import rendered
 from circuitome.present.blocks import Attention, Number
@@ -40,6 +42,15 @@ def together(block: Attention) -> str:
     ]
     size = f'width="{side * across:.1f}" height="{side * down:.1f}" viewBox="0 0 {side * across:.1f} {side * down:.1f}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(placed)}</svg>'
+
+
+def script_data(block: Attention) -> dict[str, Any]:
+    """What the page's view works on: shares with four decimals."""
+    heads = [
+        (name, [[None if value is None else round(value, 4) for value in row] for row in pattern])
+        for name, pattern in block.heads
+    ]
+    return {"tokens": block.tokens, "heads": heads}
 
 
 def _share(value: Number) -> float:

@@ -16,8 +16,8 @@ COLUMN, STEP = 46.0, 9.5
 """Smallest width of a token's column, and distance of two dots in it."""
 WIDEST = 34
 """Dots beside each other in a cell; more lie closer together."""
-SHOWN, MOST, LISTED = 80, 600, 15
-"""Edges that are drawn at first, and at most; nodes in the list beside the drawing."""
+SHOWN = 80
+"""Edges that are drawn."""
 
 
 @dataclass(frozen=True)
@@ -138,21 +138,24 @@ def svg(block: PromptGraph) -> str:
     )
 
 
-def strongest(block: PromptGraph) -> list[tuple[int, GraphDot]]:
-    """The dots with most influence, and their places among the nodes."""
-    ranked = sorted(
-        (i for i, dot in enumerate(block.nodes) if dot.kind in ROUND), key=lambda i: -block.nodes[i].influence
-    )
-    return [(i, block.nodes[i]) for i in ranked[:LISTED]]
-
-
 def script_data(block: PromptGraph) -> dict[str, Any]:
-    """What the page's script works on: nodes with their places, edges with their curves made there."""
-    places = Map(block)
-    names = ("id", "kind", "label", "value", "influence", "effect", "others", "group", "heads", "position")
-    nodes = [
-        {**{name: getattr(dot, name) for name in names}, "x": round(point.x, 1), "y": round(point.y, 1)}
-        for dot, point in zip(block.nodes, places.places, strict=True)
-    ]
-    edges = [[s, t, float(f"{w:.4g}"), float(f"{score:.4g}")] for s, t, w, score in block.edges]
-    return {"tokens": block.tokens, "nodes": nodes, "edges": edges}
+    """What the page's view works on; it lays the nodes out itself, as it does those of files."""
+    names = ("id", "key", "kind", "layer", "position", "label", "value", "influence", "effect", "others", "heads")
+    groups: dict[str, list[int]] = {}
+    for i, dot in enumerate(block.nodes):
+        if dot.group:
+            groups.setdefault(dot.group, []).append(i)
+    return {
+        "metadata": block.metadata,
+        "tokens": block.tokens,
+        "layers": block.layers,
+        "explains": block.explains,
+        "nodes": [{name: _short(getattr(dot, name)) for name in names} for dot in block.nodes],
+        "edges": [[source, target, _short(weight)] for source, target, weight, _ in block.edges],
+        "choice": {"pinned": block.pinned, "groups": [{"name": n, "members": some} for n, some in groups.items()]},
+    }
+
+
+def _short(value: Any) -> Any:
+    """Numbers with as many digits as a file for Neuronpedia has."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value

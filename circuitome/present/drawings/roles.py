@@ -1,9 +1,10 @@
 """Classes of heads and MLPs as boxes, arrows between them, and below the token positions at which they act."""
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import Any
 
 from circuitome.present import formats
 from circuitome.present.assets import rendered
@@ -14,6 +15,8 @@ BOX, GAP, NARROW, LEVEL, TOP, FOOT = 168.0, 24.0, 64.0, 64.0, 44.0, 46.0
 """Width of a box, room between boxes, width of an empty column, room between levels, above and below, in pixels."""
 LINE, HEAD = 14.0, 30.0
 """Height of a line of members, and of a box without any."""
+DASHES = {"k": "7 4", "v": "2 3"}
+"""By input: dashes and gaps of its arrows, as in drawings of circuits."""
 NAMED, IN_LINE = 6, 3
 """Members that are named, and how many stand in a line."""
 
@@ -73,6 +76,10 @@ class Arrow:
     """Width of the stroke."""
     said: str
     """Its ends, input and strength in words."""
+    index: int
+    """Its place among the block's arrows."""
+    dash: str
+    """How its line is broken: keys dashed, values dotted, all else solid."""
 
 
 @dataclass(frozen=True)
@@ -224,6 +231,8 @@ class Diagram:
             place=Point(end.x + 5, end.y + 17),
             width=1 + 3 * share,
             said=said,
+            index=self.block.arrows.index(row),
+            dash=DASHES.get(through, "none"),
         )
 
 
@@ -235,3 +244,8 @@ def _label(arrow: tuple[str, str, str, float | None]) -> str:
 def svg(block: Roles) -> str:
     """The diagram, colours as CSS variables of the page."""
     return rendered("roles.svg.j2", diagram=Diagram(block), box=BOX, line=LINE)
+
+
+def script_data(block: Roles) -> dict[str, Any]:
+    """What the page's view works on."""
+    return {"classes": [asdict(role) for role in block.classes], "arrows": block.arrows, "edges": block.edges}

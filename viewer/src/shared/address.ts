@@ -14,6 +14,7 @@ function read(): Record<string, string> {
 }
 
 function write(id: string, values: Values, initial: Values) {
+  if (!id) return;
   const others = Object.entries(written).filter(([key]) => !key.startsWith(`${id}.`));
   const mine = Object.entries(values).filter(([name, value]) => value !== initial[name]);
   written = Object.fromEntries([...mine.map(([name, value]) => [`${id}.${name}`, String(value)]), ...others]);
@@ -27,6 +28,7 @@ function write(id: string, values: Values, initial: Values) {
 
 /* The values of a view in the address, each of the kind of its initial value. */
 function inAddress<T extends Values>(id: string, initial: T): T {
+  if (!id) return initial;
   const found = Object.entries(initial).map(([name, value]) => {
     const text = written[`${id}.${name}`];
     if (text === undefined) return [name, value];
@@ -36,7 +38,7 @@ function inAddress<T extends Values>(id: string, initial: T): T {
   return Object.fromEntries(found) as T;
 }
 
-/* State of a view that a link reopens: its values, and what changes some of them. */
+/* State of a view that a link reopens: its values, and what changes some of them. A view without id is in no link. */
 export function useShown<T extends Values>(id: string, initial: T): [T, (changes: Partial<T>) => void] {
   const [values, set] = useState(() => inAddress(id, initial));
   useEffect(() => {
