@@ -10,6 +10,8 @@ from circuitome.studies.pieces import head_names
 if TYPE_CHECKING:
     import circuitome as cm
 
+NUMBERS = {"size_for_.9": "edges for .9 of the gap", "jaccard": "Jaccard index with the last step", "metric": "metric"}
+"""What is told of the circuit of a step, by its name among the results."""
 ALL_HEADS = 8
 """Heads of a model whose attention is kept for all of them; of larger models for the best of each score."""
 NOTE = (
@@ -82,12 +84,11 @@ def _heads(score: Mapping[str, Any], steps: Sequence[int]) -> StepHeads:
     return StepHeads(name=score["about"], values=_at(steps, score["steps"], means), best=best)
 
 
-def _circuits(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """By step, the strongest edges and the numbers that were measured."""
-    names = {"sizes": "edges in the circuit", "faithfulness": "faithfulness", "jaccard": "Jaccard index with the last"}
-    numbers = {words: found[name] for name, words in names.items() if found.get(name)}
+def _circuits(found: Mapping[str, Any]) -> list[dict[str, Any] | None]:
+    """By step, the strongest edges and the numbers that there are; None at steps without edges."""
+    numbers = {words: found[name] for name, words in NUMBERS.items() if name in found}
     return [
-        {"edges": edges, "numbers": {words: _short(values[i]) for words, values in numbers.items()}}
+        {"edges": edges, "numbers": {words: _short(values[i]) for words, values in numbers.items()}} if edges else None
         for i, edges in enumerate(found["edges"])
     ]
 

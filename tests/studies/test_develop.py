@@ -7,7 +7,8 @@ from shown import blocks_of, check_shown, lede_of
 
 import circuitome as cm
 from circuitome.graph.node import Node
-from circuitome.studies import develop, developed, diff, diffed_trainings, series, syntax
+from circuitome.present.drawings.checkpoints import at_end
+from circuitome.studies import develop, developed, diff, diffed_trainings, series, syntax, watched_steps
 from circuitome.studies.frame import perform
 
 
@@ -140,6 +141,35 @@ def test_syntax_of_a_saved_model(grown, tmp_path):
     assert made.tensors["by_head"].shape[1:] == (2, 2, 2)
     assert results["syntax"]["arcs"] == len(made.tensors["kind"])
     check_shown(place)
+
+
+def test_circuits_of_tasks_are_shown_step_by_step():
+    results = {
+        "name": "x",
+        "curves": {"held_out_loss": {"title": "loss", "steps": [0, 1, 2], "value": [3.0, None, 1.0]}},
+        "heads": {"previous": {"about": "before", "steps": [0, 2], "mean": [[[0.1, 0.2]], [[0.7, 0.2]]]}},
+        "circuits": {
+            "ioi": {
+                "steps": [1, 2],
+                "sizes": [1, 5],
+                "faithfulness": [[], [0.2, 0.9]],
+                "size_for_.9": [None, 5],
+                "jaccard": [None, 1.0],
+                "edges": [[], [["embed->a0.h1.q", -0.5], ["a0.h1->logits", 0.25]]],
+            }
+        },
+    }
+    (block,) = watched_steps.checkpoints(results)
+    (run,) = block.runs
+    assert run.steps == (0, 1, 2) and run.scores[0].values[1] is None and run.scores[0].best == "a0.h0"
+    assert run.circuits[0].values[:2] == (None, None)
+    assert run.circuits[0].values[2]["numbers"] == {
+        "edges for .9 of the gap": 5.0,
+        "Jaccard index with the last step": 1.0,
+    }
+    last = at_end(block)
+    assert [part.title for part in last] == ["before, at step 2", "circuit of ioi at step 2"]
+    assert last[1].edges[1].reader == "logits"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Trainings at their last step as blocks of other kinds: what stands on a page without its script."""
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 from circuitome.present.blocks import Attention, Block, Checkpoints, CircuitMap, Edge, HeatMap, Shape
 from circuitome.present.watched import Watched
@@ -37,7 +39,7 @@ def _last(run: Watched, front: str) -> list[Block]:
     return parts
 
 
-def _ends(edge: tuple[str, float]) -> tuple[str, str, float]:
+def _ends(edge: Sequence[Any]) -> tuple[str, str, float]:
     source, reader = edge[0].split("->")
     return source, reader, edge[1]
 
