@@ -28,8 +28,8 @@ PARTS: dict[str, dict[str, dict[str, Any]]] = {
     "sparse": {f"{share} kept": {**CIRCUIT, "kept_weights": share} for share in (0.25, 0.1)},
     "repeated": {str(share): {"repeated": share} for share in (0.9, 0.5, 0.25)},
     "freeze": {
-        f"{kind} at {step}": {"freeze": (kind,), "freeze_at": step}
-        for kind, step in (("previous", 200), ("previous", 400), ("induction", 200), ("induction", 400))
+        f"{kind} at {step}": {"freeze": [kind, step]}
+        for kind, step in (("previous", 200), ("previous", 400), ("induction", 400))
     },
 }
 """By part and name: choices of `cm.dynamics.recipe`."""
@@ -61,7 +61,9 @@ def main() -> None:
 def measured(choices: dict[str, Any], seed: int) -> dict[str, Any]:
     """One training, watched: curves, onsets, circuits."""
     start = time.monotonic()
-    watched = cm.dynamics.recipe(**choices, seed=seed).develop()
+    kind, at = choices.get("freeze", ("", 0))
+    frozen = cm.dynamics.Freezing((kind,), at) if kind else None
+    watched = cm.dynamics.recipe(**{**choices, "freeze": frozen}, seed=seed).develop()
     later = watched.since(SINCE).to_dict()
     curves = {
         key: {"steps": watched.curve(key)[0], "value": [round(v, 4) for v in watched.curve(key)[1].mean(0).tolist()]}
@@ -78,6 +80,7 @@ def measured(choices: dict[str, Any], seed: int) -> dict[str, Any]:
         task: {key: found[key] for key in kept} | {"last": found["edges"][-1]}
         for task, found in later.get("circuits", {}).items()
     }
+    choices = {**choices, "frozen": list(watched.frozen)}
     found = {"choices": choices, "curves": curves, "best heads": best, "onsets": later["onsets"], "circuits": circuits}
     return {**found, "seconds": time.monotonic() - start}
 

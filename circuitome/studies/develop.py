@@ -19,7 +19,7 @@ Marked = Literal["", "previous", "induction", "arcs"]
 RECIPE = (
     *("kind", "layers", "heads", "width", "data", "repeated", "steps", "batch", "length", "learning_rate"),
     *("suppress", "encourage", "strength", "until", "kept_weights"),
-    *("freeze", "freeze_at", "freeze_above", "tasks", "seed"),
+    *("tasks", "seed"),
 )
 """Settings that a recipe takes as they are."""
 CIRCUIT_SECONDS = 2.0
@@ -108,19 +108,22 @@ def run(settings: Develop, context: Context) -> Findings:
 
     texts = None if settings.texts is None else documents(settings.texts)
     choices = {name: getattr(settings, name) for name in RECIPE}
-    recipe = cm.dynamics.recipe(texts=texts, **choices)
+    frozen = (
+        cm.dynamics.Freezing(settings.freeze, settings.freeze_at, settings.freeze_above) if settings.freeze else None
+    )
+    recipe = cm.dynamics.recipe(texts=texts, freeze=frozen, **choices)
     folder = context.file("training") if settings.checkpoints is None else Path(settings.checkpoints)
     kept = () if settings.checkpoints is None else watched_steps(settings)
     watched = recipe.develop(folder, progress=context.progress, max_memory=settings.max_memory, checkpoints=kept)
-    frozen = {"heads": list(watched.frozen), "step": settings.freeze_at} if watched.frozen else None
-    results = {**watched.to_dict(), "frozen": frozen, "heads": developed.head_results(watched)}
+    told = {"heads": list(watched.frozen), "step": settings.freeze_at} if watched.frozen else None
+    results = {**watched.to_dict(), "frozen": told, "heads": developed.head_results(watched)}
     kind = {"attention": "attention-only", "masked": "masked language"}.get(settings.kind, settings.kind)
     what = f"{kind} model of {settings.layers} {'layer' if settings.layers == 1 else 'layers'}"
     return Findings(
         title=f"Development: {what} on {settings.data}",
         sign=developed.SIGN,
         results=results,
-        blocks=developed.blocks(results, developed.frozen_sentence(frozen)),
+        blocks=developed.blocks(results, developed.frozen_sentence(told)),
         tensors=developed.tensors(watched),
         more={"data_hash": text_hash(*(texts or [settings.data])), "training": choices},
     )
