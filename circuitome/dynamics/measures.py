@@ -89,6 +89,8 @@ class Measures:
     """Minimal pairs."""
     tasks: tuple[Split, ...] = ()
     """Tasks whose circuits are looked for, and held-out prompts of theirs."""
+    ranking: str = "eap-ig"
+    """What ranks the edges for them, as in `task_circuit`."""
     min_arcs: int = 20
     """Arcs that a relation needs."""
 
@@ -103,18 +105,19 @@ class Measures:
         trees: Sequence[Tree] = (),
         pairs: Sequence[MinimalPair] = (),
         tasks: Sequence[Split] = (),
+        ranking: str = "eap-ig",
         tokens: Sequence[int] | None = None,
         seed: int = 0,
     ) -> "Measures":
         """What suits a model: `rows` of a stream that is not trained on, and repeated tokens of its vocabulary.
 
         `tokens` are those that repeated sequences are made of; ordinary words where nobody says. `tasks` are those of
-        `watched_tasks`.
+        `watched_tasks`, `ranking` is that of `task_circuit`.
         """
         held = None if held_out is None else held_out.batch(0, rows, length, seed)
         period = usual_period(model) if tokens is None else min(PERIOD, length // 2)
         repeated = repeated_tokens(model, n=SEQUENCES, period=min(PERIOD, period), seed=seed, tokens=tokens)
-        return cls(held, repeated, tuple(trees), tuple(pairs), tuple(tasks))
+        return cls(held, repeated, tuple(trees), tuple(pairs), tuple(tasks), ranking)
 
     def __call__(self, model: Model) -> dict[str, Any]:
         """All measures by name in `MEASURES`, samples first: rows, sequences or pairs; those of heads [n, layer, head].
@@ -142,7 +145,7 @@ class Measures:
             if self.tasks:
                 prompts = {task.search.name: task for task in self.tasks}
                 measured[CIRCUITS] = {
-                    name: task_circuit(setting.but(prompts=task.search), held_out=task.held_out)
+                    name: task_circuit(setting.but(prompts=task.search), held_out=task.held_out, ranking=self.ranking)
                     for name, task in prompts.items()
                 }
         return measured

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from typing_extensions import override
 
@@ -47,6 +47,8 @@ class Series(Settings):
     tasks: Names = ()
     """Tasks whose circuits are watched: induction (on the model's own tokens), agreement (in the grammar), a name that
     `circuitome tasks` lists, or a file of prompt pairs."""
+    ranking: Literal["eap-ig", "mattr"] = "eap-ig"
+    """What ranks the edges of --tasks: mattr takes minutes a checkpoint, and finds small circuits in large models."""
 
     @override
     def check(self) -> None:
@@ -110,6 +112,7 @@ def measures(settings: Series, model: "cm.Model", texts: list[str]) -> "Measures
         trees=trees,
         pairs=pairs,
         tasks=cm.dynamics.watched_tasks(model, settings.tasks, seed=settings.seed),
+        ranking=settings.ranking,
         seed=settings.seed,
     )
 
