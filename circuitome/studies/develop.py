@@ -65,15 +65,13 @@ class Develop(Settings):
     kept_weights: float = 1.0
     """Keep this share of each weight matrix, the largest, after each step: 0.1 makes the model sparse."""
     freeze: Names = ()
-    """Heads whose weights are frozen at a step: a0.h1 ..., or previous or induction, the head that is most of that kind
-    then."""
+    """Heads whose weights stay from a step on: a0.h1 ..., or the first head of a kind: previous, induction."""
     freeze_at: int = 0
     """Steps that are done when they are frozen."""
     freeze_above: float | None = None
     """Of a kind, freeze all heads with at least that score, a share of attention, in place of the first."""
     tasks: Names = ()
-    """Tasks whose circuits are watched: induction (on the model's own tokens), agreement (in the grammar), a name that
-    `circuitome tasks` lists, or a file of prompt pairs."""
+    """Tasks whose circuits are watched: induction, agreement, a name of `circuitome tasks`, a file of prompt pairs."""
     checkpoints: str | None = None
     """A folder for a checkpoint at each watched step, for `circuitome series`."""
 
