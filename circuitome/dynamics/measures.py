@@ -65,10 +65,10 @@ MEASURES = {
 """All that is measured, by name."""
 SHARED = "share of edges"
 TASK_MEASURES = {
-    "task_metric": Measure("metric of {}", "how well held-out prompts of {} are done", ""),
-    "circuit_size": Measure("edges for .9 of {}", "edges of the smallest circuit that keeps .9 of {}", "edges"),
-    "circuit_jaccard": Measure("circuit of {} as at the end", "edges shared with the last step's circuit", SHARED),
-    "strongest_jaccard": Measure("strongest edges of {} as at the end", "the same of as many strongest ones", SHARED),
+    "task_metric": Measure("{}: metric", "how well held-out prompts of {} are done", ""),
+    "circuit_size": Measure("{}: edges for .9", "edges of the smallest circuit that keeps .9 of {}", "edges"),
+    "circuit_jaccard": Measure("{}: circuit in common", "edges shared with the last step's circuit", SHARED),
+    "strongest_jaccard": Measure("{}: strongest in common", "the same of as many strongest ones", SHARED),
 }
 """Curves of the circuit of a task, by the beginning of their names, such as circuit_size:induction."""
 CIRCUITS = "circuits"

@@ -151,7 +151,7 @@ def test_curves_of_circuits_by_hand():
     watched = of_rows("made", [(step, {"circuits": {"made": circuits}}) for step, circuits in rows])
     assert watched.curve("circuit_size:made")[0] == [2, 4, 8]
     assert watched.curve("task_metric:made")[1].shape == (2, 4)
-    assert watched.title("circuit_jaccard:made") == "circuit of made as at the end"
+    assert watched.title("circuit_jaccard:made") == "made: circuit in common"
     assert watched.about("task_metric:made").unit == "logits"
     assert watched.to_dict()["circuits"]["made"] == plain
     with pytest.raises(UnknownNameError, match="circuit_size:made"):
