@@ -25,11 +25,14 @@ LOSSES = (4.0, 3.0, 2.0, 1.0)
 CIRCUIT = {"tasks": ["induction"]}
 PARTS: dict[str, dict[str, dict[str, Any]]] = {
     "circuits": {"dense": CIRCUIT},
-    "sparse": {f"{share} kept": {**CIRCUIT, "kept_weights": share} for share in (0.25, 0.1)},
+    "sparse": {
+        f"{share} kept": {**CIRCUIT, "kept_weights": share, **more}
+        for share, more in ((0.5, {}), (0.25, {"steps": 3000}))
+    },
     "repeated": {str(share): {"repeated": share} for share in (0.9, 0.5, 0.25)},
     "freeze": {
-        f"{kind} at {step}": {"freeze": (kind,), "freeze_at": step}
-        for kind, step in (("previous", 200), ("previous", 400), ("induction", 200), ("induction", 400))
+        f"{kind} at {step}": {"freeze": [kind, step]}
+        for kind, step in (("previous", 200), ("previous", 400), ("induction", 400))
     },
 }
 """By part and name: choices of `cm.dynamics.recipe`."""
@@ -38,7 +41,8 @@ PARTS: dict[str, dict[str, dict[str, Any]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default=",".join(PARTS))
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--names", default="", help="some of the runs of a part, semicolons between; all by default")
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--write", action="store_true", help="write the result under benchmarks/results")
     options = parser.parse_args()
@@ -48,10 +52,11 @@ def main() -> None:
     result |= {"machine": machine(), "steps": options.steps}
     for part in options.parts.split(","):
         for seed in range(options.seeds):
-            for name, choices in PARTS[part].items():
+            for name in options.names.split(";") if options.names else PARTS[part]:
+                choices = PARTS[part][name]
                 runs = result.setdefault(part, {}).setdefault(name, {})
                 if str(seed) not in runs:
-                    runs[str(seed)] = measured({**choices, "steps": options.steps}, seed)
+                    runs[str(seed)] = measured({"steps": options.steps, **choices}, seed)
                     print(part, name, seed, f"{runs[str(seed)]['seconds']:.0f} s", told(runs[str(seed)]), flush=True)
                 if options.write:
                     write(path, result | {"summary": summary(result)})
@@ -61,7 +66,9 @@ def main() -> None:
 def measured(choices: dict[str, Any], seed: int) -> dict[str, Any]:
     """One training, watched: curves, onsets, circuits."""
     start = time.monotonic()
-    watched = cm.dynamics.recipe(**choices, seed=seed).develop()
+    kind, at = choices.get("freeze", ("", 0))
+    frozen = cm.dynamics.Freezing((kind,), at) if kind else None
+    watched = cm.dynamics.recipe(**{**choices, "freeze": frozen}, seed=seed).develop()
     later = watched.since(SINCE).to_dict()
     curves = {
         key: {"steps": watched.curve(key)[0], "value": [round(v, 4) for v in watched.curve(key)[1].mean(0).tolist()]}
@@ -78,6 +85,7 @@ def measured(choices: dict[str, Any], seed: int) -> dict[str, Any]:
         task: {key: found[key] for key in kept} | {"last": found["edges"][-1]}
         for task, found in later.get("circuits", {}).items()
     }
+    choices = {**choices, "frozen": list(watched.frozen)}
     found = {"choices": choices, "curves": curves, "best heads": best, "onsets": later["onsets"], "circuits": circuits}
     return {**found, "seconds": time.monotonic() - start}
 

@@ -19,9 +19,9 @@ from circuitome.dynamics.minimal_pairs import PairScores, pair_scores, read_pair
 from circuitome.dynamics.onsets import Onset, onset, precedes
 from circuitome.dynamics.recipes import Recipe, python_reference, recipe
 from circuitome.dynamics.small_models import grammar_tokenizer, small_model
+from circuitome.dynamics.small_tasks import agreement, repeats, watched_tasks
 from circuitome.dynamics.task_circuits import TaskCircuit, TaskCircuits, task_circuit
 from circuitome.dynamics.trees import Tree, read_trees, tokens_of_words
-from circuitome.dynamics.watched_tasks import agreement, repeats, watched_tasks
 
 __all__ = [
     "MEASURES",

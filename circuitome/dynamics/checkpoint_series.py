@@ -48,7 +48,7 @@ def checkpoints(source: str | Path, revisions: Sequence[str] = ()) -> list[Check
     if revisions:
         if Path(source).is_dir():
             raise InputError(f"{source} is a folder, which has no revisions. Give the name of a model of the hub.")
-        named = [(name, str(source), name) for name in revisions]
+        named: list[tuple[str, str, str | None]] = [(name, str(source), name) for name in revisions]
     else:
         place = Path(source)
         if not place.is_dir():

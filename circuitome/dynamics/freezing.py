@@ -46,7 +46,7 @@ class Freezing:
     above: float | None = None
     """In place of the first head of a kind, all whose score, a share of attention, is at least that."""
     repeated: Repeated | None = None
-    """Repeated sequences on which heads are scored; needed for kinds."""
+    """Repeated sequences on which heads are scored; those of the measures where `cm.dynamics.recipe` is given this."""
     held: list[tuple[nn.Parameter, int, Tensor, Tensor]] = field(default_factory=list, repr=False)
     """Frozen slices: parameter, axis, places on it, and their values."""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -93,14 +94,14 @@ def keeping_largest(share: float) -> Callable[[Model, int], None]:
     """
     if not 0 < share <= 1:
         raise InputError(f"The share of weights that are kept must be above 0 and at most 1, got {share}.")
+    return partial(_keep_largest, share=share)
 
-    def change(model: Model, step: int) -> None:
-        with torch.no_grad():
-            for weight in model.hf.parameters():
-                if weight.ndim > 1 and weight.requires_grad:
-                    weight.masked_fill_(weight.abs() < _threshold(weight, share), 0.0)
 
-    return change
+def _keep_largest(model: Model, step: int, *, share: float) -> None:
+    with torch.no_grad():
+        for weight in model.hf.parameters():
+            if weight.ndim > 1 and weight.requires_grad:
+                weight.masked_fill_(weight.abs() < _threshold(weight, share), 0.0)
 
 
 def _threshold(weight: Tensor, share: float) -> Float[Tensor, ""]:

@@ -69,10 +69,10 @@ MEASURES = {
 """All that is measured, by name."""
 SHARED = "share of edges"
 TASK_MEASURES = {
-    "task_metric": Measure("metric of {}", "how well held-out prompts of {} are done", ""),
-    "circuit_size": Measure("edges for .9 of {}", "edges of the smallest circuit that keeps .9 of {}", "edges"),
-    "circuit_jaccard": Measure("circuit of {} as at the end", "edges shared with the last step's circuit", SHARED),
-    "strongest_jaccard": Measure("strongest edges of {} as at the end", "the same of as many strongest ones", SHARED),
+    "task_metric": Measure("{}: metric", "how well held-out prompts of {} are done", ""),
+    "circuit_size": Measure("{}: edges for .9", "edges of the smallest circuit that keeps .9 of {}", "edges"),
+    "circuit_jaccard": Measure("{}: circuit in common", "edges shared with the last step's circuit", SHARED),
+    "strongest_jaccard": Measure("{}: strongest in common", "the same of as many strongest ones", SHARED),
 }
 """Curves of the circuit of a task, by the beginning of their names, such as circuit_size:induction."""
 CIRCUITS = "circuits"
@@ -93,6 +93,8 @@ class Measures:
     """Minimal pairs."""
     tasks: tuple[Split, ...] = ()
     """Tasks whose circuits are looked for, and held-out prompts of theirs."""
+    ranking: str = "eap-ig"
+    """What ranks the edges for them, as in `task_circuit`."""
     min_arcs: int = 20
     """Arcs that a relation needs."""
     example: Inputs | None = None
@@ -109,19 +111,20 @@ class Measures:
         trees: Sequence[Tree] = (),
         pairs: Sequence[MinimalPair] = (),
         tasks: Sequence[Split] = (),
+        ranking: str = "eap-ig",
         tokens: Sequence[int] | None = None,
         seed: int = 0,
     ) -> "Measures":
         """What suits a model: `rows` of a stream that is not trained on, and repeated tokens of its vocabulary.
 
         `tokens` are those that repeated sequences are made of; ordinary words where nobody says. `tasks` are those of
-        `watched_tasks`.
+        `watched_tasks`, `ranking` is that of `task_circuit`.
         """
         held = None if held_out is None else held_out.batch(0, rows, length, seed)
         period = usual_period(model) if tokens is None else min(PERIOD, length // 2)
         repeated = repeated_tokens(model, n=SEQUENCES, period=min(PERIOD, period), seed=seed, tokens=tokens)
         example = _example(model, trees, min(EXAMPLE, period), seed, tokens)
-        return cls(held, repeated, tuple(trees), tuple(pairs), tuple(tasks), example=example)
+        return cls(held, repeated, tuple(trees), tuple(pairs), tuple(tasks), ranking, example=example)
 
     def words(self, model: Model) -> list[str]:
         """Tokens of the example as text, or as numbers where the model has no tokenizer."""
@@ -158,7 +161,7 @@ class Measures:
             if self.tasks:
                 prompts = {task.search.name: task for task in self.tasks}
                 measured[CIRCUITS] = {
-                    name: task_circuit(setting.but(prompts=task.search), held_out=task.held_out)
+                    name: task_circuit(setting.but(prompts=task.search), held_out=task.held_out, ranking=self.ranking)
                     for name, task in prompts.items()
                 }
         return measured

@@ -1,7 +1,7 @@
 """Trainings worth watching, put together from a few choices: which model, what it reads, what is suppressed."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from circuitome.dynamics.grammar_stream import GrammarStream
 from circuitome.dynamics.interventions import AttentionPenalty, Marks, behind_copies, keeping_largest, previous_token
 from circuitome.dynamics.measures import Measures
 from circuitome.dynamics.small_models import MASK, grammar_tokenizer, small_model
-from circuitome.dynamics.watched_tasks import watched_tasks
+from circuitome.dynamics.small_tasks import watched_tasks
 from circuitome.errors import InputError, unknown_name
 from circuitome.models.model import Model
 from circuitome.progress import Progress, silent
@@ -101,9 +101,7 @@ def recipe(
     strength: float = 1.0,
     until: int | None = None,
     kept_weights: float = 1.0,
-    freeze: Sequence[str] = (),
-    freeze_at: int = 0,
-    freeze_above: float | None = None,
+    freeze: Freezing | None = None,
     tasks: Sequence[str] = (),
     device: str | None = None,
     seed: int = 0,
@@ -115,9 +113,8 @@ def recipe(
     held out. With "grammar" every row is a sentence of `grammar_trees`, never the same, and syntax is measured. A
     masked language model predicts a share `hidden` of the tokens. The attention of a kind in `MARKED` can be suppressed
     or encouraged with a `strength`, up to step `until` (None: always); `kept_weights` below 1 keeps that share of each
-    weight matrix after each step. The heads of `freeze`, by name or by a kind in `FROZEN_KINDS`, are frozen after
-    `freeze_at` steps: the first of a kind, or all whose score is at least `freeze_above`. Circuits of `tasks` are
-    looked for at each watched step: `watched_tasks` says which there are.
+    weight matrix after each step; `freeze` says which heads learn nothing more from which step on. Circuits of `tasks`
+    (of `watched_tasks`) are looked for at watched steps.
 
     >>> small = cm.dynamics.recipe(data="grammar", kind="masked", steps=2, batch=4, suppress="arcs")
     >>> small.model, small.objective.strength
@@ -133,31 +130,19 @@ def recipe(
     model.hf.to(device or model.device)  # type: ignore[arg-type]  # transformers' decorator hides that devices are taken
     tokens = sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids))
     streams = _of_grammar(model) if data == "grammar" else _of_text(model, whole, repeated, tokens)
-    prediction = masked_token if model.masked else next_token
-    objective: Objective = prediction
-    if marked := suppress or encourage:
-        objective = AttentionPenalty(_marks(marked, streams[0]), strength if suppress else -strength, until, prediction)
     reads, held_out = (_masked(stream, tokenizer, hidden) if model.masked else stream for stream in streams)
+    drawn = watched_tasks(model, tasks, seed=seed, tokens=tokens)
     measures = Measures.of(
-        model,
-        held_out,
-        length=length,
-        trees=grammar_trees(TREES, seed=HELD_SEED) if data == "grammar" else (),
-        pairs=grammar_pairs(PAIRS, seed=HELD_SEED) if data == "grammar" else (),
-        tasks=watched_tasks(model, tasks, seed=seed, tokens=tokens),
-        tokens=tokens,
-        seed=seed + HELD_SEED,
+        model, held_out, length=length, tasks=drawn, tokens=tokens, seed=seed + HELD_SEED, **_syntax(data)
     )
-    after = (keeping_largest(kept_weights),) if kept_weights < 1 else ()
-    frozen = Freezing(tuple(freeze), freeze_at, freeze_above, measures.repeated) if freeze else None
     return Recipe(
         model=model,
         data=reads,
         schedule=schedule,
         measures=measures,
-        objective=objective,
-        after_step=after,
-        freezing=frozen,
+        objective=_objective(model, streams[0], suppress or encourage, strength if suppress else -strength, until),
+        after_step=(keeping_largest(kept_weights),) if kept_weights < 1 else (),
+        freezing=None if freeze is None else replace(freeze, repeated=measures.repeated),
     )
 
 
@@ -172,6 +157,19 @@ def _check(data: str, suppress: str, encourage: str, hidden: float) -> None:
         raise InputError("Attention is suppressed or encouraged; give one of the two.")
     if "arcs" in (suppress, encourage) and data != "grammar":
         raise InputError("Arcs are known for sentences of the grammar only. Use data grammar.")
+
+
+def _syntax(data: str) -> dict[str, Any]:
+    """Sentences with trees and minimal pairs where the grammar is read."""
+    if data != "grammar":
+        return {}
+    return {"trees": grammar_trees(TREES, seed=HELD_SEED), "pairs": grammar_pairs(PAIRS, seed=HELD_SEED)}
+
+
+def _objective(model: Model, stream: Stream, marked: str, strength: float, until: int | None) -> Objective:
+    """Prediction, and a term on attention of a kind in `MARKED` if any."""
+    prediction = masked_token if model.masked else next_token
+    return AttentionPenalty(_marks(marked, stream), strength, until, prediction) if marked else prediction
 
 
 def _marks(marked: str, stream: Stream) -> Marks:

@@ -1,6 +1,6 @@
 """The circuit of a task in a model that is learning it: at one checkpoint, and over all of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,8 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitome.discovery.attribution.edges import eap_ig
+from circuitome.discovery.search.matryoshka import mattr
 from circuitome.engine.setting import Setting, method
+from circuitome.errors import unknown_name
 from circuitome.graph.circuits import Circuit
+from circuitome.graph.edge_scores import EdgeScores
 from circuitome.results import Shown, plain
 from circuitome.tasks.task import Task
 from circuitome.validation.faithfulness.evaluator import Evaluator
@@ -23,6 +26,9 @@ STRONGEST = 60
 """Edges that are kept by name; in a small graph a seventh of them are compared."""
 EFFECT = 0.5
 """The mean gap in units of its standard deviation over prompts (Cohen's d) from which on a model does a task."""
+
+RANKINGS: dict[str, Callable[[Setting], EdgeScores]] = {"eap-ig": eap_ig, "mattr": mattr}
+"""What ranks the edges, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +50,9 @@ class TaskCircuit:
     circuit: list[str] | None
     """The edges of the smallest circuit whose share is within .1 of 1, by name; None where there is none."""
     edges: list[tuple[str, float]]
-    """The strongest edges with their scores, in the unit of the metric; negative: the edge helps."""
+    """The strongest edges with their scores; negative: the edge helps."""
+    score_unit: str
+    """Unit of the scores: that of the metric, or 1 / rank."""
 
     @property
     def compared(self) -> set[str]:
@@ -53,44 +61,52 @@ class TaskCircuit:
 
 
 @method
-def task_circuit(setting: Setting, *, held_out: Task | None = None, sizes: Sequence[int] = ()) -> TaskCircuit:
-    """Scores of all edges by EAP-IG, and how faithful the strongest are by size, on prompts that scores did not see.
+def task_circuit(
+    setting: Setting, *, held_out: Task | None = None, sizes: Sequence[int] = (), ranking: str = "eap-ig"
+) -> TaskCircuit:
+    """Scores of all edges, and how faithful the strongest are by size, on prompts that the scores did not see.
+
+    `ranking` is eap-ig, or mattr, which takes some hundred passes more and is what finds small circuits in large
+    models.
 
     Faithfulness is (F(C) - F(0)) / (F(M) - F(0)), as in `cm.faithfulness`, of the strongest edges at each of `sizes`
-    (by default those that `cm.smallest` walks along). It is undefined where the model does not do the task: where the
-    gap F(M) - F(0) has a mean over held-out prompts that is less than half its standard deviation, or no interval above
-    0. The smallest circuit begins as the first of these sizes whose share is within .1 of 1; then parts and edges that
-    it can do without go, by their effects on the task's own prompts, as long as the held-out ones allow it: as in
-    `cm.smallest`, without its learned ranking. Circuits of more than 600 edges stay as they are.
+    (by default those that `cm.smallest` walks along, up to all). It is undefined where the model does not do the task:
+    where the gap F(M) - F(0) has a mean over held-out prompts that is less than half its standard deviation, or no
+    interval above 0. The smallest circuit begins as the first of these sizes whose share is within .1 of 1; then parts
+    and edges that it can do without go, by their effects on the task's own prompts, as long as the held-out ones allow
+    it: as in `cm.smallest`. Circuits of more than 600 edges stay as they are.
 
     >>> model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
     >>> found = cm.dynamics.task_circuit(model, task)
     >>> len(found.circuit), "a1.h0->a2.h0.q" in found.circuit
     (13, True)
 
-    Raises what `cm.eap_ig` raises.
+    Raises `UnknownNameError` for another ranking, and what `cm.eap_ig` raises.
     """
+    if ranking not in RANKINGS:
+        raise unknown_name("ranking of edges", ranking, RANKINGS)
     with torch.enable_grad():
-        scores = eap_ig(setting)
+        scores = RANKINGS[ranking](setting)
     judged = setting.but(prompts=held_out or setting.task)
     evaluator = Evaluator(judged)
-    walked = list(sizes) or walked_sizes(scores.graph.n_edges)
+    count = scores.graph.n_edges
+    walked = list(sizes) or [*walked_sizes(count), *walked_sizes(count, beyond=True)]
     clean, empty = evaluator.clean, evaluator.empty
     shares, circuit = None, None
     if _done(judged, clean - empty):
         circuits = [scores.top(size).without_dangling() for size in walked]
         shares = [float((metric - empty).mean()) / evaluator.gap for metric in evaluator.circuits(circuits)]
         circuit = _smallest(setting, Judge(evaluator, FAITHFUL), circuits)
-    kept = min(STRONGEST, scores.graph.n_edges)
     return TaskCircuit(
         unit=judged.task.unit,
         metric=clean.tolist(),
         ablated=empty.tolist(),
-        all_edges=scores.graph.n_edges,
+        all_edges=count,
         sizes=walked,
         faithfulness=shares,
         circuit=None if circuit is None else list(circuit),
-        edges=scores.ranked(scores.top(kept)),
+        edges=scores.ranked(scores.top(min(STRONGEST, count))),
+        score_unit=scores.unit,
     )
 
 
@@ -168,6 +184,7 @@ class TaskCircuits(Shown):
         return {
             "steps": list(self.steps),
             "unit": self.at[-1].unit,
+            "score_unit": self.at[-1].score_unit,
             "metric": [_mean(found.metric) for found in self.at],
             "ablated": [_mean(found.ablated) for found in self.at],
             "all_edges": self.at[-1].all_edges,

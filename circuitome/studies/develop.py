@@ -19,7 +19,7 @@ Marked = Literal["", "previous", "induction", "arcs"]
 RECIPE = (
     *("kind", "layers", "heads", "width", "data", "repeated", "hidden", "steps", "batch", "length", "learning_rate"),
     *("suppress", "encourage", "strength", "until", "kept_weights"),
-    *("freeze", "freeze_at", "freeze_above", "tasks", "seed"),
+    *("tasks", "seed"),
 )
 """Settings that a recipe takes as they are."""
 CIRCUIT_SECONDS = 2.0
@@ -67,15 +67,13 @@ class Develop(Settings):
     kept_weights: float = 1.0
     """Keep this share of each weight matrix, the largest, after each step: 0.1 makes the model sparse."""
     freeze: Names = ()
-    """Heads whose weights are frozen at a step: a0.h1 ..., or previous or induction, the head that is most of that kind
-    then."""
+    """Heads whose weights stay from a step on: a0.h1 ..., or the first head of a kind: previous, induction."""
     freeze_at: int = 0
     """Steps that are done when they are frozen."""
     freeze_above: float | None = None
     """Of a kind, freeze all heads with at least that score, a share of attention, in place of the first."""
     tasks: Names = ()
-    """Tasks whose circuits are watched: induction (on the model's own tokens), agreement (in the grammar), a name that
-    `circuitome tasks` lists, or a file of prompt pairs."""
+    """Tasks whose circuits are watched: induction, agreement, a name of `circuitome tasks`, a file of prompt pairs."""
     checkpoints: str | None = None
     """A folder for a checkpoint at each watched step, for `circuitome series`."""
 
@@ -110,20 +108,23 @@ def run(settings: Develop, context: Context) -> Findings:
 
     texts = None if settings.texts is None else documents(settings.texts)
     choices = {name: getattr(settings, name) for name in RECIPE}
-    recipe = cm.dynamics.recipe(texts=texts, **choices)
+    frozen = (
+        cm.dynamics.Freezing(settings.freeze, settings.freeze_at, settings.freeze_above) if settings.freeze else None
+    )
+    recipe = cm.dynamics.recipe(texts=texts, freeze=frozen, **choices)
     folder = context.file("training") if settings.checkpoints is None else Path(settings.checkpoints)
     kept = () if settings.checkpoints is None else watched_steps(settings)
     watched = recipe.develop(folder, progress=context.progress, max_memory=settings.max_memory, checkpoints=kept)
-    frozen = {"heads": list(watched.frozen), "step": settings.freeze_at} if watched.frozen else None
+    told = {"heads": list(watched.frozen), "step": settings.freeze_at} if watched.frozen else None
     heads = developed.head_results(watched, recipe.measures.words(recipe.model))
-    results = {**watched.to_dict(), "frozen": frozen, **heads}
+    results = {**watched.to_dict(), "frozen": told, **heads}
     kind = {"attention": "attention-only", "masked": "masked language"}.get(settings.kind, settings.kind)
     what = f"{kind} model of {settings.layers} {'layer' if settings.layers == 1 else 'layers'}"
     return Findings(
         title=f"Development: {what} on {settings.data}",
         sign=developed.SIGN,
         results=results,
-        blocks=developed.blocks(results, developed.frozen_sentence(frozen)),
+        blocks=developed.blocks(results, developed.frozen_sentence(told)),
         tensors=developed.tensors(watched),
         more={"data_hash": text_hash(*(texts or [settings.data])), "training": choices},
     )

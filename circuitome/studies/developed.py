@@ -186,7 +186,7 @@ def circuit_blocks(task: str, found: Mapping[str, Any]) -> list[Block]:
             f"Strongest edges for {task} at the last step",
             (
                 ("edge", "node"),
-                ("score", "signed", 3, found["unit"]),
+                ("score", "signed", 3, found["score_unit"]),
                 ("in the circuit since step", "text", None, "", "the circuit that keeps .9; nothing: it is not in it"),
             ),
             edges,

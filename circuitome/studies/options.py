@@ -46,7 +46,7 @@ def field_line(settings: type[Settings], name: str) -> str:
 @cache
 def _lines_of(kind: type) -> dict[str, str]:
     """By field that the class itself declares, the line below it. Kept: reading a class's source takes a while."""
-    return {line.arg_name: line.description or "" for line in parse_from_object(kind).params}
+    return {line.arg_name: " ".join((line.description or "").split()) for line in parse_from_object(kind).params}
 
 
 @dataclass(frozen=True)

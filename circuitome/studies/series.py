@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from typing_extensions import override
 
@@ -30,11 +30,9 @@ class Series(ShardSettings):
     arguments: ClassVar[tuple[str, ...]] = ("folder",)
 
     folder: Annotated[str, Argument] = ""
-    """A folder whose folders are checkpoints, named by their steps: step-00000512, checkpoint-512 ...; or, with
-    --revisions, a model of the hub."""
+    """A folder of checkpoints' folders, named by their steps: step-00000512 ...; with --revisions, a hub model."""
     revisions: Names = ()
-    """Revisions of a model of the hub, named by their steps: step512,step1000; read from the local cache where there is
-    no network."""
+    """Revisions of a hub model, named by their steps: step512,step1000; offline, from the local cache."""
     texts: str | None = None
     """A file or folder of texts for the losses; by default the language reference that comes with Python."""
     rows: int = 32
@@ -46,8 +44,9 @@ class Series(ShardSettings):
     n: int = 150
     """Sentences with trees at most."""
     tasks: Names = ()
-    """Tasks whose circuits are watched: induction (on the model's own tokens), agreement (in the grammar), a name that
-    `circuitome tasks` lists, or a file of prompt pairs."""
+    """Tasks whose circuits are watched: induction, agreement, a name of `circuitome tasks`, a file of prompt pairs."""
+    ranking: Literal["eap-ig", "mattr"] = "eap-ig"
+    """What ranks the edges of --tasks: mattr takes minutes a checkpoint, and finds small circuits in large models."""
 
     @override
     def check(self) -> None:
@@ -144,6 +143,7 @@ def measures(settings: Series, model: "cm.Model", texts: list[str]) -> "Measures
         trees=trees,
         pairs=pairs,
         tasks=cm.dynamics.watched_tasks(model, settings.tasks, seed=settings.seed),
+        ranking=settings.ranking,
         seed=settings.seed,
     )
 

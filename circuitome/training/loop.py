@@ -11,8 +11,10 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import partial
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -159,7 +161,6 @@ class Loop:
         self.autocast = device.type == "cuda" and torch.cuda.is_bf16_supported() if wanted is None else wanted
         self.optimizer = self._optimizer()
         self.history = list[dict[str, Any]]()
-        self.kept = self._kept()
 
     def _optimizer(self) -> torch.optim.AdamW:
         groups = [
@@ -169,7 +170,7 @@ class Loop:
         return torch.optim.AdamW([group for group in groups if group["params"]], betas=self.schedule.betas, fused=True)
 
     def _kept(self) -> Checkpoint:
-        """The file of the state; that of other data, weights or another schedule is refused."""
+        """The file of the state; that of other data, weights, another schedule or other interventions is refused."""
         if self.folder is None:
             return Checkpoint(None, "training")
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -177,12 +178,13 @@ class Loop:
         for step in (0, schedule.steps // 2, schedule.steps - 1):
             tokens = self.data.batch(step, schedule.batch, schedule.length, schedule.seed)
             digest.update(tokens.ids.long().cpu().numpy().tobytes())
-        name = getattr(self.objective, "__qualname__", type(self.objective).__qualname__)
-        key = [weights_hash(self.model), digest.hexdigest(), name, sorted(self.parameters), asdict(schedule)]
+        acts = [described(act) for act in (self.objective, *self.before_step, *self.after_step)]
+        key = [weights_hash(self.model), digest.hexdigest(), acts, sorted(self.parameters), asdict(schedule)]
         return Checkpoint(self.folder / STATE, "training", *key)
 
     def run(self) -> Training:
         """All steps, from where an earlier run stopped."""
+        self.kept = self._kept()
         with self.model.locked(), ExitStack() as stack:
             for module in self.model.hf.modules():
                 stack.callback(setattr, module, "training", module.training)
@@ -300,6 +302,24 @@ def rows_within(model: Model, schedule: Schedule, max_memory: int | None) -> int
             f"{budget / 1e6:,.0f} MB. Raise --max-memory to {need / 1e9:.1f}GB, or shorten the rows."
         )
     return min(schedule.batch, budget // need)
+
+
+def described(act: Any) -> str:
+    """What an objective or a change of a step is, with its choices: the same in another process.
+
+    >>> from circuitome.training.loop import described
+    >>> described(cm.dynamics.AttentionPenalty(cm.dynamics.previous_token, 2.0))
+    'AttentionPenalty(marks=previous_token, strength=2.0, until=None, prediction=next_token)'
+    """
+    if isinstance(act, MethodType):
+        return f"{described(act.__self__)}.{act.__name__}"
+    if isinstance(act, partial):
+        return f"{described(act.func)}{act.args}{sorted(act.keywords.items())}"
+    if is_dataclass(act) and not isinstance(act, type):
+        choices = ", ".join(f"{f.name}={described(getattr(act, f.name))}" for f in fields(act) if f.repr)
+        return f"{type(act).__qualname__}({choices})"
+    plain_value = act is None or isinstance(act, (str, int, float, tuple))
+    return repr(act) if plain_value else str(getattr(act, "__qualname__", type(act).__qualname__))
 
 
 def _own(model: Model) -> dict[str, Tensor]:

@@ -23,9 +23,9 @@ def attention():
 def test_attention_is_chosen_hovered_kept_and_saved(show, width, dark):
     page = show(attention(), width=width, dark=dark)
     said = page.locator(".said-attention")
-    assert said.inner_text().split() == "a0.h1: \u00b7to attends to \u00b7milk 100.0 %".split()
+    assert said.inner_text().split() == ["a0.h1:", "·to", "attends", "to", "·milk", "100.0", "%"]
     page.locator(".token").nth(4).click()
-    assert said.inner_text().split() == "a0.h1: \u00b7left attends to \u00b7John 100.0 %".split()
+    assert said.inner_text().split() == ["a0.h1:", "·left", "attends", "to", "·John", "100.0", "%"]
     assert page.locator(".arcs path").count() == 1
     page.locator(".token").nth(2).hover()
     assert "\u00b7left attends" in said.inner_text()  # kept
@@ -43,7 +43,7 @@ def test_attention_is_chosen_hovered_kept_and_saved(show, width, dark):
     page.keyboard.press("Escape")
     box = page.locator(".large .map").bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.05, box["y"] + box["height"] * 0.35)
-    assert said.inner_text().split() == "a2.h0: \u00b7John attends to When 25.0 %".split()
+    assert said.inner_text().split() == ["a2.h0:", "·John", "attends", "to", "When", "25.0", "%"]
     with page.expect_download() as download:
         page.get_by_role("button", name="CSV").click()
     rows = download.value.path().read_text("utf-8").splitlines()

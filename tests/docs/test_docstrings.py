@@ -48,6 +48,7 @@ GIVEN = {
     *("AttentionPlace", "AttributionGraph", "GraphChecks", "GraphNode", "HeadLoadings", "QKAttribution", "SwitchedOff"),
     *("BlockParts", "CircuitDistance", "Pruned", "Unlearned", "Subclone", "Distillation", "HeadPair", "Curves"),
     *("Development", "Measures", "MinimalPair", "Onset", "PairScores", "Recipe", "Syntax", "Tree"),
+    *("TaskCircuit", "TaskCircuits"),
     *("Training", "Rows", "TextStream", "RepeatedStream", "DrawnStream", "MixedStream", "MaskedStream"),
     *("AccuracyMap", "Alignment", "CausalModel", "Joint", "Located", "Subspace", "TokenPairs", "Tokens"),
 }

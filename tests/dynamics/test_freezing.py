@@ -6,7 +6,7 @@ from families import tiny
 
 import circuitome as cm
 from circuitome.dynamics import Freezing
-from circuitome.errors import InputError, UnknownNameError
+from circuitome.errors import InputError, RunError, UnknownNameError
 from circuitome.graph.node import Node
 from circuitome.training import Schedule, loop
 
@@ -122,3 +122,11 @@ def test_kinds_are_the_first_head_or_all_above_a_score():
         Freezing(("previus",), 0)
     with pytest.raises(InputError, match="from 0 on"):
         Freezing(("previous",), -1)
+
+
+def test_a_training_with_other_interventions_is_no_continuation(tmp_path):
+    trained(tiny("llama", layers=1), Freezing(("a0.h1",), at=1), steps=2, folder=tmp_path)
+    with pytest.raises(RunError, match="another"):
+        trained(tiny("llama", layers=1), Freezing(("a0.h2",), at=1), steps=2, folder=tmp_path)
+    with pytest.raises(RunError, match="another"):
+        trained(tiny("llama", layers=1), None, steps=2, folder=tmp_path)

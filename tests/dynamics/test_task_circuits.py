@@ -113,8 +113,25 @@ def test_a_model_that_does_not_do_the_task_has_no_circuit():
     assert len(found.edges) == 60 and len(found.metric) == 16
 
 
+@pytest.mark.slow
+def test_edges_are_ranked_by_learning_where_that_is_asked_for():
+    model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
+    found = task_circuit(model, task, ranking="mattr")
+    assert found.score_unit == "1 / rank" and found.edges[0][1] < 0
+    assert set(found.circuit) == set(cm.ground_truth.true_circuit(model, task))
+    with pytest.raises(UnknownNameError, match="Did you mean 'mattr'"):
+        task_circuit(model, task, ranking="matr")
+
+
 def row(size, *edges, metric=(1.0, 2.0)):
-    plain = {"unit": "logits", "metric": list(metric), "ablated": [0.0, 0.0], "all_edges": 14, "sizes": [2, 7]}
+    plain = {
+        "unit": "logits",
+        "score_unit": "logits",
+        "metric": list(metric),
+        "ablated": [0.0, 0.0],
+        "all_edges": 14,
+        "sizes": [2, 7],
+    }
     shares = [0.5, 1.0] if size else None
     circuit = [name for name, _ in edges][:size] if size else None
     return {**plain, "faithfulness": shares, "circuit": circuit, "edges": [list(edge) for edge in edges]}
@@ -134,7 +151,7 @@ def test_curves_of_circuits_by_hand():
     watched = of_rows("made", [(step, {"circuits": {"made": circuits}}) for step, circuits in rows])
     assert watched.curve("circuit_size:made")[0] == [2, 4, 8]
     assert watched.curve("task_metric:made")[1].shape == (2, 4)
-    assert watched.title("circuit_jaccard:made") == "circuit of made as at the end"
+    assert watched.title("circuit_jaccard:made") == "made: circuit in common"
     assert watched.about("task_metric:made").unit == "logits"
     assert watched.to_dict()["circuits"]["made"] == plain
     with pytest.raises(UnknownNameError, match="circuit_size:made"):

@@ -84,6 +84,7 @@ def test_a_circuit_is_shown_where_there_is_one():
     found = {
         "steps": [1, 2, 4],
         "unit": "logits",
+        "score_unit": "logits",
         "sizes": [2, 7],
         "faithfulness": [None, [0.4, 0.9], [0.6, 1.0]],
         "edges": [[["a0.h0->logits", -1.0], ["embed->a0.kv0.v", -0.5]]] * 3,

@@ -75,7 +75,7 @@ def agreement(model: Model, n: int = PAIRS, seed: int = 0) -> Task:
     >>> model = cm.dynamics.small_model("decoder", cm.dynamics.grammar_tokenizer())
     >>> pair = cm.dynamics.agreement(model, n=4).pairs[3]
     >>> pair.clean_text, pair.corrupted_text
-    ('the happy tigers beside that driver', 'the happy tiger beside that driver')
+    ('the quiet ships beside one bottle', 'the quiet ship beside one bottle')
 
     Raises `TaskError` where the words of the grammar are not single tokens.
     """
