@@ -55,7 +55,9 @@ def on_meta(name: str, dtype: torch.dtype) -> Model:
 
 def pairs(count: int, tokens: int) -> Task:
     """Prompt pairs that differ in their first token."""
-    return Task("meta", tuple(Pair((5, *range(6, 5 + tokens)), (6, *range(6, 5 + tokens)), (1,), (2,)) for _ in range(count)))
+    return Task(
+        "meta", tuple(Pair((5, *range(6, 5 + tokens)), (6, *range(6, 5 + tokens)), (1,), (2,)) for _ in range(count))
+    )
 
 
 @contextmanager
