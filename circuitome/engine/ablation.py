@@ -94,9 +94,9 @@ class WriterValues:
         """Zeros of the same shapes."""
         return self._like([torch.zeros_like(t) for t in self.tensors()])
 
-    def rows(self, where: slice) -> "WriterValues":
-        """Some prompts of the batch."""
-        return self._like([t[where] for t in self.tensors()])
+    def rows(self, where: slice, places: slice = slice(None)) -> "WriterValues":
+        """Some prompts of the batch, or some of their positions."""
+        return self._like([t[where, places] for t in self.tensors()])
 
     def at(self, rows: Int[Tensor, " batch"], positions: Int[Tensor, " batch"]) -> "WriterValues":
         """One position a prompt; the axis stays, of length 1."""

@@ -31,6 +31,8 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 SHOWN = 200
 """Characters of a text that a message shows."""
+PATH_POINTS = 5
+"""Points of an integrated path that a batch is made for."""
 HeldHeads = tuple[list[int], Callable[[Tensor], Tensor]]
 """Some heads of a block, and a function of their scaled outputs [batch, pos, head, d_head] that gives the changed."""
 
@@ -242,22 +244,31 @@ class Model:
             )
         return self.tokenizer
 
-    def bytes_per_token(self, *, gradients: bool) -> int:
+    def bytes_per_token(self, *, gradients: bool, points: int = PATH_POINTS) -> int:
         """About how much memory one token of a batch takes while recorded, and with what autograd keeps for it.
 
-        Counted in numbers a block: what the activations hold, or, with gradients, also what norms,
-        projections, rotary and the MLP save for the backward pass. Measured on SmolLM2: 2.0 MB a token with gradients.
+        Counted in numbers a block. Without gradients, what the activations hold. With gradients: two recorded passes,
+        clean and corrupted; what autograd saves at norms, projections, rotary and the MLP, part of it in float32
+        whatever the model's dtype; and for an integrated path of `points` (0: none) the writers' values of its ends and
+        the gradients at all readers, in float32. Within a tenth of the tensors that such passes make, for shapes of
+        135M to 70B (tests/engine/test_meta.py).
         """
         width = getattr(self.hf.config, "intermediate_size", None) or 4 * self.d_model
-        attention = self.heads.readers * self.heads.width
+        d, attention, z = self.d_model, self.heads.readers * self.heads.width, self.heads.q * self.heads.width
         parts = sum(map(len, (*self.graph.neurons, *self.graph.streams)))
-        nodes = self.d_model * parts * (1 + gradients)  # a vector for each neuron or feature node
+        nodes = d * parts * (1 + gradients)  # a vector for each neuron or feature node
         whole = [described for described in self.described.values() if described.site == "mlp"]
         nodes += 2 * width * sum(len(described.which) for described in whole)  # each runs the MLP for itself
-        numbers = 6 * self.d_model + attention
+        size = max(4, self.dtype.itemsize)
+        block = (6 * d + attention) * size
         if gradients:
-            numbers += 4 * width + 10 * self.d_model + 3 * attention
-        return (len(self.blocks) * numbers + nodes) * max(4, self.dtype.itemsize)
+            own, first = self.dtype.itemsize, self.blocks[0]
+            recorded = 3 * d + attention + z + (d if first.attention_post else 0)
+            shared = 2 * d if own == size else 0  # of what is recorded, autograd saves some as it is
+            saved = 3 * width * own + 4 * (3 * d * len(first.norms) + 3 * attention) // 2
+            path = 2 * (d + z) + 2 * (attention + d) + points * d if points else 0
+            block = saved + (2 * recorded - shared) * own + path * 4
+        return len(self.blocks) * block + nodes * size
 
     def logits(self, inputs: Inputs) -> Float[Tensor, "batch vocab"]:
         """Logits after the token at `inputs.read`, from the plain model."""

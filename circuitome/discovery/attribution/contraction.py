@@ -11,7 +11,7 @@ reader, and c. What is d_model wide per reader exists only for a few prompts at 
 pass freezes s, J is centring over s alone and the second term is 0.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -29,9 +29,11 @@ from circuitome.models.model import Model
 from circuitome.models.norms import Norm
 
 CONTRACTION_NUMBERS = 24_000_000
-"""Numbers held at once while writers and readers are contracted: about 100 MB."""
+"""Numbers held at once while writers and readers are contracted on the CPU: about 100 MB."""
 LAYERS_AT_ONCE = 6
-"""Blocks whose readers go into one matrix product: wide enough to be fast, narrow enough to waste little."""
+"""Blocks whose readers go into one matrix product at most: wide enough to be fast, narrow enough to waste little."""
+Cut = tuple[slice, slice]
+"""Some prompts, and some of their positions."""
 Enter = Callable[[Float[Tensor, "point_batch pos d_model"]], AbstractContextManager[None]]
 """Puts values into the runs inside a `with` block, in place of what some writers write."""
 
@@ -64,25 +66,27 @@ class ReaderGradients:
         attention = [LayerGradients(layer.g * weight, layer.slope * weight, layer.centred) for layer in self.attention]
         return ReaderGradients(attention, [g * weight for g in self.mlps], self.final * weight)
 
+    def add(self, other: "ReaderGradients") -> None:
+        """Add a gradient taken at other points; `other` is of no use afterwards."""
+        for layer, (mine, its) in enumerate(zip(self.attention, other.attention, strict=True)):
+            mine.g.add_(its.g)
+            slope, centred = torch.cat([mine.slope, its.slope]), torch.cat([mine.centred, its.centred])
+            self.attention[layer] = LayerGradients(mine.g, slope, centred)
+        for mine, its in zip(self.mlps, other.mlps, strict=True):
+            mine.add_(its)
+        self.final.add_(other.final)
+
     @staticmethod
-    def sum(parts: "Sequence[ReaderGradients]") -> "ReaderGradients":
-        """The sum of gradients taken at different points."""
-        if len(parts) == 1:
-            return parts[0]
-        attention = [
-            LayerGradients(
-                _total([part.g for part in layer]),
-                torch.cat([part.slope for part in layer]),
-                torch.cat([part.centred for part in layer]),
-            )
-            for layer in zip(*(part.attention for part in parts), strict=True)
-        ]
-        mlps = [_total(layer) for layer in zip(*(part.mlps for part in parts), strict=True)]
-        return ReaderGradients(attention, mlps, _total([part.final for part in parts]))
-
-
-def _total(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(tensors)).sum(0)
+    def sum(parts: "Iterable[ReaderGradients]") -> "ReaderGradients":
+        """The sum of gradients taken at different points, of which two are there at a time."""
+        total: ReaderGradients | None = None
+        for part in parts:
+            if total is None:
+                total = part
+            else:
+                total.add(part)
+        assert total is not None, "no gradients"
+        return total
 
 
 def reader_gradients(
@@ -157,23 +161,49 @@ def _constant(block: Block, norm: Norm) -> Tensor:
 
 
 def contract(model: Model, delta: WriterValues, gradients: ReaderGradients) -> Float[Tensor, "batch writers readers"]:
-    """score[b, u, v] = sum over positions of <delta of writer u, gradient at reader v>; 0 where no edge exists."""
-    graph = model.graph
-    batch, pos, d_model = delta.embed.shape
+    """score[b, u, v] = sum over positions of <delta of writer u, gradient at reader v>; 0 where no edge exists.
+
+    What is d_model wide for each writer and reader exists for some prompts, or some positions of one, at a time.
+    """
+    graph, (batch, pos, d_model) = model.graph, delta.embed.shape
     scores = delta.embed.new_zeros(batch, len(graph.writers), len(graph.readers))
-    readers_at_once = LAYERS_AT_ONCE * (graph.attention_readers + 1)
-    step = max(1, CONTRACTION_NUMBERS // ((len(graph.writers) + readers_at_once) * pos * d_model))
-    weights = [_folded_weights(block) for block in model.blocks]
-    for start in range(0, batch, step):
-        rows = slice(start, start + step)
-        writers = writer_vectors(model, delta.rows(rows)).flatten(2)  # writer, batch, pos * d_model
-        for first in range(0, graph.n_layers, LAYERS_AT_ONCE):
-            last = min(first + LAYERS_AT_ONCE, graph.n_layers)
-            vectors = _reader_vectors(gradients, range(first, last), weights[first:last], rows)
-            columns = slice(graph.attention_columns(first).start, graph.mlp_column(last - 1) + 1)
-            _product(writers[: graph.upstream_of_mlp(last - 1)], vectors, scores[rows, :, columns])
-        _product(writers, gradients.final[rows].flatten(1)[None], scores[rows, :, -1:])
-    return scores * graph.mask.to(scores.device)
+    layers = layers_at_once(model)
+    vectors = len(graph.writers) + layers * (graph.attention_readers + 1)
+    tokens = max(1, contraction_numbers(model) // (vectors * d_model))
+    for rows in _slices(batch, max(1, tokens // pos)):
+        for places in _slices(pos, tokens):
+            _contract_some(model, delta, gradients, (rows, places), layers, scores[rows])
+    return scores.mul_(graph.mask.to(scores.device))
+
+
+def contraction_numbers(model: Model) -> int:
+    """Numbers held at once while writers and readers are contracted; more where small products are slow."""
+    return CONTRACTION_NUMBERS * (16 if model.device.type == "cuda" else 1)
+
+
+def layers_at_once(model: Model) -> int:
+    """Blocks whose readers go into one matrix product: their folded weights are held at once, in float32."""
+    numbers = model.heads.readers * model.heads.width * model.d_model
+    return max(1, min(LAYERS_AT_ONCE, contraction_numbers(model) // numbers))
+
+
+def _slices(count: int, step: int) -> list[slice]:
+    return [slice(start, start + step) for start in range(0, count, step)]
+
+
+def _contract_some(
+    model: Model, delta: WriterValues, gradients: ReaderGradients, cut: Cut, at_once: int, scores: Tensor
+) -> None:
+    """Add what some positions of some prompts have to their scores."""
+    graph = model.graph
+    writers = writer_vectors(model, delta.rows(*cut)).flatten(2)  # writer, batch, pos * d_model
+    for first in range(0, graph.n_layers, at_once):
+        last = min(first + at_once, graph.n_layers)
+        weights = [_folded_weights(block) for block in model.blocks[first:last]]
+        vectors = _reader_vectors(gradients, range(first, last), weights, cut)
+        columns = slice(graph.attention_columns(first).start, graph.mlp_column(last - 1) + 1)
+        _product(writers[: graph.upstream_of_mlp(last - 1)], vectors, scores[..., columns])
+    _product(writers, gradients.final[cut].flatten(1)[None], scores[..., -1:])
 
 
 def _folded_weights(block: Block) -> Float[Tensor, "reader d_head d_model"]:
@@ -184,18 +214,18 @@ def _folded_weights(block: Block) -> Float[Tensor, "reader d_head d_model"]:
 
 
 def _reader_vectors(
-    gradients: ReaderGradients, layers: Sequence[int], weights: Sequence[Tensor], rows: slice
+    gradients: ReaderGradients, layers: Sequence[int], weights: Sequence[Tensor], cut: Cut
 ) -> Float[Tensor, "reader batch pos_d_model"]:
     """Gradients at the readers of some blocks as vectors of the residual stream: per block q, k, v, then the MLP."""
-    final = gradients.final[rows]
+    final, along = gradients.final[cut], (slice(None), *cut)
     n = len(weights[0])
     vectors = final.new_empty(len(layers), n + 1, final.shape[0] * final.shape[1], final.shape[2])
     for layer, weight, out in zip(layers, weights, vectors, strict=True):
         part = gradients.attention[layer]
-        torch.bmm(part.g[rows].flatten(0, 1).transpose(0, 1), weight, out=out[:n])
-        for slope, centred in zip(part.slope[:, rows], part.centred[:, rows], strict=True):
+        torch.bmm(part.g[cut].flatten(0, 1).transpose(0, 1), weight, out=out[:n])
+        for slope, centred in zip(part.slope[along], part.centred[along], strict=True):
             out[:n].addcmul_(slope.flatten(0, 1).T[..., None], centred.flatten(0, 1)[None], value=-1)
-        out[n] = gradients.mlps[layer][rows].flatten(0, 1)
+        out[n] = gradients.mlps[layer][cut].flatten(0, 1)
     return vectors.view(len(layers) * (n + 1), len(final), -1)
 
 
@@ -207,10 +237,10 @@ def reader_vectors(model: Model, gradients: ReaderGradients, column: int) -> Flo
         return gradients.final
     if column == graph.mlp_column(layer):
         return gradients.mlps[layer]
-    vectors = _reader_vectors(gradients, [layer], [_folded_weights(model.blocks[layer])], slice(None))
+    vectors = _reader_vectors(gradients, [layer], [_folded_weights(model.blocks[layer])], (slice(None), slice(None)))
     return vectors[column - graph.attention_columns(layer).start].view(batch, pos, d_model)
 
 
 def _product(writers: Tensor, readers: Tensor, out: Tensor) -> None:
-    """out[b, u, v] = <writers[u, b], readers[v, b]> for the writers given; the rest of `out` stays."""
-    out[:, : len(writers)] = torch.bmm(writers.transpose(0, 1), readers.permute(1, 2, 0))
+    """out[b, u, v] += <writers[u, b], readers[v, b]> for the writers given; the rest of `out` stays."""
+    out[:, : len(writers)] += torch.bmm(writers.transpose(0, 1), readers.permute(1, 2, 0))

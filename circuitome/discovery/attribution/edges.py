@@ -263,8 +263,9 @@ def _mean_gradients(
     """Mean gradient over `points`, in as many passes as the memory budget asks for."""
     tokens = tokens_within(setting.model, setting.max_memory, gradients=True)
     at_once = max(1, tokens // batch.clean.ids.numel())
-    parts = []
-    for some in points.chunk(-(-len(points) // at_once)):
+
+    def at(some: Tensor) -> ReaderGradients:
         gradients, _ = reader_gradients(setting.model, batch.clean, some, metric, enter, rules)
-        parts.append(gradients.times(len(some) / len(points)))
-    return ReaderGradients.sum(parts)
+        return gradients.times(len(some) / len(points))
+
+    return ReaderGradients.sum(map(at, points.chunk(-(-len(points) // at_once))))

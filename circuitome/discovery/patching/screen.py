@@ -56,7 +56,7 @@ class _Gradients:
         with torch.no_grad():
             clean = model.record(batch.clean, logits=False)
             values = WriterValues.of(model, clean)
-        parts = [
+        parts = (
             reader_gradients(
                 model,
                 batch.clean,
@@ -64,7 +64,7 @@ class _Gradients:
                 lambda logits: setting.task.score(logits, rows),
             )[0].times(1 / STEPS)
             for step in range(STEPS)
-        ]
+        )
         return cls(setting, clean, ReaderGradients.sum(parts), writer_vectors(model, corrupted.minus(values)))
 
     def estimates(self, column: int, *, freeze_mlps: bool) -> Float[Tensor, " writers"]:
