@@ -34,8 +34,8 @@ def export(run: Path, figure: str | None = None, *, to: str | None = None, out: 
     figure
         Name of the figure or table, as the list has it; the circuit by default.
     to
-        For the circuit graphml, csv, json or neuronpedia; png, svg or pdf for pictures; csv or json for tables; jsonl
-        or parquet for the neurons of a census.
+        For the circuit graphml, csv, json or neuronpedia; png, svg or pdf for pictures; csv, json or parquet for
+        tables; jsonl or parquet for the neurons of a census and the runs of a sweep.
     out
         The file; FIGURE.TO in the current folder by default.
 
@@ -50,7 +50,8 @@ def export(run: Path, figure: str | None = None, *, to: str | None = None, out: 
         print_table("Figures and tables", rows, False)
         return
     to = to or ("svg" if out is None else None)
-    subject = "neurons" if to in ("jsonl", "parquet") else "circuit"
+    of_rows = "runs" if opened.kind == "sweep" else "neurons"
+    subject = of_rows if to in ("jsonl", "parquet") else "circuit"
     path = out or Path(f"{figure or subject}.{'json' if to == 'neuronpedia' else to}")
     opened.export(path, figure, to=to)
     print(path)

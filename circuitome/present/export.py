@@ -13,8 +13,9 @@ from circuitome.present import blocks, charts, formats
 from circuitome.present.assets import on_paper
 from circuitome.present.heat_maps import ends_of, name_of
 from circuitome.present.page import drawing
+from circuitome.runs.parquet import as_parquet
 
-PICTURES, DATA = ("png", "svg", "pdf"), ("csv", "json")
+PICTURES, DATA = ("png", "svg", "pdf"), ("csv", "json", "parquet")
 """What a figure, and what any block, can be written as."""
 SCALE = 2.0
 """Pixels of a png for each of the figure."""
@@ -32,7 +33,7 @@ def figures(document: blocks.Document) -> dict[str, blocks.AnyBlock]:
 
 
 def export(document: blocks.Document, figure: str | int, to: str, path: str | Path) -> None:
-    """Write one block of a document to `path`: pictures as png, svg or pdf, and any block as csv or json.
+    """Write one block of a document to `path`: pictures as png, svg or pdf, and any block as csv, json or parquet.
 
     `figure` is a name of `figures`, or its number from 0. Raises `InputError` for an unknown figure or format, for a
     picture of what is none, and where the file cannot be written.
@@ -46,12 +47,16 @@ def export(document: blocks.Document, figure: str | int, to: str, path: str | Pa
     block = named[name]
     if to == "csv":
         _write(Path(path), as_csv(block).encode())
+    elif to == "parquet":
+        names, *rows = rows_of(block)
+        keys = [name or f"column {i}" for i, name in enumerate(names)]
+        _write(Path(path), as_parquet(dict(zip(keys, row, strict=True)) for row in rows))
     elif to == "json":
         _write(Path(path), (json.dumps(asdict(block), indent=1, ensure_ascii=False) + "\n").encode())
     elif charts.is_chart(block) or isinstance(block, blocks.Drawn):
         write_svg(on_paper(charts.plain_svg(block) if charts.is_chart(block) else drawing(block)), to, Path(path))
     else:
-        raise InputError(f"{name} is {_a(block)}, not a picture. Write it as csv or json.")
+        raise InputError(f"{name} is {_a(block)}, not a picture. Write it as csv, json or parquet.")
 
 
 def write_svg(svg: str, to: str, path: Path) -> None:
