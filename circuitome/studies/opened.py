@@ -3,6 +3,7 @@
 import builtins
 import json
 from collections.abc import Iterable
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,6 +169,12 @@ class OpenedRun(Reopened):
 
         if "census" not in self.manifest:
             raise self._without("census", "neurons")
+        kept = {*self.run.tensors, *self.manifest["census"], "windows"}
+        if missing := [field.name for field in fields(Census) if field.name not in kept]:
+            raise RunError(
+                f"{self.folder} was made by an earlier circuitome, whose census had no {', '.join(missing)}. Repeat "
+                f"it: {self.manifest['command']}"
+            )
         return Census.of(self.run.tensors, self.manifest["census"])
 
     def _rows(self, flat: bool) -> Iterable[dict[str, Any]]:
