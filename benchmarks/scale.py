@@ -20,15 +20,15 @@ import torch
 
 RESULTS = Path(__file__).parent / "results" / f"scale-{date.today()}.json"
 HERE = str(Path(__file__).parent)
-TOKENS = 40_000
+TOKENS = 34_000
 """Tokens of the sharded census: two segments."""
 MEGABYTES = (10, 100)
 """Sizes of the texts that are read."""
 PLAN = """
-study: find
-set: {n: 16, edges: 100, model: smollm2-135m, task: ioi}
+study: measure
+set: {model: smollm2-135m, task: ioi}
 vary:
-  method: [eap, eap-ig]
+  n: [4, 8]
   seed: [0, 1, 2, 3, 4, 5]
 """
 
@@ -111,7 +111,7 @@ def read(path: str) -> None:
 
 
 def sweep() -> dict[str, Any]:
-    """Twelve runs as a sweep, and the same studies one after another in one process, without any folder."""
+    """Twelve runs as a sweep, and the same studies one after another, in one process and without folders."""
     from circuitome.studies.catalog import STUDIES
     from circuitome.studies.context import Context
     from circuitome.studies.frame import perform
