@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from circuitome.engine.batches import tokens_within
-from circuitome.errors import CircuitomeError
+from circuitome.errors import CircuitomeError, WorkersLostError
 from circuitome.models.model import Inputs, Model
 from circuitome.present.page import page
 from circuitome.present.stored import document, dumped
@@ -73,7 +73,8 @@ def perform_locked(
             context.watch(of_whole(progress, estimate(study, settings, context).seconds))
         findings = study.run(settings, context)
     except (CircuitomeError, KeyboardInterrupt) as error:
-        if not resume and (isinstance(error, CircuitomeError) or not kept(partial)):
+        refused = isinstance(error, CircuitomeError) and not isinstance(error, WorkersLostError)
+        if not resume and (refused or not kept(partial)):
             shutil.rmtree(partial, ignore_errors=True)
         raise
     run = Run(manifest(study, settings, context, findings, start), dict(findings.tensors))
