@@ -10,6 +10,7 @@
         ├── NumericsError         NaN or infinity where numbers were expected
         ├── MemoryBudgetError     the work does not fit the budget; says what would
         └── RunError              a run folder that is taken, damaged or of another kind
+            └── WorkersLostError  processes that did parts of the work were lost again and again
 
 A message says what came, what was expected, where, and what to do.
 """
@@ -56,6 +57,10 @@ class MemoryBudgetError(InputError):
 
 class RunError(InputError):
     """A run folder cannot be written, read or trusted."""
+
+
+class WorkersLostError(RunError):
+    """Processes that did parts of the work were lost again and again; what others have done is kept."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> UnknownNameError:

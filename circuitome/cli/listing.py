@@ -35,7 +35,8 @@ def export(run: Path, figure: str | None = None, *, to: str | None = None, out: 
         Name of the figure or table, as the list has it; the circuit by default.
     to
         For the circuit graphml, csv, json or neuronpedia; png, svg or pdf for pictures, graphml for those that
-        are graphs; csv or json for any figure or table; jsonl or parquet for the neurons of a census.
+        are graphs; csv, json or parquet for any figure or table; jsonl or parquet for the neurons of a census and the
+        runs of a sweep.
     out
         The file; FIGURE.TO in the current folder by default.
 
@@ -50,7 +51,8 @@ def export(run: Path, figure: str | None = None, *, to: str | None = None, out: 
         print_table("Figures and tables", rows, False)
         return
     to = to or ("svg" if out is None else None)
-    subject = "neurons" if to in ("jsonl", "parquet") else "circuit"
+    of_rows = "runs" if opened.kind == "sweep" else "neurons"
+    subject = of_rows if to in ("jsonl", "parquet") else "circuit"
     path = out or Path(f"{figure or subject}.{'json' if to == 'neuronpedia' else to}")
     opened.export(path, figure, to=to)
     print(path)

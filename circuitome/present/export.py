@@ -9,10 +9,11 @@ from circuitome.errors import InputError, unknown_name
 from circuitome.present import blocks, charts, formats
 from circuitome.present.assets import on_paper
 from circuitome.present.page import drawing
-from circuitome.present.rows import article, as_csv, as_graphml
+from circuitome.present.rows import article, as_csv, as_graphml, rows_of
+from circuitome.runs.parquet import as_parquet
 
-PICTURES, DATA = ("png", "svg", "pdf"), ("csv", "json", "graphml")
-"""What a figure can be written as, and what its numbers can: any block csv or json, what draws a graph graphml."""
+PICTURES, DATA = ("png", "svg", "pdf"), ("csv", "json", "parquet", "graphml")
+"""What a figure can be written as, and what its numbers can: any block csv, json, parquet, a graph graphml."""
 SCALE = 2.0
 """Pixels of a png for each of the figure."""
 
@@ -28,7 +29,7 @@ def figures(document: blocks.Document) -> dict[str, blocks.AnyBlock]:
 
 
 def export(document: blocks.Document, figure: str | int, to: str, path: str | Path) -> None:
-    """Write one block of a document to `path`: any as csv or json, pictures as png, svg or pdf, graphs as graphml.
+    """Write one block to `path`: any as csv, json or parquet, pictures as png, svg or pdf, graphs as graphml.
 
     `figure` is a name of `figures`, or its number from 0. Raises `InputError` for an unknown figure or format, for a
     picture of what is none, and where the file cannot be written.
@@ -44,12 +45,16 @@ def export(document: blocks.Document, figure: str | int, to: str, path: str | Pa
         _write(Path(path), as_csv(block).encode())
     elif to == "graphml":
         _write(Path(path), as_graphml(block).encode())
+    elif to == "parquet":
+        names, *rows = rows_of(block)
+        keys = [name or f"column {i}" for i, name in enumerate(names)]
+        _write(Path(path), as_parquet(dict(zip(keys, row, strict=True)) for row in rows))
     elif to == "json":
         _write(Path(path), (json.dumps(asdict(block), indent=1, ensure_ascii=False) + "\n").encode())
     elif charts.is_chart(block) or isinstance(block, blocks.Drawn):
         write_svg(on_paper(charts.plain_svg(block) if charts.is_chart(block) else drawing(block)), to, Path(path))
     else:
-        raise InputError(f"{name} is {article(block)}, not a picture. Write it as csv or json.")
+        raise InputError(f"{name} is {article(block)}, not a picture. Write it as csv, json or parquet.")
 
 
 def write_svg(svg: str, to: str, path: Path) -> None:

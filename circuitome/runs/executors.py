@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from circuitome.errors import InputError, RunError
+from circuitome.errors import InputError, WorkersLostError
 
 RETRIES = 3
 """How often a call is made again whose worker was lost."""
@@ -24,8 +24,8 @@ Ended = Iterator[tuple[int, Any]]
 def local(call: Call, given: Sequence[Any], *, workers: int, address: str | None = None, gpus: float = 0) -> Ended:
     """In `workers` processes that share the machine's cores evenly, each of which takes one call after another.
 
-    One worker is this process itself. Raises `RunError` where workers are lost more than `RETRIES` times without a call
-    that came to its end.
+    One worker is this process itself. Raises `WorkersLostError` where workers are lost more than `RETRIES` times
+    without a call that came to its end.
     """
     if address is not None or gpus:
         raise InputError("Local processes take no --address and no --gpus; they see all devices of this machine.")
@@ -47,9 +47,9 @@ def local(call: Call, given: Sequence[Any], *, workers: int, address: str | None
         except BrokenProcessPool:
             lost += 1
             if lost > RETRIES:
-                raise RunError(
+                raise WorkersLostError(
                     f"Workers were lost {lost} times one after another, {len(left)} jobs are left. Is there enough "
-                    "memory for so many workers? Fewer take less (--workers)."
+                    "memory for so many at the same time? The same command with --resume goes on."
                 ) from None
         finally:
             _stop(pool)
@@ -98,6 +98,11 @@ def on_ray(call: Call, given: Sequence[Any], *, workers: int, address: str | Non
         while calls:
             done, _ = ray.wait(list(calls), num_returns=1)
             yield calls.pop(done[0]), ray.get(done[0])
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+        raise WorkersLostError(
+            f"A worker of Ray was lost again and again: {str(error).splitlines()[0]} The same command with --resume "
+            "goes on."
+        ) from None
     finally:
         ray.shutdown()
 

@@ -22,14 +22,32 @@ def opened_parquet(path: Path) -> Any:
 
 
 def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
-    """Write rows, with the same columns in each, as a Parquet file.
+    """Write rows as a Parquet file; see `as_parquet`.
 
     Raises `InputError` where pyarrow is not installed, `OSError` where the file cannot be written.
     """
-    _installed(f"Writing {path}")
+    path.write_bytes(as_parquet(rows))
+
+
+def as_parquet(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """Rows as the content of a Parquet file: a column for each name; what is of several types becomes text.
+
+    Raises `InputError` where pyarrow is not installed.
+    """
+    _installed("Writing Parquet")
+    import pyarrow
     import pyarrow.parquet
 
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([dict(row) for row in rows]), path)
+    made = list(rows)
+    columns: dict[str, Any] = {name: [row.get(name) for row in made] for row in made for name in row}
+    for name, values in columns.items():
+        try:
+            columns[name] = pyarrow.array(values)
+        except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):
+            columns[name] = pyarrow.array([None if value is None else str(value) for value in values])
+    out = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.table(columns), out)
+    return bytes(out.getvalue().to_pybytes())
 
 
 def _installed(what: str) -> None:

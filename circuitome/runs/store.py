@@ -5,17 +5,22 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from circuitome.errors import RunError
 
+fcntl: Any = import_module("fcntl") if find_spec("fcntl") else None
+"""What locks files; None on a system without it."""
 MANIFEST, TENSORS, REPORT = "manifest.json", "tensors.safetensors", "report.html"
 LARGEST = 200_000_000
 """Bytes of a manifest that is read."""
@@ -31,8 +36,8 @@ class Run:
     """Scores, circuit and per-prompt metrics."""
 
 
-def save_run(run: Run, folder: Path, pages: Mapping[str, str]) -> None:
-    """Write `run` and `pages` (file name, folders in it, -> text) to `folder`; a run of this key there goes.
+def save_run(run: Run, folder: Path, pages: Mapping[str, str | bytes]) -> None:
+    """Write `run` and `pages` (file name, folders in it, -> content) to `folder`; a run of this key there goes.
 
     Raises `RunError` if the folder holds another run or something else.
     """
@@ -45,11 +50,11 @@ def save_run(run: Run, folder: Path, pages: Mapping[str, str]) -> None:
             f"The run cannot be written to {folder}: {error.strerror or error}. Choose another --out."
         ) from error
     try:
-        (staging / TENSORS).write_bytes(save({k: run.tensors[k].contiguous() for k in sorted(run.tensors)}))
+        save_file({k: run.tensors[k].contiguous() for k in sorted(run.tensors)}, staging / TENSORS)
         (staging / MANIFEST).write_text(to_json(run.manifest) + "\n", encoding="utf-8")
         for name, text in pages.items():
             (staging / name).parent.mkdir(parents=True, exist_ok=True)
-            (staging / name).write_text(text, encoding="utf-8")
+            (staging / name).write_bytes(text.encode() if isinstance(text, str) else text)
         staging.chmod(0o777 & ~_umask())
         _replace(staging, folder)
         shutil.rmtree(partial_of(folder), ignore_errors=True)
@@ -115,6 +120,37 @@ def open_partial(folder: Path, command: str, *, resume: bool) -> Path:
     except OSError as error:
         raise RunError(f"Nothing can be kept in {partial}: {error.strerror or error}. Choose another --out.") from error
     return partial
+
+
+@contextmanager
+def locked(folder: Path, *, wait: bool) -> Iterator[None]:
+    """Inside, no other process makes the run of this folder; one that was killed holds nothing.
+
+    Where another one does, `wait` for it, or raise `RunError`. Systems without `fcntl` lock nothing.
+    """
+    if fcntl is None:
+        yield
+        return
+    path = folder.with_name(f".{folder.name}.lock")
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise RunError(f"The run cannot be written to {folder}: {error.strerror}. Choose another --out.") from error
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if path.exists() and os.path.samestat(os.stat(path), os.fstat(held)):  # else the one before removed it
+                break
+        except BlockingIOError:
+            os.close(held)
+            raise RunError(f"Another process is at work on {folder}. Wait for it, or choose another --out.") from None
+        os.close(held)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(held)
 
 
 def partial_of(folder: Path) -> Path:

@@ -41,7 +41,7 @@ class DictionarySettings(ModelSettings):
     layer: int | None = None
     """Its block, in case its file does not say."""
     texts: str | None = None
-    """A file or folder of .txt, .jsonl or .csv texts, or - for the standard input; the package's own by default."""
+    """.txt, .jsonl(.zst), .csv or .parquet, or a folder of them; - for the standard input; hf:DATASET; or our own."""
     tokens: int = 20_000
     """Tokens at most, in windows drawn at random from the texts."""
     length: int = 256

@@ -42,7 +42,7 @@ class DictionaryTrain(ShardSettings, ModelSettings):
     skip: Flag = False
     """Give a transcoder a linear part of its own."""
     texts: str | None = None
-    """A file or folder of .txt, .jsonl or .csv texts, or - for the standard input; the package's own by default."""
+    """.txt, .jsonl(.zst), .csv or .parquet, or a folder of them; - for the standard input; hf:DATASET; or our own."""
     tokens: int = 1_000_000
     """Tokens at most, in windows drawn at random from the texts."""
     length: int = 256

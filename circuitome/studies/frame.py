@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from circuitome.engine.batches import tokens_within
-from circuitome.errors import CircuitomeError
+from circuitome.errors import CircuitomeError, WorkersLostError
 from circuitome.models.model import Inputs, Model
 from circuitome.present.page import page
 from circuitome.present.stored import document, dumped
 from circuitome.progress import Progress, of_whole, silent
 from circuitome.runs.record import described_task, recorded
-from circuitome.runs.store import Run, check_free, open_partial, plain, save_run
+from circuitome.runs.store import Run, check_free, locked, open_partial, plain, save_run
 from circuitome.studies.context import Context
 from circuitome.studies.settings import PromptSettings, RunSettings, Settings, command_line
 from circuitome.studies.study import Findings, Study, Work
@@ -43,11 +43,25 @@ def perform(
     """Do the study, save its run with its page, and give the run and its folder (`out`, or under runs/).
 
     What long methods keep for `resume` lies beside the folder and goes when the run is saved. A folder that cannot take
-    the run is refused before the work. `models` keeps loaded models for further runs. Raises what settings, models and
-    methods raise; bad input leaves nothing behind.
+    the run is refused before the work, as is one for which another process is at work. `models` keeps loaded models
+    for further runs. Raises what settings, models and methods raise; bad input leaves nothing behind.
     """
     settings.check()
     folder = out or default_folder(study, settings)
+    with locked(folder, wait=False):
+        return perform_locked(study, settings, folder, resume=resume, progress=progress, models=models), folder
+
+
+def perform_locked(
+    study: Study,
+    settings: Settings,
+    folder: Path,
+    *,
+    resume: bool = False,
+    progress: Progress = silent,
+    models: dict[tuple[str, str | None, str | None], Model] | None = None,
+) -> Run:
+    """What `perform` does for a folder that the caller has locked."""
     if folder.is_file() or (folder.exists() and not (folder / "manifest.json").is_file()):
         check_free(folder, "")
     command = command_line(study.name, settings)
@@ -59,12 +73,13 @@ def perform(
             context.watch(of_whole(progress, estimate(study, settings, context).seconds))
         findings = study.run(settings, context)
     except (CircuitomeError, KeyboardInterrupt) as error:
-        if not resume and (isinstance(error, CircuitomeError) or not kept(partial)):
+        refused = isinstance(error, CircuitomeError) and not isinstance(error, WorkersLostError)
+        if not resume and (refused or not kept(partial)):
             shutil.rmtree(partial, ignore_errors=True)
         raise
     run = Run(manifest(study, settings, context, findings, start), dict(findings.tensors))
     save_run(run, folder, {**findings.files, "report.html": page(document(run, folder))})
-    return run, folder
+    return run
 
 
 def default_folder(study: Study, settings: Settings) -> Path:

@@ -53,6 +53,17 @@ def neuron_index(
     )
 
 
+def index_tokens(model: "cm.Model", length: int) -> float:
+    """What the index costs, in tokens of a forward pass: all outputs times the vocabulary, and what is traced."""
+    from circuitome.studies.frame import BACKWARD
+    from circuitome.weights.folding import outputs_are_tokens, vocabulary
+
+    neurons = sum(block.n_neurons for block in model.blocks)
+    parameters = sum(p.numel() for p in model.hf.parameters())
+    projected = neurons * model.d_model * vocabulary(model) / parameters if outputs_are_tokens(model) else 0.0
+    return projected + TRACED * BACKWARD * length / 2
+
+
 class Numbering:
     """Tokens as numbers in the order in which they come."""
 

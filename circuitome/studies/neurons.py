@@ -10,7 +10,7 @@ import circuitome as cm
 from circuitome.errors import InputError
 from circuitome.present.blocks import Block, Column, Figure, Lede, Lines, Note, Numbers, Series, Table, table
 from circuitome.studies.context import Context
-from circuitome.studies.neuron_index import neuron_index
+from circuitome.studies.neuron_index import index_tokens, neuron_index
 from circuitome.studies.pieces import cell
 from circuitome.studies.settings import Flag, ModelSettings, ShardSettings
 from circuitome.studies.shards import spread
@@ -33,7 +33,7 @@ class Neurons(ShardSettings, ModelSettings):
     """Count what every MLP neuron fires on: dead ones, detectors of tokens and n-grams, positional ones."""
 
     texts: str | None = None
-    """A .txt, .jsonl, .csv or .parquet file, a folder of them, or - for the standard input; our own text by default."""
+    """.txt, .jsonl(.zst), .csv or .parquet, or a folder of them; - for the standard input; hf:DATASET; or our own."""
     tokens: int = 100_000
     """Tokens at most, in windows drawn at random from the texts."""
     length: int = 512
@@ -52,10 +52,11 @@ class Neurons(ShardSettings, ModelSettings):
 
 
 def work(settings: Neurons, context: Context) -> Work:
-    """One pass over the windows, and with --off some more for the losses."""
+    """One pass over the windows, what the page's index of neurons takes, and with --off some more for the losses."""
     tokens = expected_tokens(settings)
     count = max(1, tokens // settings.length)
-    passes = COUNTED + (2 * (DRAWS + 2) * min(1.0, EVALUATED / count) if settings.off else 0.0)
+    passes = COUNTED + index_tokens(context.model, settings.length) / (count * settings.length)
+    passes += (2 * (DRAWS + 2) * min(1.0, EVALUATED / count)) if settings.off else 0.0
     return Work(texts=count, tokens=min(tokens, settings.length), forward=passes)
 
 

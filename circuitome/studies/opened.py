@@ -2,6 +2,8 @@
 
 import builtins
 import json
+from collections.abc import Iterable
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,9 +109,10 @@ class OpenedRun(Reopened):
     def export(self, path: str | Path, figure: str | None = None, *, to: str | None = None) -> None:
         """Write one figure or table, or without `figure` the circuit, to a file.
 
-        `to` is what the path ends with, unless given: png, svg, pdf, csv or json for figures, and graphml for those
-        that draw a graph; graphml, csv, json or neuronpedia (json and neuronpedia are the attribution-graph schema) for
-        the circuit, with its scores; jsonl or parquet (which needs pyarrow) for a census, a row for each neuron.
+        `to` is what the path ends with, unless given: png, svg, pdf, csv, json or parquet for figures, and graphml for
+        those that draw a graph; graphml, csv, json or neuronpedia (json and neuronpedia are the attribution-graph
+        schema) for the circuit, with its scores; jsonl or parquet (which needs pyarrow) for a census, a row for each
+        neuron, and for a sweep, one for each run.
         Raises `InputError` for another format and where the file cannot be written, `RunError` where there is no
         circuit.
         """
@@ -118,7 +121,7 @@ class OpenedRun(Reopened):
             self._export_circuit(Path(path), to)
             return
         if figure is None and to in ROWS:
-            self._export_census(Path(path), to)
+            self._export_rows(Path(path), to)
             return
         if figure is None and to in PICTURES:
             figure = next((name for name, block in self.figures.items() if notebook.plot(block) is not block), None)
@@ -167,15 +170,28 @@ class OpenedRun(Reopened):
 
         if "census" not in self.manifest:
             raise self._without("census", "neurons")
+        kept = {*self.run.tensors, *self.manifest["census"], "windows"}
+        if missing := [field.name for field in fields(Census) if field.name not in kept]:
+            raise RunError(
+                f"{self.folder} was made by an earlier circuitome, whose census had no {', '.join(missing)}. Repeat "
+                f"it: {self.manifest['command']}"
+            )
         return Census.of(self.run.tensors, self.manifest["census"])
 
-    def _export_census(self, path: Path, to: str) -> None:
+    def _rows(self, flat: bool) -> Iterable[dict[str, Any]]:
+        """A row for each run of a sweep, or for each neuron of a census, its lists as columns where it is `flat`."""
+        if self.kind == "sweep":
+            return self.results["runs"]
         census = self.census
         names = (str(Node("neuron", layer, i)) for layer in census.layers for i in range(census.active.shape[1]))
         rows = map(census.row, names)
+        return map(_flat, rows) if flat else rows
+
+    def _export_rows(self, path: Path, to: str) -> None:
+        rows = self._rows(flat=to == "parquet")
         try:
             if to == "parquet":
-                write_rows(map(_flat, rows), path)
+                write_rows(rows, path)
                 return
             with path.open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(row) + "\n" for row in rows)

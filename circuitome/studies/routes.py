@@ -30,7 +30,7 @@ class RoutesOf(ShardSettings, ModelSettings):
     """Measure how much each head and MLP matters to the routes of a file of texts, by group."""
 
     file: str = ""
-    """A .txt file with one text a line, or JSONL or CSV with a column `text` and columns of labels."""
+    """A .txt file with one text a line, or .jsonl, .csv or .parquet with a column `text` and columns of labels."""
     by: str | None = None
     """A column of labels, or position or subword (labels of tokens); one group by default."""
     norm: str = "l1"
@@ -41,7 +41,7 @@ class RoutesOf(ShardSettings, ModelSettings):
         super().check()
         if not self.file:
             raise InputError(
-                "Give a file of texts with --file: .txt, one a line, or .jsonl or .csv with a column text."
+                "Give a file of texts with --file: .txt, one a line, or .jsonl, .csv or .parquet with a column text."
             )
 
     @override

@@ -28,8 +28,8 @@ class Findings:
     """What it says, for every view."""
     tensors: Mapping[str, "Tensor"] = field(default_factory=dict)
     """Scores, circuits and per-prompt values."""
-    files: Mapping[str, str] = field(default_factory=dict)
-    """Further files of the run's folder, names with / for folders in it, and their texts."""
+    files: Mapping[str, str | bytes] = field(default_factory=dict)
+    """Further files of the run's folder, names with / for folders in it, and what they hold."""
     more: Mapping[str, Any] = field(default_factory=dict)
     """Further entries of the manifest: method, ablation, sequences ..., as plain JSON values."""
 

@@ -18,6 +18,8 @@ from circuitome.studies.shards import models_of_worker
 from circuitome.studies.study import Findings, Study, Work
 from circuitome.studies.sweep_plan import Job, read_plan
 
+SHOWN, FEW, MANY = 20, 12, 30
+"""Runs that the table shows first; runs from which means by setting are told; values of a setting that are told."""
 NUMBERS = 6
 """Numbers of the runs that the table shows: estimates first, those that differ first; runs.csv has all."""
 OF_ESTIMATES = ("low", "high", "n", "level", "templates")
@@ -92,32 +94,40 @@ def run(settings: Sweep, context: Context) -> Findings:
         sign="Each row is a run of its own; its folder has its page.",
         results=results,
         blocks=shown(rows),
-        files={"runs.csv": csv_of(rows)},
+        files=tables_of(rows),
         more={"plan": Path(settings.file).read_text(encoding="utf-8")},
     )
 
 
 def is_done(job: Job, runs: Path) -> bool:
     """Whether the run of a job is there already, finished."""
+    return done_there(job.study, job.settings, job.folder(runs))
+
+
+def done_there(study: str, settings: Settings, folder: Path) -> bool:
+    """Whether the run of a study is in a folder, finished."""
     from circuitome.runs.store import load_run
 
-    folder = job.folder(runs)
     try:
-        return bool(load_run(folder).manifest["command"] == command_line(job.study, job.settings))
+        return bool(load_run(folder).manifest["command"] == command_line(study, settings))
     except RunError:  # not there, or damaged: then it is done anew
         return False
 
 
 def perform_job(given: tuple[str, Settings, str]) -> dict[str, Any]:
     """In a worker: do one job. Gives its state, its seconds and, where it failed, its message."""
-    from circuitome.runs.store import partial_of
+    from circuitome.runs.store import locked, partial_of
     from circuitome.studies.catalog import STUDIES
-    from circuitome.studies.frame import perform
+    from circuitome.studies.frame import perform_locked
 
     name, settings, folder = given
     start, out = time.perf_counter(), Path(folder)
     try:
-        perform(STUDIES[name], settings, out=out, resume=partial_of(out).is_dir(), models=models_of_worker())
+        with locked(out, wait=True):
+            if done_there(name, settings, out):  # another sweep was at it
+                return {"state": KEPT, "seconds": time.perf_counter() - start}
+            resume = partial_of(out).is_dir()
+            perform_locked(STUDIES[name], settings, out, resume=resume, models=models_of_worker())
         for left in out.parent.glob(f".{out.name}-*"):  # of a worker that was lost while it wrote this run
             shutil.rmtree(left, ignore_errors=True)
     except CircuitomeError as error:
@@ -139,7 +149,7 @@ def row(job: Job, state: Mapping[str, Any], runs: Path) -> dict[str, Any]:
 
 
 def shown(rows: list[dict[str, Any]]) -> list[blocks.Block]:
-    """A table of what varies and of the first numbers that differ, and one of what failed."""
+    """A table of what varies and of the first numbers that differ, means of many runs, and what failed."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     varied, found_numbers = names[: names.index("state")], names[names.index("message") + 1 :]
     estimates = [name for name in found_numbers if name.endswith(" value")]
@@ -150,7 +160,9 @@ def shown(rows: list[dict[str, Any]]) -> list[blocks.Block]:
     cells = [
         (*(_text(row.get(name)) for name in varied), *(row.get(name) for name in (*numbers, *ABOUT))) for row in rows
     ]
-    found: list[blocks.Block] = [blocks.table("Runs", columns, cells)]
+    found: list[blocks.Block] = [blocks.table("Runs", columns, cells, top=SHOWN)]
+    if len(rows) > FEW and numbers:
+        found.insert(0, means(rows, varied[1:], numbers, titles))
     if failed := [row for row in rows if row["state"] == FAILED]:
         found.append(
             blocks.table("What failed", [("folder", "node"), "message"], [(r["folder"], r["message"]) for r in failed])
@@ -158,8 +170,34 @@ def shown(rows: list[dict[str, Any]]) -> list[blocks.Block]:
     return found
 
 
+def means(rows: list[dict[str, Any]], varied: list[str], numbers: list[str], titles: list[str]) -> blocks.Block:
+    """By value of each setting that varies: how many runs succeeded, and the means of their numbers."""
+    done, cells = [row for row in rows if row["state"] != FAILED], list[tuple[Any, ...]]()
+    for name in varied:
+        values = list(dict.fromkeys(_text(row.get(name)) for row in rows))
+        for value in values if 1 < len(values) <= MANY else ():
+            some = [row for row in done if _text(row.get(name)) == value]
+            told = ([row[number] for row in some if row.get(number) is not None] for number in numbers)
+            cells.append((name, value, len(some), *(sum(x) / len(x) if x else None for x in told)))
+    columns = ["setting", "value", ("runs", "count"), *((title, "number") for title in titles)]
+    note = "Means over the runs with a value, whatever their other settings."
+    return blocks.table("By setting", columns, cells, note=note)
+
+
 def _text(value: Any) -> str:
     return "" if value is None else str(value)
+
+
+def tables_of(rows: list[dict[str, Any]]) -> dict[str, str | bytes]:
+    """The rows as files: CSV, and Parquet where pyarrow is installed."""
+    from importlib.util import find_spec
+
+    from circuitome.runs.parquet import as_parquet
+
+    files: dict[str, str | bytes] = {"runs.csv": csv_of(rows)}
+    if find_spec("pyarrow") is not None:
+        files["runs.parquet"] = as_parquet(rows)
+    return files
 
 
 def csv_of(rows: list[dict[str, Any]]) -> str:

@@ -240,6 +240,7 @@ def in_shards(model, windows, of, **options):
     return shards[0].census()
 
 
+@pytest.mark.slow
 def test_shards_give_what_one_pass_gives(monkeypatch):
     monkeypatch.setattr(text_windows, "BLOCK", 24)
     monkeypatch.setattr(counting, "SEGMENT", 2)

@@ -16,6 +16,7 @@ from circuitome.runs.parquet import write_rows
 from circuitome.runs.store import load_run
 from circuitome.runs.texts import by_name, documents, read_texts
 from circuitome.studies import languages, neuron, neurons
+from circuitome.studies.context import Context
 from circuitome.studies.frame import cost, perform
 
 WORDS = [*"abcdefghijklmnop"]
@@ -54,6 +55,26 @@ def test_the_run_says_what_the_census_found(made, folder, texts):
     assert [row[0] for row in rows] == ["m0", "m1", "m2"]
     assert all(effect["neurons"] for effect in results["off"].values())
     check_shown(place)
+
+
+@pytest.mark.slow
+def test_a_census_from_before_is_told(made, tmp_path):
+    from shutil import copytree
+
+    from safetensors.torch import save_file
+
+    copytree(made[1], tmp_path / "old")
+    tensors = {name: values for name, values in made[0].tensors.items() if name != "contexts"}
+    save_file(tensors, tmp_path / "old" / "tensors.safetensors")
+    with pytest.raises(RunError, match=r"whose census had no contexts\. Repeat it: circuitome neurons"):
+        _ = cm.open(tmp_path / "old").census
+
+
+@pytest.mark.slow
+def test_the_index_is_counted_beforehand(folder, texts):
+    settings = neurons.Neurons(model=str(folder), texts=str(texts), length=24, tokens=1500)
+    passes = neurons.work(settings, Context(settings)).forward
+    assert passes > neurons.COUNTED + 24 * 2.2 * 12 / 1500
 
 
 @pytest.mark.slow

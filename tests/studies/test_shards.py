@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import circuitome as cm
-from circuitome.errors import InputError, RunError
+from circuitome.errors import InputError, RunError, WorkersLostError
 from circuitome.runs.executors import EXECUTORS
 from circuitome.runs.store import partial_of
 from circuitome.studies.catalog import STUDIES
@@ -112,6 +112,17 @@ def test_only_the_shard_that_was_killed_is_repeated(tmp_path, texts, monkeypatch
     again = done("neurons", tmp_path / "killed", resume=True, **given)
     assert begun == [0, 1, 2, 2]
     check_same(done("neurons", tmp_path / "whole", **{**given, "shards": 1}), again)
+
+
+def test_workers_that_are_always_lost_keep_what_others_did(tmp_path, texts, monkeypatch):
+    def lost(call, given, **_):
+        yield 0, call(given[0])
+        raise WorkersLostError("Workers were lost.")
+
+    monkeypatch.setitem(EXECUTORS, "local", lost)
+    with pytest.raises(WorkersLostError):
+        done("neurons", tmp_path / "run", **ASKED["neurons"], texts=texts, shards=2)
+    assert (partial_of(tmp_path / "run") / "shard-0.done").exists()
 
 
 def test_shards_that_cannot_be(tmp_path, texts, monkeypatch):

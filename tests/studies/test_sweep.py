@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -9,11 +12,14 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+import circuitome as cm
 from circuitome.errors import CircuitomeError, InputError, RunError
+from circuitome.present import blocks
 from circuitome.runs import executors
+from circuitome.runs.store import locked
 from circuitome.studies.catalog import STUDIES
 from circuitome.studies.frame import perform
-from circuitome.studies.sweep import Sweep
+from circuitome.studies.sweep import Sweep, shown
 from circuitome.studies.sweep_plan import read_plan
 
 PLAN = """
@@ -112,7 +118,6 @@ def test_slurm_is_tried_out_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def swept_while_killing(folder: Path, **settings: Any) -> dict[str, Any]:
     """A sweep one of whose workers is killed when two runs are there."""
-    import threading
 
     def kill() -> None:
         while len(tensors(folder)) < 2:
@@ -161,6 +166,57 @@ def test_where_there_is_no_cluster(tmp_path: Path) -> None:
         list(executors.on_slurm(abs, [1], workers=1))
 
 
+@pytest.mark.slow
+def test_two_sweeps_share_one_folder(tmp_path: Path, sequential: dict[str, bytes]) -> None:
+    code = (
+        "from pathlib import Path; from circuitome.studies.sweep import Sweep; from circuitome.studies.catalog import "
+        "STUDIES; from circuitome.studies.frame import perform; "
+        f"r = perform(STUDIES['sweep'], Sweep(file={plan(tmp_path)!r}, runs={str(tmp_path / 'runs')!r}), "
+        f"out=Path({str(tmp_path)!r}) / 'second'); print(r[0].manifest['results']['failed'])"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+        results = swept(tmp_path)
+        assert other.stdout is not None and other.stdout.read().split()[-1] == "0"
+    assert {row["state"] for row in results["runs"]} <= {"done", "was there"}
+    assert tensors(tmp_path) == sequential
+    assert not [path for path in (tmp_path / "runs").iterdir() if path.name.startswith(".")]
+
+
+def test_a_run_that_another_process_makes(tmp_path: Path) -> None:
+    asked = STUDIES["weights"].settings(head="a2.h0", model="known-ioi")  # type: ignore[call-arg]
+    with locked(tmp_path / "run", wait=False), pytest.raises(RunError, match="Another process is at work on"):
+        perform(STUDIES["weights"], asked, out=tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+    waited = list[float]()
+
+    def wait() -> None:
+        with locked(tmp_path / "run", wait=True):
+            waited.append(time.monotonic())
+
+    with locked(tmp_path / "run", wait=True):
+        threads = [threading.Thread(target=wait) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.05)
+        freed = time.monotonic()
+    for thread in threads:
+        thread.join()
+    assert len(waited) == 3 and min(waited) >= freed and not list(tmp_path.iterdir())
+
+
+def test_many_runs_stay_readable(tmp_path: Path) -> None:
+    rows = [
+        {"study": "find", "task": f"t{i % 4}", "seed": i, "state": "done", "seconds": 1.0, "folder": f"f{i}"}
+        | {"message": "", "share value": i % 4 + i / 100, "edges": 10}
+        for i in range(200)
+    ]
+    by_setting, runs = shown(rows)
+    assert isinstance(by_setting, blocks.Table) and isinstance(runs, blocks.Table)
+    assert len(runs.rows) == 200 and runs.top == 20
+    assert [row[:3] for row in by_setting.rows] == [("task", f"t{i}", 50) for i in range(4)]
+    assert by_setting.rows[0][3] == pytest.approx(sum(i / 100 for i in range(0, 200, 4)) / 50)
+
+
 def test_runs_are_compared_in_a_table(tmp_path: Path) -> None:
     text = "study: measure\nset: {model: known-ioi, task: known-ioi}\nvary: {n: [4, 8]}"
     rows = swept(tmp_path, text)["runs"]
@@ -170,3 +226,9 @@ def test_runs_are_compared_in_a_table(tmp_path: Path) -> None:
     lines = (run / "runs.csv").read_text().splitlines()
     assert lines[0].startswith("study,n,state,seconds,folder,message") and len(lines) == 3
     assert load_file(run / "tensors.safetensors") == {}
+    parquet = pytest.importorskip("pyarrow.parquet")
+    assert parquet.read_table(run / "runs.parquet").to_pylist() == rows
+    cm.open(run).export(tmp_path / "all.parquet")
+    cm.open(run).export(tmp_path / "shown.parquet", "runs")
+    assert parquet.read_table(tmp_path / "all.parquet").to_pylist() == rows
+    assert parquet.read_table(tmp_path / "shown.parquet")["n"].to_pylist() == ["4", "8"]
