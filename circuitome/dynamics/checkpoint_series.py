@@ -44,7 +44,6 @@ def checkpoints(source: str | Path, revisions: Sequence[str] = ()) -> list[Check
     The step is the number behind "step" in the name, or its last number: step-00000512, checkpoint-512, step512.
     Raises `InputError` for a folder without any, for a revision without a number, and for two of one step.
     """
-    named: list[tuple[str, str, str | None]]
     if revisions:
         if Path(source).is_dir():
             raise InputError(f"{source} is a folder, which has no revisions. Give the name of a model of the hub.")
