@@ -60,7 +60,8 @@ def main() -> None:
     one_thread()
     path = HERE / "results" / f"development-{date.today()}.json"
     result = json.loads(path.read_text()) if options.write and path.is_file() else {}
-    result |= {"machine": machine(), "device": options.device}
+    result["device"] = options.device
+    result.setdefault("machines", {}).update(dict.fromkeys(options.parts.split(","), machine()))
     with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
         futures = [pool.submit(run, *job) for job in jobs(options) if not done(result, *job)]
         for future in as_completed(futures):

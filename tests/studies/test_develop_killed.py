@@ -26,7 +26,7 @@ main(sys.argv[1:])
 @pytest.mark.slow
 def test_a_development_that_is_killed_goes_on_to_the_same_bytes(tmp_path):
     (tmp_path / "text.txt").write_text("the old ship near these cats swims . " * 200)
-    settings = Develop(texts=str(tmp_path / "text.txt"), width=8, heads=1, steps=200, batch=2, length=24)
+    settings = Develop(texts=str(tmp_path / "text.txt"), width=8, heads=1, steps=200, batch=4, length=24)
     words = [*command_line("develop", settings).split()[1:], "--out", str(tmp_path / "killed")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
