@@ -5,12 +5,15 @@ A made-up document is opened, its slider moved over all sizes and its drawing ho
 
 import argparse
 import json
+import os
 import random
 import shutil
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from circuitome.present.blocks import CircuitMap, Document, Edge, Shape
 from circuitome.present.page import page
@@ -26,7 +29,8 @@ FRAMES = """async ([what, frames]) => {
       field.dispatchEvent(new Event("input", { bubbles: true }));
     },
     hover: (share) => {
-      const at = { clientX: box.left + box.width * (0.1 + 0.8 * ((7 * share) % 1)), clientY: box.top + box.height * share };
+      const across = 0.1 + 0.8 * ((7 * share) % 1);
+      const at = { clientX: box.left + box.width * across, clientY: box.top + box.height * share };
       canvas.dispatchEvent(new PointerEvent("pointermove", { bubbles: true, ...at }));
     },
   };
@@ -82,6 +86,12 @@ def timed(times: list[float]) -> dict[str, float]:
     return {name: round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 1) for name, share in at.items()}
 
 
+def cpu_ms() -> float:
+    """Milliseconds that the browser's processes have computed so far: on a busy machine less than what passes."""
+    children = psutil.Process().children(recursive=True)
+    return 1000 * sum(sum(child.cpu_times()[:2]) for child in children if "chrom" in child.name())
+
+
 def measured(path: Path, frames: int, opens: int) -> dict[str, Any]:
     """First view, and frames while sliding and hovering, folded and folded out."""
     from playwright.sync_api import sync_playwright
@@ -89,22 +99,30 @@ def measured(path: Path, frames: int, opens: int) -> dict[str, Any]:
     results: dict[str, Any] = {}
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        first = []
+        first, computed, paints = [], [], []
         for _ in range(opens):
             tab = browser.new_page(viewport={"width": 1280, "height": 900})
+            session = tab.context.new_cdp_session(tab)
+            session.send("Performance.enable", {"timeDomain": "threadTicks"})
             tab.goto(path.as_uri(), wait_until="commit")
             tab.wait_for_selector(".circuit canvas.nodes")
             now = "() => new Promise((done) => requestAnimationFrame(() => setTimeout(() => done(performance.now()))))"
             first.append(round(tab.evaluate(now)))
+            numbers = {metric["name"]: metric["value"] for metric in session.send("Performance.getMetrics")["metrics"]}
+            computed.append(round(1000 * numbers["TaskDuration"]))
+            paints.append(round(tab.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")))
             if len(first) < opens:
                 tab.close()
-        results["first_view_ms"] = {"median": statistics.median(first), "all": first}
+        medians = {"static drawing": paints, "view": first, "view, computed": computed}
+        results["first_view_ms"] = {name: statistics.median(values) for name, values in medians.items()}
         for state in ("folded", "folded out"):
             if state == "folded out":
                 tab.locator(".circuit .fold-all").click()
             tab.evaluate(FRAMES, ["hover", 5])
             for what in ("slide", "hover"):
-                results[f"{what}, {state}"] = timed(tab.evaluate(FRAMES, [what, frames]))
+                before = cpu_ms()
+                times = timed(tab.evaluate(FRAMES, [what, frames]))
+                results[f"{what}, {state}"] = {**times, "computed": round((cpu_ms() - before) / frames, 1)}
         browser.close()
     return results
 
@@ -125,7 +143,8 @@ def main() -> None:
         assert isinstance(block, CircuitMap)
         sites = (site for edge in block.edges for site in (edge.source, edge.reader.rsplit(".", 1)[0]))
         ends = {site.replace(".kv", ".h") for site in sites}
-        results = {"edges": arguments.edges, "nodes": len(ends), "page_bytes": path.stat().st_size}
+        load = {"processes_before": os.getloadavg()[0], "cores": os.cpu_count()}
+        results = {**load, "edges": arguments.edges, "nodes": len(ends), "page_bytes": path.stat().st_size}
         results |= measured(path, arguments.frames, arguments.opens)
     text = json.dumps(results, indent=1)
     print(text)

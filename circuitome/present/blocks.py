@@ -324,6 +324,11 @@ class CircuitMap(Block):
     """Roles by name with the nodes that have them, which a page can draw as one."""
     also: tuple[str, ...] = ()
     """Names of the other numbers that edges have."""
+    signs: tuple[str, str] = (
+        "helps: corrupting the edge lowers the metric",
+        "hurts: corrupting the edge raises it",
+    )
+    """What a score below 0 and one above 0 means."""
     top: int = 12
     """Edges that a terminal lists."""
     block: Literal["circuit"] = "circuit"
@@ -439,6 +444,8 @@ class Routes(Block):
     """Lowest threshold, down to which nodes and edges are here."""
     slides: bool = True
     """Whether the threshold can be moved."""
+    parts: tuple[tuple[str, float, tuple[tuple[str, float], ...]], ...] = ()
+    """Heads and MLPs at a token, such as a9.h6@5: importance that passes each, and what it adds to tokens' logits."""
     block: Literal["routes"] = "routes"
 
 

@@ -1,7 +1,7 @@
 """Two finished runs side by side: what was set otherwise, what their circuits share, how their scores differ."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeGuard
@@ -214,41 +214,48 @@ def side_by_side(first: "OpenedRun", second: "OpenedRun") -> CircuitMap:
     """Both circuits on one grid: where scores differ, what both hold, what one of them holds."""
     ours, theirs = first.circuit, second.circuit
     scores = [run.circuit.mask.float() if run.scores is None else run.scores.values for run in (first, second)]
-    unit = "1 in the circuit" if first.scores is None or second.scores is None else first.scores.unit
-    sets = {
-        "difference": (
-            ours | theirs,
-            scores[1] - scores[0],
-            "Edges of either: second score minus first.",
-        ),
-        "both": (ours & theirs, (scores[0] + scores[1]) / 2, "Edges of both circuits: the mean of two scores."),
-        "only the first": (ours - theirs, scores[0], "Edges of the first alone: first score."),
-        "only the second": (theirs - ours, scores[1], "Edges of the second alone: second score."),
-    }
-    drawn = {}
-    for name, (circuit, values, about) in sets.items():
-        every = by_strength(
-            Edge(
-                source=ours.graph.writers[row],
-                reader=ours.graph.readers[column],
-                score=float(values[row, column]),
-                also=tuple(float(run[row, column]) for run in scores),
-            )
-            for row, column in circuit.mask.nonzero().tolist()
-        )
-        cut = f" The {MAPPED:,} with the largest of {len(every):,}." if len(every) > MAPPED else ""
-        drawn[name] = EdgeSet(name=name, edges=every[:MAPPED], unit=unit, about=about + cut)
-    difference = drawn.pop("difference")
+    units = ["in the circuit" if run.scores is None else run.scores.unit for run in (first, second)]
+    changed = scores[1] - scores[0], units[0], "Edges of either: score in the second run minus score in the first."
+    if units[0] != units[1]:
+        why = f"Scores in {units[0]} and {units[1]} do not compare: 1 is in the second circuit only, -1 in the first."
+        changed = theirs.mask.float() - ours.mask.float(), "in the circuit", why
+    mean = (scores[0] + scores[1]) / 2 if units[0] == units[1] else scores[0]
+    sets = [
+        _edge_set("difference", ours | theirs, scores, *changed),
+        _edge_set("both", ours & theirs, scores, mean, units[0], "Edges of both circuits."),
+        _edge_set("only the first", ours - theirs, scores, scores[0], units[0], "Edges of the first circuit alone."),
+        _edge_set("only the second", theirs - ours, scores, scores[1], units[1], "Edges of the second circuit alone."),
+    ]
     return circuit_map(
         ours.graph,
-        difference.edges,
+        sets[0].edges,
         title="The circuits on one grid",
-        name="difference",
-        note=difference.about,
-        unit=unit,
-        others=drawn.values(),
+        name=sets[0].name,
+        note=sets[0].about,
+        unit=sets[0].unit,
+        others=sets[1:],
         also=("first", "second"),
+        signs=("below 0", "above 0"),
     )
+
+
+def _edge_set(
+    name: str, circuit: "cm.Circuit", scores: "Sequence[Tensor]", values: "Tensor", unit: str, about: str
+) -> EdgeSet:
+    """The edges of a circuit with one number that is drawn, and their scores in both runs."""
+    graph = circuit.graph
+    edges = by_strength(
+        Edge(
+            source=graph.writers[row],
+            reader=graph.readers[column],
+            score=float(values[row, column]),
+            also=tuple(float(run[row, column]) for run in scores),
+        )
+        for row, column in circuit.mask.nonzero().tolist()
+    )
+    if len(edges) > MAPPED:
+        about += f" The {MAPPED:,} with the largest scores of {len(edges):,}."
+    return EdgeSet(name=name, edges=edges[:MAPPED], unit=unit, about=about)
 
 
 def picture(edges: list[Mapping[str, Any]]) -> Scatter:

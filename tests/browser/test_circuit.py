@@ -1,9 +1,10 @@
-"""The circuit view in a browser: what it shows is what the run holds, however it is clicked, slid, grouped and saved."""
+"""The circuit view in a browser: it shows what the run holds, however it is clicked, slid, grouped and saved."""
 
 import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -82,7 +83,7 @@ def test_a_kept_node_shows_what_comes_in_and_goes_out_by_weight(visit, runs):
     keep(page, source)
     leaving = [edge["score"] for edge in edges if edge["source"] == source]
     shown = [number(text) for text in texts(page, ".panel ol.out .num")]
-    assert shown == pytest.approx(sorted(leaving, key=abs, reverse=True)[:8], abs=1e-3)
+    assert shown == pytest.approx(sorted(leaving, key=abs, reverse=True)[:8], rel=1e-3)
     touching = [edge for edge in edges if source in (edge["source"], edge["reader"].rsplit(".", 1)[0])]
     assert page.locator(".matches").inner_text().startswith(f"{len(touching)} of {len(edges)} ")
     page.keyboard.press("Escape")
@@ -138,7 +139,7 @@ def test_the_slider_goes_along_what_was_measured(visit, more):
 def test_inputs_can_be_left_out(show):
     page = show(circuit_map())
     for name in ("queries", "keys", "values", "MLPs"):
-        page.get_by_label(name).uncheck()
+        page.locator(".kinds").get_by_label(name).uncheck()
     assert page.locator(".readout").inner_text().startswith("1 of 7 edges")  # into the logits
 
 
@@ -178,7 +179,7 @@ def test_selected_nodes_become_a_group_that_a_link_brings_back(show, visit):
         ("a1.h3", fixed(0.05, 3)),
         ("m1", fixed(-0.03, 3)),
     ]
-    page.wait_for_function("location.hash.includes('circuit.groups')")
+    page.wait_for_url(re.compile("circuit.groups"))
     again = visit(page.url)
     assert again.locator(".panel.kept .members").inner_text() == "a0.h1, m0"
     again.locator(".ungroup").click()
@@ -285,8 +286,21 @@ def test_two_runs_lie_on_one_grid(visit, more):
     assert sizes["only the second"] == results["second"] - both
     assert sizes["difference"] == results["first"] + results["second"] - both
     page.get_by_label("difference", exact=True).check()
+    page.locator(".edge-table th button[data-key=also0]").click()
     row = [number(text) for text in texts(page, ".edge-table tbody tr:first-child td.num:not(.range)")[:4]]
-    assert row[1] == pytest.approx(row[3] - row[2], abs=0.002)
+    strongest = min(results["strongest"], key=lambda edge: (edge["in"] == "neither", edge["first"]))
+    assert row[2:] == pytest.approx([strongest["first"], strongest["second"]], abs=0.001)
+    assert row[1] == {"first": -1, "second": 1, "both": 0}[strongest["in"]]  # ranks and logits have no difference
+
+
+def test_the_address_of_the_app_holds_what_its_report_shows(visit, server):
+    page = visit(f"{server.address}#run=found")
+    report = page.frame_locator("iframe")
+    report.locator(".find-node").fill("a2.h0")
+    report.locator(".find-node").press("Enter")
+    page.wait_for_url(re.compile("at=circuit.pin"))
+    again = visit(page.url)
+    assert again.frame_locator("iframe").locator(".panel.kept header b").inner_text() == "a2.h0"
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])

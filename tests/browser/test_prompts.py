@@ -1,12 +1,11 @@
 """Views of one prompt and of roles in a browser: attention, routes, the diagram of classes."""
 
-import json
-
 import pytest
 from browser.looks import accessible, no_wider_than_its_window, texts
-from documents import SENTENCE, roles, routes, table
+from documents import SENTENCE, roles, routes
 
-from circuitome.present.blocks import Attention
+from circuitome.present.blocks import Attention, table
+from circuitome.present.drawings.routes import on_route
 
 BOTH = pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
 
@@ -23,9 +22,9 @@ def attention():
 def test_attention_is_chosen_hovered_kept_and_saved(show, width, dark):
     page = show(attention(), width=width, dark=dark)
     said = page.locator(".said-attention")
-    assert said.inner_text().split() == "a0.h1: \u00b7to attends to \u00b7milk 100.0 %".split()
+    assert said.inner_text().split() == ["a0.h1:", "·to", "attends", "to", "·milk", "100.0", "%"]
     page.locator(".token").nth(4).click()
-    assert said.inner_text().split() == "a0.h1: \u00b7left attends to \u00b7John 100.0 %".split()
+    assert said.inner_text().split() == ["a0.h1:", "·left", "attends", "to", "·John", "100.0", "%"]
     assert page.locator(".arcs path").count() == 1
     page.locator(".token").nth(2).hover()
     assert "\u00b7left attends" in said.inner_text()  # kept
@@ -43,7 +42,7 @@ def test_attention_is_chosen_hovered_kept_and_saved(show, width, dark):
     page.keyboard.press("Escape")
     box = page.locator(".large .map").bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.05, box["y"] + box["height"] * 0.35)
-    assert said.inner_text().split() == "a2.h0: \u00b7John attends to When 25.0 %".split()
+    assert said.inner_text().split() == ["a2.h0:", "·John", "attends", "to", "When", "25.0", "%"]
     with page.expect_download() as download:
         page.get_by_role("button", name="CSV").click()
     rows = download.value.path().read_text("utf-8").splitlines()
@@ -72,7 +71,9 @@ def test_roles_say_who_is_in_them_and_what_leads_where(show, width, dark):
     page.locator("[data-arrow='0']").focus()
     page.keyboard.press("Enter")
     assert "duplicate token" in panel.inner_text() and "through v" in panel.inner_text()
-    dashes = page.evaluate("[...document.querySelectorAll('.roles path[marker-end]')].map((p) => p.getAttribute('stroke-dasharray'))")
+    dashes = page.evaluate(
+        "[...document.querySelectorAll('.roles path[marker-end]')].map((p) => p.getAttribute('stroke-dasharray'))"
+    )
     assert sorted(dashes) == ["2 3", "none", "none"]
     with page.expect_download() as download:
         page.get_by_role("button", name="SVG").first.click()
@@ -90,11 +91,8 @@ def test_routes_slide_and_say_what_heads_and_parts_do(show, width, dark):
         slider.fill(str(threshold))
         counts[threshold] = page.locator(".routes [data-edge]:not([display])").count()
         assert page.locator(".routes output").inner_text() == f"{threshold:.3f}: {counts[threshold]} edges"
-    from dataclasses import replace
 
-    from circuitome.present.drawings.routes import on_route
-
-    assert counts == {threshold: len(on_route(replace(block), threshold)) for threshold in counts}
+    assert counts == {threshold: len(on_route(block, threshold)) for threshold in counts}
     slider.fill(str(block.lowest))
     accessible(page)
     no_wider_than_its_window(page)
@@ -102,8 +100,10 @@ def test_routes_slide_and_say_what_heads_and_parts_do(show, width, dark):
     page.locator(f".routes [data-edge='{edge}']").dispatch_event("click")
     shown = page.locator(".routes .panel")
     strongest = max(block.edges[edge].heads)
-    assert f"h{block.edges[edge].heads.index(strongest)}" in shown.inner_text() and f"{strongest:.3f}" in shown.inner_text()
+    assert (
+        f"h{block.edges[edge].heads.index(strongest)}" in shown.inner_text()
+        and f"{strongest:.3f}" in shown.inner_text()
+    )
     part, (token, value) = block.parts[0][0], block.parts[0][2][0]
     page.locator(f".routes [data-node='{part}']").dispatch_event("click")
     assert token.strip() in shown.inner_text() and f"{value:+.2f}" in shown.inner_text()
-    assert json.dumps(block.title) or True

@@ -54,6 +54,12 @@ def test_heads_get_their_roles_from_their_effects(named, found):
     assert load_run(folder).manifest["blocks"] == json.loads(json.dumps(made.manifest["blocks"]))
 
 
+def test_the_runs_circuit_is_drawn_by_role(named, found):
+    drawn, before = blocks_of(named[1])["The circuit by role"], blocks_of(found / "run")["The circuit"]
+    classes = blocks_of(named[1])["Roles"].classes
+    assert drawn.edges == before.edges and drawn.groups == tuple((role.name, role.members) for role in classes)
+
+
 def test_the_circuit_is_told_first_in_short_and_by_class(named):
     made, folder = named
     assert lede_of(folder).startswith(

@@ -39,7 +39,11 @@ def test_find_writes_a_run_and_show_shows_it(capsys, tmp_path, folder, data, met
     assert ("samples" in found.tensors) == METHODS[method].samples
     assert found.manifest["task"]["n"] == 6
     assert run(capsys, "show", out)[1] == printed
-    edges = blocks_of(out)["The circuit"].edges
+    drawn = blocks_of(out)["The circuit"]
+    edges, (ranking,), curve = drawn.edges, drawn.others, found.manifest["results"]["curve"]
+    assert [point.edges for point in ranking.measured] == curve["sizes"] and drawn.measured[0].edges == 20
+    assert [point.share[0] for point in ranking.measured] == [share["value"] for share in curve["circuit"]]
+    assert {(edge.source, edge.reader) for edge in ranking.edges[:20]} == {(edge.source, edge.reader) for edge in edges}
     sizes = [abs(edge.score) for edge in edges]
     assert len(edges) == 20 and sizes == sorted(sizes, reverse=True)
     _, page = check_shown(out)

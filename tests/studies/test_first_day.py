@@ -86,6 +86,13 @@ def test_two_runs_are_compared(capsys, tmp_path, folder, data):
     assert otherwise["edges"] == ("20", "30") and otherwise["method"] == ("eap-ig", "eap")
     assert len({*otherwise.values()}) == len(otherwise)
     assert (found.tensors["difference"] == two.scores.values - one.scores.values).all()
+    grid = blocks_of(out)["The circuits on one grid"]
+    sizes = {some.name: len(some.edges) for some in grid.others}
+    assert sizes == {"both": shared, "only the first": 20 - shared, "only the second": 30 - shared}
+    assert len(grid.edges) == 50 - shared
+    for edge in grid.edges:
+        values = [run.scores[f"{edge.source}->{edge.reader}"] for run in (one, two)]
+        assert list(edge.also) == values and edge.score == pytest.approx(values[1] - values[0], abs=1e-6)
     check_shown(out)
     assert run(capsys, "diff", tmp_path / "one", tmp_path / "one", "--out", tmp_path / "same")[0] == 0
     assert "Both runs were set alike." in lede_of(tmp_path / "same")

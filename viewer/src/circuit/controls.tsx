@@ -53,7 +53,7 @@ export function Search({ field, words, found, set, enter }: SearchProps) {
         onInput={(event) => set(event.currentTarget.value)}
         onKeyDown={(event) => event.key === "Enter" && enter()}
       />{" "}
-      <output>{found !== null && `${found} nodes`}</output>
+      <output>{found !== null && `${found} ${found === 1 ? "node" : "nodes"}`}</output>
     </label>
   );
 }

@@ -5,7 +5,7 @@ import { fixed, interval } from "../shared/numbers";
 import { hideTip, showTip } from "../shared/page";
 import { describe, KINDS, type Columns, type Data } from "./data";
 import { axes } from "./files";
-import { Hits } from "./hit";
+import { EdgeHits, NodeHits } from "./hit";
 import { drawnNodes, EdgePainter, fit, paintIdle, paintNodes, ring, strokeEdges } from "./paint";
 import type { Edges, Nodes } from "./scene";
 
@@ -42,7 +42,8 @@ export function Figure(props: Props) {
   const painter = useRef<EdgePainter | null>(null);
   const css = useCssScale(place, nodes.width);
   const dense = css * Math.min(2, devicePixelRatio);
-  const hits = useMemo(() => new Hits(data, nodes, shown.edges), [data, nodes, shown.edges]);
+  const nodeHits = useMemo(() => new NodeHits(data, nodes), [data, nodes]);
+  const edgeHits = useMemo(() => new EdgeHits(data, nodes, shown.edges), [data, nodes, shown.edges]);
 
   useLayoutEffect(() => {
     painter.current ??= new EdgePainter(below.current!);
@@ -76,8 +77,8 @@ export function Figure(props: Props) {
   useEffect(() => () => cancelAnimationFrame(frame.current), []);
   const look = () => {
     const event = latest.current!;
-    const node = hits.node(...at(event));
-    const edge = node < 0 && !near ? hits.edge(...at(event), shown.count) : -1;
+    const node = nodeHits.node(...at(event));
+    const edge = node < 0 && !near ? edgeHits.edge(...at(event), shown.count) : -1;
     above.current!.style.cursor = node < 0 ? "default" : "pointer";
     props.hover(node);
     if (node >= 0) showTip(`${nodes.names[node]}, strength ${fixed(nodes.strength[node], props.set.decimals)}`, event.clientX, event.clientY);
@@ -122,7 +123,7 @@ export function Figure(props: Props) {
             frame.current = requestAnimationFrame(look);
           }}
           onPointerLeave={() => (cancelAnimationFrame(frame.current), props.hover(-1), hideTip())}
-          onClick={(event) => props.click(hits.node(...at(event)), event.shiftKey)}
+          onClick={(event) => props.click(nodeHits.node(...at(event)), event.shiftKey)}
         />
       </div>
     </div>

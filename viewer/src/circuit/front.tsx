@@ -1,5 +1,5 @@
 /* Faithfulness by size: what the run measured, the random circuits beside it, and where the slider is. */
-import { count, fixed } from "../shared/numbers";
+import { count, type Num } from "../shared/numbers";
 import type { Columns, Measured, Range } from "./data";
 
 const [WIDE, HIGH, PAD] = [260, 84, 8];
@@ -15,11 +15,12 @@ export function nearest(measured: Measured[], edges: number): Measured | undefin
   return [...measured].sort((a, b) => away(a) - away(b))[0];
 }
 
-const range = ([value, low, high]: Range) => `${fixed(value, 2)}${low === null ? "" : ` [${fixed(low, 2)}, ${fixed(high, 2)}]`}`;
+const share = (value: Num | undefined) => (value == null ? "n/a" : value.toFixed(2).replace(/^-(0\.00)$/, "$1").replace("-", "\u2212"));
+const range = ([value, low, high]: Range) => `${share(value)}${low === null ? "" : ` [${share(low)}, ${share(high)}]`}`;
 
 export function saidOf(point: Measured, edges: number): string {
   const at = point[0] === edges ? "measured here" : `nearest measured: ${count(point[0])} edges`;
-  const random = point[2] ? `; random circuits ${fixed(point[2][0], 2)} (${fixed(point[2][1], 2)} to ${fixed(point[2][2], 2)})` : "";
+  const random = point[2] ? `; random circuits ${share(point[2][0])} (${share(point[2][1])} to ${share(point[2][2])})` : "";
   return `${at}, faithfulness ${range(point[1])}${random}`;
 }
 

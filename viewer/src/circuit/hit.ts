@@ -12,21 +12,19 @@ const BUDGET = 8;
 
 type Block = { from: number; starts: Int32Array; entries: Int32Array };
 
-export class Hits {
-  private columns: number;
-  private rows: number;
-  private nodesAt = new Map<number, number[]>();
-  private blocks: Block[] = [];
-  private waiting = 0;
+const at = (value: number) => Math.floor(value / SQUARE);
 
-  constructor(private data: Data, private nodes: Nodes, private edges: Edges) {
+export class NodeHits {
+  private columns: number;
+  private nodesAt = new Map<number, number[]>();
+
+  constructor(private data: Data, private nodes: Nodes) {
     this.columns = Math.ceil(nodes.width / SQUARE) + 1;
-    this.rows = Math.ceil(nodes.height / SQUARE) + 1;
     for (const i of drawnNodes(data, nodes)) {
       const [wide, high] = halfSize(data, nodes, i);
       const [x, y] = [nodes.x[i]!, nodes.y[i]!];
-      for (let row = this.at(y - high - 3); row <= this.at(y + high + 3); row++) {
-        for (let column = this.at(x - wide - 3); column <= this.at(x + wide + 3); column++) {
+      for (let row = at(y - high - 3); row <= at(y + high + 3); row++) {
+        for (let column = at(x - wide - 3); column <= at(x + wide + 3); column++) {
           const square = row * this.columns + column;
           (this.nodesAt.get(square) ?? this.nodesAt.set(square, []).get(square)!).push(i);
         }
@@ -34,19 +32,29 @@ export class Hits {
     }
   }
 
-  private at = (value: number) => Math.floor(value / SQUARE);
-
   /* The node at a place, the nearest where several are; -1 for none. */
   node(x: number, y: number): number {
     let best = -1;
     let least = Infinity;
-    for (const i of this.nodesAt.get(this.at(y) * this.columns + this.at(x)) ?? []) {
+    for (const i of this.nodesAt.get(at(y) * this.columns + at(x)) ?? []) {
       const [wide, high] = halfSize(this.data, this.nodes, i);
       const [dx, dy] = [Math.abs(x - this.nodes.x[i]!), Math.abs(y - this.nodes.y[i]!)];
       if (dx > wide + 3 || dy > high + 3) continue;
       if (dx + dy < least) [best, least] = [i, dx + dy];
     }
     return best;
+  }
+}
+
+export class EdgeHits {
+  private columns: number;
+  private rows: number;
+  private blocks: Block[] = [];
+  private waiting = 0;
+
+  constructor(private data: Data, private nodes: Nodes, private edges: Edges) {
+    this.columns = Math.ceil(nodes.width / SQUARE) + 1;
+    this.rows = Math.ceil(nodes.height / SQUARE) + 1;
   }
 
   /* The largest of the first `count` edges that passes within a few units, of those indexed by now; -1 for none. */
@@ -69,7 +77,7 @@ export class Hits {
   }
 
   private square(x: number, y: number): number {
-    const within = (value: number, most: number) => Math.max(0, Math.min(most - 1, this.at(value)));
+    const within = (value: number, most: number) => Math.max(0, Math.min(most - 1, at(value)));
     return within(y, this.rows) * this.columns + within(x, this.columns);
   }
 

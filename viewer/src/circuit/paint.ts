@@ -5,8 +5,8 @@ import { curve, type Curve, type Edges, type Nodes } from "./scene";
 
 /* Edges of the first frame; how many the others take follows from how long frames take, in milliseconds. */
 const QUOTA = 400;
-const [FEWEST, MOST] = [60, 2000];
-const [FAST, SLOW] = [24, 36];
+const [FEWEST, MOST] = [60, 1500];
+const [FAST, SLOW] = [20, 30];
 /* Edges of one stroke. */
 const BATCH = 24;
 /* Up to so many edges, keys and values are dashed. */
@@ -90,7 +90,7 @@ export class EdgePainter {
     const now = performance.now();
     const took = now - this.last; // strokes are drawn after the script, so that only the next frame tells
     if (took > SLOW && took < 2000) this.quota = Math.max(FEWEST, this.quota / 2);
-    else if (took < FAST) this.quota = Math.min(MOST, this.quota * 1.15);
+    else if (took < FAST) this.quota = Math.min(MOST, this.quota * 1.1);
     this.last = now;
     pen.globalCompositeOperation = "destination-over";
     const next = Math.min(this.wanted, this.drawn + Math.round(this.quota));

@@ -46,11 +46,8 @@ export function placed(data: Data, set: Columns, groups: Group[], open: Set<numb
   const sums = strengths(set, names.length);
   const strength = new Float64Array(names.length);
   const live = new Uint8Array(names.length);
-  data.names.forEach((_, i) => {
-    if (!sums[i]) return;
-    strength[shownAs[i]!]! += sums[i]!;
-    live[shownAs[i]!] = 1;
-  });
+  data.names.forEach((_, i) => (strength[shownAs[i]!]! += sums[i]!));
+  for (const ends of [set.source, set.target]) for (const i of ends) live[shownAs[i]!] = 1;
   const nodes = positions(data, names, groups, open);
   let top = 0;
   names.forEach((name, i) => {

@@ -42,9 +42,7 @@ export function EdgeTable({ data, set, title, pinned, touches, unpin }: Props) {
   return (
     <>
       <h3>Edges</h3>
-      <p class="note">
-        Scores in {set.unit || "no unit"}{set.about ? "." : ": the change of the metric when the edge is corrupted."}
-      </p>
+      {set.unit && <p class="note">Scores in {set.unit}.</p>}
       <div class="controls">
         <label>
           Filter <input type="search" class="filter" placeholder="e.g. a9.h6 .q" autocomplete="off" spellcheck={false} value={filter} onInput={(event) => (setFilter(event.currentTarget.value), setPage(0))} />

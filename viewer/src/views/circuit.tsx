@@ -150,6 +150,7 @@ export default function Circuit({ id, data, title }: ViewProps<Data>) {
     () => <EdgeTable data={data} set={set} title={title} pinned={pinnedName} touches={touching} unpin={unpin} />,
     [data, set, title, pinnedName, touching],
   );
+  const strongest = useMemo(() => <Strongest nodes={nodes} pin={pin} />, [nodes, state.pin]);
   const links = () => {
     const places = set.kind.map((_, i) => i).filter((i) => kinds.has(set.kind[i]!));
     return linksOf(data, set, places.slice(0, size));
@@ -172,7 +173,7 @@ export default function Circuit({ id, data, title }: ViewProps<Data>) {
         <Front set={set} edges={size} pick={(edges) => change({ shown: edges })} />
       </div>
       <div class="controls tools">
-        <Search field={search} words={wanted} found={found?.size ?? null} set={setWanted} enter={() => found?.size && toggle([...found].sort((a, b) => nodes.strength[b]! - nodes.strength[a]!)[0]!)} />
+        <Search field={search} words={wanted} found={found?.size ?? null} set={setWanted} enter={() => found?.size && pin(nodes.names[[...found].sort((a, b) => nodes.strength[b]! - nodes.strength[a]!)[0]!]!)} />
         <Grouping selected={selected} groups={groups} roles={roles} group={group} clear={() => setSelected([])} regroup={regroup} />
         {data.neurons.some((row) => row.length) && (
           <button type="button" class="fold-all" onClick={() => change({ open: open.size ? "" : data.neurons.flatMap((row, layer) => (row.length ? [layer] : [])).join(",") })}>
@@ -235,7 +236,7 @@ export default function Circuit({ id, data, title }: ViewProps<Data>) {
                 ungroup={() => ungroup(activeName)}
               />
             ) : (
-              <Strongest nodes={nodes} pin={pin} />
+              strongest
             )}
           </div>
         </aside>
