@@ -299,6 +299,7 @@ def every() -> Document:
         replace(bars, groups=("x", "y")),
         Scatter(title="Completeness", x="model", y="circuit", points=points, diagonal=True, groups=("a", "b") * 2),
         roles(),
+        causal_map(),
         routes(),
         prompt_graph(),
         Tokens(title="What it raises", lines=(strip,), labels=("a9.h6",), unit="logits"),
@@ -336,6 +337,7 @@ def renamed(value: Any, text: str) -> Any:
     if not hasattr(value, "__dataclass_fields__"):
         return value
     kept = ("block", "where", "scale", "style", "level", "source", "reader", "target", "kind", "id", "marks")
+    kept += ("values", "bins", "neuron")  # of neurons: numbers in a text, and names that must be known
     names = [name for name in value.__dataclass_fields__ if name not in kept]
     return replace(value, **{name: renamed(getattr(value, name), text) for name in names})
 

@@ -34,8 +34,8 @@ def export(run: Path, figure: str | None = None, *, to: str | None = None, out: 
     figure
         Name of the figure or table, as the list has it; the circuit by default.
     to
-        For the circuit graphml, csv, json or neuronpedia; png, svg or pdf for pictures; csv or json for tables; jsonl
-        or parquet for the neurons of a census.
+        For the circuit graphml, csv, json or neuronpedia; png, svg or pdf for pictures, graphml for those that
+        are graphs; csv or json for any figure or table; jsonl or parquet for the neurons of a census.
     out
         The file; FIGURE.TO in the current folder by default.
 

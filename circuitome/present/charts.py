@@ -176,9 +176,10 @@ def _axis(log: bool) -> alt.Scale:
 
 
 def _ticks(block: Lines, points: Sequence[dict[str, Any]]) -> alt.Axis:
-    """Of a logarithmic axis 1, 2 and 5 times powers of ten."""
+    """Of a logarithmic axis 1, 2 and 5 times powers of ten; none between whole numbers, such as layers."""
     if not block.log_x:
-        return alt.Axis(grid=False, format=",.3~f", tickCount=10)
+        whole = {"tickMinStep": 1} if all(float(point["x"]).is_integer() for point in points) else {}
+        return alt.Axis(grid=False, format=",.3~f", tickCount=10, **whole)
     values = [factor * 10**power for power in range(-6, 10) for factor in (1, 2, 5)]
     ends = [point["x"] for point in points] or [1]
     inside = [value for value in values if min(ends) * 0.9 <= value <= max(ends) * 1.1]
@@ -251,7 +252,14 @@ def _by_name(channel: Callable[..., Any], names: Sequence[str], looks: Sequence[
     legend = None
     if len(names) > 1:
         legend = alt.Legend(
-            title=None, orient="top", columns=5, symbolSize=70, symbolOpacity=1, symbolStrokeWidth=0, values=list(names)
+            title=None,
+            orient="top",
+            columns=5,
+            symbolSize=70,
+            symbolOpacity=1,
+            symbolStrokeWidth=0,
+            values=list(names),
+            columnPadding=22,
         )
     return channel("name:N", scale=alt.Scale(domain=list(names), range=list(looks)), legend=legend)
 

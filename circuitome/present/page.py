@@ -27,6 +27,7 @@ from circuitome.present.blocks import (
     Routes,
 )
 from circuitome.present.drawings import attention, attribution_graph, causal_map, circuit, roles, routes
+from circuitome.present.rows import as_csv
 from circuitome.runs.store import plain
 
 OPEN_PAIRS = 4
@@ -181,6 +182,7 @@ def json_script(value: Any) -> Markup:
 
 
 TOOLS: dict[str, Any] = {
+    "as_csv": as_csv,
     "asdict": asdict,
     "attention_svg": lambda block, head: Markup(attention.svg(block, head)),
     "attention": attention,

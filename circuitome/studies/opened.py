@@ -107,9 +107,9 @@ class OpenedRun(Reopened):
     def export(self, path: str | Path, figure: str | None = None, *, to: str | None = None) -> None:
         """Write one figure or table, or without `figure` the circuit, to a file.
 
-        `to` is what the path ends with, unless given: png, svg, pdf, csv or json for figures; graphml, csv, json or
-        neuronpedia (json and neuronpedia are the attribution-graph schema) for the circuit, with its scores; jsonl or
-        parquet (which needs pyarrow) for a census, a row for each neuron.
+        `to` is what the path ends with, unless given: png, svg, pdf, csv or json for figures, and graphml for those
+        that draw a graph; graphml, csv, json or neuronpedia (json and neuronpedia are the attribution-graph schema) for
+        the circuit, with its scores; jsonl or parquet (which needs pyarrow) for a census, a row for each neuron.
         Raises `InputError` for another format and where the file cannot be written, `RunError` where there is no
         circuit.
         """

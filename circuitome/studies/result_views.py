@@ -16,7 +16,7 @@ from circuitome.graph.node_scores import NodeScores
 from circuitome.heads.roles.mlps import MlpExplanation
 from circuitome.heads.roles.result import Explanation
 from circuitome.present import blocks, notebook
-from circuitome.present.export import rows_of
+from circuitome.present.rows import rows_of
 from circuitome.results import EffectMap, Estimate, Samples
 from circuitome.studies import (
     dictionary_check,

@@ -3,7 +3,6 @@
 CIRCUITOME_SCREENSHOTS=FOLDER keeps a picture of each page as its test left it, to be looked at.
 """
 
-import json
 import os
 import shutil
 import subprocess
@@ -11,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 HERE = Path(__file__).parent
 LOCAL = ("file:", "data:", "blob:", "about:", "http://127.0.0.1:")
@@ -55,6 +55,7 @@ def visit(chromium, request):
         )
         context.on("weberror", lambda error: faults.append(str(error.error)))
         context.on("console", lambda said: faults.extend([f"console: {said.text}"][: said.type == "error"]))
+        context.on("dialog", lambda dialog: (faults.append(f"a dialog: {dialog.message}"), dialog.dismiss()))
         page = context.new_page()
         opened.append((page, f"{request.node.name}-{width}{'-dark' if dark else ''}-{len(opened)}"))
         page.goto(address.as_uri() if isinstance(address, Path) else address)
@@ -88,26 +89,17 @@ def show(visit, tmp_path):
     return show
 
 
-STUDIES = {
-    "found": ["find", "known-ioi", "--n=16"],
-}
-"""Folder of a run, and the command that makes it; the model is the one whose circuit is known."""
-MAKE = """
-import json, sys
-from circuitome.cli.main import main
-for folder, words in json.loads(sys.argv[1]).items():
-    main([*words, "--model=known-ioi", f"--out={folder}"])
-"""
-
-
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
-    """A folder with small runs of `STUDIES`, made by one process, so that this one need not import torch."""
-    folder = tmp_path_factory.mktemp("runs")
-    commands = {str(folder / name): words for name, words in STUDIES.items()}
-    single = {**os.environ, "OMP_NUM_THREADS": "1"}  # threads of so small a model only wait for each other
-    words = [sys.executable, "-c", MAKE, json.dumps(commands)]
-    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, env=single)
+    """A folder with small runs of many studies, made by one process, so that this one need not import torch."""
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "runs-in-a-browser"
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            single = {**os.environ, "OMP_NUM_THREADS": "1"}  # threads of so small models only wait for each other
+            command = [sys.executable, HERE / "make_runs.py", folder]
+            done = subprocess.run(command, capture_output=True, text=True, env=single)
+            assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 

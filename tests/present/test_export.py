@@ -3,19 +3,37 @@
 import csv
 import io
 import json
+import typing
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import altair as alt
+import networkx as nx
 import pytest
 from documents import circuit_map, every, heat_map, lines, neuron_index, routes, table
 
 from circuitome.errors import InputError, UnknownNameError
 from circuitome.present import charts
-from circuitome.present.blocks import AnyBlock, Drawn, Lede, Note
-from circuitome.present.export import as_csv, export, figures
+from circuitome.present.blocks import (
+    AnyBlock,
+    CausalMap,
+    CircuitMap,
+    Drawn,
+    Lede,
+    NeuronIndex,
+    Note,
+    Numbers,
+    Pairs,
+    PromptGraph,
+    Roles,
+    Routes,
+    Table,
+    Tokens,
+)
+from circuitome.present.export import export, figures
 from circuitome.present.notebook import Drawing
+from circuitome.present.rows import as_csv, as_graph
 
 DOCUMENT = every()
 NAMES = list(figures(DOCUMENT))
@@ -123,3 +141,36 @@ def test_an_index_of_neurons_is_a_row_for_each() -> None:
     first, *rows = as_csv(neuron_index()).splitlines()
     assert first == "neuron,active,information,fires on 1,fires on 2,promotes 1,promotes 2"
     assert rows[0] == 'm0.n0,0.1,nan, the,,The,"' and len(neuron_index().tokens) == 3
+
+
+GRAPHS = (CircuitMap, Routes, PromptGraph, Roles, CausalMap)
+TEXTS = (Lede, Note)
+SHOWN = {type(block): name for name, block in figures(DOCUMENT).items()}
+
+
+def test_every_kind_of_block_can_be_written(tmp_path: Path) -> None:
+    """A new kind of block comes with its rows, its picture or its graph, or says here that it is none."""
+    kinds = [kind for kind in typing.get_args(typing.get_args(AnyBlock)[0]) if kind not in TEXTS]
+    assert len(kinds) >= 15 and set(kinds) <= set(SHOWN)
+    for kind in kinds:
+        for to in ("csv", "json", *(["graphml"] if kind in GRAPHS else [])):
+            export(DOCUMENT, SHOWN[kind], to, tmp_path / f"f.{to}")
+            assert (tmp_path / f"f.{to}").stat().st_size > 20
+        drawn = kind not in (Numbers, Table, Tokens, NeuronIndex, Pairs)
+        assert drawn == (SHOWN[kind] in PICTURES)
+
+
+@pytest.mark.parametrize("kind", GRAPHS)
+def test_graphs_come_back_from_graphml_with_their_numbers(kind: type, tmp_path: Path) -> None:
+    block = figures(DOCUMENT)[SHOWN[kind]]
+    export(DOCUMENT, SHOWN[kind], "graphml", tmp_path / "f.graphml")
+    read = nx.read_graphml(tmp_path / "f.graphml")
+    assert dict(read.nodes(data=True)) == dict(as_graph(block).nodes(data=True))
+    assert {*read.edges} == {*as_graph(block).edges} and len(read.edges) >= 3
+    for source, target, facts in as_graph(block).edges(data=True):
+        assert read.edges[source, target] == facts
+
+
+def test_what_draws_no_graph_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="A table block draws no graph"):
+        export(DOCUMENT, "heads", "graphml", tmp_path / "f")

@@ -4,21 +4,14 @@ import json
 
 import pytest
 import torch
-from families import tiny
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
-
-WORDS = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p"]
+from letters import WORDS, save_letters
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     """A random Llama of 190 edges with a word-level tokenizer."""
     path = tmp_path_factory.mktemp("model")
-    tiny("llama").hf.save_pretrained(path)
-    raw = Tokenizer(models.WordLevel({word: i + 3 for i, word in enumerate(WORDS)} | {"?": 0}, unk_token="?"))
-    raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="?").save_pretrained(path)
+    save_letters(path)
     return path
 
 

@@ -38,7 +38,7 @@ Object.assign(globalThis, { found, placeOf });
 
 const MOST_HITS = 12;
 const written = (style, value) => {
-  if (value === null || Number.isNaN(value)) return "\u2013";
+  if (value == null || Number.isNaN(value)) return "\u2013";
   if (style === "percent") return `${Number((100 * value).toPrecision(3))}\u00a0%`;
   if (style === "count") return value.toLocaleString("en-US");
   return String(Number(value.toPrecision(3))).replace("-", "\u2212");
@@ -113,6 +113,7 @@ function cardOf(index, i) {
 function startNeurons(root) {
   const index = JSON.parse(root.querySelector("script").textContent);
   for (const column of [...index.numbers, ...index.lists]) column.values = column.values.split(" ").map(Number);
+  index.cards = index.cards.filter((card) => placeOf(index, card.neuron) >= 0);
   const [box, hits, shown] = [".filter", ".hits", ".shown"].map((name) => root.querySelector(name));
   const open = (i) => shown.replaceChildren(...cardOf(index, i));
   const search = () => {

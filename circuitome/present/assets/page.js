@@ -126,6 +126,11 @@ for (const figure of $$("figure[data-name]")) {
   figure.append(element("div", { class: "buttons files" }, png, vector));
 }
 
+for (const button of $$(".save-table")) {
+  const { name, csv } = button.parentElement.previousElementSibling.dataset;
+  button.addEventListener("click", () => save(new Blob([csv], { type: "text/csv" }), `${slug(document.title)}-${name}.csv`));
+}
+
 document.getElementById("copy-command").addEventListener("click", (event) => copy(document.getElementById("command").textContent, event.currentTarget));
 Object.assign(globalThis, { $$, element, showTip, hideTip, announce, copy, save, slug, standalone, raster });
 document.documentElement.classList.add("ready");
