@@ -134,6 +134,7 @@ def roles() -> Roles:
             ("S-inhibition", "name mover", "q", 0.9),
             ("name mover", "logits", "logits", 1.5),
         ),
+        edges=(("a0.h1->a7.h3.v",), ("a7.h3->a9.h6.q", "a7.h3->a9.h9.q"), ("a9.h6->logits",)),
         positions=("IO", "S1", "S2", "end"),
     )
 
@@ -193,6 +194,7 @@ def routes(**changes: Any) -> Routes:
         edges=edges,
         threshold=0.04,
         lowest=0.02,
+        parts=(("m1@1", 0.4, ((" Mary", 1.5), (" <b>", -0.25))), ("a1.h0@1", 0.1, ((" John", 0.75),))),
     )
     return replace(block, **changes)
 

@@ -446,6 +446,8 @@ class Routes(Block):
     """Lowest threshold, down to which nodes and edges are here."""
     slides: bool = True
     """Whether the threshold can be moved."""
+    parts: tuple[tuple[str, float, tuple[tuple[str, float], ...]], ...] = ()
+    """Heads and MLPs at a token, such as a9.h6@5: importance that passes each, and what it adds to tokens' logits."""
     block: Literal["routes"] = "routes"
 
 

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 LOWEST = 0.02
 """Threshold down to which a plain route is kept, so that the page's slider can go below the one it is shown at."""
-SHOWN, NEURON_NODES = 12, 2
-"""Parts in a table, and MLPs whose neurons are shown by default."""
+SHOWN, READ, NEURON_NODES = 12, 60, 2
+"""Heads, and MLPs, in a table and to click in the drawing; MLPs whose neurons are shown by default."""
+SAID = 4
+"""Tokens of a part that the drawing names."""
 
 
 def _place(kind: Any, tokens: Any) -> int:
@@ -143,7 +145,7 @@ def traced_route(
         **graph.to_dict(),
         "shown_threshold": settings.threshold,
         "generated": None if token is None else model.decode([token]),
-        "parts": [vars(part) for part in route_parts(model, seen, shown, n=SHOWN)],
+        "parts": [vars(part) for part in route_parts(model, seen, shown, n=READ)],
         "neurons": {node: [vars(part) for part in route_neurons(model, seen, shown, node)] for node in nodes},
     }
 
@@ -161,6 +163,7 @@ def heading(route: Mapping[str, Any]) -> tuple[str, str]:
 def blocks(route: Mapping[str, Any]) -> list[Block]:
     """The route over tokens and blocks, and what its heads, MLPs and neurons say about the next token."""
     target, after = heading(route)
+    parts = route["parts"]
     guesses = ", ".join(f"{formats.quoted(token)} {100 * p:.0f} %" for token, p in route["predictions"])
     lowest, shown = route["threshold"], route["shown_threshold"]
     drawn = Routes(
@@ -176,12 +179,14 @@ def blocks(route: Mapping[str, Any]) -> list[Block]:
         threshold=0.0 if route["renormalize"] else shown,
         lowest=lowest,
         slides=not route["renormalize"] and lowest < shown,
+        parts=tuple((part["name"], part["importance"], tuple(map(tuple, part["promotes"][:SAID]))) for part in parts),
     )
+    strongest = [part for kind in "am" for part in [part for part in parts if part["name"][0] == kind][:SHOWN]]
     title = "What heads and MLPs on the route say about the next token"
     return [
         Lede(text=f"Next token: {guesses}"),
         drawn,
-        parts_table(title, route["parts"], "flow"),
+        parts_table(title, strongest, "flow"),
         *(parts_table(f"Neurons of {node}", parts, "importance") for node, parts in route["neurons"].items()),
     ]
 

@@ -1,12 +1,11 @@
 """Views of one prompt and of roles in a browser: attention, routes, the diagram of classes."""
 
-import json
-
 import pytest
 from browser.looks import accessible, no_wider_than_its_window, texts
-from documents import SENTENCE, roles, routes, table
+from documents import SENTENCE, roles, routes
 
-from circuitome.present.blocks import Attention
+from circuitome.present.blocks import Attention, table
+from circuitome.present.drawings.routes import on_route
 
 BOTH = pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
 
@@ -92,11 +91,8 @@ def test_routes_slide_and_say_what_heads_and_parts_do(show, width, dark):
         slider.fill(str(threshold))
         counts[threshold] = page.locator(".routes [data-edge]:not([display])").count()
         assert page.locator(".routes output").inner_text() == f"{threshold:.3f}: {counts[threshold]} edges"
-    from dataclasses import replace
 
-    from circuitome.present.drawings.routes import on_route
-
-    assert counts == {threshold: len(on_route(replace(block), threshold)) for threshold in counts}
+    assert counts == {threshold: len(on_route(block, threshold)) for threshold in counts}
     slider.fill(str(block.lowest))
     accessible(page)
     no_wider_than_its_window(page)
@@ -111,4 +107,3 @@ def test_routes_slide_and_say_what_heads_and_parts_do(show, width, dark):
     part, (token, value) = block.parts[0][0], block.parts[0][2][0]
     page.locator(f".routes [data-node='{part}']").dispatch_event("click")
     assert token.strip() in shown.inner_text() and f"{value:+.2f}" in shown.inner_text()
-    assert json.dumps(block.title) or True

@@ -117,5 +117,5 @@ def _said(edge: RouteEdge) -> str:
 
 def script_data(block: Routes) -> dict[str, Any]:
     """What the page's view works on."""
-    names = ("tokens", "target", "threshold", "lowest", "slides")
+    names = ("tokens", "target", "threshold", "lowest", "slides", "parts")
     return {**{name: getattr(block, name) for name in names}, "edges": [asdict(edge) for edge in block.edges]}

@@ -27,8 +27,9 @@ export default function Roles({ id, data, title, drawing }: ViewProps<Data>) {
   useEffect(() => {
     drawing!.setAttribute("role", "group");
     for (const item of drawing!.querySelectorAll<SVGElement>("[data-class], [data-arrow]")) {
-      const said = item.querySelector("title")?.textContent ?? item.dataset.class ?? "";
-      for (const [name, value] of Object.entries({ role: "button", tabindex: "0", "aria-label": said })) item.setAttribute(name, value);
+      item.setAttribute("role", "button");
+      item.setAttribute("tabindex", "0");
+      if (item.dataset.class === undefined) item.setAttribute("aria-label", item.querySelector("title")!.textContent!); // a box has its text
     }
   }, [drawing]);
   useEffect(() => {

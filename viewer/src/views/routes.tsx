@@ -6,7 +6,9 @@ import { Files } from "../shared/files";
 import type { ViewProps } from "../shared/registry";
 
 type Edge = { source: string; target: string; kind: string; importance: number; heads: number[]; residual: number };
-type Data = { tokens: string[]; target: string; edges: Edge[]; threshold: number; lowest: number; slides: boolean };
+type Data = { tokens: string[]; target: string; edges: Edge[]; threshold: number; lowest: number; slides: boolean; parts: Part[] };
+/* A head or MLP at a token, its importance, and what it adds to the logits of tokens. */
+type Part = [string, number, [string, number][]];
 
 /* Which edges lie on the route at a threshold: those of at least it, reached from the target over such edges. */
 export function onRoute(edges: Edge[], target: string, threshold: number): Set<number> {
@@ -25,7 +27,7 @@ export function onRoute(edges: Edge[], target: string, threshold: number): Set<n
 }
 
 export default function Routes({ id, data, title, drawing }: ViewProps<Data>) {
-  const [{ threshold, edge }, show] = useShown(id, { threshold: data.threshold, edge: -1 });
+  const [{ threshold, edge, node }, show] = useShown(id, { threshold: data.threshold, edge: -1, node: "" });
   const [kept, setKept] = useState<Set<number>>(new Set());
   useLayoutEffect(() => {
     const edges = onRoute(data.edges, data.target, data.slides ? threshold : 0);
@@ -36,8 +38,8 @@ export default function Routes({ id, data, title, drawing }: ViewProps<Data>) {
     setKept(edges);
   }, [threshold]);
   const pick = (event: Event) => {
-    const item = (event.target as Element).closest<SVGElement>("[data-edge]");
-    if (item) show({ edge: Number(item.dataset.edge) });
+    const item = (event.target as Element).closest<SVGElement>("[data-edge], [data-node]");
+    if (item) show(item.dataset.node === undefined ? { edge: Number(item.dataset.edge), node: "" } : { edge: -1, node: item.dataset.node });
   };
   const chosen = data.edges[edge];
   return (
@@ -60,7 +62,7 @@ export default function Routes({ id, data, title, drawing }: ViewProps<Data>) {
         </figure>
         <aside>
           <div class="panel" role="status">
-            {chosen ? <Heads data={data} edge={chosen} /> : <p class="note">Click a line to see its heads.</p>}
+            {chosen ? <Heads data={data} edge={chosen} /> : node ? <Node data={data} node={node} show={(i) => show({ edge: i, node: "" })} /> : <p class="note">Click a line to see its heads and what they promote, a square or circle to see what it is made of.</p>}
           </div>
         </aside>
       </div>
@@ -68,28 +70,62 @@ export default function Routes({ id, data, title, drawing }: ViewProps<Data>) {
   );
 }
 
+const place = (data: Data, node: string) => {
+  const [name, token] = node.split("@");
+  return `${name}, token ${token} ${JSON.stringify(data.tokens[Number(token)])}`;
+};
+
+/* What a part adds to the logits of tokens. */
+function Promoted({ data, part }: { data: Data; part: string }) {
+  const found = data.parts.find(([name]) => name === part);
+  return found ? <span class="note promoted">{found[2].map(([token, value]) => `${JSON.stringify(token)} ${value < 0 ? "\u2212" : "+"}${Math.abs(value).toFixed(2)}`).join(", ")}</span> : null;
+}
+
 function Heads({ data, edge }: { data: Data; edge: Edge }) {
-  const place = (node: string) => {
-    const [name, token] = node.split("@");
-    return `${name}, token ${token} ${JSON.stringify(data.tokens[Number(token)])}`;
-  };
-  const parts = edge.heads.map((value, head): [string, number] => [`h${head}`, value]).filter((part) => part[1] >= 0.0005);
-  if (edge.residual) parts.push(["residual", edge.residual]);
+  const [layer, token] = [edge.source.match(/\d+/)?.[0], edge.target.split("@")[1]];
+  const parts = edge.heads.map((value, head): [string, number, string] => [`h${head}`, value, `a${layer}.h${head}@${token}`]).filter((part) => part[1] >= 0.0005);
+  if (edge.residual) parts.push(["residual", edge.residual, ""]);
+  if (edge.kind === "mlp") parts.push(["MLP", edge.importance, edge.source]);
   parts.sort((a, b) => b[1] - a[1]);
   return (
     <>
       <h3>
-        {place(edge.source)} to {place(edge.target)}
+        {place(data, edge.source)} to {place(data, edge.target)}
       </h3>
       <p>
         {edge.kind}, importance {edge.importance.toFixed(3)}
       </p>
       <ol>
-        {parts.map(([name, value]) => (
+        {parts.map(([name, value, part]) => (
           <li key={name}>
             <span class="name">{name}</span>
-            <meter min={0} max={1} value={value / edge.importance} />
+            <meter min={0} max={1} value={value / edge.importance} aria-label={`share of ${name}`} />
             <span class="num">{value.toFixed(3)}</span>
+            <Promoted data={data} part={part} />
+          </li>
+        ))}
+      </ol>
+    </>
+  );
+}
+
+function Node({ data, node, show }: { data: Data; node: string; show: (edge: number) => void }) {
+  const into = [...data.edges.keys()].filter((i) => data.edges[i]!.target === node).sort((a, b) => data.edges[b]!.importance - data.edges[a]!.importance);
+  return (
+    <>
+      <h3>{place(data, node)}</h3>
+      <p>
+        <Promoted data={data} part={node} />
+      </p>
+      {into.length > 0 && <h3>Made of</h3>}
+      <ol>
+        {into.slice(0, 20).map((i) => (
+          <li key={i}>
+            <button type="button" class="name" onClick={() => show(i)}>
+              {data.edges[i]!.source}
+            </button>
+            <span class="kind">{data.edges[i]!.kind}</span>
+            <span class="num">{data.edges[i]!.importance.toFixed(3)}</span>
           </li>
         ))}
       </ol>
