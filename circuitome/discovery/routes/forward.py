@@ -89,7 +89,7 @@ class RoutePass:
         then computed, so that memory grows with the places times the tokens.
         """
         block, values = self.model.blocks[layer], self.model.blocks[layer].split(self.activations.projected[layer])
-        where = slice(None) if places is None else torch.tensor(places, device=values.device)
+        where = torch.tensor(range(values.shape[1]) if places is None else places, device=values.device)
         if places is not None and self._long():
             pattern = attention_rows(self.model, layer, values, self.calls[layer], where)
         else:
