@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,7 +15,7 @@ from transformers.masking_utils import eager_mask
 
 from circuitome.errors import UnsupportedModelError
 from circuitome.models.inputs import Inputs
-from circuitome.models.model import Model
+from circuitome.models.model import Call, Model
 from circuitome.models.placement import at_home
 
 NAME = "circuitome"
@@ -74,11 +74,35 @@ def attending(model: Model, attend: Attend) -> Iterator[None]:
 
 def check_replaceable(model: Model) -> None:
     """Raises `UnsupportedModelError` unless the model's attention can be computed by a function of ours."""
-    if not hasattr(_code(model), "ALL_ATTENTION_FUNCTIONS"):
+    if not replaceable(model):
         raise UnsupportedModelError(
             f"{model.name} ({model.hf.config.model_type}) computes its attention itself, outside of transformers' "
             "attention interface, so its cache and its attention weights cannot be changed. Use another model."
         )
+
+
+def replaceable(model: Model) -> bool:
+    """Whether the model's attention can be computed by a function of ours."""
+    return hasattr(_code(model), "ALL_ATTENTION_FUNCTIONS")
+
+
+def attention_rows(
+    model: Model, layer: int, values: Float[Tensor, "batch pos reader d_head"], call: Call, rows: Int[Tensor, " row"]
+) -> Float[Tensor, "batch head row key"]:
+    """The attention probabilities of some queries of a block for given q, k and v; `call` as `attention_pattern` takes.
+
+    Nothing is computed for the other queries. Raises as `attending`.
+    """
+    patterns: list[Tensor] = []
+
+    def attend(how: AttentionCall, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        mask = None if how.mask is None else how.mask.expand(-1, -1, query.shape[2], -1)[:, :, rows]
+        patterns.append(plain_attention(replace(how, mask=mask), query[:, :, rows], key, value)[1])
+        return torch.zeros_like(query)
+
+    with attending(model, attend):
+        model.attend(layer, values, call)
+    return patterns[0]
 
 
 def rotation(model: Model) -> Callable[..., tuple[Tensor, Tensor]]:

@@ -131,7 +131,9 @@ def work(settings: Edit, context: Context) -> Work:
     """Passes over texts, counted in windows of 128 tokens, and over the prompts of the task as part of them."""
     models = 3 + settings.draws
     rounds = 0 if settings.named or settings.feature else 2 * ROUNDS
-    return Work(texts=max(1, settings.text_tokens // 128), tokens=128, forward=2.0 * models, backward=1.0 + rounds)
+    return Work(
+        texts=max(1, settings.text_tokens // 128), tokens=128, forward=2.0 * models, backward=1.0 + rounds, copies=1
+    )
 
 
 def run(settings: Edit, context: Context) -> Findings:

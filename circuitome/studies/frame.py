@@ -187,4 +187,4 @@ def _bytes(model: Model, work: Work, max_memory: int | None) -> int:
     gradients = work.backward > 0
     weights = sum(p.numel() * p.itemsize for p in model.hf.parameters() if p.device.type != "meta")  # else offloaded
     tokens = min(tokens_within(model, max_memory, gradients=gradients), work.texts * work.tokens)
-    return weights + tokens * model.bytes_per_token(gradients=gradients) + PROGRAM
+    return weights * (1 + work.copies) + tokens * model.bytes_per_token(gradients=gradients) + PROGRAM

@@ -51,7 +51,7 @@ def work(settings: Heads, context: Context) -> Work:
     from circuitome.heads.atlas.repeated import usual_period
 
     period = settings.period or usual_period(context.model)
-    return Work(texts=settings.n, tokens=2 * period, forward=6.0)
+    return Work(texts=settings.n, tokens=2 * period, forward=6.0, copies=1)  # one with noise for weights
 
 
 def run(settings: Heads, context: Context) -> Findings:

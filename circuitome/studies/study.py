@@ -48,6 +48,8 @@ class Work:
     """Forward and backward passes over all of them."""
     circuit: float = 0.0
     """Passes of circuits over all of them."""
+    copies: int = 0
+    """Copies of the model's weights that are there beside it."""
     seconds: float = 1.0
     """About how long it takes where no passes are counted."""
     notes: Mapping[str, Any] = field(default_factory=dict)

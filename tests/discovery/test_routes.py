@@ -13,10 +13,12 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
+from circuitome.discovery.routes import forward
 from circuitome.discovery.routes.forward import RoutePass
 from circuitome.discovery.routes.graph import split_node
 from circuitome.discovery.routes.tracing import routes
 from circuitome.errors import InputError, NumericsError, UnknownNameError
+from circuitome.models.attention import attention_rows
 from circuitome.models.loading import load
 
 IDS = [5, 17, 3, 44, 17, 9, 28]
@@ -178,6 +180,22 @@ def test_batch_and_padding_do_not_matter(name):
     ):
         same(one, routes(model, prompt, threshold=0.02))
         same(one, small)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_long_prompts_have_only_the_rows_of_attention_that_are_needed(name, monkeypatch):
+    model, prompts, rows = tiny(name), [IDS, IDS[:3], IDS + IDS], []
+    whole = routes(model, prompts, threshold=0.05)
+    monkeypatch.setattr(forward, "PATTERN_NUMBERS", 0)
+
+    def noting(*given):
+        rows.append(given[-1].tolist())
+        return attention_rows(*given)
+
+    monkeypatch.setattr(forward, "attention_rows", noting)
+    for one, other in zip(whole, routes(model, prompts, threshold=0.05), strict=True):
+        same(one, other)
+    assert rows and any(len(some) < 2 * len(IDS) for some in rows)
 
 
 def test_position_counts_from_both_ends_and_later_tokens_do_not_matter():

@@ -72,8 +72,8 @@ class ReaderGradients:
             mine.g.add_(its.g)
             slope, centred = torch.cat([mine.slope, its.slope]), torch.cat([mine.centred, its.centred])
             self.attention[layer] = LayerGradients(mine.g, slope, centred)
-        for mine, its in zip(self.mlps, other.mlps, strict=True):
-            mine.add_(its)
+        for mlp, its_mlp in zip(self.mlps, other.mlps, strict=True):
+            mlp.add_(its_mlp)
         self.final.add_(other.final)
 
     @staticmethod

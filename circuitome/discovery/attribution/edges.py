@@ -25,6 +25,7 @@ from circuitome.discovery.attribution.contraction import Enter, ReaderGradients,
 from circuitome.engine.ablation import WriterValues
 from circuitome.engine.backward_rules import Rules, rules_of, with_rules
 from circuitome.engine.batches import Batch, tokens_within
+from circuitome.engine.sample_rows import SampleRows
 from circuitome.engine.setting import Setting, method
 from circuitome.errors import InputError, unknown_name
 from circuitome.graph.edge_scores import EdgeScores
@@ -164,12 +165,12 @@ def _attribute(setting: Setting, loss: str, method: str, scorer: Scorer) -> Edge
     """Scores of every prompt by `scorer`, batch by batch, and their mean."""
     graph, task = setting.model.graph, setting.task
     measure = loss_of(task, loss)
-    samples = torch.empty(len(task), graph.n_edges)
+    samples = SampleRows(len(task), graph.n_edges)
     for batch in setting.batches("scoring edges", gradients=True):
         metric = _metric(setting, batch, measure, needs_clean=loss != "metric")
-        samples[list(batch.rows)] = scorer(setting, batch, metric).cpu()[:, graph.mask]
+        samples.put(batch.rows, scorer(setting, batch, metric).cpu()[:, graph.mask])
     method += "" if loss == "metric" else f", loss {loss}"
-    return EdgeScores.of(graph, samples, loss_unit(task, loss), method)
+    return EdgeScores.of(graph, samples.read(), loss_unit(task, loss), method)
 
 
 def _metric(setting: Setting, batch: Batch, measure: Loss, *, needs_clean: bool) -> Metric:

@@ -9,6 +9,7 @@ Values hold their bias b_V, once: a head's probabilities sum to 1. Under a post-
 norm's divisor at that position, so that parts still sum exactly.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,8 +18,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitome.models.activations import ActivationCache
+from circuitome.models.attention import attention_rows, replaceable
 from circuitome.models.inputs import Inputs
 from circuitome.models.model import Call, Model
+
+PATTERN_NUMBERS = 64_000_000
+"""Attention probabilities of one block that are computed together: 256 MB. Of more, only the rows that are needed."""
 
 
 @dataclass
@@ -77,14 +82,26 @@ class RoutePass:
         return torch.zeros(self.model.d_model, device=self.model.device) if bias is None else bias
 
     @torch.no_grad()
-    def pattern(self, layer: int) -> Float[Tensor, "batch query head key"]:
-        """Attention probabilities, over the post-norm's divisor at the query where there is one."""
-        block = self.model.blocks[layer]
-        values = block.split(self.activations.projected[layer])
-        pattern = self.model.attention_pattern(layer, values, self.calls[layer]).float().transpose(1, 2)
+    def pattern(self, layer: int, places: Sequence[int] | None = None) -> Float[Tensor, "batch query head key"]:
+        """Attention probabilities, over the post-norm's divisor at the query where there is one.
+
+        Of all queries, or of those at `places`: of long prompts, whose whole pattern would be large, no others are
+        then computed, so that memory grows with the places times the tokens.
+        """
+        block, values = self.model.blocks[layer], self.model.blocks[layer].split(self.activations.projected[layer])
+        where = torch.tensor(range(values.shape[1]) if places is None else places, device=values.device)
+        if places is not None and self._long():
+            pattern = attention_rows(self.model, layer, values, self.calls[layer], where)
+        else:
+            pattern = self.model.attention_pattern(layer, values, self.calls[layer])[:, :, where]
+        pattern = pattern.float().transpose(1, 2)
         if block.attention_post is None:
             return pattern
-        return pattern / block.attention_post.sigma(self.activations.attention_out[layer])[..., None]
+        return pattern / block.attention_post.sigma(self.activations.attention_out[layer][:, where])[..., None]
+
+    def _long(self) -> bool:
+        batch, pos = self.inputs.ids.shape
+        return batch * self.model.heads.q * pos**2 > PATTERN_NUMBERS and replaceable(self.model)
 
     def values(self, layer: int) -> Float[Tensor, "batch head key d_head"]:
         """What each query head reads at each key; query heads that share a key/value head read the same."""

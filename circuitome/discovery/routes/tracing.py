@@ -152,8 +152,9 @@ def walk_back(seen: RoutePass, goals: Sequence[Goal], settings: RouteSettings) -
             active = [walk for walk in walks if walk.reached.get(node)]
             if not active:
                 continue
-            pattern = seen.pattern(layer) if seen.parallel or stage == "mid" else None
-            parts = _Parts(seen, layer, stage, pattern, settings)
+            places = sorted({place for walk in active for place in walk.reached[node]})
+            pattern = seen.pattern(layer, places) if seen.parallel or stage == "mid" else None
+            parts = _Parts(seen, layer, stage, pattern, places, settings)
             for prompt in sorted({walk.goal.prompt for walk in active}):
                 _step(parts, node, [walk for walk in active if walk.goal.prompt == prompt])
 
@@ -202,6 +203,9 @@ class _Parts:
     layer: int
     stage: str
     pattern: Tensor | None
+    """Attention probabilities of the queries at `places` [batch, place, head, key], where attention is among them."""
+    places: list[int]
+    """All positions that routes have reached here."""
     settings: RouteSettings
 
     def incoming(self, prompt: int, places: list[int], direction: Tensor | None) -> list[Incoming]:
@@ -246,7 +250,7 @@ class _Parts:
             return to.new_zeros(len(places), self.seen.model.heads.q, 0)
         width = max(places) + 1 if self.seen.model.causal else int(self.seen.inputs.mask[prompt].sum())
         weights = self.seen.model.blocks[self.layer].head_weights()
-        pattern = self.pattern[prompt, places][..., :width]
+        pattern = self.pattern[prompt, [self.places.index(place) for place in places]][..., :width]
         values = self.seen.values(self.layer)[prompt, :, :width]
         if norm is None:
             return attention_projection(pattern, values, weights, to)
