@@ -51,6 +51,7 @@ def save_run(run: Run, folder: Path, pages: Mapping[str, str | bytes]) -> None:
         ) from error
     try:
         save_file({k: run.tensors[k].contiguous() for k in sorted(run.tensors)}, staging / TENSORS)
+        (staging / TENSORS).chmod(0o666 & ~_umask())  # it is made for its owner alone
         (staging / MANIFEST).write_text(to_json(run.manifest) + "\n", encoding="utf-8")
         for name, text in pages.items():
             (staging / name).parent.mkdir(parents=True, exist_ok=True)

@@ -71,7 +71,16 @@ def work(settings: DictionaryTrain, context: Context) -> Work:
     """A pass to the layer over all windows, and learning from it."""
     tokens = expected_tokens(settings)
     share = (settings.layer + 1) / len(context.model.blocks)
-    return Work(texts=max(1, tokens // settings.length), tokens=settings.length, forward=share + LEARNING)
+    notes = {"MB on disk": harvested_bytes(settings, context, tokens) // 1_000_000} if settings.shards > 1 else {}
+    count = max(1, tokens // settings.length)
+    return Work(texts=count, tokens=settings.length, forward=share + LEARNING, notes=notes)
+
+
+def harvested_bytes(settings: DictionaryTrain, context: Context, tokens: int) -> int:
+    """What the activations that shards gather take on disk."""
+    place = cm.features.Place(settings.site, settings.layer)
+    given, described = place.widths(context.model)
+    return tokens * (described + (0 if place.one_site else given)) * context.model.dtype.itemsize
 
 
 def shard(settings: DictionaryTrain, context: Context, number: int) -> None:

@@ -4,6 +4,7 @@ A study that can be split has a `shard`, which does one part and keeps what came
 calls `spread` first and then goes through all parts as if it did them itself, which finds them done.
 """
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ def spread(name: str, settings: ShardSettings, context: Context) -> None:
         return
     folder, count = context.folder.resolve(), settings.shards
     left = [number for number in range(count) if not _done(folder, number).exists()]
-    given = [(name, settings, str(folder), number) for number in left]
+    given = [(name, settings, str(folder), number, os.getcwd()) for number in left]
     tell = context.tell("shards")
     tell(count - len(left), count)
     options = {"workers": count, "address": settings.address, "gpus": settings.gpus}
@@ -32,11 +33,13 @@ def spread(name: str, settings: ShardSettings, context: Context) -> None:
         tell(done, count)
 
 
-def do_shard(given: tuple[str, Settings, str, int]) -> str:
-    """In a worker: do one shard. Gives its message where it failed, else nothing."""
+def do_shard(given: tuple[str, Settings, str, int, str]) -> str:
+    """In a worker: do one shard, in the folder to which relative paths belong. Gives what failed, else nothing."""
     from circuitome.studies.catalog import STUDIES
 
-    name, settings, folder, number = given
+    name, settings, folder, number, here = given
+    if Path(here).is_dir():
+        os.chdir(here)
     shard = STUDIES[name].shard
     assert shard is not None, f"{name} has no shards"
     try:
