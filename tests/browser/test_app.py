@@ -10,13 +10,13 @@ PROMPT = "Ann and Bob met then Bob gave to"
 def test_a_run_is_opened_from_the_list(visit, server, runs):
     page = visit(server.address)
     manifest = json.loads((runs / "found" / "manifest.json").read_text())
-    page.get_by_role("link", name=manifest["title"]).click()
+    page.locator("a[href='#run=found']").click()
     report = page.frame_locator("iframe")
     assert report.locator("h1").inner_text() == manifest["title"]
-    assert report.locator(".circuit .node").count() > 3
+    report.locator(".circuit canvas.nodes").wait_for()
     accessible(page)
     page.get_by_role("searchbox", name="Search").fill("no such run")
-    assert page.locator(".list output").inner_text() == "0 of 1"
+    assert page.locator(".list output").inner_text().startswith("0 of ")
 
 
 def test_a_form_starts_a_job_that_becomes_a_run(visit, server, runs):
