@@ -29,7 +29,8 @@ NAMES = ("Laura", "Peter", "John", "Anna", "Kate", "Paul", "Mark", "James")
 SHORT = "When Mary and {} went to the store, John gave a drink to"
 LONG = (
     "The teacher wrote on the blackboard and the pupils opened their books. Then they all went out of the school, over "
-    "the street and into the park, where the trees were green and the sun stood high above the houses of the little town. "
+    "the street and into the park, where the trees were green and the sun stood high above the houses of the little "
+    "town. "
 ) + SHORT
 SINGLE = {**os.environ, "OMP_NUM_THREADS": "1"}
 HEADS = ("a9.h6", "a12.h2", "a20.h1", "a3.h4", "a15.h7", "a7.h0", "a25.h3", "a1.h1")

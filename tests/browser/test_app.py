@@ -2,8 +2,10 @@
 
 import json
 
+import pytest
 from browser.looks import accessible, no_wider_than_its_window, texts
 
+VALUES = "(all) => all.map((field) => field.type === 'radio' ? field.checked : field.value)"
 PROMPT = "Ann and Bob met then Bob gave to"
 
 
@@ -15,14 +17,18 @@ def test_a_run_is_opened_from_the_list(visit, server, runs):
     assert report.locator("h1").inner_text() == manifest["title"]
     report.locator(".circuit canvas.nodes").wait_for()
     accessible(page)
-    page.get_by_role("searchbox", name="Search").fill("no such run")
-    assert page.locator(".list output").inner_text().startswith("0 of ")
+    listed = page.locator(".list .runs a")
+    count = listed.count()
+    assert count >= 9
+    page.get_by_role("searchbox", name="Search").fill("heads of")
+    assert listed.all_inner_texts() == ["Heads of known-ioi"]
+    assert page.locator(".list output").inner_text() == f"1 of {count}"
 
 
 def test_a_form_starts_a_job_that_becomes_a_run(visit, server, runs):
     page = visit(server.address)
     page.get_by_role("link", name="New study").click()
-    page.get_by_role("link", name="weights", exact=True).click()
+    page.get_by_role("link", name="weights", exact=True).click(timeout=60_000)
     page.get_by_label("head", exact=True).fill("a2.h9")
     page.get_by_label("model", exact=True).fill("known-ioi")
     accessible(page)
@@ -56,3 +62,57 @@ def test_the_prompt_box_answers_and_switches_a_head_off(visit, server):
     assert texts(again, ".next td:nth-child(3)") == [f"{100 * row['ablated']:.1f} %" for row in changed]
     no_wider_than_its_window(again)
     accessible(again)
+
+
+def test_neurons_of_a_route_are_switched_off_by_a_click(visit, server):
+    page = visit(f"{server.address}#view=prompt&model=known-ioi&prompt={PROMPT}")
+    page.get_by_role("button", name="Trace").click(timeout=60_000)
+    page.locator(".traced svg").wait_for(timeout=60_000)
+    route = server.ask("api/prompt", {"model": "known-ioi", "prompt": PROMPT, "routes": True})
+    chips = page.locator(".wide .chip")
+    assert chips.all_inner_texts() == route["neurons"]
+    if not route["neurons"]:  # the known model's MLPs write nothing here: a name is typed
+        page.get_by_label("Switch off").fill("m1.n0")
+        page.keyboard.press("Enter")
+    else:
+        chips.first.click()
+    name = (route["neurons"] or ["m1.n0"])[0]
+    page.get_by_role("button", name=f"Switch {name} on again").wait_for()
+    assert f"off={name}" in page.url
+    page.get_by_role("button", name=f"Switch {name} on again").click()
+    page.get_by_role("button", name=f"Switch {name} on again").wait_for(state="detached")
+    assert "off=" not in page.url
+
+
+@pytest.mark.parametrize(
+    ("view", "ready"),
+    [
+        ("run=heads", "iframe"),
+        ("view=study&study=find&task=ioi&n=7", ".study #field-n"),
+        (f"view=prompt&model=known-ioi&prompt={PROMPT}&heads=a1.h0,a2.h0&off=a2.h1", ".next td:nth-child(3)"),
+    ],
+)
+def test_an_address_opens_the_same_view_again(visit, server, view, ready):
+    seen = []
+    for width in (1280, 390):
+        page = visit(f"{server.address}#{view}", width=width, dark=width == 390)
+        page.locator(ready).first.wait_for(timeout=60_000)
+        if width == 1280:  # as it stands in the address after a reload, too
+            page.reload()
+            page.locator(ready).first.wait_for(timeout=60_000)
+        seen.append([texts(page, "main h2, main h3, .next td"), page.locator("input").evaluate_all(VALUES)])
+        no_wider_than_its_window(page)
+        accessible(page)
+    assert seen[0] == seen[1] and any(seen[0])
+
+
+def test_progress_comes_live_and_a_job_is_cancelled(visit, server):
+    page = visit(f"{server.address}#view=study&study=find&task=known-ioi&model=known-ioi&n=3000")
+    page.get_by_role("button", name="Start").click()
+    bar = page.locator("progress")
+    bar.wait_for(timeout=60_000)
+    page.wait_for_function("document.querySelector('progress')?.value > 0", timeout=60_000)
+    accessible(page)
+    page.get_by_role("button", name="Cancel").click()
+    page.locator(".state.cancelled").first.wait_for(timeout=60_000)
+    assert page.get_by_role("button", name="Go on").first.is_visible()

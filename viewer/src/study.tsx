@@ -63,7 +63,7 @@ function Form({ study, known, given, runs }: { study: Study; known: Record<strin
       <p class="note">{study.about}</p>
       {first.map(row)}
       {others.length > 0 && (
-        <details open={others.length < 7}>
+        <details open={others.length < 7 || others.some((field) => field.name in given)}>
           <summary>Options</summary>
           {others.map(row)}
         </details>
