@@ -81,7 +81,12 @@ def graph_json(
 
 
 def node_id(graph: AttributionGraph, node: GraphNode) -> str:
-    """What a node is called in the JSON."""
+    """What a node is called in the JSON.
+
+    >>> graph = cm.attribution_graph(cm.load("known-ioi"), "Ann and Bob met then Bob gave to", first_token=True)
+    >>> cm.attribution_graphs.node_id(graph, graph.nodes[0]).split("_")[0]
+    'E'
+    """
     if node.kind == "embed":
         return f"E_{node.index}_{node.position}"
     if node.kind == "logit":

@@ -123,12 +123,10 @@ def recipe(
     Raises `UnknownNameError` for a name that there is not, `InputError` for choices that do not go together.
     """
     _check(data, suppress, encourage, hidden)
-    schedule = Schedule(steps=steps, batch=batch, length=length, learning_rate=learning_rate, seed=seed)
-    whole = "\n\n".join(texts) if texts is not None else python_reference()
-    tokenizer = grammar_tokenizer() if data == "grammar" else _tokenizer(whole)
+    tokenizer, whole = _vocabulary(data, texts)
     model = small_model(kind, tokenizer, layers=layers, heads=heads, width=width, length=length, seed=seed)
     model.hf.to(device or model.device)  # type: ignore[arg-type]  # transformers' decorator hides that devices are taken
-    tokens = sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids))
+    tokens = [i for i in range(len(tokenizer)) if i not in tokenizer.all_special_ids]
     streams = _of_grammar(model) if data == "grammar" else _of_text(model, whole, repeated, tokens)
     reads, held_out = (_masked(stream, tokenizer, hidden) if model.masked else stream for stream in streams)
     drawn = watched_tasks(model, tasks, seed=seed, tokens=tokens)
@@ -138,7 +136,7 @@ def recipe(
     return Recipe(
         model=model,
         data=reads,
-        schedule=schedule,
+        schedule=Schedule(steps=steps, batch=batch, length=length, learning_rate=learning_rate, seed=seed),
         measures=measures,
         objective=_objective(model, streams[0], suppress or encourage, strength if suppress else -strength, until),
         after_step=(keeping_largest(kept_weights),) if kept_weights < 1 else (),
@@ -180,10 +178,14 @@ def _marks(marked: str, stream: Stream) -> Marks:
     return previous_token if marked == "previous" else behind_copies
 
 
-def _tokenizer(text: str) -> PreTrainedTokenizerBase:
-    tokenizer = vocabulary(text, VOCABULARY)
+def _vocabulary(data: str, texts: Sequence[str] | None) -> tuple[PreTrainedTokenizerBase, str]:
+    """The tokenizer, and the text that it is learned from unless the grammar has its own."""
+    whole = "\n\n".join(texts) if texts is not None else python_reference()
+    if data == "grammar":
+        return grammar_tokenizer(), whole
+    tokenizer = vocabulary(whole, VOCABULARY)
     tokenizer.add_special_tokens({"mask_token": MASK})
-    return tokenizer
+    return tokenizer, whole
 
 
 def _of_grammar(model: Model) -> tuple[Stream, Stream]:

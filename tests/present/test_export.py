@@ -18,6 +18,7 @@ from circuitome.present import charts
 from circuitome.present.blocks import (
     AnyBlock,
     CausalMap,
+    Checkpoints,
     CircuitMap,
     Drawn,
     Lede,
@@ -70,7 +71,7 @@ def test_pdf_and_numbers_of_figures(tmp_path: Path) -> None:
         ("the-circus", "png", "the-circuit"),
         (99, "png", "99"),
         ("the-circuit", "gif", "png"),
-        ("heads", "png", "heads is a table block, not a picture. Write it as csv or json."),
+        ("heads", "png", "heads is a table block, not a picture. Write it as csv, json or parquet."),
         ("note", "csv", "A note block holds no table. Write it as json."),
     ],
 )
@@ -156,7 +157,7 @@ def test_every_kind_of_block_can_be_written(tmp_path: Path) -> None:
         for to in ("csv", "json", *(["graphml"] if kind in GRAPHS else [])):
             export(DOCUMENT, SHOWN[kind], to, tmp_path / f"f.{to}")
             assert (tmp_path / f"f.{to}").stat().st_size > 20
-        drawn = kind not in (Numbers, Table, Tokens, NeuronIndex, Pairs)
+        drawn = kind not in (Checkpoints, Numbers, Table, Tokens, NeuronIndex, Pairs)
         assert drawn == (SHOWN[kind] in PICTURES)
 
 
