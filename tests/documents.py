@@ -337,8 +337,8 @@ def renamed(value: Any, text: str) -> Any:
     if not hasattr(value, "__dataclass_fields__"):
         return value
     kept = ("block", "where", "scale", "style", "level", "source", "reader", "target", "kind", "id", "marks")
-    kept += ("values", "bins", "neuron")  # of neurons: numbers in a text, and names that must be known
-    names = [name for name in value.__dataclass_fields__ if name not in kept]
+    of_neurons = ("values", "bins", "neuron")  # numbers in a text, and names that must be known
+    names = [name for name in value.__dataclass_fields__ if name not in kept + of_neurons]
     return replace(value, **{name: renamed(getattr(value, name), text) for name in names})
 
 

@@ -178,8 +178,8 @@ def _axis(log: bool) -> alt.Scale:
 def _ticks(block: Lines, points: Sequence[dict[str, Any]]) -> alt.Axis:
     """Of a logarithmic axis 1, 2 and 5 times powers of ten; none between whole numbers, such as layers."""
     if not block.log_x:
-        whole = {"tickMinStep": 1} if all(float(point["x"]).is_integer() for point in points) else {}
-        return alt.Axis(grid=False, format=",.3~f", tickCount=10, **whole)
+        whole = all(float(point["x"]).is_integer() for point in points)
+        return alt.Axis(grid=False, format=",.3~f", tickCount=10, tickMinStep=1 if whole else alt.Undefined)
     values = [factor * 10**power for power in range(-6, 10) for factor in (1, 2, 5)]
     ends = [point["x"] for point in points] or [1]
     inside = [value for value in values if min(ends) * 0.9 <= value <= max(ends) * 1.1]

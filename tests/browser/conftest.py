@@ -42,6 +42,10 @@ def visit(chromium, request):
     """Opens an address or a file: `visit(address, width=1280, dark=False)` gives Playwright's page."""
     opened, faults = [], []
 
+    def refused(dialog):
+        faults.append(f"a dialog: {dialog.message}")
+        dialog.dismiss()
+
     def visit(address, *, width=1280, dark=False):
         context = chromium.new_context(
             viewport={"width": width, "height": HEIGHTS.get(width, 900)},
@@ -55,7 +59,7 @@ def visit(chromium, request):
         )
         context.on("weberror", lambda error: faults.append(str(error.error)))
         context.on("console", lambda said: faults.extend([f"console: {said.text}"][: said.type == "error"]))
-        context.on("dialog", lambda dialog: (faults.append(f"a dialog: {dialog.message}"), dialog.dismiss()))
+        context.on("dialog", refused)
         page = context.new_page()
         opened.append((page, f"{request.node.name}-{width}{'-dark' if dark else ''}-{len(opened)}"))
         page.goto(address.as_uri() if isinstance(address, Path) else address)

@@ -12,6 +12,7 @@ from circuitome.features.formats import read
 
 KNOWN = {
     "found": ["find", "known-ioi", "--n=16"],
+    "small": ["find", "known-ioi", "--n=16", "--method=eap", "--edges=20"],
     "heads": ["heads"],
     "patched": ["patch", "known-ioi", "--n=8"],
     "compared": ["compare", "known-ioi", "--n=8", "--methods=eap,eap-ig,atp"],
@@ -26,6 +27,8 @@ LETTERS = {
 """The same for a random model that reads letters."""
 TRAINED = {"developed": ["develop", "--steps=40", "--width=32", "--length=24", "--batch=8"]}
 """Models that a run trains itself."""
+OF_RUNS = {"explained": ["explain", "SMALL"], "different": ["diff", "FOUND", "SMALL"]}
+"""What is said of runs above."""
 
 
 def make(folder: Path) -> None:
@@ -36,8 +39,16 @@ def make(folder: Path) -> None:
     texts = beside / "texts.txt"
     texts.write_text(" ".join(WORDS[(i * i + i // 7) % 16] for i in range(2000)))  # in an order that is no pattern
     cm.features.load = lambda path, **_: read(path)  # unchecked: that model cannot read the English of the check
-    given = {"--texts=TEXTS": f"--texts={texts}", "DICTIONARY": str(folder / "dictionary")}
-    for runs, model in ((KNOWN, ["--model=known-ioi"]), (LETTERS, [f"--model={beside / 'model'}"]), (TRAINED, [])):
+    given = {
+        "--texts=TEXTS": f"--texts={texts}",
+        **{name.upper(): str(folder / name) for name in ("dictionary", "found", "small")},
+    }
+    for runs, model in (
+        (KNOWN, ["--model=known-ioi"]),
+        (LETTERS, [f"--model={beside / 'model'}"]),
+        (TRAINED, []),
+        (OF_RUNS, []),
+    ):
         for name, words in runs.items():
             main([*(given.get(word, word) for word in words), *model, f"--out={folder / name}"])
 

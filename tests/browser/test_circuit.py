@@ -3,10 +3,7 @@
 import csv
 import io
 import json
-import os
 import re
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -19,24 +16,7 @@ from circuitome.present.blocks import CircuitMap, Edge, EdgeSet, MeasuredSize, S
 from circuitome.present.drawings.grid import Grid
 from circuitome.present.formats import fixed
 
-MORE = """
-import sys
-from circuitome.cli.main import main
-found, folder = sys.argv[1:]
-main(["find", "known-ioi", "--model=known-ioi", "--n=16", "--method=eap", "--edges=20", f"--out={folder}/eap"])
-main(["explain", f"{folder}/eap", f"--out={folder}/explained"])
-main(["diff", found, f"{folder}/eap", f"--out={folder}/compared"])
-"""
 RANKED = [("embed", f"a{i % 2}.h{i % 4}.q", -1 / (i + 1)) for i in range(40)]
-
-
-@pytest.fixture(scope="module")
-def more(runs, tmp_path_factory):
-    """Folder of a run by EAP, of what explains it, and of what compares it with the other."""
-    folder = tmp_path_factory.mktemp("more")
-    words = [sys.executable, "-c", MORE, str(runs / "found"), str(folder)]
-    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    return folder
 
 
 def manifest(folder):
@@ -120,10 +100,10 @@ def test_hovering_an_edge_says_its_value_and_interval(show):
     )
 
 
-def test_the_slider_goes_along_what_was_measured(visit, more):
-    page = visit(more / "eap/report.html")
-    ranking = drawn(more / "eap")["others"][0]
-    curve = manifest(more / "eap")["results"]["curve"]
+def test_the_slider_goes_along_what_was_measured(visit, runs):
+    page = visit(runs / "small/report.html")
+    ranking = drawn(runs / "small")["others"][0]
+    curve = manifest(runs / "small")["results"]["curve"]
     page.get_by_label("the ranking").check()
     for size, share, random in zip(curve["sizes"], curve["circuit"], curve["random_range"], strict=True):
         page.locator(f".measured[data-edges='{size}'] circle").click()
@@ -274,9 +254,9 @@ def test_other_sets_of_edges_have_their_own_sizes(show):
     assert page.get_by_label("this circuit").is_checked()
 
 
-def test_two_runs_lie_on_one_grid(visit, more):
-    results = manifest(more / "compared")["results"]["edges"]
-    page = visit(more / "compared/report.html")
+def test_two_runs_lie_on_one_grid(visit, runs):
+    results = manifest(runs / "different")["results"]["edges"]
+    page = visit(runs / "different/report.html")
     sizes = {}
     for name in ("difference", "both", "only the first", "only the second"):
         page.get_by_label(name, exact=True).check()
@@ -304,9 +284,9 @@ def test_the_address_of_the_app_holds_what_its_report_shows(visit, server):
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
-def test_roles_are_groups_and_the_page_fits(visit, more, width, dark):
-    block = drawn(more / "explained")
-    page = visit(more / "explained/report.html", width=width, dark=dark)
+def test_roles_are_groups_and_the_page_fits(visit, runs, width, dark):
+    block = drawn(runs / "explained")
+    page = visit(runs / "explained/report.html", width=width, dark=dark)
     name, members = block["groups"][0]
     keep(page, name)
     assert page.locator(".panel .members").inner_text() == ", ".join(members)
