@@ -127,17 +127,15 @@ def recipe(
     if marked := suppress or encourage:
         objective = AttentionPenalty(_marks(marked, streams[0]), strength if suppress else -strength, until, prediction)
     reads, held_out = (_masked(stream, tokenizer, hidden) if model.masked else stream for stream in streams)
-    measures = Measures.of(
-        model,
-        held_out,
-        length=length,
-        trees=grammar_trees(TREES, seed=HELD_SEED) if data == "grammar" else (),
-        pairs=grammar_pairs(PAIRS, seed=HELD_SEED) if data == "grammar" else (),
-        tokens=tokens,
-        seed=seed + HELD_SEED,
-    )
+    syntax = _held_out_syntax() if data == "grammar" else {}
+    measures = Measures.of(model, held_out, length=length, tokens=tokens, seed=seed + HELD_SEED, **syntax)
     after = (keeping_largest(kept_weights),) if kept_weights < 1 else ()
     return Recipe(model=model, data=reads, schedule=schedule, measures=measures, objective=objective, after_step=after)
+
+
+def _held_out_syntax() -> dict[str, Any]:
+    """Sentences with trees, and minimal pairs, that no training of the grammar has seen."""
+    return {"trees": grammar_trees(TREES, seed=HELD_SEED), "pairs": grammar_pairs(PAIRS, seed=HELD_SEED)}
 
 
 def _check(data: str, suppress: str, encourage: str, hidden: float) -> None:
