@@ -72,19 +72,20 @@ def pair_scores(setting: Setting, pairs: Sequence[MinimalPair], *, front: Sequen
         raise InputError("There are no minimal pairs to score. Give some, such as grammar_pairs(50).")
     texts = [text for pair in pairs for text in (pair.good, pair.bad)]
     rows = [[*front, *setting.model.encode(text)] for text in texts]
-    scores = _by_token(setting, rows) if setting.model.causal else _masked(setting, rows)
+    scores = _by_token(setting, rows, max(1, len(front))) if setting.model.causal else _masked(setting, rows)
     good, bad = scores.view(-1, 2).T
     return PairScores(tuple(pair.kind for pair in pairs), good, bad)
 
 
-def _by_token(setting: Setting, rows: Sequence[Sequence[int]]) -> Float[Tensor, " row"]:
+def _by_token(setting: Setting, rows: Sequence[Sequence[int]], first: int) -> Float[Tensor, " row"]:
+    """Sums over the tokens from number `first` on."""
     scores = torch.zeros(len(rows))
     for some in _some_rows(setting, rows):
         inputs = packed([rows[i] for i in some]).inputs(setting.model, range(len(some)))
         with torch.no_grad():
             logits = setting.model.every_logits(inputs)[:, :-1].float().log_softmax(-1)
         each = logits.gather(-1, inputs.ids[:, 1:, None])[..., 0] * inputs.mask[:, 1:]
-        scores[some] = each.sum(1).cpu()
+        scores[some] = each[:, first - 1 :].sum(1).cpu()
     return scores
 
 

@@ -1,6 +1,7 @@
 """Two trainings side by side: curves over each other with both onsets, where they end, and each of their steps."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitome.present.blocks import Block, Checkpoints, Lines, Table, table
@@ -64,8 +65,8 @@ def _end(run: "OpenedRun", name: str) -> "Tensor":
 
 
 def blocks(found: Mapping[str, Any], first: "OpenedRun", second: "OpenedRun") -> list[Block]:
-    """Onsets and ends, the curves, and both trainings step by step."""
-    return [ends_table(found), *map(_lines, found["curves"].values()), *side_by_side(first, second)]
+    """Onsets and ends, both trainings step by step, and the curves."""
+    return [ends_table(found), *side_by_side(first, second), *map(_lines, found["curves"].values())]
 
 
 def ends_table(found: Mapping[str, Any]) -> Table:
@@ -110,7 +111,7 @@ def side_by_side(first: "OpenedRun", second: "OpenedRun") -> list[Checkpoints]:
     if not all(run.results.get("heads") for run in (first, second)):
         return []
     runs = tuple(
-        watched_steps.watched({**run.results, "name": f"{side}: {run.results['name']}"})
+        watched_steps.watched({**run.results, "name": f"{side}: {Path(run.folder).name}"})
         for side, run in zip(SIDES, (first, second), strict=True)
     )
     return [Checkpoints(title="Step by step", note=watched_steps.NOTE, runs=runs, where="page")]

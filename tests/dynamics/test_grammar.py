@@ -50,18 +50,19 @@ def test_pairs_differ_in_one_word():
     assert not set(coordinated) & SINGULAR_VERBS
 
 
-def test_scores_equal_sums_token_by_token():
+@pytest.mark.parametrize("front", [(), (7, 9)])
+def test_scores_equal_sums_token_by_token(front):
     model = tiny("llama")
     model.tokenizer = pieces(61)
     pairs = cm.dynamics.grammar_pairs(3)
-    scores = cm.dynamics.pair_scores(model, pairs)
+    scores = cm.dynamics.pair_scores(model, pairs, front=front)
     for row, pair in enumerate(pairs):
         for text, given in ((pair.good, scores.good[row]), (pair.bad, scores.bad[row])):
-            ids = model.encode(text)
+            ids = [*front, *model.encode(text)]
             with torch.no_grad():
                 logits = model.every_logits(Inputs.whole(torch.tensor([ids])))[0].log_softmax(-1)
             assert float(given) == pytest.approx(
-                sum(float(logits[i, ids[i + 1]]) for i in range(len(ids) - 1)), rel=1e-4
+                sum(float(logits[i, ids[i + 1]]) for i in range(max(0, len(front) - 1), len(ids) - 1)), rel=1e-4
             )
     share = sum(float(scores.good[i]) > float(scores.bad[i]) for i in range(len(pairs))) / len(pairs)
     assert scores.accuracy().value == pytest.approx(share)
