@@ -139,7 +139,7 @@ class ModelSettings(Settings):
     model: str = "smollm2-135m"
     """A name that `circuitome models` lists, a hub name, a folder or a .gguf file."""
     device: Device = None
-    """Where the model runs, such as cuda; by default $CIRCUITOME_DEVICE, else the CPU."""
+    """Where the model runs: a device, such as cuda, or auto for all; by default $CIRCUITOME_DEVICE, else the CPU."""
     dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, Parameter(group=RUN)] = None
     """Precision of the model's weights; by default that of the checkpoint."""
 
@@ -196,7 +196,7 @@ class RunSettings(Settings):
     run: Annotated[str, Argument] = ""
     """Folder of a run that holds a circuit."""
     device: Device = None
-    """Where the model runs, such as cuda; by default $CIRCUITOME_DEVICE, else the CPU."""
+    """Where the model runs: a device, such as cuda, or auto for all; by default $CIRCUITOME_DEVICE, else the CPU."""
 
     @override
     def folder_name(self, study: str) -> str:
