@@ -52,7 +52,7 @@ def test_pdf_and_numbers_of_figures(tmp_path: Path) -> None:
         ("the-circus", "png", "the-circuit"),
         (99, "png", "99"),
         ("the-circuit", "gif", "png"),
-        ("heads", "png", "heads is a table block, not a picture. Write it as csv or json."),
+        ("heads", "png", "heads is a table block, not a picture. Write it as csv, json or parquet."),
         ("note", "csv", "A note block holds no table. Write it as json."),
     ],
 )
