@@ -22,7 +22,7 @@ RESULTS = Path(__file__).parent / "results" / f"scale-{date.today()}.json"
 HERE = str(Path(__file__).parent)
 TOKENS = 34_000
 """Tokens of the sharded census: two segments."""
-MEGABYTES = (10, 100)
+MEGABYTES = (10, 40)
 """Sizes of the texts that are read."""
 PLAN = """
 study: measure
@@ -67,7 +67,7 @@ def shards() -> dict[str, Any]:
 
 
 def texts() -> dict[str, Any]:
-    """Peak memory and speed of reading 100,000 tokens of small and of large files, in a process each."""
+    """Peak memory and speed of reading 100,000 tokens of a small and a large file, in a process each."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for size in MEGABYTES:
