@@ -10,7 +10,7 @@ from referee import masked_logits, writer_outputs
 
 import circuitome as cm
 from circuitome.dynamics.development import of_rows
-from circuitome.dynamics.task_circuits import TaskCircuits, task_circuit
+from circuitome.dynamics.task_circuits import RANKINGS, TaskCircuits, task_circuit
 from circuitome.engine.setting import Setting
 from circuitome.errors import InputError, TaskError, UnknownNameError
 from circuitome.validation.faithfulness.evaluator import Evaluator
@@ -114,7 +114,8 @@ def test_a_model_that_does_not_do_the_task_has_no_circuit():
 
 
 @pytest.mark.slow
-def test_edges_are_ranked_by_learning_where_that_is_asked_for():
+def test_edges_are_ranked_by_learning_where_that_is_asked_for(monkeypatch):
+    monkeypatch.setitem(RANKINGS, "mattr", lambda setting: cm.mattr(setting, steps=40))
     model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
     found = task_circuit(model, task, ranking="mattr")
     assert found.score_unit == "1 / rank" and found.edges[0][1] < 0
