@@ -11,8 +11,10 @@ from circuitome.present.assets import rendered
 from circuitome.present.blocks import RoleClass, Roles
 from circuitome.present.drawings.grid import Point
 
-BOX, GAP, NARROW, LEVEL, TOP, FOOT = 168.0, 24.0, 64.0, 64.0, 44.0, 46.0
-"""Width of a box, room between boxes, width of an empty column, room between levels, above and below, in pixels."""
+BOX, GAP, NARROW, LEVEL, TOP, FOOT = 168.0, 24.0, 24.0, 64.0, 44.0, 46.0
+"""Width of a box, room between boxes, least width of an empty column, room between levels, above, below, in pixels."""
+LETTER = 8.0
+"""About the width of a letter of a label, which an empty column is as wide as."""
 LINE, HEAD = 14.0, 30.0
 """Height of a line of members, and of a box without any."""
 DASHES = {"k": "7 4", "v": "2 3"}
@@ -139,7 +141,7 @@ class Diagram:
         spans, x = {}, GAP
         for position in self.positions:
             rows = [len(roles) + self.shifts[cell] for cell, roles in self.cells.items() if cell[0] == position]
-            width = max(rows) * (BOX + GAP) - GAP if rows else NARROW
+            width = max(rows) * (BOX + GAP) - GAP if rows else max(NARROW, LETTER * len(position))
             spans[position] = (x, x + width)
             x += width + GAP
         return spans
