@@ -227,8 +227,9 @@ def unset(model: Model, config: Any) -> Model:
     """A model of another configuration, its weights still to be set; dtype, device, mode and tokenizer stay."""
     model.check_open("Making a smaller model of it")
     with torch.random.fork_rng(devices=[]):
-        hf: Any = type(model.hf)(config)
-    hf = hf.to(model.dtype).to(model.device).train(model.hf.training)
+        kind: Any = type(model.hf)
+        hf = kind._from_config(config, dtype=model.dtype)  # .to(dtype) would round rotary frequencies too
+    hf = hf.to(model.device).train(model.hf.training)
     if hasattr(model.hf, "generation_config"):
         hf.generation_config = copy.deepcopy(model.hf.generation_config)
     if getattr(config, "_attn_implementation", None) != model.hf.config._attn_implementation:

@@ -118,10 +118,13 @@ def test_a_block_can_lose_everything():
     assert cut(model, kept).heads.kv == 1
 
 
-def test_half_precision_is_kept():
-    model = tiny("llama", dtype=torch.bfloat16)
+def test_half_precision_is_kept(tmp_path):
+    model = load(write_checkpoint(tiny("llama"), tmp_path / "read"), dtype=torch.bfloat16)
     small = cut(model, some(model))
     assert small.dtype == torch.bfloat16 and bool(run(small, INPUTS).isfinite().all())
+    # what is no weight, such as frequencies of rotations, is not rounded
+    for name, buffer in small.hf.named_buffers():
+        assert torch.equal(buffer, model.hf.get_buffer(name)), name
 
 
 def test_bad_input():
