@@ -160,7 +160,7 @@ def shade(value: Number, largest: float) -> str:
 def fact(key: str, value: Any) -> str:
     """A single fact for reading: counts with separators, seeds as they are typed, bytes also in larger units."""
     if value is None:
-        return "not recorded"
+        return "not set"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (int, float)) and key != "seed":

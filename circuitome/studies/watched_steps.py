@@ -57,13 +57,11 @@ def watched(results: Mapping[str, Any]) -> Watched:
 
 def example(watched: "cm.dynamics.Development", tokens: Sequence[str]) -> dict[str, Any]:
     """Attention in the example at each step, of the best heads, as plain JSON values; nothing where it was not kept."""
-    from circuitome.dynamics import MEASURES
-
     kept = [(step, each) for step, each in zip(watched.steps, watched.attention, strict=False) if each is not None]
     if not kept:
         return {}
     layers, heads = kept[0][1].shape[:2]
-    best = [watched.best_head(name) for name in watched.values if MEASURES[name].heads]
+    best = [watched.best_head(name) for name in watched.values if watched.about(name).heads]
     others = [(layer, head) for layer in range(layers) for head in range(heads)] if layers * heads <= ALL_HEADS else []
     chosen = list(dict.fromkeys([*best, *others]))
     return {

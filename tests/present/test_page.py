@@ -133,7 +133,7 @@ def test_numbers_command_and_facts_stand_in_the_text(whole: str) -> None:
     text = unescape(Page(whole).text).replace("\xa0", " ")
     for words in ("0.431", "[0.379, 0.483]", "75 %", "[50, 90]", "1,234", "share of the gap that the circuit keeps"):
         assert words in text
-    for words in ("circuitome find ioi --model toy", "134,515,008", "1234567", "1.89 GB", "abc123", "not recorded"):
+    for words in ("circuitome find ioi --model toy", "134,515,008", "1234567", "1.89 GB", "abc123", "not set"):
         assert words in text
     assert text.count("circuitome find ioi") == 1  # what stands elsewhere on the page is no fact
 

@@ -245,6 +245,8 @@ function CircuitAt({ run, circuit }: { run: Run; circuit: Circuit }) {
   };
   const top = Math.max(...circuit.edges.map(([, score]) => Math.abs(score ?? 0)), 1e-30);
   const nodes = [...new Set(circuit.edges.flatMap(([edge]) => edge.split("->").map((site) => site.replace(/\.(q|k|v|in)$/, ""))))];
+  /* A head and the keys and values that it has to itself stand in one place, which has one name. */
+  const named = new Map([...nodes].sort((a) => (a.includes(".kv") ? -1 : 1)).map((node) => [place(node).join(), node]));
   return (
     <svg viewBox={`0 0 ${width} ${height}`} width={width} height={height} role="img" aria-label={`The circuit's ${circuit.edges.length} strongest edges: heads across, layers up`} font-size="10.5">
       <g fill="none">
@@ -268,7 +270,7 @@ function CircuitAt({ run, circuit }: { run: Run; circuit: Circuit }) {
         return (
           <g key={node}>
             <circle cx={x} cy={y} r="4" fill="var(--ink)" {...said(node)} />
-            {dx >= 28 && (
+            {dx >= 28 && named.get(`${x},${y}`) === node && (
               <text x={x + 6} y={y - 5} fill="var(--muted)">
                 {node}
               </text>
