@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from typing_extensions import override
@@ -31,7 +32,7 @@ class See(ModelSettings):
     prompt: Annotated[str, Argument] = ""
     """The prompt."""
     heads: Names = ()
-    """Heads whose attention is shown, e.g. a9.h6, or a9 for all of a block; by default the busiest at the end."""
+    """Heads whose attention is shown, e.g. a9.h6, a9 for a block, or RUN for those of its circuit; else the busiest."""
     ablate: Names = ()
     """Parts to switch off, e.g. a9.h6,m3, so that next tokens are shown with and without them."""
     value: str = "zero"
@@ -62,7 +63,7 @@ def run(settings: See, context: Context) -> Findings:
     with ablated(settings, model):
         if settings.ablate:
             changed = probabilities(model, ids)
-        patterns = cm.attention(model, settings.prompt, settings.heads or busiest(model, settings.prompt))
+        patterns = cm.attention(model, settings.prompt, named(settings) or busiest(model, settings.prompt))
         stages = cm.logit_lens(model, settings.prompt).to_dict()
     rows = next_tokens(model, plain, changed, settings.top)
     tokens = tuple(patterns.tokens[0])
@@ -93,6 +94,21 @@ def probabilities(model: "cm.Model", ids: Sequence[int]) -> "Tensor":
 
     with torch.no_grad():
         return model.logits(Inputs.whole(torch.tensor([ids], device=model.device)))[0].float().softmax(-1).cpu()
+
+
+def named(settings: See) -> list[str]:
+    """The heads that are asked for; of the folder of a run those of its circuit, by layer."""
+    found = list[str]()
+    for name in settings.heads:
+        if not Path(name).is_dir():
+            found.append(name)
+            continue
+        circuit = cm.open(name).circuit.without_dangling()
+        heads = [node for node in circuit.nodes if cm.Node.parse(node).kind == "head"]
+        if not heads:
+            raise InputError(f"The circuit of {name} has no heads. Name heads such as a9.h6, or leave out --heads.")
+        found += heads
+    return list(dict.fromkeys(found))
 
 
 def busiest(model: "cm.Model", prompt: str) -> list[str]:

@@ -26,6 +26,18 @@ def test_a_prompt_is_seen_with_and_without_a_part(capsys, tmp_path, folder):
     check_shown(out)
 
 
+def test_the_heads_of_a_circuit_are_seen(capsys, tmp_path):
+    given = ("--model", "known-ioi", "--n", 8, "--method", "eap", "--edges", 13)
+    code, _, error = run(capsys, "find", "known-ioi", *given, "--out", tmp_path / "found")
+    assert code == 0, error
+    prompt = ("Ann and Bob met then Bob gave to", "--model", "known-ioi")
+    code, _, error = run(capsys, "see", *prompt, "--heads", tmp_path / "found", "--out", tmp_path / "see")
+    assert code == 0, error
+    heads = {name for name in cm.open(tmp_path / "found").circuit.nodes if ".h" in name}
+    shown = blocks_of(tmp_path / "see")["Attention"].heads
+    assert {name for name, _ in shown} == heads and len(heads) > 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
