@@ -140,7 +140,7 @@ def change_shares(model: Model, layer: int, which: list[int], change: Callable[[
         seen[:] = [(args[0], output)]
 
     def move(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        if not seen:  # a pass in which no attention runs, see `Model.attention_calls`
+        if not seen or not _same(seen[0][1], args[0]):  # no attention runs, see `Model.attention_calls`
             return output
         shares = (
             seen.pop()[0].float().unflatten(-1, (model.heads.q, model.heads.width)) / post.sigma(args[0])[..., None]
@@ -157,6 +157,11 @@ def change_shares(model: Model, layer: int, which: list[int], change: Callable[[
             yield
         finally:
             model.held[layer].remove(held)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether this is one tensor, or a copy that came from another device."""
+    return a is b or (a.shape == b.shape and torch.equal(a, b))
 
 
 def share_vectors(

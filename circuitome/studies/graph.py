@@ -277,7 +277,7 @@ def sentence(graph: "AttributionGraph") -> str:
 
 def called(graph: "AttributionGraph") -> str:
     """What its nodes are called together."""
-    kinds = {node.kind for node in graph.units()}
+    kinds = {node.kind for node in graph.units()} or {"neuron", *(["feature"] if graph.transcoders else [])}
     return "neurons and features" if len(kinds) > 1 else "features" if kinds == {"feature"} else "neurons"
 
 

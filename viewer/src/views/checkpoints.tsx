@@ -1,4 +1,6 @@
 /* Trainings at a chosen step: scores of heads, attention in an example, circuits; two trainings stand side by side. */
+import type { ComponentChildren } from "preact";
+import { useRef } from "preact/hooks";
 import { useShown } from "../shared/address";
 import { csv, Files } from "../shared/files";
 import { count, fixed, sign, type Num } from "../shared/numbers";
@@ -96,11 +98,9 @@ function Training({ run, data, step, shown, show }: { run: Run; data: Data; step
         {grid && (
           <div>
             <h4>{score.name}</h4>
-            <figure>
-              <div class="scroll drawn" tabIndex={0} role="group" aria-label={score.name}>
-                <Heads grid={grid.value} largest={largest} chosen={head?.head ?? ""} known={run.attention.map((one) => one.head)} show={show} />
-              </div>
-            </figure>
+            <Figure label={score.name}>
+              <Heads grid={grid.value} largest={largest} chosen={head?.head ?? ""} known={run.attention.map((one) => one.head)} show={show} />
+            </Figure>
           </div>
         )}
         {pattern && (
@@ -108,21 +108,17 @@ function Training({ run, data, step, shown, show }: { run: Run; data: Data; step
             <h4>
               <span class="name">{head.head}</span> in the example
             </h4>
-            <figure>
-              <div class="scroll drawn" tabIndex={0} role="group" aria-label={`Attention of ${head.head}`}>
-                <Pattern tokens={run.tokens} pattern={pattern.value} head={head.head} />
-              </div>
-            </figure>
+            <Figure label={`Attention of ${head.head}`}>
+              <Pattern tokens={run.tokens} pattern={pattern.value} head={head.head} />
+            </Figure>
           </div>
         )}
         {edges && (
           <div>
             <h4>circuit of {circuit.task}</h4>
-            <figure>
-              <div class="scroll drawn" tabIndex={0} role="group" aria-label={`Circuit of ${circuit.task}`}>
-                <CircuitAt run={run} circuit={edges.value} />
-              </div>
-            </figure>
+            <Figure label={`Circuit of ${circuit.task}`}>
+              <CircuitAt run={run} circuit={edges.value} />
+            </Figure>
             <p class="note">
               {Object.entries(edges.value.numbers)
                 .map(([name, value]) => `${name} ${value == null ? "n/a" : Number.isInteger(value) ? count(value) : fixed(value, 2)}`)
@@ -168,7 +164,7 @@ function Heads({ grid, largest, chosen, known, show }: { grid: Grid; largest: nu
               const strong = Math.abs(value ?? 0) / (largest || 1);
               const can = known.includes(name);
               return (
-                <g key={name} {...said(`${name}: ${fixed(value, 3)}`)} {...(can ? { class: "node", role: "button", tabIndex: 0, "aria-label": `${name}: ${fixed(value, 3)}`, "aria-pressed": name === chosen, onClick: () => show(name), onKeyDown: (event: KeyboardEvent) => (event.key === "Enter" || event.key === " ") && (event.preventDefault(), show(name)) } : {})}>
+                <g key={name} {...said(`${name}: ${fixed(value, 3)}`)} {...(can ? { class: "node", role: "button", tabIndex: 0, "aria-label": `${name}: ${fixed(value == null ? null : Math.round(100 * value) / 100, 2)}`, "aria-pressed": name === chosen, onClick: () => show(name), onKeyDown: (event: KeyboardEvent) => (event.key === "Enter" || event.key === " ") && (event.preventDefault(), show(name)) } : {})}>
                   <rect class="rim" x={34 + cell * i + 1} y={y + 1} width={cell - 2} height={height - 2} rx="3" fill={`color-mix(in srgb, var(--${sign(value) === "hurts" ? "helps" : "hurts"}) ${Math.round(82 * strong)}%, var(--panel))`} stroke={name === chosen ? "var(--ink)" : "var(--line)"} stroke-width={name === chosen ? 1.8 : 0.8} />
                   {cell >= 40 && (
                     <text x={34 + cell * (i + 0.5)} y={y + height / 2 + 4} text-anchor="middle" fill={strong > 0.55 ? "var(--paper)" : "var(--ink)"} pointer-events="none">
@@ -228,6 +224,19 @@ function Pattern({ tokens, pattern, head }: { tokens: string[]; pattern: Grid; h
         }),
       )}
     </svg>
+  );
+}
+
+/* A drawing that saves as a picture. */
+function Figure({ label, children }: { label: string; children: ComponentChildren }) {
+  const at = useRef<HTMLDivElement>(null);
+  return (
+    <figure>
+      <div ref={at} class="scroll drawn" tabIndex={0} role="group" aria-label={label}>
+        {children}
+      </div>
+      <Files name={label} svg={() => at.current!.querySelector("svg")} />
+    </figure>
   );
 }
 
