@@ -131,8 +131,8 @@ def with_biases(model: Model, needed: dict[str, set[int]]) -> Model:
     config: Any = copy.deepcopy(model.hf.config)
     for kind in missing:
         setattr(config, SWITCHES[kind], True)
-    kind: Any = type(model.hf)
-    hf = kind._from_config(config, dtype=model.hf.dtype)  # .to(dtype) would round rotary frequencies too
+    architecture: Any = type(model.hf)
+    hf = architecture._from_config(config, dtype=model.hf.dtype)  # .to(dtype) would round rotary frequencies too
     hf = hf.to(model.device).train(model.hf.training)
     hf.generation_config = copy.deepcopy(model.hf.generation_config)
     copied = Model(hf, model.tokenizer, model.name)
