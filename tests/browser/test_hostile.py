@@ -72,17 +72,19 @@ def test_hostile_tokens_are_texts_in_the_prompt_box(visit, hostile_server):
 
 
 def test_what_a_model_cannot_read_is_said(visit, hostile_server):
+    visit.expected.append("status of 400")
     page = visit(f"{hostile_server.address}#view=prompt&model=known-ioi")
     page.get_by_label("Prompt", exact=True).fill(HOSTILE)
     page.get_by_role("button", name="Run").click()
     assert "onerror" in page.locator(".warning").inner_text()
     assert page.locator("img").count() == 0
     accessible(page)
-    visit.faults[:] = [fault for fault in visit.faults if "status of 400" not in fault]
 
 
 def test_another_page_cannot_ask_the_app(visit, hostile_server, tmp_path):
     (tmp_path / "other.html").write_text("<p>another page")
+    refusals = ["NotSameOrigin", "CORS policy", "net::ERR_FAILED", "Content Security Policy", "status of 403"]
+    visit.expected.extend(refusals)
     page = visit(tmp_path / "other.html")
     asked = "(url) => fetch(url, { method: 'POST', mode: 'no-cors' }).then((answer) => answer.type, () => 'refused')"
     framed = "(url) => { const f = document.createElement('iframe'); f.src = url; document.body.append(f); }"
@@ -91,4 +93,3 @@ def test_another_page_cannot_ask_the_app(visit, hostile_server, tmp_path):
     page.evaluate(framed, hostile_server.address)
     page.wait_for_timeout(300)
     assert page.frames[1].locator("#app").count() == 0
-    visit.faults.clear()  # the browser says on the console that it refused
