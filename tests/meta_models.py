@@ -69,10 +69,14 @@ def without_numbers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class Peak(TorchDispatchMode):
-    """In force, the bytes of all tensors that are made count until they are freed; `peak` is the most at once."""
+    """In force, the bytes of all tensors that are made count until they are freed; `peak` is the most at once.
 
-    def __init__(self) -> None:
+    With the type of a `device`, only those there do.
+    """
+
+    def __init__(self, device: str | None = None) -> None:
         super().__init__()
+        self.device = device
         self.now = self.peak = 0
         self.seen: weakref.WeakSet[Any] = weakref.WeakSet()
         self.known = set[int]()
@@ -83,7 +87,8 @@ class Peak(TorchDispatchMode):
         for tensor in tree_iter(out):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
-                if storage._cdata not in given and storage._cdata not in self.known:
+                elsewhere = self.device is not None and tensor.device.type != self.device
+                if not elsewhere and storage._cdata not in given and storage._cdata not in self.known:
                     self._count(storage)
         return out
 

@@ -1,8 +1,8 @@
 """What writers write, and what replaces it when an edge is ablated: corrupted, zero, means, or by role."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import chain, islice, pairwise
 from typing import Literal, get_args
 
 import torch
@@ -13,6 +13,7 @@ from circuitome.engine.batches import Batch, batches, make_batch
 from circuitome.errors import InputError, unknown_name
 from circuitome.models.activations import ActivationCache
 from circuitome.models.model import Model
+from circuitome.models.parked import Parked, Tensors, like
 from circuitome.tasks.task import Pair, Task
 
 Ablation = Literal["corrupted", "zero", "mean", "mean-position", "by-role"]
@@ -41,26 +42,27 @@ class WriterValues:
 
     embed: Float[Tensor, "batch pos d_model"]
     """What `embed` writes."""
-    heads: list[Float[Tensor, "batch pos head d_head"]]
-    """Per layer, z over the post-norm's divisor (1 without a post-norm)."""
-    mlps: list[Float[Tensor, "batch pos d_model"]]
-    """Per layer, what the MLP adds to the stream, without the neurons that are nodes."""
-    neurons: list[Float[Tensor, "batch pos _"]] = field(default_factory=list)
+    heads: Tensors
+    """[batch, pos, head, d_head] per layer, z over the post-norm's divisor (1 without a post-norm)."""
+    mlps: Tensors
+    """[batch, pos, d_model] per layer, what the MLP adds to the stream, without the neurons that are nodes."""
+    neurons: Tensors = field(default_factory=list)
     """Where neurons or features are nodes: per layer, what those write with (over the post-norm's divisor)."""
-    streams: list[Float[Tensor, "batch pos _"]] = field(default_factory=list)
+    streams: Tensors = field(default_factory=list)
     """Where features of the stream are nodes: per such layer, first the rest [d_model], then the features' values."""
 
     @classmethod
     def of(cls, model: Model, activations: ActivationCache) -> "WriterValues":
         """The writers' outputs in a recorded pass, out of reach of its gradients."""
-        heads = [recorded_heads(model, activations, layer) for layer in range(len(activations.z))]
-        mlps, neurons = [m.detach().float() for m in activations.mlp_out], [n.detach() for n in activations.neurons]
-        streams = list[Tensor]()
+        heads = like(activations.z, (recorded_heads(model, activations, i) for i in range(len(activations.z))))
+        mlps = like(activations.mlp_out, (m.detach().float() for m in activations.mlp_out))
+        neurons = like(activations.neurons, (n.detach() for n in activations.neurons))
+        streams = like(activations.mlp_out)
         for (layer, stream), described in sorted(model.described.items()):
             x = activations.resid_post(layer) if stream else activations.resid_mid[layer]
             values = described.values(model.blocks[layer], x.detach(), activations.mlp_out[layer].detach())
             if stream:
-                streams += [x.detach().float() - values @ described.weights, values]
+                streams.extend([x.detach().float() - values @ described.weights, values])
             else:
                 neurons[layer] = values
         for layer, values in enumerate(neurons):
@@ -76,31 +78,36 @@ class WriterValues:
         """What the MLP adds to the stream, the neurons that are nodes among it."""
         return self.mlps[layer] + (join_neurons(model, layer, self.neurons[layer]) if self.neurons else 0.0)
 
-    def tensors(self) -> list[Tensor]:
-        """All tensors in one order."""
-        return [self.embed, *self.heads, *self.mlps, *self.neurons, *self.streams]
+    def _lists(self) -> tuple[Tensors, Tensors, Tensors, Tensors]:
+        return self.heads, self.mlps, self.neurons, self.streams
 
-    def _like(self, tensors: list[Tensor]) -> "WriterValues":
-        n, end = len(self.heads), len(tensors) - len(self.streams)
-        return WriterValues(
-            tensors[0], tensors[1 : n + 1], tensors[n + 1 : 2 * n + 1], tensors[2 * n + 1 : end], tensors[end:]
-        )
+    def tensors(self) -> Iterator[Tensor]:
+        """All tensors in one order."""
+        return chain([self.embed], *self._lists())
+
+    def _like(self, tensors: Iterable[Tensor]) -> "WriterValues":
+        each = iter(tensors)
+        return WriterValues(next(each), *(like(own, islice(each, len(own))) for own in self._lists()))
 
     def minus(self, other: "WriterValues") -> "WriterValues":
         """Tensor by tensor, this minus `other`."""
-        return self._like([a - b for a, b in zip(self.tensors(), other.tensors(), strict=True)])
+        return self._like(a - b for a, b in zip(self.tensors(), other.tensors(), strict=True))
 
     def zeros(self) -> "WriterValues":
         """Zeros of the same shapes."""
-        return self._like([torch.zeros_like(t) for t in self.tensors()])
+        return self._like(map(torch.zeros_like, self.tensors()))
 
     def rows(self, where: slice, places: slice = slice(None)) -> "WriterValues":
         """Some prompts of the batch, or some of their positions."""
-        return self._like([t[where, places] for t in self.tensors()])
+
+        def cut(own: Tensors) -> Tensors:
+            return own.cut(where, places) if isinstance(own, Parked) else [t[where, places] for t in own]
+
+        return WriterValues(self.embed[where, places], *map(cut, self._lists()))
 
     def at(self, rows: Int[Tensor, " batch"], positions: Int[Tensor, " batch"]) -> "WriterValues":
         """One position a prompt; the axis stays, of length 1."""
-        return self._like([t[rows, positions][:, None] for t in self.tensors()])
+        return self._like(t[rows, positions][:, None] for t in self.tensors())
 
 
 def join_neurons(
@@ -197,13 +204,16 @@ class AblationValues:
             return _by_role(self.model, batch, clean, task)
         if self.kind == "mean":
             pairs = zip(self.means[EVERYWHERE].tensors(), clean.tensors(), strict=True)
-            return clean._like([mean.expand_as(value) for mean, value in pairs])
-        filled = clean.zeros()
-        for i, row in enumerate(batch.rows):
-            group = _group(task.pairs[row])
-            for target, mean in zip(filled.tensors(), self.means[group].tensors(), strict=True):
-                target[i, : group[1]] = mean[0]
-        return filled
+            return clean._like(mean.expand_as(value) for mean, value in pairs)
+        groups = [_group(task.pairs[row]) for row in batch.rows]
+
+        def filled(value: Tensor, *means: Tensor) -> Tensor:
+            target = torch.zeros_like(value)
+            for row, (_, length), mean in zip(target, groups, means, strict=True):
+                row[:length] = mean[0]
+            return target
+
+        return clean._like(map(filled, clean.tensors(), *(self.means[group].tensors() for group in groups)))
 
 
 def _zeros(model: Model | None, clean: WriterValues) -> WriterValues:
@@ -232,7 +242,7 @@ def _mean_over_positions(model: Model, task: Task, max_memory: int | None) -> Wr
         total = sums if total is None else [a + b for a, b in zip(total, sums, strict=True)]
         count += float(real.sum())
     assert total is not None
-    return values._like([tensor / count for tensor in total])
+    return values._like(tensor / count for tensor in total)
 
 
 def role_alignment(pair: Pair) -> list[int]:
@@ -275,12 +285,15 @@ def _by_role(model: Model, batch: Batch, clean: WriterValues, task: Task) -> Wri
     corrupted = make_batch(model, other, rows, shared_prefix=False, corrupted=False).clean
     with torch.no_grad():
         values = WriterValues.of(model, model.record(corrupted, logits=False))
-    filled = clean.zeros()
-    for i, pair in enumerate(pairs):
-        where = torch.tensor(role_alignment(pair), device=clean.embed.device)
-        for target, value in zip(filled.tensors(), values.tensors(), strict=True):
-            target[i, : len(where)] = value[i, where]
-    return filled
+    places = [torch.tensor(role_alignment(pair), device=clean.embed.device) for pair in pairs]
+
+    def filled(like: Tensor, found: Tensor) -> Tensor:
+        target = torch.zeros_like(like)
+        for own, row, where in zip(target, found, places, strict=True):
+            own[: len(where)] = row[where]
+        return target
+
+    return clean._like(map(filled, clean.tensors(), values.tensors()))
 
 
 def _group(pair: Pair) -> tuple[str, int]:
@@ -302,7 +315,7 @@ def _mean_by_position(model: Model, task: Task, max_memory: int | None) -> dict[
         values = corrupted_values(model, batch)
         for i, row in enumerate(batch.rows):
             group = groups[row]
-            one = values._like([t[i : i + 1, : group[1]] / groups.count(group) for t in values.tensors()])
+            one = values._like(t[i : i + 1, : group[1]] / groups.count(group) for t in values.tensors())
             before = sums.get(group)
             sums[group] = one if before is None else one.minus(before.zeros().minus(before))
     return sums

@@ -75,12 +75,12 @@ def group_rows(
         check_aligned(task)
     max_tokens = tokens_within(model, max_memory, gradients=gradients)
     longest = max(len(pair.clean) for pair in task.pairs)
-    if max_tokens < longest:
-        need = longest * model.bytes_per_token(gradients=gradients)
+    need = longest * model.least_bytes_per_token(gradients=gradients)
+    if need > memory_budget(model, max_memory):
         raise MemoryBudgetError(
             f"One prompt of {longest} tokens needs about {need / 1e6:,.0f} MB beside the weights, the budget is "
-            f"{memory_budget(model, max_memory) / 1e6:,.0f} MB. Raise --max-memory to {need / 1e9:.1f}GB, or shorten "
-            "the prompts."
+            f"{memory_budget(model, max_memory) / 1e6:,.0f} MB. Raise --max-memory to {need / 1e9:.1f}GB, shorten the "
+            "prompts, or let activations wait elsewhere (--activations cpu or disk)."
         )
     cuts = [_cut(model, pair, shared_prefix) for pair in task.pairs]
     lengths = [len(pair.clean) - cut for pair, cut in zip(task.pairs, cuts, strict=True)]

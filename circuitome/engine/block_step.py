@@ -28,6 +28,7 @@ from circuitome.models.block import Block, weight_of
 from circuitome.models.hooks import hooked
 from circuitome.models.inputs import Inputs
 from circuitome.models.model import Call, Model
+from circuitome.models.parked import Tensors
 
 Change = Callable[[Tensor], Tensor]
 """Given a value of all copies of a batch, gives it changed."""
@@ -38,11 +39,11 @@ class Streams(Protocol):
     """The residual stream of a pass, as activations and baselines hold it."""
 
     @property
-    def resid_pre(self) -> list[Tensor]:
+    def resid_pre(self) -> Tensors:
         """Per block [batch, pos, d_model], what its heads read."""
 
     @property
-    def resid_mid(self) -> list[Tensor]:
+    def resid_mid(self) -> Tensors:
         """Per block [batch, pos, d_model], what its MLP reads."""
 
     @property

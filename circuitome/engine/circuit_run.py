@@ -21,6 +21,7 @@ from circuitome.errors import InputError
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.model_graph import Graph, Stage
 from circuitome.models.model import Call, Model
+from circuitome.models.parked import Tensors, like
 from circuitome.tasks.task import Task
 
 SUMS_PER_PRODUCT = 3
@@ -39,13 +40,13 @@ class Baseline:
     """What `embed` writes on the clean prompts."""
     ablated: WriterValues
     """What an ablated writer writes."""
-    resid_pre: list[Float[Tensor, "batch pos d_model"]]
-    """Per block, the attention's residual input with every writer ablated, float32."""
-    resid_mid: list[Float[Tensor, "batch pos d_model"]]
+    resid_pre: Tensors
+    """Per block [batch, pos, d_model], the attention's residual input with every writer ablated, float32."""
+    resid_mid: Tensors
     """Per block, the MLP's."""
     final: Float[Tensor, "batch pos d_model"]
     """The logits' residual input with every writer ablated."""
-    projected: list[list[Tensor]] | None
+    projected: list[Tensors] | None
     """Under corrupted ablation, per block what its projections gave: what q, k and v without kept inputs give."""
 
     @property
@@ -61,19 +62,17 @@ def baseline(model: Model, task: Task, batch: Batch, replacement: AblationValues
         activations = batch.corrupted
         if activations is not None:
             assert activations.final is not None
-            streams = [t.float() for t in (*activations.resid_pre, *activations.resid_mid, activations.final)]
-            n = len(model.blocks)
+            pre, mid = (like(own, (t.float() for t in own)) for own in (activations.resid_pre, activations.resid_mid))
             ablated, embed = WriterValues.of(model, activations), model.embeddings(batch.clean).float()
-            return Baseline(
-                batch, calls, embed, ablated, streams[:n], streams[n:-1], streams[-1], activations.projected
-            )
+            final, projected = activations.final.float(), activations.projected
+            return Baseline(batch, calls, embed, ablated, pre, mid, final, projected)
         clean = WriterValues.of(model, model.record(batch.clean, logits=False))
         ablated = replacement.at(batch, clean, task)
         return Baseline(batch, calls, clean.embed, ablated, *_ablated_streams(model, ablated), None)
 
 
-def _ablated_streams(model: Model, ablated: WriterValues) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    resid_pre, resid_mid = [], []
+def _ablated_streams(model: Model, ablated: WriterValues) -> tuple[Tensors, Tensors, Tensor]:
+    resid_pre, resid_mid = like(ablated.heads), like(ablated.heads)
     stream = ablated.embed
     for layer, block in enumerate(model.blocks):
         resid_pre.append(stream)

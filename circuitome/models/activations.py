@@ -5,34 +5,47 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from circuitome.models.block import Block
 from circuitome.models.hooks import hooked
+from circuitome.models.parked import Parked, Tensors, like
 
 
 @dataclass
 class ActivationCache:
-    """What one forward pass showed: tensors of the pass itself, not copies. Lists are indexed by layer."""
+    """What one forward pass showed: tensors of the pass itself, or where these wait. Lists are indexed by layer."""
 
-    resid_pre: list[Tensor] = field(default_factory=list)
+    resid_pre: Tensors = field(default_factory=list)
     """Residual [batch, pos, d_model] that each attention reads, before its norm."""
-    projected: list[list[Tensor]] = field(default_factory=list)
+    projected: list[Tensors] = field(default_factory=list)
     """Outputs [batch, pos, out] of the q, k, v (or fused) projections."""
-    z: list[Tensor] = field(default_factory=list)
+    z: Tensors = field(default_factory=list)
     """Input [batch, pos, head * d_head] of the output projection: all heads side by side."""
-    attention_out: list[Tensor] = field(default_factory=list)
+    attention_out: Tensors = field(default_factory=list)
     """Output [batch, pos, d_model] of the output projection where a post-norm follows; else empty."""
-    resid_mid: list[Tensor] = field(default_factory=list)
+    resid_mid: Tensors = field(default_factory=list)
     """Residual [batch, pos, d_model] that each MLP reads, before its norm."""
-    mlp_out: list[Tensor] = field(default_factory=list)
+    mlp_out: Tensors = field(default_factory=list)
     """What each MLP adds to the stream [batch, pos, d_model]."""
-    neurons: list[Tensor] = field(default_factory=list)
+    neurons: Tensors = field(default_factory=list)
     """Where neurons are nodes: what those of each block write with, over a post-norm's divisor [batch, pos, neuron]."""
+    batch: int = 0
+    """Prompts of the pass."""
     final: Tensor | None = None
     """Residual [batch, pos, d_model] in front of the final norm."""
     logits: Tensor | None = None
     """Logits [batch, vocab] at the position that was asked for."""
+
+    @classmethod
+    def parked(cls, place: str, device: torch.device) -> "ActivationCache":
+        """An empty one whose lists wait elsewhere (see `Place`), as do gradients at what q, k, v and MLPs read."""
+
+        def new(*, with_gradients: bool = False) -> Parked:
+            return Parked(place, device, with_gradients=with_gradients)
+
+        return cls(new(), [], new(), new(), new(with_gradients=True), new(), new())
 
     def resid_post(self, layer: int) -> Tensor:
         """Residual [batch, pos, d_model] behind a block; -1 for in front of the first."""
@@ -63,7 +76,7 @@ def recording(
 
     with ExitStack() as stack:
         for block in blocks:
-            stack.enter_context(_record_input(block, activations.resid_pre, start))
+            stack.enter_context(_record_input(block, activations, start))
             for register, hook in _record_block(block, activations, start):
                 stack.enter_context(hooked(register, hook))
         for block, which in zip(blocks, neurons, strict=False):
@@ -78,11 +91,13 @@ def _from(start: int, t: Tensor) -> Tensor:
     return t[:, start:].clone() if start else t
 
 
-def _record_input(block: Block, values: list[Tensor], start: int) -> AbstractContextManager[None]:
+def _record_input(block: Block, activations: ActivationCache, start: int) -> AbstractContextManager[None]:
     """Notes the stream in front of a block, where it is what attention and residual connection share."""
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        values.append(_from(start, args[0] if args else kwargs["hidden_states"]))
+        resid = args[0] if args else kwargs["hidden_states"]
+        activations.batch = len(resid)
+        activations.resid_pre.append(_from(start, resid))
 
     return hooked(block.layer.register_forward_pre_hook, note, with_kwargs=True)
 
@@ -90,21 +105,21 @@ def _record_input(block: Block, values: list[Tensor], start: int) -> AbstractCon
 def _record_block(block: Block, activations: ActivationCache, start: int) -> list[tuple[Any, Callable[..., Any]]]:
     """Where to install which hook, so that one block's values are written on the activations."""
 
-    def reads(values: list[Tensor]) -> Callable[..., None]:
+    def reads(values: Tensors) -> Callable[..., None]:
         """Notes what a module is given."""
         return lambda module, args: values.append(_from(start, args[0]))
 
-    def gives(values: list[Tensor]) -> Callable[..., None]:
+    def gives(values: Tensors) -> Callable[..., None]:
         """Notes what a module gives."""
         return lambda module, args, output: values.append(_from(start, output))
 
     def projection(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         if module is block.projections[0]:
-            activations.projected.append([])
+            activations.projected.append(like(activations.resid_mid))
         activations.projected[-1].append(_from(start, output))
 
     def apart(x: Tensor) -> Tensor:
-        return x.view(len(activations.z[-1]), -1, x.shape[-1])  # OPT's MLP has joined batch and position to one axis
+        return x.view(activations.batch, -1, x.shape[-1])  # OPT's MLP has joined batch and position to one axis
 
     def resid_mid(module: nn.Module, args: tuple[Any, ...]) -> Any:
         resid = apart(args[0])
@@ -132,7 +147,7 @@ def _record_neurons(
 
     def note(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         values = block.neuron_shares(args[0][..., index], output)
-        batch = len(activations.z[-1])
+        batch = activations.batch
         values = values.reshape(batch, args[0][..., 0].numel() // batch, len(index))
         # An MLP that runs at one position alone has its values put in place by whoever asked for that.
         activations.neurons.append(values if values.shape[1] == 1 else _from(start, values))

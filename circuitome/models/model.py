@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import copy, deepcopy
 from dataclasses import replace
 from operator import attrgetter
@@ -23,6 +23,7 @@ from circuitome.models.families import Family, family_of
 from circuitome.models.hooks import hooked, replaced
 from circuitome.models.inputs import Inputs, OnePassLayer
 from circuitome.models.norms import Norm
+from circuitome.models.parked import check_place, saved_elsewhere
 from circuitome.models.placement import check_open, home_device, in_one_piece, parameter, settle, thin_forwards
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -78,6 +79,8 @@ class Model:
         """By block with a post-norm: changes in force of its heads' scaled outputs, in the order in which they act."""
         self.described: dict[tuple[int, bool], Described] = {}
         """Features that are nodes, by block and by whether they stand for the stream behind it or for its MLP."""
+        self.activations_on = "device"
+        """Where recorded activations wait until they are used; see `with_activations_on`."""
         self.rows: tuple[tuple[int, ...], int] | None = None
         """In `running_rows`: which prompts a pass runs, and of how many; None where a pass runs all, in order."""
         self._lock = threading.RLock()
@@ -98,6 +101,25 @@ class Model:
         """
         view = copy(self)
         view.graph, view.described = self.graph.with_neurons(map(self.neuron, neurons), apart), {}
+        return view
+
+    def with_activations_on(self, place: str) -> "Model":
+        """The same model whose recorded activations wait on the "cpu" or on "disk" until they are used, block by block.
+
+        For prompts so long that what a pass shows does not fit on the device beside the weights. Results are the same
+        up to rounding. Edge attribution (`eap`, `eap_ig`) also parks gradients and what autograd keeps. "disk" is the
+        temporary folder (TMPDIR), also for a model on the CPU; "device" undoes it. Nothing is copied: both views share
+        weights and module hooks.
+
+        >>> model = cm.load("known-ioi").with_activations_on("disk")
+        >>> round(cm.eap(model, cm.ground_truth.task("known-ioi", 16))["a2.h0->logits"], 1)
+        -10.0
+
+        Raises `UnknownNameError` for another place.
+        """
+        check_place(place)
+        view = copy(self)
+        view.activations_on = place
         return view
 
     def with_described(self, dictionary: Encoder, features: Iterable[int], fingerprint: str) -> "Model":
@@ -253,8 +275,8 @@ class Model:
         the gradients at all readers, in float32. Within a tenth of the tensors that such passes make, for shapes of
         135M to 70B (tests/engine/test_meta.py).
         """
-        width = getattr(self.hf.config, "intermediate_size", None) or 4 * self.d_model
-        d, attention, z = self.d_model, self.heads.readers * self.heads.width, self.heads.q * self.heads.width
+        width, d = self._mlp_width, self.d_model
+        attention, z = self.heads.readers * self.heads.width, self.heads.q * self.heads.width
         parts = sum(map(len, (*self.graph.neurons, *self.graph.streams)))
         nodes = d * parts * (1 + gradients)  # a vector for each neuron or feature node
         whole = [described for described in self.described.values() if described.site == "mlp"]
@@ -270,6 +292,23 @@ class Model:
             block = saved + (2 * recorded - shared) * own + path * 4
         return len(self.blocks) * block + nodes * size
 
+    def least_bytes_per_token(self, *, gradients: bool) -> int:
+        """About what one token of a prompt takes on the device at the least, where recorded activations are parked.
+
+        That is what computing one block takes; under gradients with the points of an integrated path, of which one
+        runs at a time. Where nothing is parked, or parked in the same memory, it is `bytes_per_token`. For Llamas of
+        135M to 70B within a tenth of the tensors that are made (tests/engine/test_parked.py).
+        """
+        if self.activations_on == "device" or (self.activations_on == "cpu" and self.device.type == "cpu"):
+            return self.bytes_per_token(gradients=gradients)
+        inside = self._mlp_width * self.dtype.itemsize
+        block = (13 if gradients else 9) * inside // 2 + 4 * self.d_model
+        return block + (PATH_POINTS + 2) * 4 * self.d_model * gradients
+
+    @property
+    def _mlp_width(self) -> int:
+        return getattr(self.hf.config, "intermediate_size", None) or 4 * self.d_model
+
     def logits(self, inputs: Inputs) -> Float[Tensor, "batch vocab"]:
         """Logits after the token at `inputs.read`, from the plain model."""
         with self._only_at(inputs.read):
@@ -281,13 +320,17 @@ class Model:
         logits: Tensor = self._call(inputs).logits
         return logits
 
-    def record(self, inputs: Inputs, *, logits: bool = True, start: int = 0, whole: bool = True) -> ActivationCache:
+    def record(
+        self, inputs: Inputs, *, logits: bool = True, start: int = 0, whole: bool = True, park: bool | None = None
+    ) -> ActivationCache:
         """One forward pass and what it showed, from position `start` on.
 
         Without `logits` the pass ends before the final norm. Without `whole` the last MLP runs only at `inputs.read`,
-        since no other position of it can reach the logits there; the cache has 0 at the others.
+        since no other position of it can reach the logits there; the cache has 0 at the others. What is recorded
+        waits where `activations_on` says, under gradients only if `park` is set, since it is then out of their reach.
         """
-        activations = ActivationCache()
+        park = self.activations_on != "device" and (not torch.is_grad_enabled() if park is None else park)
+        activations = ActivationCache.parked(self.activations_on, self.device) if park else ActivationCache()
         with self.reserved(), ExitStack() as stack:
             described = self.graph.described
             neurons = [() if layer in described else nodes for layer, nodes in enumerate(self.graph.neurons)]
@@ -398,6 +441,12 @@ class Model:
 
     def _writing(self, module: nn.Module, out: Tensor) -> AbstractContextManager[None]:
         return self._hooked(module.register_forward_hook, lambda module, args, output: out.view_as(output))
+
+    def parked_saves(self) -> AbstractContextManager[None]:
+        """Inside, what autograd keeps for a backward pass waits where `activations_on` says, but for weights."""
+        if self.activations_on == "device":
+            return nullcontext()
+        return saved_elsewhere(self.activations_on, self.hf.parameters())
 
     @contextmanager
     def frozen_parameters(self) -> Iterator[None]:

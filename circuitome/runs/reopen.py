@@ -37,6 +37,8 @@ class Reopened:
     """Its manifest and tensors."""
     device: str | None = None
     """Where its model is loaded; None: the default of `load`."""
+    activations: str = "device"
+    """Where what its model's passes record waits; see `Model.with_activations_on`."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.manifest['command']!r}, {len(self.run.tensors)} tensors)"
@@ -87,7 +89,7 @@ class Reopened:
             model = model.with_neurons(nodes["neurons"], apart=nodes["apart"])
         for record in self.manifest.get("feature_nodes", ()):
             model = self._with_features(model, record)
-        return model
+        return model.with_activations_on(self.activations)
 
     def _with_features(self, model: Model, record: dict[str, Any]) -> Model:
         """The model with features of a dictionary as nodes. Raises `RunError` for another dictionary."""
@@ -160,13 +162,15 @@ class Reopened:
         return f"Run it again: {self.manifest['command']}"
 
 
-def reopened(folder: Path, device: str | None = None) -> Reopened:
+def reopened(folder: Path, device: str | None = None, activations: str = "device") -> Reopened:
     """The run in `folder`: model loaded onto `device` in its precision, prompts drawn again, circuit read.
+
+    What the model's passes record waits where `activations` says (see `Model.with_activations_on`).
 
     Raises `RunError` where there is no run or it holds no circuit, or where its prompts, weights or graph are no longer
     what they were.
     """
-    found = Reopened(folder, load_run(folder), device)
+    found = Reopened(folder, load_run(folder), device, activations)
     circuit, _ = found.circuit, found.task  # drawn now, so that changed prompts are noticed before the work
     if circuit.graph != found.model.graph:
         raise InputError(

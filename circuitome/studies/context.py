@@ -46,12 +46,12 @@ class Context:
         assert isinstance(self.settings, ModelSettings), "these settings name no model"
         key = (name, self.settings.device, self.settings.dtype)
         if self.models is not None and key in self.models:
-            return self.models[key]
+            return self.models[key].with_activations_on(self.settings.activations)
         dtype = None if self.settings.dtype is None else getattr(torch, self.settings.dtype)
         model = cm.load(name, device=self.settings.device, dtype=dtype)
         if self.models is not None:
             self.models[key] = model
-        return model
+        return model.with_activations_on(self.settings.activations)
 
     @cached_property
     def prompts(self) -> "Split":
@@ -76,7 +76,7 @@ class Context:
 
         assert isinstance(self.settings, RunSettings), "these settings name no run"
         self.progress("loading the run", 0, 1)
-        run = reopened(Path(self.settings.run), device=self.settings.device)
+        run = reopened(Path(self.settings.run), device=self.settings.device, activations=self.settings.activations)
         self.progress("loading the run", 1, 1)
         return run
 

@@ -79,6 +79,8 @@ Bytes = Annotated[int | None, Parameter(converter=_size, negative="", group=RUN,
 
 Device = Annotated[str | None, Parameter(group=RUN)]
 """The name of a device."""
+Activations = Annotated[Literal["device", "cpu", "disk"], Parameter(group=RUN)]
+"""Where recorded activations wait until they are used; `circuitome.models.parked.Place`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +142,8 @@ class ModelSettings(Settings):
     """A name that `circuitome models` lists, a hub name, a folder or a .gguf file."""
     device: Device = None
     """Where the model runs: a device, such as cuda, or auto for all; by default $CIRCUITOME_DEVICE, else the CPU."""
+    activations: Activations = "device"
+    """Where recorded activations wait until they are used: device, cpu or disk, for prompts too long for the device."""
     dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, Parameter(group=RUN)] = None
     """Precision of the model's weights; by default that of the checkpoint."""
 
@@ -197,6 +201,8 @@ class RunSettings(Settings):
     """Folder of a run that holds a circuit."""
     device: Device = None
     """Where the model runs: a device, such as cuda, or auto for all; by default $CIRCUITOME_DEVICE, else the CPU."""
+    activations: Activations = "device"
+    """Where recorded activations wait until they are used: device, cpu or disk, for prompts too long for the device."""
 
     @override
     def folder_name(self, study: str) -> str:

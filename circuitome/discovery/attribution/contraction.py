@@ -27,6 +27,7 @@ from circuitome.models.block import Block
 from circuitome.models.inputs import Inputs
 from circuitome.models.model import Model
 from circuitome.models.norms import Norm
+from circuitome.models.parked import Parked, Tensors, like, part_of
 
 CONTRACTION_NUMBERS = 24_000_000
 """Numbers held at once while writers and readers are contracted on the CPU: about 100 MB."""
@@ -39,41 +40,36 @@ Enter = Callable[[Float[Tensor, "point_batch pos d_model"]], AbstractContextMana
 
 
 @dataclass(frozen=True)
-class LayerGradients:
-    """What the q, k and v readers of one block need; see the module's formula. Points lie on the integration path."""
-
-    g: Float[Tensor, "batch pos reader d_head"]
-    """Weighted sum over points of g / s."""
-    slope: Float[Tensor, "point batch pos reader"]
-    """Weighted (p . g) / (d s^2) at every point."""
-    centred: Float[Tensor, "point batch pos d_model"]
-    """c at every point."""
-
-
-@dataclass(frozen=True)
 class ReaderGradients:
-    """Gradient of the metric at every reader's input, averaged over points, in compact form; float32."""
+    """Gradient of the metric at every reader's input, averaged over points, in compact form; float32.
 
-    attention: list[LayerGradients]
-    """Per block."""
-    mlps: list[Float[Tensor, "batch pos d_model"]]
-    """Per block, at the residual that the MLP reads."""
+    Lists are indexed by block; see the module's formula for g, s, p, d and c. Points lie on the integration path.
+    """
+
+    g: Tensors
+    """At q, k and v [batch, pos, reader, d_head]: weighted sum over points of g / s."""
+    slopes: Tensors
+    """At q, k and v [point, batch, pos, reader]: weighted (p . g) / (d s^2) at every point."""
+    centred: Tensors
+    """What q, k and v read [point, batch, pos, d_model]: c at every point."""
+    mlps: Tensors
+    """At the residual that the MLP reads [batch, pos, d_model]."""
     final: Float[Tensor, "batch pos d_model"]
     """At the residual that the logits read."""
 
     def times(self, weight: float) -> "ReaderGradients":
         """This gradient, scaled."""
-        attention = [LayerGradients(layer.g * weight, layer.slope * weight, layer.centred) for layer in self.attention]
-        return ReaderGradients(attention, [g * weight for g in self.mlps], self.final * weight)
+        g, slopes, mlps = (like(own, (t * weight for t in own)) for own in (self.g, self.slopes, self.mlps))
+        return ReaderGradients(g, slopes, self.centred, mlps, self.final * weight)
 
     def add(self, other: "ReaderGradients") -> None:
         """Add a gradient taken at other points; `other` is of no use afterwards."""
-        for layer, (mine, its) in enumerate(zip(self.attention, other.attention, strict=True)):
-            mine.g.add_(its.g)
-            slope, centred = torch.cat([mine.slope, its.slope]), torch.cat([mine.centred, its.centred])
-            self.attention[layer] = LayerGradients(mine.g, slope, centred)
-        for mlp, its_mlp in zip(self.mlps, other.mlps, strict=True):
-            mlp.add_(its_mlp)
+        for mine, its in ((self.g, other.g), (self.mlps, other.mlps)):
+            for layer in range(len(mine)):
+                mine[layer] = mine[layer].add_(its[layer])
+        for mine, its in ((self.slopes, other.slopes), (self.centred, other.centred)):
+            for layer in range(len(mine)):
+                mine[layer] = torch.cat([mine[layer], its[layer]])
         self.final.add_(other.final)
 
     @staticmethod
@@ -106,20 +102,43 @@ def reader_gradients(
     count, batch = points.shape[:2]
     leaf = points.to(model.dtype).flatten(0, 1).detach().requires_grad_(True)
     entering = (enter or model.starting_from)(leaf)
-    with backward_rules(model, rules), torch.enable_grad(), model.frozen_parameters(), entering:
-        activations = model.record(inputs.joined(*[inputs] * (count - 1)), whole=False)
+    with backward_rules(model, rules), torch.enable_grad(), model.frozen_parameters(), entering, model.parked_saves():
+        activations = model.record(inputs.joined(*[inputs] * (count - 1)), whole=False, park=True)
         assert activations.logits is not None and activations.final is not None
         values = metric(activations.logits)
         check_numbers(values, "metric")
-        projections = [p for layer in activations.projected for p in layer]
-        grads = gradients_at(values.sum(), [*projections, *activations.resid_mid, activations.final])
-    n = len(model.blocks[0].projections)
-    attention = [
-        _layer_gradients(model, activations, layer, grads[layer * n : (layer + 1) * n], count, frozen=rules.norm)
-        for layer in range(len(model.blocks))
-    ]
-    rest = [grad.float().unflatten(0, (count, batch)).mean(0) for grad in grads[len(projections) :]]
-    return ReaderGradients(attention, rest[:-1], rest[-1]), WriterValues.of(model, activations)
+        at_projections, at_mlps, at_final = _recorded_gradients(values.sum(), leaf, activations)
+
+    def mean(gradient: Tensor) -> Tensor:
+        return gradient.float().unflatten(0, (count, batch)).mean(0)
+
+    g, slopes, centred = (like(at_mlps) for _ in range(3))
+    for layer, gradients in enumerate(at_projections):
+        own = _layer_gradients(model, activations, layer, list(gradients), count, frozen=rules.norm)
+        for tensors, tensor in zip((g, slopes, centred), own, strict=True):
+            tensors.append(tensor)
+    found = ReaderGradients(g, slopes, centred, like(at_mlps, map(mean, at_mlps)), mean(at_final))
+    return found, WriterValues.of(model, activations)
+
+
+def _recorded_gradients(
+    value: Float[Tensor, ""], leaf: Tensor, activations: ActivationCache
+) -> tuple[Sequence[Tensors], Tensors, Tensor]:
+    """Gradients of `value` at the outputs of each block's projections, at what MLPs read, and at the final stream."""
+    final, mids = activations.final, activations.resid_mid
+    assert final is not None
+    if isinstance(mids, Parked):  # gradients are parked on the way
+        *_, at_final = gradients_at(value, [leaf, final])
+        return (
+            [layer.gradients() for layer in activations.projected if isinstance(layer, Parked)],
+            mids.gradients(),
+            at_final,
+        )
+    projections = [p for layer in activations.projected for p in layer]
+    grads = gradients_at(value, [*projections, *mids, final])
+    n = len(projections) // len(activations.projected)
+    own = [grads[start : start + n] for start in range(0, len(projections), n)]
+    return own, grads[len(projections) : -1], grads[-1]
 
 
 def gradients_at(value: Float[Tensor, ""], tensors: Sequence[Tensor], *, keep_graph: bool = False) -> list[Tensor]:
@@ -132,8 +151,11 @@ def gradients_at(value: Float[Tensor, ""], tensors: Sequence[Tensor], *, keep_gr
 
 def _layer_gradients(
     model: Model, activations: ActivationCache, layer: int, grads: Sequence[Tensor], points: int, *, frozen: bool
-) -> LayerGradients:
-    """What the readers of one block need; `frozen` says that the norm's divisor passes no gradient."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `ReaderGradients` has of one block: g, slope and centred stream.
+
+    `frozen` says that the norm's divisor passes no gradient.
+    """
     block = model.blocks[layer]
     g = block.split(grads).float() / points
     x = activations.resid_pre[layer].detach()
@@ -146,10 +168,10 @@ def _layer_gradients(
     if norm is None or frozen:
         none = g.new_zeros(0, *by_point(g).shape[1:])
         g = by_point(g / sigma[..., None]).sum(0)
-        return LayerGradients(g, none[..., 0], none.new_zeros(0, *by_point(x).shape[1:]))
+        return g, none[..., 0], none.new_zeros(0, *by_point(x).shape[1:])
     p = block.split([t.detach() for t in activations.projected[layer]]).float() - _constant(block, norm)
     slope = (p * g).sum(-1) / (x.shape[-1] * sigma.square())
-    return LayerGradients(by_point(g / sigma[..., None]).sum(0), by_point(slope), by_point(norm.centre(x)))
+    return by_point(g / sigma[..., None]).sum(0), by_point(slope), by_point(norm.centre(x))
 
 
 def _constant(block: Block, norm: Norm) -> Tensor:
@@ -221,11 +243,11 @@ def _reader_vectors(
     n = len(weights[0])
     vectors = final.new_empty(len(layers), n + 1, final.shape[0] * final.shape[1], final.shape[2])
     for layer, weight, out in zip(layers, weights, vectors, strict=True):
-        part = gradients.attention[layer]
-        torch.bmm(part.g[cut].flatten(0, 1).transpose(0, 1), weight, out=out[:n])
-        for slope, centred in zip(part.slope[along], part.centred[along], strict=True):
+        torch.bmm(part_of(gradients.g, layer, cut).flatten(0, 1).transpose(0, 1), weight, out=out[:n])
+        slopes, streams = part_of(gradients.slopes, layer, along), part_of(gradients.centred, layer, along)
+        for slope, centred in zip(slopes, streams, strict=True):
             out[:n].addcmul_(slope.flatten(0, 1).T[..., None], centred.flatten(0, 1)[None], value=-1)
-        out[n] = gradients.mlps[layer][cut].flatten(0, 1)
+        out[n] = part_of(gradients.mlps, layer, cut).flatten(0, 1)
     return vectors.view(len(layers) * (n + 1), len(final), -1)
 
 
