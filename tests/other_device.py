@@ -6,13 +6,14 @@ other device. So a tensor made on the wrong device is found on any machine.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_iter, tree_map
+from torch.utils._pytree import tree_map
 
 from circuitome.models.model import Model
 
@@ -105,32 +106,53 @@ def _indices(index: Any) -> Any:
 
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    tensors = [t for t in tree_iter((args, kwargs)) if isinstance(t, torch.Tensor)]
-    there = [t for t in tensors if isinstance(t, Elsewhere)]
-    assert not any(t.is_meta for t in tensors if not isinstance(t, Elsewhere)), f"{func}: a tensor without numbers"
+    there: list[Any] = []
+    held = _held(args, there), _held(kwargs, there)  # by hand, since pytree's walks take most of a test's time
     device = kwargs.get("device")
     if there and func not in MOVES:
         _refuse_two_devices(func, args, kwargs)
     if device is not None:
-        kwargs = kwargs | {"device": torch.device("cpu")}
-    held = tree_map(lambda t: t.held if isinstance(t, Elsewhere) else t, (args, kwargs))
+        held[1]["device"] = torch.device("cpu")
     out = func(*held[0], **held[1])
-    goes_there = bool(there) if device is None else torch.device(device).type == DEVICE.type
     if func is aten.copy_.default:
         return args[0]
-    if func is aten._to_copy.default and device is not None and not goes_there:
+    if not (bool(there) if device is None else torch.device(device).type == DEVICE.type):
         return out
-    if not goes_there:
-        return out
-    wrapped = tree_map(lambda t: Elsewhere(t) if isinstance(t, torch.Tensor) else t, out)
-    return return_and_correct_aliasing(func, args, kwargs, wrapped) if there else wrapped
+    wrapped = _wrapped(out)
+    return return_and_correct_aliasing(func, args, kwargs, wrapped) if there and _gives_views(func) else wrapped
+
+
+def _held(value: Any, there: list[Any]) -> Any:
+    """Arguments with the numbers of tensors of the other device in their place; these are noted."""
+    if isinstance(value, Elsewhere):
+        there.append(value)
+        return value.held
+    if isinstance(value, tuple | list):
+        return type(value)([_held(part, there) for part in value])
+    if isinstance(value, dict):
+        return {name: _held(part, there) for name, part in value.items()}
+    assert not (isinstance(value, torch.Tensor) and value.is_meta), "a tensor without numbers"
+    return value
+
+
+def _wrapped(out: Any) -> Any:
+    """What an operation gave, on the other device."""
+    if isinstance(out, tuple | list):
+        return type(out)([_wrapped(part) for part in out])
+    return Elsewhere(out) if isinstance(out, torch.Tensor) else out
+
+
+@cache
+def _gives_views(func: Any) -> bool:
+    """Whether what an operation gives shares memory with what it is given."""
+    return any(given.alias_info is not None for given in func._schema.returns)
 
 
 def _refuse_two_devices(func: Any, args: Any, kwargs: dict[str, Any]) -> None:
     for place, value in enumerate((*args, *kwargs.values())):
         if func in INDEXES and place == 1:
             continue
-        for tensor in tree_iter(value):
+        for tensor in value if isinstance(value, tuple | list) else (value,):
             if isinstance(tensor, torch.Tensor) and not isinstance(tensor, Elsewhere):
                 writes = place == 0 and func._schema.name.endswith("_")
                 if tensor.dim() or writes:
