@@ -162,4 +162,5 @@ def test_a_worker_that_is_killed_loses_nothing(many, tmp_path):
 def test_ray_gives_the_same(many, tmp_path, monkeypatch):
     pytest.importorskip("ray")
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")  # other tests may fill the machine: no worker pays for it
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else they wait for the tests beside them
     check_same(many[1], done("neurons", tmp_path / "run", **many[0], shards=2, on="ray"))

@@ -103,6 +103,7 @@ def test_a_ray_cluster_gives_the_same(
 ) -> None:
     pytest.importorskip("ray")
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")  # other tests may fill the machine: no worker pays for it
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else they wait for the tests beside them
     results = swept_while_killing(tmp_path, on="ray", workers=2)
     assert [row["state"] for row in results["runs"]] == ["done"] * 12
     assert tensors(tmp_path) == sequential
