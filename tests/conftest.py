@@ -1,6 +1,7 @@
 import os
 from typing import TYPE_CHECKING
 
+import checked  # noqa: F401  # before anything of the package is imported
 import pytest
 
 if TYPE_CHECKING:
