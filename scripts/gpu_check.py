@@ -68,6 +68,8 @@ METHODS: dict[str, Method] = {
     "eap relp": lambda model, task: cm.eap(model, task, rules="relp").values,
     "eap gim": lambda model, task: cm.eap(model, task, rules="gim").values,
     "eap mean": lambda model, task: cm.eap(model, task, ablation="mean").values,
+    "eap, activations on the CPU": lambda model, task: cm.eap(model.with_activations_on("cpu"), task).values,
+    "eap_ig, activations on disk": lambda model, task: cm.eap_ig(model.with_activations_on("disk"), task).values,
     "atp": lambda model, task: torch.cat([(found := cm.atp(model, task)).writers, found.readers]),
     "patch": lambda model, task: cm.patch(model, task).samples,
     "path_patch": lambda model, task: cm.path_patch(model, task, ["logits"]).samples,
@@ -316,6 +318,9 @@ def large(options: argparse.Namespace) -> dict[str, Any]:
         ids = torch.randint(3, 128_000, (128,), generator=generator).tolist()
         pairs.append(Pair(tuple(ids), (*ids[:40], 17, *ids[41:]), (5,), (9,)))
     task = cm.Task("random tokens", tuple(pairs))
+    words = torch.randint(3, 128_000, (1_000 if options.tiny else 8_000,), generator=generator).tolist()
+    long = cm.Task("long", (Pair(tuple(words), (*words[:40], 17, *words[41:]), (5,), (9,)),))
+    parked = model.with_activations_on("cpu")
     found: dict[str, Any] = {"edges": model.graph.n_edges, "weights_gb": round(memory(options), 1)}
     found |= {"ratios": tried(lambda: ratios(options, model, task))}
     works: dict[str, Callable[[], object]] = {
@@ -325,6 +330,8 @@ def large(options: argparse.Namespace) -> dict[str, Any]:
         "route_scores": lambda: cm.route_scores(model, cm.Task("two", tuple(pairs[:2]))),
         "routes": lambda: cm.routes(model, list(pairs[0].clean)),
         "mattr_2": lambda: cm.mattr(model, task, steps=2),
+        "eap of one long pair, activations on the CPU": lambda: cm.eap(parked, long),
+        "routes of a long prompt, activations on the CPU": lambda: cm.routes(parked, words),
         "patch heads": lambda: cm.patch(model, cm.Task("two", tuple(pairs[:2]))),
         "attribution_graph": lambda: cm.attribution_graph(model, list(pairs[0].clean)[:14]),
         "graph_scores of 100 neurons": lambda: cm.neurons.graph_scores(
