@@ -22,8 +22,8 @@ import torch
 
 RESULTS = Path(__file__).parent / "results" / f"scale-{date.today()}.json"
 HERE = str(Path(__file__).parent)
-TOKENS = 66_000
-"""Tokens of the sharded census: two whole segments and a little one."""
+TOKENS = 34_000
+"""Tokens of the sharded census: a whole segment and a little one, so that one of three shards is empty."""
 TEXTS, ROUTED = 256, 32
 """Texts whose routes are measured, four blocks of them, and tokens of each."""
 SPLITS = ((1, 1), (2, 2), (3, 1))
