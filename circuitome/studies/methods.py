@@ -281,8 +281,10 @@ def _ig_of_outputs(steps: int, layers: int) -> Passes:
 
 WALK_COST = 35.0
 """What it costs to walk along sizes and to leave out what is useless, in forward passes; measured on SmolLM2."""
-MATTR_STEPS, MASK_STEPS = (Passes(forward=0.12), STEPS), (Passes(backward=0.6), 240)
-"""What a step of mattr and one of learned masks cost, and how many there are; measured on SmolLM2."""
+MATTR_STEPS = Passes(forward=0.083, rest=0.037), STEPS
+MASK_STEPS = Passes(forward=0.09, rest=0.16), 240
+"""What a step of mattr and one of learned masks take, and how many there are; counted and measured on SmolLM2, since
+how much of a circuit runs depends on its masks."""
 SMALLER_END = "the smaller change of the metric when either end of the edge is corrupted: negative means it helps"
 """What a score of an edge is where nodes were attributed."""
 

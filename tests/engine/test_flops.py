@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from meta_models import on_meta, pairs, without_numbers
+import transformers as tf
+from meta_models import SHAPES, on_meta, pairs, without_numbers
 from torch.utils.flop_counter import FlopCounterMode
 
 import circuitome as cm
@@ -19,6 +20,7 @@ from circuitome.engine.circuit_run import Baseline, CircuitRun, baseline
 from circuitome.engine.masked_run import _mask_gradient
 from circuitome.engine.partial_forward import PartialForward
 from circuitome.engine.setting import Setting
+from circuitome.models.model import Model
 from circuitome.studies.methods import METHODS
 from circuitome.studies.operations import Passes, forward_operations, mixing_operations, operations
 from circuitome.studies.study import Work
@@ -198,3 +200,17 @@ def test_attention_counts_all_pairs_of_tokens() -> None:
     model = on_meta("135M of 9 blocks", torch.bfloat16)
     z, layers = model.heads.q * model.heads.width, len(model.blocks)
     assert forward_operations(model, 1000) - forward_operations(model, 0) == 4 * 1000 * z * layers
+
+
+@pytest.mark.parametrize(("function", "study"), [(cm.route_importance, "routes"), (cm.neurons.census, "neurons")])
+def test_texts_compute_what_is_planned(function: Any, study: str) -> None:
+    """A model that is small, but whose weights outweigh the attention and the unembedding, as those of large ones."""
+    torch.manual_seed(0)
+    shape = SHAPES["135M"] | {"num_hidden_layers": 6, "vocab_size": 500}
+    model = Model(tf.LlamaForCausalLM(tf.LlamaConfig(**shape)).eval(), None, "Llama of 6 blocks")
+    ids = torch.randint(5, 500, (2, 48)).tolist()
+    given = cm.neurons.packed(ids) if study == "neurons" else ids
+    passes = 1.2 if study == "routes" else 1.0
+    count = counted(lambda: function(model, given))
+    whole = 2 * 96 * 3 * model.d_model * model.blocks[-1].n_neurons
+    assert operations(model, Work(texts=2, tokens=48, forward=passes)) + whole == pytest.approx(count, rel=0.1)
