@@ -1,4 +1,4 @@
-"""What shards, texts at size and sweeps cost: `python benchmarks/scale.py [shards] [texts] [sweep]`, all by default.
+"""What shards, texts at size and sweeps cost: `python benchmarks/scale.py [shards] [texts] [trained] [sweep]`, all by default.
 
 Writes benchmarks/results/scale-DATE.json after every part. Times are processor seconds of one thread, or seconds by the
 clock where processes are started.
@@ -28,8 +28,8 @@ TEXTS, ROUTED = 256, 32
 """Texts whose routes are measured, four blocks of them, and tokens of each."""
 SPLITS = ((1, 1), (2, 2), (3, 1))
 """Shards, and processes that do them."""
-MEGABYTES = (10, 40)
-"""Sizes of the texts that are read."""
+MEGABYTES, TRAINED = (10, 40), (5, 20)
+"""Sizes of the texts that are read for windows, and for a training."""
 PLAN = """
 study: measure
 set: {model: smollm2-135m, task: ioi}
@@ -124,6 +124,31 @@ def _written(folder: Path, megabytes: int) -> list[Path]:
     return paths
 
 
+def trained() -> Iterator[dict[str, Any]]:
+    """Peak memory and speed of reading all texts of a small and a large file for a training, in a process each."""
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for size in TRAINED:
+            path = _written(Path(folder), size)[0]
+            code = f"import sys; sys.path.insert(0, {HERE!r}); import scale; scale.read_all({str(path)!r})"
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+            found[path.name] = json.loads(done.stdout.splitlines()[-1])
+            yield found
+
+
+def read_all(path: str) -> None:
+    """Read all texts of a file as a stream for a training; prints seconds and peak memory."""
+    import circuitome as cm
+    from circuitome.runs.texts import each_document
+
+    model = cm.load("smollm2-135m")
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    ids = cm.training.text_stream(model, each_document(path)).ids
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds = time.process_time() - start
+    print(json.dumps({"tokens": len(ids), "seconds": seconds, "more_MB": (peak - before) / 1024}))
+
+
 def read(path: str) -> None:
     """Read 100,000 tokens of a file into windows; prints seconds and peak memory."""
     import circuitome as cm
@@ -160,7 +185,12 @@ def sweep() -> Iterator[dict[str, Any]]:
     yield {"runs": len(jobs), "studies": alone, "sweep": swept, "more_a_run": (swept - alone) / len(jobs)}
 
 
-PARTS: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {"shards": shards, "texts": texts, "sweep": sweep}
+PARTS: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
+    "shards": shards,
+    "texts": texts,
+    "trained": trained,
+    "sweep": sweep,
+}
 
 
 def main() -> None:

@@ -25,8 +25,8 @@ LISTED, SHOWN = 500, 10
 RATES = (0.01, 0.001, 0.0001)
 """Shares of active tokens for which the chance to look dead is told."""
 COUNTED, DRAWS, EVALUATED = 0.5, 3, 32
-"""What counting costs in forward passes beside the pass itself; sets of random neurons that detectors are compared with;
-windows for that."""
+"""What counting costs in forward passes beside the pass itself; sets of random neurons that detectors are compared
+with; windows for that."""
 
 
 @dataclass(frozen=True, kw_only=True)
