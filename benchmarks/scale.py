@@ -1,4 +1,4 @@
-"""What shards, texts at size and sweeps cost: `python benchmarks/scale.py [shards] [texts] [trained] [sweep]`, all by default.
+"""What shards, texts at size and sweeps cost: `python benchmarks/scale.py [shards] [texts] [trained] [sweep]`, or all.
 
 Writes benchmarks/results/scale-DATE.json after every part. Times are processor seconds of one thread, or seconds by the
 clock where processes are started.
@@ -51,7 +51,10 @@ def shards() -> Iterator[dict[str, Any]]:
         cut = cm.neurons.windows(model, whole.read_text(), length=ROUTED, tokens=TEXTS * ROUTED)
         lines.write_text("".join(json.dumps({"text": model.decode(row)}) + "\n" for row in cut.ids.tolist()))
         del model
-        asked = {"routes": {"file": str(lines)}, "neurons": {"tokens": TOKENS, "texts": str(whole)}}
+        asked: dict[str, dict[str, Any]] = {
+            "routes": {"file": str(lines)},
+            "neurons": {"tokens": TOKENS, "texts": str(whole)},
+        }
         for study, settings in asked.items():
             runs = dict[str, dict[str, Any]]()
             for number, processes in SPLITS:

@@ -114,8 +114,8 @@ def _print_cost(study: Study, settings: Settings, estimate: Any, as_json: bool) 
 
 def amount(operations: float) -> str:
     """Operations in the largest unit that they fill, such as 1.2 PFLOP."""
-    unit = min(5, max(1, int(math.log10(operations)) // 3))
-    return f"{operations / 1000**unit:.3g} {'kMGTP'[unit - 1]}FLOP"
+    unit = min(7, max(1, int(math.log10(operations)) // 3))
+    return f"{operations / 1000**unit:.3g} {'kMGTPEZ'[unit - 1]}FLOP"
 
 
 for _name, _about in GROUPS.items():
