@@ -1,16 +1,18 @@
-"""What shards, texts at size and sweeps cost: `python benchmarks/scale.py [shards] [texts] [sweep]`, all by default.
+"""What shards, texts at size and sweeps cost: `python benchmarks/scale.py [shards] [texts] [trained] [sweep]`, or all.
 
 Writes benchmarks/results/scale-DATE.json after every part. Times are processor seconds of one thread, or seconds by the
 clock where processes are started.
 """
 
+import hashlib
 import json
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from datetime import date
 from pathlib import Path
 from random import Random
@@ -21,9 +23,13 @@ import torch
 RESULTS = Path(__file__).parent / "results" / f"scale-{date.today()}.json"
 HERE = str(Path(__file__).parent)
 TOKENS = 34_000
-"""Tokens of the sharded census: two segments."""
-MEGABYTES = (10, 40)
-"""Sizes of the texts that are read."""
+"""Tokens of the sharded census: a whole segment and a little one, so that one of three shards is empty."""
+TEXTS, ROUTED = 256, 32
+"""Texts whose routes are measured, four blocks of them, and tokens of each."""
+SPLITS = ((1, 1), (2, 2), (3, 1))
+"""Shards, and processes that do them."""
+MEGABYTES, TRAINED = (10, 40), (5, 20)
+"""Sizes of the texts that are read for windows, and for a training."""
 PLAN = """
 study: measure
 set: {model: smollm2-135m, task: ioi}
@@ -33,40 +39,64 @@ vary:
 """
 
 
-def shards() -> dict[str, Any]:
-    """A census of SmolLM2-135M in one pass and in shards, one after another, beside bare passes."""
+def shards() -> Iterator[dict[str, Any]]:
+    """`neurons` and `routes` on SmolLM2-135M in one piece, in two processes and in three shards of one process."""
     import circuitome as cm
-    from circuitome.engine.setting import Setting
 
-    model = cm.load("smollm2-135m")
-    cut = cm.neurons.windows(model, cm.dynamics.python_reference(), length=512, tokens=TOKENS)
-    found: dict[str, Any] = {"tokens": cut.tokens}
-    start = time.process_time()
-    with torch.no_grad():
-        for rows in list(cut.blocks())[:4]:
-            model.logits(cut.inputs(model, rows))
-    found["bare"] = (time.process_time() - start) * cut.tokens / int(cut.lengths[: rows.stop].sum())
-    start = time.process_time()
-    whole = cm.neurons.census(model, cut)
-    found["one_pass"] = time.process_time() - start
+    found: dict[str, Any] = {"tokens": TOKENS, "texts": TEXTS, "tokens_of_a_text": ROUTED}
     with tempfile.TemporaryDirectory() as folder:
-        start = time.process_time()
-        parts = []
-        for number in range(2):
-            setting = Setting(model, checkpoint=Path(folder) / f"{number}.safetensors")
-            parts.append(cm.neurons.Counting(setting, cut, shard=(number, 2)))
-            parts[-1].run()
-        parts[0].add(parts[1])
-        split = parts[0].census()
-        found["two_shards"] = time.process_time() - start
-        found["bytes_of_a_shard"] = max(path.stat().st_size for path in Path(folder).iterdir())
-    pairs = zip(whole.tensors().values(), split.tensors().values(), strict=True)
-    found["same_bytes"] = all(a.contiguous().numpy().tobytes() == b.contiguous().numpy().tobytes() for a, b in pairs)
-    found["certain"] = float(whole.certain.double().mean())
-    return found
+        whole, lines = Path(folder) / "whole.txt", Path(folder) / "texts.jsonl"
+        whole.write_text(cm.dynamics.python_reference())
+        model = cm.load("smollm2-135m")
+        cut = cm.neurons.windows(model, whole.read_text(), length=ROUTED, tokens=TEXTS * ROUTED)
+        lines.write_text("".join(json.dumps({"text": model.decode(row)}) + "\n" for row in cut.ids.tolist()))
+        del model
+        asked: dict[str, dict[str, Any]] = {
+            "routes": {"file": str(lines)},
+            "neurons": {"tokens": TOKENS, "texts": str(whole)},
+        }
+        for study, settings in asked.items():
+            runs = dict[str, dict[str, Any]]()
+            for number, processes in SPLITS:
+                runs[f"{number} shards, {processes} processes"] = _sharded(folder, study, settings, number, processes)
+                found[study] = {"runs": runs, "same_bytes": len({run["bytes"] for run in runs.values()}) == 1}
+                yield found
 
 
-def texts() -> dict[str, Any]:
+def _sharded(folder: str, study: str, settings: Mapping[str, Any], number: int, processes: int) -> dict[str, Any]:
+    """What a study in so many shards takes in a process of its own, and a hash of all that it found."""
+    code = f"import sys; sys.path.insert(0, {HERE!r}); import scale; scale.run_shards(*{(folder, study, settings)!r}"
+    load, start = os.getloadavg()[0], time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-c", f"{code}, {number}, {processes})"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    spent, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - start
+    seconds = spent.ru_utime + spent.ru_stime - before.ru_utime - before.ru_stime
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return {"processor_seconds": seconds, "seconds": wall, "load": [load, os.getloadavg()[0]], **found}
+
+
+def run_shards(folder: str, study: str, settings: Mapping[str, Any], number: int, processes: int) -> None:
+    """Do the study, and print its seconds and a hash of its tensors and results."""
+    from circuitome.runs import executors
+    from circuitome.studies.catalog import STUDIES
+    from circuitome.studies.frame import perform
+
+    torch.set_num_threads(1)
+
+    def local(call: Any, given: Any, **options: Any) -> Any:
+        return executors.local(call, given, **{**options, "workers": processes})
+
+    executors.EXECUTORS["local"] = local
+    given: dict[str, Any] = {**settings, "model": "smollm2-135m", "shards": number}
+    asked = STUDIES[study].settings(**given)
+    run, place = perform(STUDIES[study], asked, out=Path(folder) / f"{study}-{number}")
+    found = json.dumps([run.manifest[name] for name in ("results", "data_hash")]).encode()
+    digest = hashlib.blake2b((place / "tensors.safetensors").read_bytes() + found, digest_size=16)
+    print(json.dumps({"study_seconds": run.manifest["seconds"], "bytes": digest.hexdigest()}))
+
+
+def texts() -> Iterator[dict[str, Any]]:
     """Peak memory and speed of reading 100,000 tokens of a small and a large file, in a process each."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -75,7 +105,7 @@ def texts() -> dict[str, Any]:
                 code = f"import sys; sys.path.insert(0, {HERE!r}); import scale; scale.read({str(path)!r})"
                 done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
                 found[path.name] = json.loads(done.stdout.splitlines()[-1])
-    return found
+                yield found
 
 
 def _written(folder: Path, megabytes: int) -> list[Path]:
@@ -97,6 +127,31 @@ def _written(folder: Path, megabytes: int) -> list[Path]:
     return paths
 
 
+def trained() -> Iterator[dict[str, Any]]:
+    """Peak memory and speed of reading all texts of a small and a large file for a training, in a process each."""
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for size in TRAINED:
+            path = _written(Path(folder), size)[0]
+            code = f"import sys; sys.path.insert(0, {HERE!r}); import scale; scale.read_all({str(path)!r})"
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+            found[path.name] = json.loads(done.stdout.splitlines()[-1])
+            yield found
+
+
+def read_all(path: str) -> None:
+    """Read all texts of a file as a stream for a training; prints seconds and peak memory."""
+    import circuitome as cm
+    from circuitome.runs.texts import each_document
+
+    model = cm.load("smollm2-135m")
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    ids = cm.training.text_stream(model, each_document(path)).ids
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds = time.process_time() - start
+    print(json.dumps({"tokens": len(ids), "seconds": seconds, "more_MB": (peak - before) / 1024}))
+
+
 def read(path: str) -> None:
     """Read 100,000 tokens of a file into windows; prints seconds and peak memory."""
     import circuitome as cm
@@ -110,7 +165,7 @@ def read(path: str) -> None:
     print(json.dumps({"tokens": cut.tokens, "seconds": seconds, "more_MB": (peak - before) / 1024}))
 
 
-def sweep() -> dict[str, Any]:
+def sweep() -> Iterator[dict[str, Any]]:
     """Twelve runs as a sweep, and the same studies one after another, in one process and without folders."""
     from circuitome.studies.catalog import STUDIES
     from circuitome.studies.context import Context
@@ -130,19 +185,25 @@ def sweep() -> dict[str, Any]:
         start = time.process_time()
         perform(STUDIES["sweep"], Sweep(file=str(plan), runs=f"{folder}/runs"), out=Path(folder) / "sweep")
         swept = time.process_time() - start
-    return {"runs": len(jobs), "studies": alone, "sweep": swept, "more_a_run": (swept - alone) / len(jobs)}
+    yield {"runs": len(jobs), "studies": alone, "sweep": swept, "more_a_run": (swept - alone) / len(jobs)}
 
 
-PARTS: dict[str, Callable[[], dict[str, Any]]] = {"shards": shards, "texts": texts, "sweep": sweep}
+PARTS: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
+    "shards": shards,
+    "texts": texts,
+    "trained": trained,
+    "sweep": sweep,
+}
 
 
 def main() -> None:
     torch.set_num_threads(1)
     for name in sys.argv[1:] or PARTS:
-        found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"torch": torch.__version__}
-        found[name] = PARTS[name]()
-        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-        print(name, json.dumps(found[name], indent=1))
+        for part in PARTS[name]():
+            found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"torch": torch.__version__}
+            found[name] = part
+            RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+            print(name, json.dumps(part, indent=1))
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 """SmolLM2-135M, Llama-3-8B and Llama-3-70B."""
+SHAPES |= {f"135M of {n} blocks": SHAPES["135M"] | {"num_hidden_layers": n} for n in (9, 15)}
 
 
 def on_meta(name: str, dtype: torch.dtype) -> Model:

@@ -1,6 +1,7 @@
 """One command for each study, made from its settings: fields are options, the lines below them the help."""
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -104,9 +105,17 @@ def _print_cost(study: Study, settings: Settings, estimate: Any, as_json: bool) 
     for kind, count in estimate.passes.items():
         print(f"  run {count:>7,.6g} {kind} passes over {estimate.texts:,} texts")
     seconds = duration(estimate.seconds)
+    if estimate.operations:
+        print(f"  compute about {amount(estimate.operations)}: operations of matrix products and attention")
     notes = "".join(f", {name} {value:,}" for name, value in estimate.notes.items())
     print(f"  take about {seconds} and {estimate.bytes / 1e9:.1f} GB{notes}")
     print("Nothing was written.")
+
+
+def amount(operations: float) -> str:
+    """Operations in the largest unit that they fill, such as 1.2 PFLOP."""
+    unit = min(7, max(1, int(math.log10(operations)) // 3))
+    return f"{operations / 1000**unit:.3g} {'kMGTPEZ'[unit - 1]}FLOP"
 
 
 for _name, _about in GROUPS.items():

@@ -41,9 +41,14 @@ def first_difference(pair: Pair) -> int:
     return next((i for i, (a, b) in pairs if a != b), len(pair.clean))
 
 
+def shared_length(pair: Pair) -> int:
+    """Tokens at the beginning of both prompts of a pair that run once, where causal attention allows that."""
+    return 0 if len(pair.clean) != len(pair.corrupted) else min(first_difference(pair), pair.answer_position)
+
+
 def _cut(model: Model, pair: Pair, shared_prefix: bool) -> int:
     """Length of a pair's shared prefix: only causal attention leaves it untouched by what follows."""
-    return min(first_difference(pair), pair.answer_position) if shared_prefix and model.causal else 0
+    return shared_length(pair) if shared_prefix and model.causal else 0
 
 
 def memory_budget(model: Model, max_memory: int | None) -> int:

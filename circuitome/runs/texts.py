@@ -1,7 +1,7 @@
 """Texts that a run reads: a file of the user's, with labels or without, or the prose that comes with the package."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,12 @@ def documents(path: str | None) -> list[str]:
 
     Raises `DataFileError`, with file and line, for what cannot be read and for a folder without such files.
     """
-    return [text for *_, text in corpus(path).texts()]
+    return list(each_document(path))
+
+
+def each_document(path: str | None) -> Iterator[str]:
+    """The texts that `documents` gives, read piece by piece. Raises as it does."""
+    return (text for *_, text in corpus(path).texts())
 
 
 def by_name(folder: str) -> dict[str, list[str]]:
@@ -37,10 +42,26 @@ def by_name(folder: str) -> dict[str, list[str]]:
 
 def text_hash(*texts: str) -> str:
     """BLAKE2 over texts."""
-    digest = hashlib.blake2b(digest_size=16)
-    for text in texts:
-        digest.update(len(text).to_bytes(8, "big") + text.encode())
-    return digest.hexdigest()
+    hashed = HashedTexts(texts)
+    for _ in hashed:
+        pass
+    return hashed.hexdigest()
+
+
+class HashedTexts:
+    """Texts that are read one after another, and the hash over those that were read."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.texts, self.digest = texts, hashlib.blake2b(digest_size=16)
+
+    def __iter__(self) -> Iterator[str]:
+        for text in self.texts:
+            self.digest.update(len(text).to_bytes(8, "big") + text.encode())
+            yield text
+
+    def hexdigest(self) -> str:
+        """What `text_hash` gives of them."""
+        return self.digest.hexdigest()
 
 
 def read_texts(path: Path, by: str | None) -> tuple[list[str], list[str] | None]:

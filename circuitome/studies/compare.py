@@ -92,6 +92,7 @@ class Compare(PromptSettings):
 def work(settings: Compare, context: Context) -> Work:
     """The passes of every method, of its circuits here and on held-out prompts, and of exact patching."""
     from circuitome.studies.methods import METHODS
+    from circuitome.studies.operations import passes_behind
     from circuitome.validation.faithfulness.share import default_sizes
 
     graph, held = context.model.graph, held_out(settings, context)
@@ -101,10 +102,11 @@ def work(settings: Compare, context: Context) -> Work:
     sizes = [1 if name in OWN_SIZES else len(default_sizes(graph)) for name in searches]
     circuits = places * (sum(sizes) + len(default_sizes(graph)) * RANDOM_CIRCUITS)
     without = WITHOUT * len(costs) * (places - 1 or 1)
-    forward = sum(cost[0] for cost in costs) + 0.3 * settings.exact_edges
+    exact = passes_behind(graph) / graph.n_edges * settings.exact_edges
+    forward = sum(cost.forward for cost in costs) + exact + 2.0 * places
     forward += len(settings.with_parts()) * neuron_work(settings.parts(), settings.neurons)
-    backward = sum(cost[1] for cost in costs)
-    return Work.over(context.task, forward=forward, backward=backward, circuit=circuits + without)
+    summed = {name: sum(getattr(cost, name) for cost in costs) for name in ("backward", "products", "rest")}
+    return Work.over(context.task, settings.ablation, forward=forward, circuit=circuits + without, **summed)
 
 
 def run(settings: Compare, context: Context) -> Findings:

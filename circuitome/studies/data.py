@@ -132,9 +132,9 @@ def _instructions(settings: Data, context: Context) -> "tuple[Choices, str]":
 
 def _patterns(settings: Data, context: Context) -> "tuple[Choices, str]":
     from circuitome.applications import data_choices
-    from circuitome.runs.texts import documents
+    from circuitome.runs.texts import each_document
 
-    tokenizer = cm.training.vocabulary(documents(settings.texts), size=settings.vocabulary)
+    tokenizer = cm.training.vocabulary(each_document(settings.texts), size=settings.vocabulary)
     sizes = {"layers": settings.layers, "width": settings.width}
     begin = lambda seed: data_choices.small_model(tokenizer, **sizes, seed=settings.seed + seed)  # noqa: E731
     texts = streams(settings, begin(0))

@@ -146,13 +146,16 @@ def work(settings: Find, context: Context) -> Work:
 
     graph, asked = context.model.graph, settings.asked()
     size = circuit_size(settings.edges, context.model)
-    forward, backward = named(asked).passes(settings.options(), graph, len(context.task))
+    search = named(asked).passes(settings.options(), graph, len(context.task))
     apart = neuron_work(settings.nodes, settings.neurons)
     searches = 1 if settings.stable is None else named(asked).searches(settings.draws)
     return Work.over(
         context.task,
-        forward=searches * forward + QUICK_VERDICT * (asked == "smallest") + apart,
-        backward=searches * backward + bool(apart),
+        settings.ablation,
+        forward=searches * search.forward + QUICK_VERDICT * (asked == "smallest") + 2.0 + apart,  # clean and corrupted
+        backward=searches * search.backward + bool(apart),
+        products=searches * search.products,
+        rest=searches * search.rest,
         circuit=len({*default_sizes(graph), size}) * (1 + RANDOM_CIRCUITS),
         notes=({} if asked == "smallest" else {"edges": size}) | ({} if searches == 1 else {"searches": searches}),
     )

@@ -21,6 +21,7 @@ from circuitome.graph.circuits import Circuit
 from circuitome.graph.edge_scores import EdgeScores
 from circuitome.graph.model_graph import Graph
 from circuitome.neurons.node_graph import graph_scores
+from circuitome.studies.operations import Passes, passes_behind
 from circuitome.tasks.held_out import Split
 from circuitome.tasks.losses import LOSSES
 from circuitome.validation.faithfulness.evaluator import Evaluator
@@ -84,9 +85,8 @@ class Method:
     """Settings it takes beside a loss: steps, rules, path, threshold, order, absolute, grouped."""
     losses: tuple[str, ...] = ("metric",)
     """Losses it can be asked for; the first is the default."""
-    work: Callable[[Mapping[str, Any], Graph], tuple[float, float]] = lambda settings, graph: (4.0, 1.0)
-    """About how many forward passes, and forward and backward ones, over all prompts it takes with some settings; but
-    for steps of `learning`."""
+    work: Callable[[Mapping[str, Any], Graph], Passes] = lambda settings, graph: Passes()
+    """What it takes over all prompts with some settings; but for steps of `learning`."""
     resumes: bool = False
     """Whether it keeps what is done so far, so that a stopped run can go on."""
     score: str = "the change of the metric when the edge is corrupted, mean over prompts: negative means the edge helps"
@@ -97,15 +97,13 @@ class Method:
     """Whether its scores are means over prompts that it keeps: other draws of prompts then cost nothing."""
     sees_prompts: bool = True
     """Whether its circuit depends on the prompts at all."""
-    learning: tuple[float, float, int] = (0.0, 0.0, 0)
-    """Of one that learns in steps: what a step costs, in forward and in forward-backward passes over 64 prompts, and
-    how many steps there are by default."""
+    learning: tuple[Passes, int] = (Passes(), 0)
+    """Of one that learns in steps: what a step takes over 64 prompts, and how many steps there are by default."""
 
-    def passes(self, settings: Mapping[str, Any], graph: Graph, prompts: int) -> tuple[float, float]:
-        """About how many passes it takes over so many prompts; a step of learning runs few, however many there are."""
-        (forward, backward), (step, step_back, steps) = self.work(settings, graph), self.learning
-        many = settings.get("steps", steps) * 64 / prompts if steps else 0.0
-        return forward + step * many, backward + step_back * many
+    def passes(self, settings: Mapping[str, Any], graph: Graph, prompts: int) -> Passes:
+        """What it takes over so many prompts; a step of learning runs few, however many there are."""
+        step, steps = self.learning
+        return self.work(settings, graph).and_times(step, settings.get("steps", steps) * 64 / prompts if steps else 0.0)
 
     def refuse_draws(self, name: str) -> None:
         """Raises `InputError` where other prompts would not change the circuit of this method, called `name`."""
@@ -270,10 +268,23 @@ def default_threshold(search: Search) -> float:
     return float(f"{THRESHOLD_SHARE * gap:.0e}")
 
 
+def _ig(steps: int, path: str = "inputs") -> Passes:
+    """What EAP-IG takes: both ends of the path, the gradient at so many points, and, of conductance, values between."""
+    between = steps - 1 if path == "conductance" else 0
+    return Passes(forward=2.0 + between, backward=steps, products=1.0 + between)
+
+
+def _ig_of_outputs(steps: int, layers: int) -> Passes:
+    """What it takes along each part's own output: backwards there end where the part is, halfway on average."""
+    return Passes(forward=2.0 + steps * layers, backward=steps * (layers + 1), products=2 * layers + 1)
+
+
 WALK_COST = 35.0
 """What it costs to walk along sizes and to leave out what is useless, in forward passes; measured on SmolLM2."""
-MATTR_STEPS, MASK_STEPS = (0.12, 0.0, STEPS), (0.0, 0.6, 240)
-"""What a step of mattr and one of learned masks cost, and how many there are; measured on SmolLM2."""
+MATTR_STEPS = Passes(forward=0.083, rest=0.037), STEPS
+MASK_STEPS = Passes(forward=0.09, rest=0.16), 240
+"""What a step of mattr and one of learned masks take, and how many there are; counted and measured on SmolLM2, since
+how much of a circuit runs depends on its masks."""
 SMALLER_END = "the smaller change of the metric when either end of the edge is corrupted: negative means it helps"
 """What a score of an edge is where nodes were attributed."""
 
@@ -285,20 +296,24 @@ METHODS: dict[str, Method] = {
         "the smallest circuit that keeps a share of the gap on prompts that the search did not see, by mattr's ranking",
         ("steps",),
         ("both",),
-        lambda settings, graph: (WALK_COST, 5.0),
+        lambda settings, graph: _ig(5).and_times(Passes(forward=WALK_COST), 1),
         True,
         "minus one over the rank that the edge has come to: -1 matters most",
         learning=MATTR_STEPS,
     ),
     "eap": Method(
-        _attributed(eap), "edge attribution patching: one gradient, on the clean run", ("rules",), samples=True
+        _attributed(eap),
+        "edge attribution patching: one gradient, on the clean run",
+        ("rules",),
+        work=lambda settings, graph: Passes(forward=1.0, backward=1.0, products=1.0),
+        samples=True,
     ),
     "eap-ig": Method(
         _attributed(eap_ig),
         "the gradient averaged along the path from ablated to clean embeddings",
         ("steps", "rules", "path"),
         LOSSES,
-        lambda settings, graph: (4.0, settings.get("steps", 5)),
+        lambda settings, graph: _ig(settings.get("steps", 5), settings.get("path", "inputs")),
         samples=True,
     ),
     "eap-ig-activations": Method(
@@ -306,7 +321,7 @@ METHODS: dict[str, Method] = {
         "the gradient averaged along each part's own output; slow",
         ("steps", "rules"),
         LOSSES,
-        lambda settings, graph: (4.0, settings.get("steps", 5) * (2 * graph.n_layers + 1)),
+        lambda settings, graph: _ig_of_outputs(settings.get("steps", 5), graph.n_layers),
         samples=True,
     ),
     "clean-corrupted": Method(
@@ -314,14 +329,14 @@ METHODS: dict[str, Method] = {
         "the gradient averaged over the clean and the ablated run",
         ("rules",),
         LOSSES,
-        lambda settings, graph: (4.0, 2.0),
+        lambda settings, graph: _ig(2),
         samples=True,
     ),
     "exact": Method(
         _scored(exact),
         "every edge patched by itself, the rest of the model reacting: ground truth; takes hours",
         losses=LOSSES,
-        work=lambda settings, graph: (0.3 * graph.n_edges, 0.0),
+        work=lambda settings, graph: Passes(forward=2.0 + passes_behind(graph)),
         resumes=True,
         samples=True,
     ),
@@ -330,7 +345,7 @@ METHODS: dict[str, Method] = {
         "edge after edge from the logits back, dropped where the loss hardly rises; minutes",
         ("threshold", "order", "absolute", "grouped"),
         LOSSES,
-        lambda settings, graph: (graph.n_edges / 15 * len(settings.get("threshold", (1,))), 0.0),
+        lambda settings, graph: Passes(forward=graph.n_edges / 15 * len(settings.get("threshold", (1,)))),
         True,
         "minus the change of the loss on the edge's turn, dropped edges scaled below kept ones: "
         "negative means the edge helps",
@@ -340,7 +355,7 @@ METHODS: dict[str, Method] = {
         "Matryoshka attribution: one ranking of edges, learned by running circuits of all sizes",
         ("steps",),
         MASK_LOSSES,
-        lambda settings, graph: (4.0, 5.0),
+        lambda settings, graph: _ig(5),
         True,
         "minus one over the rank that the edge has come to: -1 matters most",
         learning=MATTR_STEPS,
@@ -350,7 +365,7 @@ METHODS: dict[str, Method] = {
         "a mask on every edge, learned by gradient descent for circuits of the given size; minutes",
         ("steps",),
         MASK_LOSSES,
-        lambda settings, graph: (4.0, 0.0),
+        lambda settings, graph: _ig(5),
         True,
         "minus the chance that the edge's mask is open after learning: -1 is surely open",
         learning=MASK_STEPS,
@@ -360,7 +375,7 @@ METHODS: dict[str, Method] = {
         "a mask on every head and MLP, learned by gradient descent; minutes",
         ("steps",),
         MASK_LOSSES,
-        lambda settings, graph: (4.0, 0.0),
+        lambda settings, graph: Passes(forward=2.0),
         True,
         "minus the smaller chance of being open of the edge's two nodes: -1 is surely open",
         learning=MASK_STEPS,
@@ -369,20 +384,20 @@ METHODS: dict[str, Method] = {
         _atp(),
         "attribution patching of nodes, queries and keys by their attention pattern (QK fix of AtP*)",
         ("rules",),
-        work=lambda settings, graph: (6.0, 2.0),
+        work=lambda settings, graph: Passes(forward=1.0, backward=1.05, rest=1.0),
         score=SMALLER_END,
     ),
     "atp-star": Method(
         _atp(grad_drop=True),
         "AtP*: as atp, and one more gradient a block without that block's share of it, so that none cancels",
         ("rules",),
-        work=lambda settings, graph: (6.0, 2.0 + graph.n_layers),
+        work=lambda settings, graph: Passes(forward=1.0 + 1.1 * graph.n_layers, backward=1.05, rest=1.0),
         score=SMALLER_END,
     ),
     "routes": Method(
         _scored(route_scores),
         "information flow routes of the clean prompts: one forward pass, no corrupted prompt",
-        work=lambda settings, graph: (3.0, 0.0),
+        work=lambda settings, graph: Passes(forward=1.1, rest=1.9),
         score="the share of the route to the prediction that the edge carries, mean over prompts: never negative",
         note=(
             "Sees the clean prompts alone: also generic parts that every prediction needs, which no corrupted prompt "

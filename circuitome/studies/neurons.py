@@ -24,8 +24,9 @@ LISTED, SHOWN = 500, 10
 """Neurons of a kind that a run names, and of these in a terminal."""
 RATES = (0.01, 0.001, 0.0001)
 """Shares of active tokens for which the chance to look dead is told."""
-COUNTED, DRAWS, EVALUATED = 1.5, 3, 32
-"""What counting costs in forward passes; sets of random neurons that detectors are compared with; windows for that."""
+COUNTED, DRAWS, EVALUATED = 0.5, 3, 32
+"""What counting costs in forward passes beside the pass itself; sets of random neurons that detectors are compared
+with; windows for that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +56,9 @@ def work(settings: Neurons, context: Context) -> Work:
     """One pass over the windows, what the page's index of neurons takes, and with --off some more for the losses."""
     tokens = expected_tokens(settings)
     count = max(1, tokens // settings.length)
-    passes = COUNTED + index_tokens(context.model, settings.length) / (count * settings.length)
+    passes = 1.0 + index_tokens(context.model, settings.length) / (count * settings.length)
     passes += (2 * (DRAWS + 2) * min(1.0, EVALUATED / count)) if settings.off else 0.0
-    return Work(texts=count, tokens=min(tokens, settings.length), forward=passes)
+    return Work(texts=count, tokens=min(tokens, settings.length), forward=passes, rest=COUNTED)
 
 
 def shard(settings: Neurons, context: Context, number: int) -> None:

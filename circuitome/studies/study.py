@@ -48,6 +48,13 @@ class Work:
     """Forward and backward passes over all of them."""
     circuit: float = 0.0
     """Passes of circuits over all of them."""
+    products: float = 0.0
+    """Products of all writers with all readers over all of them, as edge attribution takes."""
+    rest: float = 0.0
+    """What takes time and is no pass, in forward passes."""
+    varied: float = 1.0
+    """Share of the tokens behind those that clean and corrupted prompts begin with alike: gradients, products and
+    circuits run over these alone."""
     copies: int = 0
     """Copies of the model's weights that are there beside it."""
     seconds: float = 1.0
@@ -56,9 +63,13 @@ class Work:
     """What else is known beforehand, such as the size of the circuit."""
 
     @classmethod
-    def over(cls, task: "Task", **passes: Any) -> "Work":
-        """Passes over all prompts of a task."""
-        return cls(texts=len(task), tokens=max(len(pair.clean) for pair in task.pairs), **passes)
+    def over(cls, task: "Task", ablation: str = "corrupted", **passes: Any) -> "Work":
+        """Passes over all prompts of a task; under corrupted ablation what both of a pair begin with runs once."""
+        from circuitome.engine.batches import shared_length
+
+        lengths = [len(pair.clean) for pair in task.pairs]
+        shared = sum(map(shared_length, task.pairs)) if ablation == "corrupted" else 0
+        return cls(texts=len(task), tokens=max(lengths), varied=1 - shared / sum(lengths), **passes)
 
 
 @dataclass(frozen=True)

@@ -109,16 +109,16 @@ class Streams:
 
 def streams(settings: TrainingSettings, model: "cm.Model") -> Streams:
     """The texts of the settings. Raises `InputError` where they are too few for a row of each part."""
-    from circuitome.runs.texts import documents, text_hash
+    from circuitome.runs.texts import HashedTexts, each_document
 
-    texts = documents(settings.texts)
+    texts = HashedTexts(each_document(settings.texts))
     ids = cm.training.text_stream(model, texts).ids
     end = len(ids) - max(settings.length, round(HELD * len(ids)))
     if end < settings.length:
         raise InputError(
             f"The texts hold {len(ids):,} tokens, too few for rows of {settings.length}. Give more --texts."
         )
-    return Streams(cm.training.TextStream(ids[:end]), cm.training.TextStream(ids[end:]), text_hash(*texts))
+    return Streams(cm.training.TextStream(ids[:end]), cm.training.TextStream(ids[end:]), texts.hexdigest())
 
 
 def held_loss(settings: TrainingSettings, held: "TextStream") -> Callable[["cm.Model"], dict[str, float]]:

@@ -1,7 +1,7 @@
 """Models and vocabularies to begin a training with."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ def untrained(
     return made
 
 
-def vocabulary(texts: str | Sequence[str], size: int = 2048) -> PreTrainedTokenizerFast:
+def vocabulary(texts: str | Iterable[str], size: int = 2048) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer learned from `texts`, which spells any text; a small one makes small models quick.
 
     Its first token is `<|end|>`, which is put behind each text. Training is that of Hugging Face's tokenizers.

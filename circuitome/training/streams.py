@@ -4,7 +4,8 @@ So the place in a stream is the number of the step, and a training that was stop
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol, runtime_checkable
@@ -183,10 +184,11 @@ class MaskedStream:
         return replace(plain, ids=seen, labels=ids.masked_fill(~chosen, NOT_COUNTED))
 
 
-def text_stream(model: Model, texts: str | Sequence[str]) -> TextStream:
+def text_stream(model: Model, texts: str | Iterable[str]) -> TextStream:
     """Texts one behind the other, for training: no window is padded, and one may hold the end of a text and the next.
 
-    Each text begins and ends as the tokenizer has it: with what it puts in front, and with its end-of-text token.
+    Each text begins and ends as the tokenizer has it: with what it puts in front, and with its end-of-text token. Texts
+    are read one after another; their tokens lie in a file without a name that is mapped, not read, into memory.
 
     >>> stream = cm.training.text_stream(cm.load("known-ioi"), ["Ann and Bob met", "then Bob gave to"])
     >>> stream.batch(0, rows=2, length=4, seed=0).ids.shape
@@ -196,10 +198,13 @@ def text_stream(model: Model, texts: str | Sequence[str]) -> TextStream:
     """
     end = getattr(model.tokenizer, "eos_token_id", None)
     behind = [] if end is None else [end]
-    ids = [token for text in ([texts] if isinstance(texts, str) else texts) for token in _document(model, text, behind)]
-    if not ids:
-        raise InputError("The texts hold no tokens, so there is nothing to train on. Give texts.")
-    return TextStream(torch.tensor(ids, dtype=torch.int32))
+    with tempfile.NamedTemporaryFile() as file:
+        for text in [texts] if isinstance(texts, str) else texts:
+            file.write(torch.tensor(_document(model, text, behind), dtype=torch.int32).numpy().tobytes())
+        if not (size := file.tell() // 4):
+            raise InputError("The texts hold no tokens, so there is nothing to train on. Give texts.")
+        file.flush()
+        return TextStream(torch.from_file(file.name, shared=False, size=size, dtype=torch.int32))
 
 
 def _document(model: Model, text: str, behind: Sequence[int]) -> list[int]:

@@ -5,6 +5,7 @@ import json
 import pytest
 from command import run
 
+from circuitome.cli.studies import amount
 from circuitome.errors import RunError
 from circuitome.runs.store import load_run
 
@@ -49,6 +50,7 @@ def test_json_and_dry_run(capsys, tmp_path, folder, data):
     assert cost["notes"] == {"edges": 20}
     assert cost["seconds"] > 0
     assert cost["passes"]["forward-backward"] == 5
+    assert cost["operations"] > 0
     assert not out.exists()
     found = json.loads(run(capsys, *find(folder, data, out, "--json"))[1])
     assert len(next(block for block in found["blocks"] if block["block"] == "circuit")["edges"]) == 20
@@ -105,3 +107,11 @@ def test_a_run_stopped_before_anything_was_kept_leaves_nothing(capsys, tmp_path,
     code, printed, error = run(capsys, *find(folder, data, tmp_path / "run"))
     assert (code, printed, error) == (130, "", "Stopped; nothing was written.\n")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("operations", "shown"),
+    [(999e3, "999 kFLOP"), (8.06e11, "806 GFLOP"), (1.2e15, "1.2 PFLOP"), (5e21, "5 ZFLOP")],
+)
+def test_operations_in_the_largest_unit_that_they_fill(operations, shown):
+    assert amount(operations) == shown

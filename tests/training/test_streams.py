@@ -1,5 +1,6 @@
 """What a training reads: every window once a pass, shares of a mixture, masks, and the same rows whenever asked."""
 
+import weakref
 from itertools import pairwise
 
 import pytest
@@ -9,6 +10,7 @@ from families import CONFIGS
 import circuitome as cm
 from circuitome.errors import InputError
 from circuitome.models.model import Model
+from circuitome.runs.texts import HashedTexts, text_hash
 from circuitome.training import streams
 
 TEXT = cm.training.TextStream(torch.arange(103))
@@ -66,10 +68,36 @@ def test_texts_end_as_the_tokenizer_says():
     model = cm.training.untrained(config, tokenizer=tokenizer)
     stream = cm.training.text_stream(model, ["the cat", "the dog\n"])
     assert model.decode(stream.ids.tolist()) == "the cat<|end|>the dog\n<|end|>"
+    assert cm.training.text_stream(model, iter(["the cat", "the dog\n"])).ids.equal(stream.ids)
+    with pytest.raises(InputError, match="hold no tokens"):
+        cm.training.text_stream(model, [])
     with pytest.raises(InputError, match="at least 257"):
         cm.training.vocabulary("a", size=100)
     with pytest.raises(InputError, match="without a tokenizer"):
         cm.training.text_stream(Model(model.hf, None, "x"), "the")
+
+
+def test_texts_are_read_one_after_another_and_none_is_kept():
+    tokenizer = cm.training.vocabulary(map(str, ["the cat sat on the mat"]), size=265)
+    config = CONFIGS["llama"]()
+    config.vocab_size = len(tokenizer)
+    model, read = cm.training.untrained(config, tokenizer=tokenizer), list[weakref.ref[Text]]()
+
+    def texts():
+        for _ in range(5):
+            text = Text("the cat")
+            read.append(weakref.ref(text))
+            yield text
+            del text
+            assert sum(one() is not None for one in read) <= 1
+
+    hashed = HashedTexts(texts())
+    assert len(cm.training.text_stream(model, hashed).ids) > 5
+    assert hashed.hexdigest() == text_hash(*["the cat"] * 5)
+
+
+class Text(str):
+    """A text that can be watched."""
 
 
 def test_losses_against_transformers():
