@@ -161,6 +161,11 @@ def _data(api: FastAPI, served: Served) -> None:
     def run(name: str) -> Any:
         return {"files": served.folders.files(name)}
 
+    @api.post("/api/runs/{name}/groups")
+    def keep(name: str, view: str = Body(), groups: Any = Body()) -> Any:  # noqa: B008  # how FastAPI is told
+        served.folders.keep(name, view, groups)
+        return {}
+
     @api.post("/api/jobs")
     def start(study: str = Body(), values: dict[str, str] = Body()) -> Any:  # noqa: B008  # how FastAPI is told
         return served.start_job(study, values)

@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import replace
+from urllib.parse import quote
 
 import networkx as nx
 import pytest
@@ -281,6 +282,46 @@ def test_the_address_of_the_app_holds_what_its_report_shows(visit, server):
     page.wait_for_url(re.compile("at=circuit.pin"))
     again = visit(page.url)
     assert again.frame_locator("iframe").locator(".panel.kept header b").inner_text() == "a2.h0"
+
+
+def test_groups_made_in_the_app_are_there_when_the_run_is_opened_again(visit, server, runs):
+    name = "early <img src=x onerror=alert(1)>"
+    page = visit(f"{server.address}#run=found&at={quote(f'circuit.groups={quote(name)}:a2.h0')}")
+    report = page.frame_locator("iframe")
+    report.locator(".save-groups").click()
+    report.get_by_text("kept with the run", exact=True).wait_for()
+    assert report.locator(".save-groups").is_disabled()
+    kept = {"circuit": [{"name": name, "members": ["a2.h0"]}]}
+    assert json.loads((runs / "found/groups.json").read_text()) == kept
+    again = visit(f"{server.address}#run=found").frame_locator("iframe")
+    again.locator(".find-node").fill("early")
+    again.locator(".find-node").press("Enter")
+    assert again.locator(".panel.kept header b").inner_text() == name
+    other = visit(f"{server.address}#run=found&at=circuit.groups%3Dmine%3Aa0.h0").frame_locator("iframe")
+    other.locator(".find-node").fill("mine")  # an address with groups of its own wins
+    other.locator(".find-node").press("Enter")
+    assert other.locator(".panel.kept header b").inner_text() == "mine"
+    other.locator(".ungroup-all").click()
+    other.locator(".save-groups").click()
+    other.get_by_text("kept with the run", exact=True).wait_for()
+    assert json.loads((runs / "found/groups.json").read_text()) == {"circuit": []}
+
+
+def test_a_report_saves_groups_as_a_file_that_it_opens(show, tmp_path):
+    page = show(circuit_map(groups=(("early <b>", ("a0.h1", "m0")),)))
+    file = saved(page, "Save groups")
+    assert json.loads(file.read_text("utf-8")) == {"circuit": [{"name": "early <b>", "members": ["a0.h1", "m0"]}]}
+    page.locator(".ungroup-all").click()
+    page.locator(".keeping input").set_input_files(file)
+    keep(page, "early <b>")
+    assert page.locator(".panel .members").inner_text() == "a0.h1, m0"
+    wrong = ("{", "[]", "null", '{"circuit": [{"name": 1}]}', '{"a": [], "b": []}', '{"__proto__": 1}')
+    for number, text in enumerate(wrong):
+        bad = tmp_path / f"{number}.json"
+        bad.write_text(text)
+        page.locator(".keeping input").set_input_files(bad)
+        page.locator(".keeping .warning", has_text=f"{number}.json").wait_for()
+    assert page.locator(".panel .members").inner_text() == "a0.h1, m0"
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
