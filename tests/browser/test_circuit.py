@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import networkx as nx
 import pytest
-from browser.looks import accessible, no_wider_than_its_window, texts
+from browser.looks import SHARP, accessible, no_wider_than_its_window, texts, zoom_in
 from documents import circuit_map
 
 from circuitome.present.blocks import CircuitMap, Edge, EdgeSet, MeasuredSize, Shape
@@ -37,14 +37,19 @@ def keep(page, name):
     page.locator(".panel.kept").wait_for()
 
 
-def click(page, block: CircuitMap, name: str, **how):
-    """Click a node where the grid has it."""
+def place_of(page, block: CircuitMap, name: str):
+    """Where the canvas has a node, in its pixels."""
     grid = Grid.of(replace(block.shape, neurons=()), (edge.source for edge in block.edges))
     canvas = page.locator("canvas.chosen")
     canvas.scroll_into_view_if_needed()
     scale = canvas.bounding_box()["width"] / grid.width
     place = grid.nodes[name]
-    canvas.click(position={"x": place.x * scale, "y": place.y * scale}, **how)
+    return {"x": place.x * scale, "y": place.y * scale}
+
+
+def click(page, block: CircuitMap, name: str, **how):
+    """Click a node where the grid has it."""
+    page.locator("canvas.chosen").click(position=place_of(page, block, name), **how)
 
 
 def saved(page, words):
@@ -82,6 +87,61 @@ def test_clicks_keep_select_and_let_go(show):
     assert page.locator(".panel.kept").count() == 0
     click(page, block, "a0.h1", modifiers=["Shift"])
     assert "1 selected" in page.locator(".grouping").inner_text()
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
+def test_the_drawing_is_zoomed_and_moved_and_a_link_brings_that_back(show, visit, width, dark):
+    block = circuit_map()
+    page = show(block, width=width, dark=dark)
+    whole = saved(page, "PNG").read_bytes()
+    place, box = place_of(page, block, "a0.h1"), page.locator("canvas.chosen").bounding_box()
+    node = box["x"] + place["x"], box["y"] + place["y"]
+    zoom_in(page, *node)
+    assert page.locator(".zoom output").inner_text() == "739 %" and page.evaluate(SHARP)
+    page.mouse.click(*node)  # what was under the pointer is there still
+    assert page.locator(".panel.kept header b").inner_text() == "a0.h1"
+    page.keyboard.press("Escape")
+    page.mouse.move(*node)
+    page.mouse.down()
+    page.mouse.move(node[0] + 40, node[1] + 30, steps=3)
+    page.mouse.up()
+    assert page.locator(".panel.kept").count() == 0  # a drag is no click
+    page.mouse.click(node[0] + 40, node[1] + 30)
+    assert page.locator(".panel.kept header b").inner_text() == "a0.h1"
+    page.wait_for_timeout(300)  # until the address has it
+    again = visit(page.url, width=width, dark=dark)
+    moved = {"x": place["x"] + 40, "y": place["y"] + 30}
+    again.locator("canvas.chosen").click(position=moved)  # lets go of the node that the link keeps
+    assert again.locator(".panel.kept").count() == 0 and again.locator(".zoom output").inner_text() == "739 %"
+    assert saved(page, "PNG").read_bytes() == whole  # files have all of it
+    no_wider_than_its_window(page)
+    accessible(page)
+
+
+def test_keys_zoom_and_move_and_a_node_comes_into_sight(show):
+    block = circuit_map()
+    page = show(block)
+    page.locator(".layers").focus()
+    for key, said in (("+", "140 %"), ("+", "196 %"), ("-", "140 %"), ("0", "100 %")):
+        page.keyboard.press(key)
+        page.locator(".zoom output", has_text=said).wait_for()
+    for _ in range(6):
+        page.get_by_role("button", name="Zoom in").click()
+    page.locator(".layers").focus()
+    for key in ("Shift+ArrowUp",) * 20:
+        page.keyboard.press(key)
+    assert not {"0", "1", "layer", "head"} & set(page.locator(".axes text").all_text_contents())
+    keep(page, "a0.h1")
+    page.wait_for_timeout(300)
+    assert page.locator(".axes text").all_text_contents() == ["0", "1"]  # the row and the column that are seen
+    scale = float(re.search(r"zoom.at=([\d.]+)", page.url)[1])
+    box = page.locator("canvas.chosen").bounding_box()
+    assert scale == pytest.approx(1.4**6, abs=0.01)
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + 4)
+    assert page.locator(".panel.kept").count() == 0
+    page.get_by_role("button", name="Fit").click()
+    page.wait_for_timeout(300)
+    assert "zoom.at" not in page.url
 
 
 def test_hovering_an_edge_says_its_value_and_interval(show):

@@ -194,6 +194,7 @@ export default function Circuit({ id, data, title }: ViewProps<Data>) {
       <div class="stage">
         <figure>
           <Figure
+            id={id}
             data={data}
             set={set}
             nodes={nodes}
@@ -202,6 +203,7 @@ export default function Circuit({ id, data, title }: ViewProps<Data>) {
             label={`${title} on the model's grid: ${size} edges; arrow keys move between nodes, Enter keeps one`}
             near={near}
             current={current}
+            pinned={pinned}
             selected={marked}
             found={found}
             hover={(node) => pinned < 0 && node !== hovered && setHovered(node)}
@@ -245,7 +247,7 @@ export default function Circuit({ id, data, title }: ViewProps<Data>) {
       </div>
       <p class="note keys">
         Click a node to keep it and see its edges, <kbd>Shift</kbd> and click to select several. With the keyboard: arrows move over the grid, <kbd>Enter</kbd> keeps,{" "}
-        <kbd>Space</kbd> selects, <kbd>g</kbd> groups, <kbd>o</kbd> folds an MLP out, <kbd>/</kbd> searches, <kbd>z</kbd> undoes, <kbd>y</kbd> does again, <kbd>Esc</kbd> lets go.
+        <kbd>Space</kbd> selects, <kbd>g</kbd> groups, <kbd>o</kbd> folds an MLP out, <kbd>/</kbd> searches, <kbd>z</kbd> undoes, <kbd>y</kbd> does again, <kbd>Esc</kbd> lets go; <kbd>+</kbd>, <kbd>-</kbd> and <kbd>0</kbd> zoom, <kbd>Shift</kbd> and arrows move, as <kbd>Ctrl</kbd> and the wheel and dragging do.
       </p>
       {table}
     </div>
