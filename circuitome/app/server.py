@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import uvicorn
 from fastapi import Body, FastAPI, Request
@@ -112,9 +112,9 @@ def _pages(api: FastAPI, served: Served) -> None:
     def home() -> HTMLResponse:
         return HTMLResponse(asset("app.html"))
 
-    @api.get("/app.js")
-    def script() -> Response:
-        return Response(asset("app.js"), media_type="text/javascript")
+    @api.get("/{script}.js")
+    def script(script: Literal["app", "page"]) -> Response:
+        return Response(asset(f"{script}.js"), media_type="text/javascript")
 
     @api.get("/app.css")
     def style() -> Response:
