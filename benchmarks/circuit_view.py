@@ -1,7 +1,7 @@
 """How smooth the circuit view is with 5,000 nodes and 50,000 edges, in headless chromium.
 
-A made-up document is opened, its slider moved over all sizes, its drawing hovered, zoomed and moved; every frame is timed
-in the page.
+A made-up document is opened, its slider moved over all sizes, its drawing hovered, zoomed and moved; every frame is
+timed in the page.
 """
 
 import argparse
