@@ -144,6 +144,31 @@ def test_keys_zoom_and_move_and_a_node_comes_into_sight(show):
     assert "zoom.at" not in page.url
 
 
+def test_two_fingers_zoom_and_one_scrolls_the_page_until_then(show):
+    page = show(circuit_map(), width=390)
+    session = page.context.new_cdp_session(page)
+    session.send("Emulation.setTouchEmulationEnabled", {"enabled": True, "maxTouchPoints": 2})
+    page.locator(".layers").scroll_into_view_if_needed()
+    x, y = 190, page.locator(".layers").bounding_box()["y"] + 40
+
+    def touch(*steps):
+        for kind, points in zip(("Start", *["Move"] * (len(steps) - 1)), steps, strict=True):
+            fingers = [{"x": at, "y": down, "id": i} for i, (at, down) in enumerate(points)]
+            session.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": fingers})
+        session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+        page.wait_for_timeout(250)
+
+    before = page.evaluate("scrollY")
+    touch(*([(x, y - 20 * step)] for step in range(6)))
+    assert page.evaluate("scrollY") > before and page.locator(".zoom output").inner_text() == "100 %"
+    page.evaluate(f"scrollTo(0, {before})")
+    touch(*([(x - 20 * step, y), (x + 20 * step, y)] for step in range(1, 5)))
+    assert page.locator(".zoom output").inner_text() == "400 %"
+    there = page.url
+    touch(*([(x + 10 * step, y + 10 * step)] for step in range(6)))
+    assert page.url != there and page.evaluate("scrollY") == before and page.locator(".panel.kept").count() == 0
+
+
 def test_hovering_an_edge_says_its_value_and_interval(show):
     block = circuit_map()
     page = show(block)
