@@ -5,6 +5,9 @@ import { useLayoutEffect, useState } from "preact/hooks";
 import { Adopted } from "./adopted";
 import { Files } from "./files";
 
+const LISTED = 15;
+const AROUND = [1.5, 3, 5].flatMap((far): [number, number][] => [[0, -far], [0, far], [-far, 0], [far, 0]]);
+
 type Edge = { source: string; target: string; kind: string; importance: number; heads: number[]; residual: number };
 export type RouteData = { tokens: string[]; target: string; edges: Edge[]; threshold: number; lowest: number; slides: boolean; parts: Part[] };
 /* A head or MLP at a token, its importance, and what it adds to the logits of tokens. */
@@ -40,10 +43,14 @@ export function RoutesView({ data, title, drawing, threshold, edge, node, show }
     for (const item of drawing.querySelectorAll<SVGElement>("[data-node]")) only(item, nodes.has(item.dataset.node!));
     setKept(edges);
   }, [data, drawing, threshold]);
-  const pick = (event: Event) => {
-    const item = (event.target as Element).closest<SVGElement>("[data-edge], [data-node]");
+  useLayoutEffect(() => {
+    for (const item of drawing.querySelectorAll<SVGElement>("[data-edge], [data-node]")) item.classList.toggle("chosen", item.dataset.node === undefined ? Number(item.dataset.edge) === edge : item.dataset.node === node);
+  }, [drawing, edge, node]);
+  const pick = (event: MouseEvent) => {
+    const item = itemAt(event);
     if (item) show(item.dataset.node === undefined ? { edge: Number(item.dataset.edge), node: "" } : { edge: -1, node: item.dataset.node });
   };
+  const choose = (i: number) => show({ edge: i, node: "" });
   const chosen = data.edges[edge];
   return (
     <>
@@ -65,7 +72,7 @@ export function RoutesView({ data, title, drawing, threshold, edge, node, show }
         </figure>
         <aside>
           <div class="panel" role="status">
-            {chosen ? <Heads data={data} edge={chosen} /> : node ? <Node data={data} node={node} show={(i) => show({ edge: i, node: "" })} /> : <p class="note">Click a line to see its heads and what they promote, a square or circle to see what it is made of.</p>}
+            {chosen ? <Heads data={data} edge={chosen} /> : node ? <Node data={data} node={node} show={choose} /> : <Strongest data={data} kept={kept} show={choose} />}
           </div>
         </aside>
       </div>
@@ -112,8 +119,29 @@ function Heads({ data, edge }: { data: RouteData; edge: Edge }) {
   );
 }
 
+/* Some edges, the most important first. */
+function EdgeList({ data, edges, show, to = false }: { data: RouteData; edges: number[]; show: (edge: number) => void; to?: boolean }) {
+  return (
+    <ol>
+      {edges
+        .sort((a, b) => data.edges[b]!.importance - data.edges[a]!.importance)
+        .slice(0, LISTED)
+        .map((i) => (
+          <li key={i}>
+            <button type="button" class="name" onClick={() => show(i)}>
+              {data.edges[i]!.source}
+              {to && ` \u2192 ${data.edges[i]!.target}`}
+            </button>
+            <span class="kind">{data.edges[i]!.kind}</span>
+            <span class="num">{data.edges[i]!.importance.toFixed(3)}</span>
+          </li>
+        ))}
+    </ol>
+  );
+}
+
 function Node({ data, node, show }: { data: RouteData; node: string; show: (edge: number) => void }) {
-  const into = [...data.edges.keys()].filter((i) => data.edges[i]!.target === node).sort((a, b) => data.edges[b]!.importance - data.edges[a]!.importance);
+  const into = [...data.edges.keys()].filter((i) => data.edges[i]!.target === node);
   return (
     <>
       <h3>{place(data, node)}</h3>
@@ -121,17 +149,23 @@ function Node({ data, node, show }: { data: RouteData; node: string; show: (edge
         <Promoted data={data} part={node} />
       </p>
       {into.length > 0 && <h3>Made of</h3>}
-      <ol>
-        {into.slice(0, 20).map((i) => (
-          <li key={i}>
-            <button type="button" class="name" onClick={() => show(i)}>
-              {data.edges[i]!.source}
-            </button>
-            <span class="kind">{data.edges[i]!.kind}</span>
-            <span class="num">{data.edges[i]!.importance.toFixed(3)}</span>
-          </li>
-        ))}
-      </ol>
+      <EdgeList data={data} edges={into} show={show} />
     </>
   );
+}
+
+function Strongest({ data, kept, show }: { data: RouteData; kept: Set<number>; show: (edge: number) => void }) {
+  return (
+    <>
+      <p class="note">Click a line to see its heads and what they promote, a square or circle to see what it is made of.</p>
+      <h3>Strongest attention</h3>
+      <EdgeList data={data} edges={[...kept].filter((i) => data.edges[i]!.kind === "attention")} show={show} to />
+    </>
+  );
+}
+
+/* The line or node within a few pixels of a click: lines are thin. */
+function itemAt({ clientX: x, clientY: y, target }: MouseEvent): SVGElement | null {
+  const items = [target as Element, ...AROUND.map(([dx, dy]) => document.elementFromPoint(x + dx, y + dy))];
+  return items.map((item) => item?.closest<SVGElement>("[data-edge], [data-node]") ?? null).find((item) => item) ?? null;
 }
