@@ -286,7 +286,6 @@ function Routes({ model, prompt, view, set, off, toggle }: RoutesProps) {
       (found) => {
         setRoute({ ...found, svg: drawn(found.drawing) });
         setSaid("");
-        set({ route: "traced" });
       },
       (error: Error) => setSaid(error.message),
     );
@@ -299,7 +298,7 @@ function Routes({ model, prompt, view, set, off, toggle }: RoutesProps) {
       <p class="note">Which way the information for this prediction took, with nothing switched off. Columns are tokens, rows blocks; a circle is the residual stream, a square an MLP, blue lines are attention. Lines are as wide as they are important.</p>
       {!route && (
         <p>
-          <button type="button" onClick={ask}>
+          <button type="button" onClick={() => (set({ route: "traced" }), ask())}>
             Trace
           </button>{" "}
           {said}
