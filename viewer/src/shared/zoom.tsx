@@ -82,6 +82,11 @@ export function useZoom(id: string, width: number, height: number, scroll: Ref<H
     hideTip();
   };
   const last = () => next.current ?? now.current.sight;
+  const there = useRef(false);
+  useEffect(() => {
+    const waiting = setTimeout(() => (there.current = true), 100);
+    return () => clearTimeout(waiting);
+  }, []);
 
   /* Zoom so that what is at a place of the window stays there. */
   const zoom = (factor: number, clientX: number, clientY: number) => {
@@ -125,7 +130,7 @@ export function useZoom(id: string, width: number, height: number, scroll: Ref<H
     },
     reveal: (x, y) => {
       const { scale, wide, high, ...corner } = last();
-      if (scale <= 1) return;
+      if (scale <= 1 || !there.current) return; // a link shows what it was made of
       const within = (value: number, from: number, size: number) => value > from + 0.06 * size && value < from + 0.94 * size;
       if (!within(x, corner.x, wide) || !within(y, corner.y, high)) go({ scale, x: x - wide / 2, y: y - high / 2 });
     },
