@@ -41,7 +41,7 @@ def chromium():
 def visit(chromium, request):
     """Opens an address or a file: `visit(address, width=1280, dark=False)` gives Playwright's page.
 
-    What the browser is right to say on its console goes to `visit.expected`, as a part of the sentence: it may come late.
+    What the browser rightly says on its console goes to `visit.expected`, a part of each sentence: it may come late.
     """
     opened, faults, expected = [], [], []
 
