@@ -39,7 +39,7 @@ def chromium():
 
 @pytest.fixture
 def visit(chromium, request):
-    """Opens an address or a file: `visit(address, width=1280, dark=False)` gives Playwright's page.
+    """Opens an address or a file: `visit(address, width=1280, dark=False)` gives a page of Playwright.
 
     What the browser rightly says on its console goes to `visit.expected`, a part of each sentence: it may come late.
     """
