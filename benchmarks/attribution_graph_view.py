@@ -1,7 +1,7 @@
 """How live the attribution graph's page is with 5,000 nodes and 50,000 edges, in headless chromium.
 
-A made-up graph is opened; its sliders are moved and its drawing hovered, and the time from each move to the frame that
-shows it is taken in the page.
+A made-up graph is opened; its sliders are moved, its drawing is hovered, zoomed with all its edges and moved, and the
+time from each move to the frame that shows it is taken in the page.
 """
 
 import argparse
@@ -34,8 +34,21 @@ MOVES = """async ([what, moves]) => {
       const at = { clientX: box.left + box.width * across, clientY: box.top + box.height * down };
       drawing.dispatchEvent(new PointerEvent("pointermove", { bubbles: true, ...at }));
     },
+    zoom: (share) => {
+      const at = { clientX: box.left + 0.6 * box.width, clientY: box.top + 0.5 * box.height };
+      const wheel = { bubbles: true, cancelable: true, ctrlKey: true, deltaY: share < 0.5 ? -20 : 20 };
+      drawing.dispatchEvent(new WheelEvent("wheel", { ...wheel, ...at }));
+    },
+    pan: (share) => {
+      const key = ["ArrowLeft", "ArrowUp", "ArrowRight", "ArrowDown"][Math.floor(8 * share) % 4];
+      drawing.dispatchEvent(new KeyboardEvent("keydown", { bubbles: true, key, shiftKey: true }));
+    },
   };
   const times = [];
+  for (let k = 0; k < 3 && what === "pan"; k++) {
+    document.querySelector(".zoom button[aria-label='Zoom in']").click();
+    await new Promise((done) => setTimeout(done, 100));
+  }
   for (let k = 0; k < moves; k++) {
     const start = performance.now();
     steps[what](k / moves);
@@ -43,6 +56,7 @@ MOVES = """async ([what, moves]) => {
     times.push(performance.now() - start);
   }
   for (const slider of sliders) slide(slider, 0);
+  document.querySelector(".zoom button:last-child").click();
   return times;
 }"""
 """Does one thing again and again, and gives the milliseconds from each to the second frame after it."""
@@ -86,7 +100,7 @@ def measured(path: Path, moves: int) -> dict[str, Any]:
         shown.locator("canvas.base[data-drawn]").wait_for()
         first = shown.evaluate("performance.now()")
         found: dict[str, Any] = {"first_view_ms": round(first), "page_mb": round(path.stat().st_size / 1e6, 2)}
-        for what in ("edges", "nodes", "hover"):
+        for what in ("edges", "nodes", "hover", "zoom", "pan"):
             times = sorted(shown.evaluate(MOVES, [what, moves]))
             found[f"{what}_moved"] = {"median_ms": round(statistics.median(times), 1), "worst_ms": round(times[-1], 1)}
         browser.close()

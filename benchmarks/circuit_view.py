@@ -1,6 +1,7 @@
 """How smooth the circuit view is with 5,000 nodes and 50,000 edges, in headless chromium.
 
-A made-up document is opened, its slider moved over all sizes and its drawing hovered; every frame is timed in the page.
+A made-up document is opened, its slider moved over all sizes, its drawing hovered, zoomed and moved; every frame is
+timed in the page.
 """
 
 import argparse
@@ -32,6 +33,15 @@ FRAMES = """async ([what, frames]) => {
       const across = 0.1 + 0.8 * ((7 * share) % 1);
       const at = { clientX: box.left + box.width * across, clientY: box.top + box.height * share };
       canvas.dispatchEvent(new PointerEvent("pointermove", { bubbles: true, ...at }));
+    },
+    zoom: (share) => {
+      const at = { clientX: box.left + 0.6 * box.width, clientY: box.top + 0.4 * box.height };
+      const wheel = { bubbles: true, cancelable: true, ctrlKey: true, deltaY: share < 0.5 ? -4 : 4 };
+      canvas.dispatchEvent(new WheelEvent("wheel", { ...wheel, ...at }));
+    },
+    move: (share) => {
+      const key = ["ArrowLeft", "ArrowUp", "ArrowRight", "ArrowDown"][Math.floor(8 * share) % 4];
+      canvas.parentElement.dispatchEvent(new KeyboardEvent("keydown", { bubbles: true, key, shiftKey: true }));
     },
   };
   const frame = () => new Promise(requestAnimationFrame);
@@ -119,10 +129,15 @@ def measured(path: Path, frames: int, opens: int) -> dict[str, Any]:
             if state == "folded out":
                 tab.locator(".circuit .fold-all").click()
             tab.evaluate(FRAMES, ["hover", 5])
-            for what in ("slide", "hover"):
+            for what in ("slide", "hover", "zoom", "move"):
+                if what == "zoom":
+                    tab.locator(".circuit input.shown").fill("1000")
+                if what == "move":
+                    tab.locator(".zoom button[aria-label='Zoom in']").click(click_count=3)
                 before = cpu_ms()
                 times = timed(tab.evaluate(FRAMES, [what, frames]))
                 results[f"{what}, {state}"] = {**times, "computed": round((cpu_ms() - before) / frames, 1)}
+            tab.get_by_role("button", name="Fit").click()
         browser.close()
     return results
 

@@ -1,13 +1,15 @@
 """The runs in a folder: a list of them, their pages and their files, whoever made them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from circuitome.errors import RunError
 from circuitome.present.assets import asset, script_hash
+from circuitome.present.blocks import Note
 from circuitome.present.page import SCRIPTS, page
 from circuitome.present.stored import document
+from circuitome.runs.groups import Groups, read_groups, write_groups
 from circuitome.runs.store import MANIFEST, Run, read_manifest
 
 SHOWN = 400
@@ -61,14 +63,24 @@ class Folders:
         return read_manifest(self.path(name, MANIFEST).parent)
 
     def report(self, name: str) -> str:
-        """A run's page, made from its manifest: what lies in report.html may come from anybody."""
-        manifest = self.manifest(name)
+        """A run's page, made from its manifest, with the groups kept: what lies in report.html may be anybody's."""
+        manifest, kept = self.manifest(name), Groups()
         try:
-            return page(document(Run(manifest, {}), self.root / name))
+            shown = document(Run(manifest, {}), self.root / name)
+            try:
+                kept = read_groups(self.path(name))
+            except RunError as error:
+                shown = replace(shown, blocks=(Note(text=str(error), level="warning"), *shown.blocks))
+            return page(shown, kept)
         except RunError:
             raise
         except Exception as error:  # a manifest may come from anybody, and there is no end to what can be wrong in it
             raise RunError(f"{name} is damaged: its page cannot be made ({error!r}).") from None
+
+    def keep(self, name: str, view: str, groups: Any) -> None:
+        """Keep groups of nodes, made in a view of a run's page, with the run. Raises `InputError` for what are none."""
+        self.path(name, MANIFEST)
+        write_groups(self.path(name), view, groups)
 
     def files(self, name: str) -> list[dict[str, Any]]:
         """Names and sizes of a run's files."""

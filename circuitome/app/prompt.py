@@ -117,20 +117,22 @@ def _lens(model: "cm.Model", stages: list[tuple[str, Any]]) -> list[dict[str, An
 
 
 def route(model: "cm.Model", ids: list[int]) -> dict[str, Any]:
-    """The route into the prediction after the last token as a drawing, and the neurons of its strongest MLPs."""
+    """The route into the prediction after the last token: what a report's view of it has, and its MLPs' neurons."""
+    from circuitome.discovery.routes.tracing import trace as traced
     from circuitome.engine.setting import Setting
-    from circuitome.present.page import fragment
-    from circuitome.present.stored import dumped, loaded
+    from circuitome.present.drawings import routes
+    from circuitome.runs.store import plain
     from circuitome.studies import trace
 
     asked = trace.Trace(prompt="-")
-    from circuitome.discovery.routes.tracing import trace as traced
-
     graph = traced(Setting(model), [ids], [[len(ids) - 1]], asked.route_settings())[0][0]
     found = trace.traced_route(model, ids, graph, asked, None)
-    neurons = [part["name"].partition("@")[0] for parts in found["neurons"].values() for part in parts[:ROUTE_NEURONS]]
+    strongest = (part["name"] for parts in found["neurons"].values() for part in parts[:ROUTE_NEURONS])
+    neurons = list(dict.fromkeys(name.partition("@")[0] for name in strongest))  # some act at several tokens
+    drawn = trace.drawn_route(found)
     return {
-        "html": str(fragment(loaded(dumped(trace.blocks(found)[1:2])))),
+        "title": drawn.title,
+        "drawing": str(routes.svg(drawn)),
+        "data": plain(routes.script_data(drawn)),
         "neurons": neurons,
-        "parts": found["parts"],
     }

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import uvicorn
 from fastapi import Body, FastAPI, Request
@@ -112,9 +112,9 @@ def _pages(api: FastAPI, served: Served) -> None:
     def home() -> HTMLResponse:
         return HTMLResponse(asset("app.html"))
 
-    @api.get("/app.js")
-    def script() -> Response:
-        return Response(asset("app.js"), media_type="text/javascript")
+    @api.get("/{script}.js")
+    def script(script: Literal["app", "page"]) -> Response:
+        return Response(asset(f"{script}.js"), media_type="text/javascript")
 
     @api.get("/app.css")
     def style() -> Response:
@@ -160,6 +160,11 @@ def _data(api: FastAPI, served: Served) -> None:
     @api.get("/api/runs/{name}")
     def run(name: str) -> Any:
         return {"files": served.folders.files(name)}
+
+    @api.post("/api/runs/{name}/groups")
+    def keep(name: str, view: str = Body(), groups: Any = Body()) -> Any:  # noqa: B008  # how FastAPI is told
+        served.folders.keep(name, view, groups)
+        return {}
 
     @api.post("/api/jobs")
     def start(study: str = Body(), values: dict[str, str] = Body()) -> Any:  # noqa: B008  # how FastAPI is told

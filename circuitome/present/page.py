@@ -81,8 +81,11 @@ class Section:
                 yield from (("block", [block]) for block in blocks)
 
 
-def page(document: Document) -> str:
-    """The whole page. The same document gives the same text; only its own scripts may run, by their hashes."""
+def page(document: Document, kept: Mapping[str, Any] | None = None) -> str:
+    """The whole page. The same document gives the same text; only its own scripts may run, by their hashes.
+
+    `kept` has the groups of nodes that somebody made by hand, by view; a page with it is the app's, which keeps more.
+    """
     shown = [block for block in document.blocks if block.where != "terminal"]
     needed = {name for kind, name in BLOCKS.items() if any(isinstance(block, kind) for block in shown)}
     scripts = [name for name in SCRIPTS if name in {"page.js", *needed}]
@@ -93,6 +96,7 @@ def page(document: Document) -> str:
         sections=_sections(shown),
         facts={name: value for name, value in document.facts.items() if name not in REPEATED},
         css=Markup(asset("page.css")),
+        kept=kept,
         scripts=[(Markup(asset(name)), script_hash(asset(name))) for name in scripts],
         **TOOLS,
     )

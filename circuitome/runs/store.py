@@ -22,6 +22,8 @@ from circuitome.errors import RunError
 fcntl: Any = import_module("fcntl") if find_spec("fcntl") else None
 """What locks files; None on a system without it."""
 MANIFEST, TENSORS, REPORT = "manifest.json", "tensors.safetensors", "report.html"
+GROUPS = "groups.json"
+"""What somebody added to the run by hand: it stays when the same command makes the run anew."""
 LARGEST = 200_000_000
 """Bytes of a manifest that is read."""
 
@@ -38,6 +40,8 @@ class Run:
 
 def save_run(run: Run, folder: Path, pages: Mapping[str, str | bytes]) -> None:
     """Write `run` and `pages` (file name, folders in it, -> content) to `folder`; a run of this key there goes.
+
+    Groups that somebody made by hand stay.
 
     Raises `RunError` if the folder holds another run or something else.
     """
@@ -56,6 +60,8 @@ def save_run(run: Run, folder: Path, pages: Mapping[str, str | bytes]) -> None:
         for name, text in pages.items():
             (staging / name).parent.mkdir(parents=True, exist_ok=True)
             (staging / name).write_bytes(text.encode() if isinstance(text, str) else text)
+        if (folder / GROUPS).is_file() and not (folder / GROUPS).is_symlink():
+            shutil.copyfile(folder / GROUPS, staging / GROUPS)
         staging.chmod(0o777 & ~_umask())
         _replace(staging, folder)
         shutil.rmtree(partial_of(folder), ignore_errors=True)

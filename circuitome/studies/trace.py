@@ -160,13 +160,11 @@ def heading(route: Mapping[str, Any]) -> tuple[str, str]:
     return formats.quoted(best), after
 
 
-def blocks(route: Mapping[str, Any]) -> list[Block]:
-    """The route over tokens and blocks, and what its heads, MLPs and neurons say about the next token."""
+def drawn_route(route: Mapping[str, Any]) -> Routes:
+    """The route over tokens and blocks."""
     target, after = heading(route)
-    parts = route["parts"]
-    guesses = ", ".join(f"{formats.quoted(token)} {100 * p:.0f} %" for token, p in route["predictions"])
     lowest, shown = route["threshold"], route["shown_threshold"]
-    drawn = Routes(
+    return Routes(
         title=f"{target} {after}",
         note="Columns are tokens, rows blocks; a circle is the residual stream, a square an MLP, blue lines are "
         f"attention. Lines are as wide as they are important. Drawn at threshold {shown:g}.",
@@ -179,13 +177,21 @@ def blocks(route: Mapping[str, Any]) -> list[Block]:
         threshold=0.0 if route["renormalize"] else shown,
         lowest=lowest,
         slides=not route["renormalize"] and lowest < shown,
-        parts=tuple((part["name"], part["importance"], tuple(map(tuple, part["promotes"][:SAID]))) for part in parts),
+        parts=tuple(
+            (part["name"], part["importance"], tuple(map(tuple, part["promotes"][:SAID]))) for part in route["parts"]
+        ),
     )
+
+
+def blocks(route: Mapping[str, Any]) -> list[Block]:
+    """The route over tokens and blocks, and what its heads, MLPs and neurons say about the next token."""
+    parts = route["parts"]
+    guesses = ", ".join(f"{formats.quoted(token)} {100 * p:.0f} %" for token, p in route["predictions"])
     strongest = [part for kind in "am" for part in [part for part in parts if part["name"][0] == kind][:SHOWN]]
     title = "What heads and MLPs on the route say about the next token"
     return [
         Lede(text=f"Next token: {guesses}"),
-        drawn,
+        drawn_route(route),
         parts_table(title, strongest, "flow"),
         *(parts_table(f"Neurons of {node}", parts, "importance") for node, parts in route["neurons"].items()),
     ]

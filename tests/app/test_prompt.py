@@ -44,7 +44,9 @@ def test_a_prompt_that_is_too_long_and_a_head_that_is_none_are_refused():
 
 def test_a_route_is_a_drawing_without_scripts_that_run():
     found = answer({"model": "known-ioi", "prompt": PROMPT, "routes": True})
-    assert "<svg" in found["html"] and all(name.startswith("m") for name in found["neurons"])
+    assert found["drawing"].startswith("<svg") and "<script" not in found["drawing"]
+    assert found["data"]["lowest"] < found["data"]["threshold"] and found["data"]["edges"]
+    assert all(name.startswith("m") for name in found["neurons"])
 
 
 def test_the_model_that_was_loaded_last_is_given_again_inside_only():

@@ -12,7 +12,8 @@ from circuitome.app.folders import Folders, sandbox
 from circuitome.app.guard import Guard
 from circuitome.app.server import Served, application
 from circuitome.errors import RunError
-from circuitome.runs.store import LARGEST
+from circuitome.runs.groups import read_groups
+from circuitome.runs.store import LARGEST, Run, save_run
 
 TOKEN = "secret"
 SCRIPT = "<script>alert(1)</script>"
@@ -174,6 +175,70 @@ def test_a_run_is_read_again_only_when_it_changed(tmp_path, monkeypatch):
     monkeypatch.setattr(Folders, "manifest", manifest)
     assert folders.rows() == folders.rows()
     assert read == ["a"]
+
+
+def keep(server, name, groups, view="circuit", **headers):
+    body = {"view": view, "groups": groups}
+    status, _, said = asked(server, f"/secret/api/runs/{name}/groups", method="POST", body=body, headers=headers)
+    return status, said
+
+
+EARLY = [{"name": f"early {SCRIPT}", "members": ["a0.h1", "m0"]}]
+
+
+def test_groups_made_by_hand_are_kept_with_the_run(server, served):
+    folder = saved(served.folders.root, "a")
+    assert keep(server, "a", EARLY)[0] == 200 and keep(server, "a", [], view="circuit2")[0] == 200
+    assert json.loads((folder / "groups.json").read_text()) == {"circuit": EARLY, "circuit2": []}
+    assert sorted(path.name for path in folder.iterdir()) == ["groups.json", "manifest.json", "report.html"]
+    _, _, body = asked(server, "/secret/runs/a/report")
+    kept = body.decode().split('id="kept">')[1].split("</script>")[0]
+    assert json.loads(kept) == {"circuit": EARLY, "circuit2": []} and SCRIPT not in kept
+    save_run(Run(json.loads((folder / "manifest.json").read_text()), {}), folder, {})  # the same command once more
+    assert read_groups(folder) == {"circuit": EARLY, "circuit2": []}
+
+
+@pytest.mark.parametrize(
+    ("groups", "view"),
+    [
+        (EARLY, "../circuit"),
+        (EARLY, "routes"),
+        ({"name": "x", "members": []}, "circuit"),
+        ([{"name": "", "members": []}], "circuit"),
+        ([{"name": "x" * 201, "members": []}], "circuit"),
+        ([{"name": "x", "members": [1]}], "circuit"),
+        ([{"name": "x", "members": ["y" * 200] * 11_000}], "circuit"),
+        ([{"name": "\ud800", "members": []}], "circuit"),
+        (["x"] * 201, "circuit"),
+        (None, "circuit"),
+    ],
+)
+def test_what_is_no_list_of_groups_is_not_kept(server, served, groups, view):
+    folder = saved(served.folders.root, "a")
+    status, said = keep(server, "a", groups, view)
+    assert status in (400, 422) and said
+    assert not (folder / "groups.json").exists()
+
+
+def test_groups_stay_in_their_run_and_only_its_page_may_send_them(server, served, tmp_path):
+    folder, outside = saved(served.folders.root, "a"), tmp_path / "outside.json"
+    outside.write_text('{"circuit": []}')
+    (folder / "groups.json").symlink_to(outside)
+    (served.folders.root / "linked").symlink_to(saved(tmp_path, "elsewhere"))
+    (served.folders.root / "no run").mkdir()
+    assert [keep(server, name, EARLY)[0] for name in ("..", "linked", "no run", "absent")] == [400] * 4
+    assert keep(server, "a", EARLY, origin="http://evil.example")[0] == 403
+    assert b"leads out of its folder" in asked(server, "/secret/runs/a/report")[2]
+    assert keep(server, "a", EARLY)[0] == 200
+    assert outside.read_text() == '{"circuit": []}' and read_groups(folder) == {"circuit": EARLY}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"circuit": 1}', '{"x": []}', "[" * 100_000])
+def test_damaged_groups_are_said_on_the_page_which_is_shown_without_them(server, served, text):
+    (saved(served.folders.root, "a") / "groups.json").write_text(text)
+    status, _, body = asked(server, "/secret/runs/a/report")
+    assert status == 200 and b"groups.json is damaged" in body and b'id="kept">{}</script>' in body
+    assert keep(server, "a", EARLY)[0] == 200 and read_groups(served.folders.root / "a") == {"circuit": EARLY}
 
 
 def start(server, study, **values):

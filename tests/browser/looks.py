@@ -1,6 +1,7 @@
 """What holds for every page, whatever it shows."""
 
 import functools
+import re
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,19 @@ def no_wider_than_its_window(page):
 def texts(page, selector):
     """What stands in the elements that match."""
     return [text.strip() for text in page.locator(selector).all_inner_texts()]
+
+
+def zoom_in(page, x, y, steps=4):
+    """Turn the wheel with Ctrl at a place of the window, and wait for the address to say so."""
+    page.mouse.move(x, y)
+    page.keyboard.down("Control")
+    for _ in range(steps):
+        page.mouse.wheel(0, -100)
+        page.wait_for_timeout(50)
+    page.keyboard.up("Control")
+    page.wait_for_url(re.compile(r"-zoom\.at"))
+
+
+SHARP = """() => [...document.querySelectorAll(".layers canvas")].every((canvas) => Math.abs(
+    canvas.width - canvas.getBoundingClientRect().width * devicePixelRatio) <= 1)"""
+"""Whether every canvas of a drawing has a pixel for each of the screen's."""

@@ -64,12 +64,25 @@ def test_the_prompt_box_answers_and_switches_a_head_off(visit, server):
     accessible(again)
 
 
-def test_neurons_of_a_route_are_switched_off_by_a_click(visit, server):
+def test_the_route_slides_says_its_heads_and_switches_neurons_off(visit, server):
     page = visit(f"{server.address}#view=prompt&model=known-ioi&prompt={PROMPT}")
     page.get_by_role("button", name="Trace").click(timeout=60_000)
-    page.locator(".traced svg").wait_for(timeout=60_000)
+    page.locator(".routes svg").wait_for(timeout=60_000)
     route = server.ask("api/prompt", {"model": "known-ioi", "prompt": PROMPT, "routes": True})
-    chips = page.locator(".wide .chip")
+    edges = route["data"]["edges"]
+    page.locator(".routes .slider input").fill("0.4")
+    assert page.locator(".routes .controls output").inner_text().startswith("0.400: ")
+    kept = page.locator(".routes [data-edge]:not([display])")
+    assert 0 < kept.count() < len(edges)
+    by_heads = max(range(len(edges)), key=lambda i: max(edges[i]["heads"], default=0.0))
+    page.locator(f".routes [data-edge='{by_heads}']").dispatch_event("click")
+    strongest = max(edges[by_heads]["heads"])
+    assert f"h{edges[by_heads]['heads'].index(strongest)}" in page.locator(".routes .panel").inner_text()
+    assert f"{strongest:.3f}" in page.locator(".routes .panel").inner_text()
+    with page.expect_download() as svg:
+        page.locator(".routes").get_by_role("button", name="SVG").click()
+    assert "<svg" in svg.value.path().read_text("utf-8")
+    chips = page.locator(".routes .chip")
     assert chips.all_inner_texts() == route["neurons"]
     if not route["neurons"]:  # the known model's MLPs write nothing here: a name is typed
         page.get_by_label("Switch off").fill("m1.n0")
@@ -79,6 +92,12 @@ def test_neurons_of_a_route_are_switched_off_by_a_click(visit, server):
     name = (route["neurons"] or ["m1.n0"])[0]
     page.get_by_role("button", name=f"Switch {name} on again").wait_for()
     assert f"off={name}" in page.url
+    again = visit(page.url, width=390, dark=True)  # a link traces, slides and chooses again
+    again.locator(".routes .panel .num").first.wait_for(timeout=60_000)
+    for selector in (".routes .controls output", ".routes .panel"):
+        assert again.locator(selector).inner_text() == page.locator(selector).inner_text()
+    no_wider_than_its_window(again)
+    accessible(again)
     page.get_by_role("button", name=f"Switch {name} on again").click()
     page.get_by_role("button", name=f"Switch {name} on again").wait_for(state="detached")
     assert "off=" not in page.url

@@ -8,7 +8,7 @@ from random import Random
 import jsonschema
 import pytest
 import torch
-from browser.looks import accessible, no_wider_than_its_window, texts
+from browser.looks import SHARP, accessible, no_wider_than_its_window, texts, zoom_in
 from families import tiny
 
 import circuitome as cm
@@ -137,6 +137,35 @@ def test_the_canvas_is_hovered_clicked_and_walked_by_keyboard(show, graph):
         if page.locator("#tip").is_visible():
             tips.add(page.locator("#tip").inner_text().split()[0])
     assert tips and tips <= {node.name for node in graph.nodes if node.kind in ("embed", "bias")}
+
+
+def test_the_drawing_is_zoomed_where_the_pointer_is_and_fits_a_narrow_window(show, graph):
+    page = show(drawn(graph))
+    page.locator("canvas.base[data-drawn]").wait_for()
+    whole, box = saved(page, "SVG"), page.locator(".layers").bounding_box()
+    x, y = box["x"] + 61, box["y"] + box["height"] - 96  # the first token
+    page.mouse.move(x, y)
+    tip = page.locator("#tip")
+    tip.wait_for()
+    name = tip.inner_text()
+    zoom_in(page, x, y, steps=3)
+    page.mouse.move(x + 1, y)
+    tip.wait_for()
+    assert tip.inner_text() == name and page.evaluate(SHARP)
+    page.mouse.down()
+    page.mouse.move(x + 81, y - 40, steps=3)
+    page.mouse.up()
+    assert not page.locator(".panel.kept").count()
+    page.wait_for_timeout(100)
+    page.mouse.click(x + 81, y - 40)
+    assert page.locator(".panel.kept header b").inner_text() == name.split()[0]
+    assert saved(page, "SVG") == whole
+    narrow = show(drawn(graph), width=390, dark=True)
+    narrow.get_by_role("button", name="Fit").click()
+    narrow.wait_for_timeout(300)
+    assert narrow.locator(".layers").bounding_box()["width"] <= narrow.locator("figure").first.bounding_box()["width"]
+    accessible(narrow)
+    no_wider_than_its_window(narrow)
 
 
 def test_nodes_are_pinned_grouped_named_ungrouped_and_that_is_undone(show, graph):

@@ -6,10 +6,11 @@ import json
 import re
 from collections import Counter
 from dataclasses import replace
+from urllib.parse import quote
 
 import networkx as nx
 import pytest
-from browser.looks import accessible, no_wider_than_its_window, texts
+from browser.looks import SHARP, accessible, no_wider_than_its_window, texts, zoom_in
 from documents import circuit_map
 
 from circuitome.present.blocks import CircuitMap, Edge, EdgeSet, MeasuredSize, Shape
@@ -36,14 +37,19 @@ def keep(page, name):
     page.locator(".panel.kept").wait_for()
 
 
-def click(page, block: CircuitMap, name: str, **how):
-    """Click a node where the grid has it."""
+def place_of(page, block: CircuitMap, name: str):
+    """Where the canvas has a node, in its pixels."""
     grid = Grid.of(replace(block.shape, neurons=()), (edge.source for edge in block.edges))
     canvas = page.locator("canvas.chosen")
     canvas.scroll_into_view_if_needed()
     scale = canvas.bounding_box()["width"] / grid.width
     place = grid.nodes[name]
-    canvas.click(position={"x": place.x * scale, "y": place.y * scale}, **how)
+    return {"x": place.x * scale, "y": place.y * scale}
+
+
+def click(page, block: CircuitMap, name: str, **how):
+    """Click a node where the grid has it."""
+    page.locator("canvas.chosen").click(position=place_of(page, block, name), **how)
 
 
 def saved(page, words):
@@ -81,6 +87,92 @@ def test_clicks_keep_select_and_let_go(show):
     assert page.locator(".panel.kept").count() == 0
     click(page, block, "a0.h1", modifiers=["Shift"])
     assert "1 selected" in page.locator(".grouping").inner_text()
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
+def test_the_drawing_is_zoomed_and_moved_and_a_link_brings_that_back(show, visit, width, dark):
+    block = circuit_map()
+    page = show(block, width=width, dark=dark)
+    whole = saved(page, "PNG").read_bytes()
+    place, box = place_of(page, block, "a0.h1"), page.locator("canvas.chosen").bounding_box()
+    node = box["x"] + place["x"], box["y"] + place["y"]
+    zoom_in(page, *node)
+    assert page.locator(".zoom output").inner_text() == "739 %" and page.evaluate(SHARP)
+    page.mouse.click(*node)  # what was under the pointer is there still
+    assert page.locator(".panel.kept header b").inner_text() == "a0.h1"
+    page.keyboard.press("Escape")
+    page.mouse.move(*node)
+    page.mouse.down()
+    page.mouse.move(node[0] + 40, node[1] + 30, steps=3)
+    page.mouse.up()
+    assert page.locator(".panel.kept").count() == 0  # a drag is no click
+    page.mouse.click(node[0] + 40, node[1] + 30)
+    assert page.locator(".panel.kept header b").inner_text() == "a0.h1"
+    page.wait_for_timeout(300)  # until the address has it
+    again = visit(page.url, width=width, dark=dark)
+    moved = {"x": place["x"] + 40, "y": place["y"] + 30}
+    again.locator("canvas.chosen").click(position=moved)  # lets go of the node that the link keeps
+    assert again.locator(".panel.kept").count() == 0 and again.locator(".zoom output").inner_text() == "739 %"
+    assert saved(page, "PNG").read_bytes() == whole  # files have all of it
+    no_wider_than_its_window(page)
+    accessible(page)
+
+
+def test_keys_zoom_and_move_and_a_node_comes_into_sight(show):
+    block = circuit_map()
+    page = show(block)
+    page.locator(".layers").focus()
+    for key, said in (("+", "140 %"), ("+", "196 %"), ("-", "140 %"), ("0", "100 %")):
+        page.keyboard.press(key)
+        page.locator(".zoom output", has_text=said).wait_for()
+    for _ in range(6):
+        page.get_by_role("button", name="Zoom in").click()
+    page.locator(".layers").focus()
+    for key in ("Shift+ArrowUp",) * 20:
+        page.keyboard.press(key)
+    assert not {"0", "1", "layer", "head"} & set(page.locator(".axes text").all_text_contents())
+    keep(page, "a0.h1")
+    page.wait_for_timeout(300)
+    assert page.locator(".axes text").all_text_contents() == ["0", "1"]  # the row and the column that are seen
+    scale = float(re.search(r"zoom.at=([\d.]+)", page.url)[1])
+    assert scale == pytest.approx(1.4**6, abs=0.01)
+    page.locator(".layers").focus()
+    for key in ("Shift+ArrowUp",) * 20:
+        page.keyboard.press(key)
+    page.wait_for_timeout(300)
+    there = page.url
+    page.reload()  # a link to another part than that of the node that it keeps
+    page.locator(".panel.kept").wait_for()
+    page.wait_for_timeout(300)
+    assert page.url == there and "0" not in page.locator(".axes text").all_text_contents()
+    page.get_by_role("button", name="Fit").click()
+    page.wait_for_timeout(300)
+    assert "zoom.at" not in page.url
+
+
+def test_two_fingers_zoom_and_one_scrolls_the_page_until_then(show):
+    page = show(circuit_map(), width=390)
+    session = page.context.new_cdp_session(page)
+    session.send("Emulation.setTouchEmulationEnabled", {"enabled": True, "maxTouchPoints": 2})
+    page.locator(".layers").scroll_into_view_if_needed()
+    x, y = 190, page.locator(".layers").bounding_box()["y"] + 40
+
+    def touch(*steps):
+        for kind, points in zip(("Start", *["Move"] * (len(steps) - 1)), steps, strict=True):
+            fingers = [{"x": at, "y": down, "id": i} for i, (at, down) in enumerate(points)]
+            session.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": fingers})
+        session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+        page.wait_for_timeout(250)
+
+    before = page.evaluate("scrollY")
+    touch(*([(x, y - 20 * step)] for step in range(6)))
+    assert page.evaluate("scrollY") > before and page.locator(".zoom output").inner_text() == "100 %"
+    page.evaluate(f"scrollTo(0, {before})")
+    touch(*([(x - 20 * step, y), (x + 20 * step, y)] for step in range(1, 5)))
+    assert page.locator(".zoom output").inner_text() == "400 %"
+    there = page.url
+    touch(*([(x + 10 * step, y + 10 * step)] for step in range(6)))
+    assert page.url != there and page.evaluate("scrollY") == before and page.locator(".panel.kept").count() == 0
 
 
 def test_hovering_an_edge_says_its_value_and_interval(show):
@@ -281,6 +373,46 @@ def test_the_address_of_the_app_holds_what_its_report_shows(visit, server):
     page.wait_for_url(re.compile("at=circuit.pin"))
     again = visit(page.url)
     assert again.frame_locator("iframe").locator(".panel.kept header b").inner_text() == "a2.h0"
+
+
+def test_groups_made_in_the_app_are_there_when_the_run_is_opened_again(visit, server, runs):
+    name = "early <img src=x onerror=alert(1)>"
+    page = visit(f"{server.address}#run=found&at={quote(f'circuit.groups={quote(name)}:a2.h0')}")
+    report = page.frame_locator("iframe")
+    report.locator(".save-groups").click()
+    report.get_by_text("kept with the run", exact=True).wait_for()
+    assert report.locator(".save-groups").is_disabled()
+    kept = {"circuit": [{"name": name, "members": ["a2.h0"]}]}
+    assert json.loads((runs / "found/groups.json").read_text()) == kept
+    again = visit(f"{server.address}#run=found").frame_locator("iframe")
+    again.locator(".find-node").fill("early")
+    again.locator(".find-node").press("Enter")
+    assert again.locator(".panel.kept header b").inner_text() == name
+    other = visit(f"{server.address}#run=found&at=circuit.groups%3Dmine%3Aa0.h0").frame_locator("iframe")
+    other.locator(".find-node").fill("mine")  # an address with groups of its own wins
+    other.locator(".find-node").press("Enter")
+    assert other.locator(".panel.kept header b").inner_text() == "mine"
+    other.locator(".ungroup-all").click()
+    other.locator(".save-groups").click()
+    other.get_by_text("kept with the run", exact=True).wait_for()
+    assert json.loads((runs / "found/groups.json").read_text()) == {"circuit": []}
+
+
+def test_a_report_saves_groups_as_a_file_that_it_opens(show, tmp_path):
+    page = show(circuit_map(groups=(("early <b>", ("a0.h1", "m0")),)))
+    file = saved(page, "Save groups")
+    assert json.loads(file.read_text("utf-8")) == {"circuit": [{"name": "early <b>", "members": ["a0.h1", "m0"]}]}
+    page.locator(".ungroup-all").click()
+    page.locator(".keeping input").set_input_files(file)
+    keep(page, "early <b>")
+    assert page.locator(".panel .members").inner_text() == "a0.h1, m0"
+    wrong = ("{", "[]", "null", '{"circuit": [{"name": 1}]}', '{"a": [], "b": []}', '{"__proto__": 1}')
+    for number, text in enumerate(wrong):
+        bad = tmp_path / f"{number}.json"
+        bad.write_text(text)
+        page.locator(".keeping input").set_input_files(bad)
+        page.locator(".keeping .warning", has_text=f"{number}.json").wait_for()
+    assert page.locator(".panel .members").inner_text() == "a0.h1, m0"
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])

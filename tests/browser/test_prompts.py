@@ -98,6 +98,7 @@ def test_routes_slide_and_say_what_heads_and_parts_do(show, width, dark):
     no_wider_than_its_window(page)
     edge = next(i for i, edge in enumerate(block.edges) if edge.heads)
     page.locator(f".routes [data-edge='{edge}']").dispatch_event("click")
+    assert page.locator(".routes .chosen").get_attribute("data-edge") == str(edge)
     shown = page.locator(".routes .panel")
     strongest = max(block.edges[edge].heads)
     assert (

@@ -167,6 +167,8 @@ def test_a_neuron_is_found_by_name_and_by_token(visit, runs):
     having = {row[0] for row in rows if token in [dict(zip(head, row, strict=True))[name] for name in lists]}
     assert {hit.locator("button").inner_text() for hit in hits.all()} <= having
     assert hits.count() == min(12, len(having))
+    saved = download(page, page.locator(".save-neurons")).path().read_text("utf-8")
+    assert list(csv.reader(io.StringIO(saved))) == [head, *rows]
 
 
 def csv_rows_with_names(block):

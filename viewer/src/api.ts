@@ -1,4 +1,5 @@
 /* What the server gives, and how it is asked. Addresses are relative, so that the token stays in front. */
+import type { RouteData } from "./shared/routes";
 
 export type Run = {
   name: string;
@@ -36,7 +37,7 @@ export type Answer = {
   looks: number[][];
   shape: { layers: number; heads: number };
 };
-export type Route = { html: string; neurons: string[] };
+export type Route = { drawing: string; data: RouteData; title: string; neurons: string[] };
 
 async function read<T>(response: Response): Promise<T> {
   const data = await response.json().catch(() => ({ error: `The server answered ${response.status}.` }));

@@ -3,12 +3,17 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { post, type Answer, type Next, type Route, type Stage } from "./api";
 import { replace, type View } from "./address";
 import { AttentionView } from "./shared/attention";
+import { Files } from "./shared/files";
+import { RoutesView, type RouteShown } from "./shared/routes";
 import { shown } from "./shared/tokens";
 
 const EXAMPLE = "When Mary and John went to the store, John gave a drink to";
 const share = (value: number) => `${(100 * value).toFixed(1)} %`;
 /* The colour behind a text: the stronger, the more of it, as far as the text can still be read. */
 const shade = (value: number) => `color-mix(in srgb, var(--helps) calc(${value.toFixed(2)} * var(--full)), transparent)`;
+/* What a view keeps, as texts of the address; -1 stands for nothing. */
+const texts = (change: object): View => Object.fromEntries(Object.entries(change).map(([name, value]) => [name, value === -1 ? "" : String(value)]));
+const UNTRACED = { route: "", threshold: "", edge: "", node: "" };
 const names = (text: string | undefined) => (text ?? "").split(",").filter(Boolean);
 
 /* The answer to a request; while another is under way the latest waits, and those between are left out. */
@@ -56,16 +61,18 @@ export function PromptBox({ view, models }: { view: View; models: string[] }) {
   const off = names(view.off);
   const [typed, setTyped] = useState(prompt || EXAMPLE);
   const [chosen, setChosen] = useState(model);
+  const attention = useRef<HTMLElement>(null);
   const [clicks, setClicks] = useState<"off" | "show">("off");
   const { answer, problem, waiting, milliseconds } = useAnswer(prompt ? { model, prompt, heads, ablate: off } : null);
 
-  const set = (change: View) => replace({ view: "prompt", model, prompt, heads: heads.join(","), off: off.join(","), head: view.head ?? "", query: view.query ?? "", ...change });
+  const set = (change: View) => replace({ ...view, view: "prompt", model, prompt, ...change });
   const toggled = (list: string[], name: string) => (list.includes(name) ? list.filter((other) => other !== name) : [...list, name]).join(",");
   const click = (name: string) => set(clicks === "off" ? { off: toggled(off, name) } : { heads: toggled(heads, name) });
 
   function ask(event: Event) {
     event.preventDefault();
-    set({ model: chosen, prompt: typed, ...(chosen === model ? {} : { heads: "", off: "" }) });
+    const route = chosen === model && typed === prompt ? {} : UNTRACED;
+    set({ model: chosen, prompt: typed, ...route, ...(chosen === model ? {} : { heads: "", off: "" }) });
   }
 
   return (
@@ -113,10 +120,13 @@ export function PromptBox({ view, models }: { view: View; models: string[] }) {
           </section>
           <section class="wide">
             <h2>Attention</h2>
-            <AttentionView tokens={answer.tokens} heads={Object.entries(answer.attention)} head={view.head ?? ""} query={Number(view.query ?? -1)} choose={(change) => set(Object.fromEntries(Object.entries(change).map(([name, value]) => [name, value === -1 ? "" : String(value)])))} />
+            <figure ref={attention}>
+              <AttentionView tokens={answer.tokens} heads={Object.entries(answer.attention)} head={view.head ?? ""} query={Number(view.query ?? -1)} choose={(change) => set(texts(change))} />
+              <Files name="attention" svg={() => attention.current!.querySelector<SVGSVGElement>("svg.arcs")} />
+            </figure>
           </section>
           <Lens stages={answer.lens} />
-          <Routes key={`${model} ${prompt}`} model={model} prompt={prompt} off={off} toggle={(name) => set({ off: toggled(off, name) })} />
+          <Routes key={`${model} ${prompt}`} model={model} prompt={prompt} view={view} set={set} off={off} toggle={(name) => set({ off: toggled(off, name) })} />
         </div>
       )}
     </div>
@@ -264,23 +274,31 @@ function Lens({ stages }: { stages: Stage[] }) {
   );
 }
 
-function Routes({ model, prompt, off, toggle }: { model: string; prompt: string; off: string[]; toggle: (name: string) => void }) {
-  const [route, setRoute] = useState<Route | null>(null);
+type RoutesProps = { model: string; prompt: string; view: View; set: (change: View) => void; off: string[]; toggle: (name: string) => void };
+
+/* The route, once it is asked for; a link to it asks at once. */
+function Routes({ model, prompt, view, set, off, toggle }: RoutesProps) {
+  const [route, setRoute] = useState<(Route & { svg: SVGSVGElement }) | null>(null);
   const [said, setSaid] = useState("");
   function ask() {
     setSaid("tracing");
     post<Route>("prompt", { model, prompt, routes: true }).then(
-      (found) => (setRoute(found), setSaid("")),
+      (found) => {
+        setRoute({ ...found, svg: drawn(found.drawing) });
+        setSaid("");
+      },
       (error: Error) => setSaid(error.message),
     );
   }
+  useEffect(() => void (view.route && ask()), []);
+  const number = (text: string | undefined, otherwise: number) => (text && Number.isFinite(Number(text)) ? Number(text) : otherwise);
   return (
-    <section class="wide">
+    <section class="wide routes">
       <h2>Route</h2>
-      <p class="note">Which way the information for this prediction took, with nothing switched off.</p>
+      <p class="note">Which way the information for this prediction took, with nothing switched off. Columns are tokens, rows blocks; a circle is the residual stream, a square an MLP, blue lines are attention. Lines are as wide as they are important.</p>
       {!route && (
         <p>
-          <button type="button" onClick={ask}>
+          <button type="button" onClick={() => (set({ route: "traced" }), ask())}>
             Trace
           </button>{" "}
           {said}
@@ -288,8 +306,15 @@ function Routes({ model, prompt, off, toggle }: { model: string; prompt: string;
       )}
       {route && (
         <>
-          {/* The server draws this, as in its reports, with every text escaped; the page's policy lets no script in it run. */}
-          <div class="traced" dangerouslySetInnerHTML={{ __html: route.html }} />
+          <RoutesView
+            data={route.data}
+            title={route.title}
+            drawing={route.svg}
+            threshold={number(view.threshold, route.data.threshold)}
+            edge={number(view.edge, -1)}
+            node={view.node ?? ""}
+            show={(change: Partial<RouteShown>) => set(texts(change))}
+          />
           <p class="controls">
             Neurons on the route:
             <span class="chips">
@@ -304,4 +329,11 @@ function Routes({ model, prompt, off, toggle }: { model: string; prompt: string;
       )}
     </section>
   );
+}
+
+/* The server draws as in its reports, with every text escaped; the page's policy lets no script in it run. */
+function drawn(text: string): SVGSVGElement {
+  const holder = document.createElement("div");
+  holder.innerHTML = text;
+  return holder.querySelector("svg")!;
 }

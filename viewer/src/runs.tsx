@@ -64,14 +64,22 @@ function RunItem({ run, current }: { run: Run; current: boolean }) {
   );
 }
 
-/* A run's report in its sandbox; what its views show is taken over into the address. */
+/* A run's report in its sandbox; what its views show is taken over into the address, and groups are kept for it. */
 function Opened({ name, at, problem }: { name: string; at: string; problem?: string | undefined }) {
   const frame = useRef<HTMLIFrameElement>(null);
   const [opened] = useState(at);
   useEffect(() => {
     const tell = (event: MessageEvent) => {
-      const words: unknown = event.data?.circuitome;
-      if (event.source === frame.current?.contentWindow && typeof words === "string") replace({ run: name, at: words });
+      const report = frame.current?.contentWindow;
+      if (!report || event.source !== report) return;
+      const { circuitome: words, keep } = (event.data ?? {}) as { circuitome?: unknown; keep?: { view?: unknown; groups?: unknown } };
+      if (typeof words === "string") replace({ run: name, at: words });
+      if (!keep) return;
+      const answer = (problem: string) => report.postMessage({ kept: { view: keep.view, problem } }, "*");
+      post(`runs/${encodeURIComponent(name)}/groups`, { view: keep.view, groups: keep.groups }).then(
+        () => answer(""),
+        (error: Error) => answer(error.message),
+      );
     };
     addEventListener("message", tell);
     return () => removeEventListener("message", tell);

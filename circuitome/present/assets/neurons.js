@@ -110,9 +110,25 @@ function cardOf(index, i) {
   return [...parts, element("div", { class: "maps" }, histogram(index, more.histogram), course(more.curve))];
 }
 
+/* All neurons as CSV with the digits that the page has, as `circuitome export` writes them. */
+function neuronsCsv(index) {
+  const quoted = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+  const numbers = index.numbers.map(({ name, text }) => [name, text.split(" ")]);
+  const lists = index.lists.flatMap(({ name, text }) => {
+    const tokens = text.split(" ").map((token) => (token === "-1" ? "" : index.tokens[token]));
+    return Array.from({ length: index.listed }, (_, place) => [`${name} ${place + 1}`, tokens.filter((_, i) => i % index.listed === place)]);
+  });
+  const columns = [...numbers, ...lists];
+  const rows = Array.from({ length: index.layers.length * index.width }, (_, i) => [nameOf(index, i), ...columns.map(([, values]) => values[i])]);
+  return [["neuron", ...columns.map(([name]) => name)], ...rows].map((row) => row.map(quoted).join(",") + "\n").join("");
+}
+
 function startNeurons(root) {
   const index = JSON.parse(root.querySelector("script").textContent);
-  for (const column of [...index.numbers, ...index.lists]) column.values = column.values.split(" ").map(Number);
+  for (const column of [...index.numbers, ...index.lists]) {
+    column.text = column.values;
+    column.values = column.text.split(" ").map(Number);
+  }
   index.cards = index.cards.filter((card) => placeOf(index, card.neuron) >= 0);
   const [box, hits, shown] = [".filter", ".hits", ".shown"].map((name) => root.querySelector(name));
   const open = (i) => shown.replaceChildren(...cardOf(index, i));
@@ -131,6 +147,7 @@ function startNeurons(root) {
     if (neurons.length) open(neurons[0]);
   };
   box.addEventListener("input", search);
+  root.querySelector(".save-neurons").addEventListener("click", () => save(new Blob([neuronsCsv(index)], { type: "text/csv" }), `${slug(document.title)}-neurons.csv`));
   search();
   for (const cell of $$("td.name")) {
     const i = placeOf(index, cell.textContent.trim());

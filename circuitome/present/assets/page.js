@@ -131,6 +131,6 @@ for (const button of $$(".save-table")) {
   button.addEventListener("click", () => save(new Blob([csv], { type: "text/csv" }), `${slug(document.title)}-${name}.csv`));
 }
 
-document.getElementById("copy-command").addEventListener("click", (event) => copy(document.getElementById("command").textContent, event.currentTarget));
+document.getElementById("copy-command")?.addEventListener("click", (event) => copy(document.getElementById("command").textContent, event.currentTarget));
 Object.assign(globalThis, { $$, element, showTip, hideTip, announce, copy, save, slug, standalone, raster });
 document.documentElement.classList.add("ready");

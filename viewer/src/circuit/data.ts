@@ -90,7 +90,7 @@ export function strengths(set: Columns, nodes: number): Float64Array {
 }
 
 /* Groups as a text for the address: name:a1.h2,a3.h4;... */
-export const writeGroups = (groups: Group[]) => groups.map(({ name, members }) => `${encodeURIComponent(name)}:${members.join(",")}`).join(";");
+export const writeGroups = (groups: Group[]) => groups.map(({ name, members }) => `${encodeURIComponent(name.toWellFormed())}:${members.join(",")}`).join(";");
 
 export function readGroups(text: string): Group[] {
   return text

@@ -4,6 +4,7 @@ import type { Cell } from "../shared/files";
 import { headsOf, isBracket, KINDS, type Columns, type Data } from "./data";
 import { clipped, DASHED, DASHES, fit, halfSize, drawnNodes, idle, opacity, paintIdle, paintNodes, strokeEdges, width } from "./paint";
 import { curve, type Edges, type Nodes } from "./scene";
+import { whole } from "../shared/zoom";
 
 const INPUTS = ["q", "k", "v", "in", "logits"];
 
@@ -65,7 +66,7 @@ function onPaper() {
 
 export async function asPng(data: Data, nodes: Nodes, edges: Edges, count: number): Promise<Blob> {
   const [canvas, paper] = [document.createElement("canvas"), onPaper()];
-  fit(canvas, nodes, 2);
+  fit(canvas, whole(nodes.width, nodes.height), 2);
   const pen = canvas.getContext("2d")!;
   pen.globalCompositeOperation = "destination-over";
   strokeEdges(pen, data, nodes, edges, 0, count, paper, count <= DASHED);
@@ -112,10 +113,10 @@ export function asSvg(data: Data, nodes: Nodes, edges: Edges, count: number): st
   return `<svg xmlns="http://www.w3.org/2000/svg" ${size} font-family="sans-serif">\n${parts.join("\n")}\n</svg>\n`;
 }
 
-/* Numbers of layers and heads. */
-export function axes(data: Data, nodes: Nodes): { x: number; y: number; words: string; anchor: "end" | "middle" }[] {
+/* Numbers of layers and heads; of every second head where they are close. */
+export function axes(data: Data, nodes: Nodes, scale = 1): { x: number; y: number; words: string; anchor: "end" | "middle" }[] {
   const { grid } = data;
-  const [left, foot, step] = [grid.left + nodes.offset, nodes.height - 10, grid.cell[0] >= 22 ? 1 : 2];
+  const [left, foot, step] = [grid.left + nodes.offset, nodes.height - 10, grid.cell[0] * scale >= 22 ? 1 : 2];
   const end = "end" as const;
   const middle = "middle" as const;
   return [

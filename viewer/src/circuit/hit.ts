@@ -57,18 +57,19 @@ export class EdgeHits {
     this.rows = Math.ceil(nodes.height / SQUARE) + 1;
   }
 
-  /* The largest of the first `count` edges that passes within a few units, of those indexed by now; -1 for none. */
-  edge(x: number, y: number, count: number): number {
+  /* The largest of the first `count` edges that passes within a few pixels, of those indexed by now; -1 for none. */
+  edge(x: number, y: number, count: number, scale = 1): number {
     this.more();
+    const near = NEAR / scale;
     const squares = new Set<number>();
-    for (const dy of [-NEAR, NEAR]) for (const dx of [-NEAR, NEAR]) squares.add(this.square(x + dx, y + dy));
+    for (const dy of [-near, near]) for (const dx of [-near, near]) squares.add(this.square(x + dx, y + dy));
     for (const { from, starts, entries } of this.blocks) {
       let best = -1;
       for (const square of squares) {
         for (let k = starts[square]!; k < starts[square + 1]!; k++) {
           const i = entries[k]!;
           if (i >= count || (best >= 0 && i >= best)) break; // a square holds its edges largest first
-          if (this.passes(i, x, y)) best = i;
+          if (this.passes(i, x, y, near)) best = i;
         }
       }
       if (best >= 0 || from >= count) return best;
@@ -83,7 +84,7 @@ export class EdgeHits {
 
   private path = (i: number) => curve(this.nodes, this.data, this.edges.source[i]!, this.edges.target[i]!, this.edges.kind[i]!);
 
-  private passes(i: number, x: number, y: number): boolean {
+  private passes(i: number, x: number, y: number, near: number): boolean {
     const path = this.path(i);
     const steps = stepsOf(path);
     let [ax, ay] = [path[0], path[1]];
@@ -91,7 +92,7 @@ export class EdgeHits {
       const [bx, by] = point(path, step / steps);
       const [dx, dy] = [bx - ax, by - ay];
       const along = Math.max(0, Math.min(1, ((x - ax) * dx + (y - ay) * dy) / (dx * dx + dy * dy || 1)));
-      if (Math.hypot(ax + along * dx - x, ay + along * dy - y) <= NEAR) return true;
+      if (Math.hypot(ax + along * dx - x, ay + along * dy - y) <= near) return true;
       [ax, ay] = [bx, by];
     }
     return false;

@@ -1,12 +1,12 @@
 /* Drawing on canvas: edges in parts, so that no frame takes long, and nodes with the edges of the chosen one above. */
 import type { Colours } from "../shared/colours";
-import { isBracket, type Data } from "./data";
+import { Pace } from "../shared/pace";
+import { seen, type Sight } from "../shared/zoom";
+import { isBracket, isInner, type Data } from "./data";
 import { curve, type Curve, type Edges, type Nodes } from "./scene";
 
-/* Edges of the first frame; how many the others take follows from how long frames take, in milliseconds. */
-const QUOTA = 400;
-const [FEWEST, MOST] = [60, 1500];
-const [FAST, SLOW] = [20, 30];
+/* So many edges outside of what is seen take as long as one that is drawn. */
+const UNSEEN = 8;
 /* Edges of one stroke. */
 const BATCH = 24;
 /* Up to so many edges, keys and values are dashed. */
@@ -16,6 +16,10 @@ export const DASHES = [[], [7, 4], [2, 3], [], []];
 export const width = (weight: number) => 0.7 + 3.3 * weight ** 1.5;
 export const opacity = (weight: number) => 0.22 + 0.68 * weight;
 
+/* From this scale on nodes have their names, in letters of so many pixels. */
+const NAMED = 1.35;
+const LETTER = 11;
+
 type Pen = CanvasRenderingContext2D;
 
 function trace(pen: Pen, path: Curve) {
@@ -23,11 +27,15 @@ function trace(pen: Pen, path: Curve) {
   pen.bezierCurveTo(path[2], path[3], path[4], path[5], path[6], path[7]);
 }
 
-/* Edges from one to before another, with one stroke for several of nearly the same weight. */
-export function strokeEdges(pen: Pen, data: Data, nodes: Nodes, edges: Edges, from: number, to: number, colours: Colours, dashed: boolean) {
+/* Edges from one to before another, with one stroke for several of nearly the same weight; how many can be seen. */
+export function strokeEdges(pen: Pen, data: Data, nodes: Nodes, edges: Edges, from: number, to: number, colours: Colours, dashed: boolean, sight?: Sight): number {
   let style = -1;
-  let held = 0;
+  let [held, drawn] = [0, 0];
+  const thin = 1 / Math.sqrt(Math.max(1, sight?.scale ?? 1));
   for (let i = from; i < to; i++) {
+    const path = curve(nodes, data, edges.source[i]!, edges.target[i]!, edges.kind[i]!);
+    if (thin < 1 && !seen(sight!, Math.min(path[0], path[2], path[4], path[6]), Math.min(path[1], path[3], path[5], path[7]), Math.max(path[0], path[2], path[4], path[6]), Math.max(path[1], path[3], path[5], path[7]))) continue;
+    drawn++;
     const weight = Math.round(edges.weight[i]! * 32);
     const kind = dashed ? edges.kind[i]! : 0;
     const wanted = (weight * 5 + kind) * 2 + (edges.score[i]! > 0 ? 1 : 0);
@@ -39,16 +47,17 @@ export function strokeEdges(pen: Pen, data: Data, nodes: Nodes, edges: Edges, fr
     if (wanted !== style) {
       style = wanted;
       pen.strokeStyle = edges.score[i]! > 0 ? colours.hurts : colours.helps;
-      pen.lineWidth = width(weight / 32);
+      pen.lineWidth = width(weight / 32) * thin;
       pen.globalAlpha = opacity(weight / 32);
       if (dashed) pen.setLineDash(DASHES[kind]!);
     }
-    trace(pen, curve(nodes, data, edges.source[i]!, edges.target[i]!, edges.kind[i]!));
+    trace(pen, path);
     held++;
   }
   if (held) pen.stroke();
   pen.globalAlpha = 1;
   if (dashed) pen.setLineDash([]);
+  return drawn;
 }
 
 /* Keeps a canvas at the edges that are wanted. The largest come first, the others below them, a part in each frame. */
@@ -56,17 +65,16 @@ export class EdgePainter {
   private drawn = 0;
   private wanted = 0;
   private pending = 0;
-  private quota = QUOTA;
-  private last = 0;
-  private now: { edges: Edges; nodes: Nodes; colours: Colours; data: Data; scale: number } | null = null;
+  private pace = new Pace();
+  private now: { edges: Edges; nodes: Nodes; colours: Colours; data: Data; sight: Sight; dense: number } | null = null;
 
   constructor(private canvas: HTMLCanvasElement) {}
 
-  show(data: Data, nodes: Nodes, edges: Edges, count: number, colours: Colours, scale: number) {
+  show(data: Data, nodes: Nodes, edges: Edges, count: number, colours: Colours, sight: Sight, dense: number) {
     const before = this.now;
-    const same = before && before.edges === edges && before.nodes === nodes && before.colours === colours && before.scale === scale;
+    const same = before && before.edges === edges && before.nodes === nodes && before.colours === colours && before.sight === sight && before.dense === dense;
     const dashes = (most: number) => most <= DASHED;
-    this.now = { data, nodes, edges, colours, scale };
+    this.now = { data, nodes, edges, colours, sight, dense };
     if (!same || count < this.drawn || dashes(count) !== dashes(this.wanted)) this.clear();
     this.wanted = count;
     this.part();
@@ -78,31 +86,29 @@ export class EdgePainter {
   }
 
   private clear() {
-    const { nodes, scale } = this.now!;
-    fit(this.canvas, nodes, scale);
+    fit(this.canvas, this.now!.sight, this.now!.dense);
     this.drawn = 0;
   }
 
   private part = () => {
     cancelAnimationFrame(this.pending);
-    const { data, nodes, edges, colours } = this.now!;
+    const { data, nodes, edges, colours, sight } = this.now!;
     const pen = this.canvas.getContext("2d")!;
-    const now = performance.now();
-    const took = now - this.last; // strokes are drawn after the script, so that only the next frame tells
-    if (took > SLOW && took < 2000) this.quota = Math.max(FEWEST, this.quota / 2);
-    else if (took < FAST) this.quota = Math.min(MOST, this.quota * 1.1);
-    this.last = now;
     pen.globalCompositeOperation = "destination-over";
-    const next = Math.min(this.wanted, this.drawn + Math.round(this.quota));
-    strokeEdges(pen, data, nodes, edges, this.drawn, next, colours, this.wanted <= DASHED);
-    this.drawn = next;
+    for (let left = this.pace.take(); left >= 1 && this.drawn < this.wanted; ) {
+      const next = Math.min(this.wanted, this.drawn + Math.ceil(left));
+      const drawn = strokeEdges(pen, data, nodes, edges, this.drawn, next, colours, this.wanted <= DASHED, sight);
+      left -= drawn + (next - this.drawn - drawn) / UNSEEN;
+      this.drawn = next;
+    }
     if (this.drawn < this.wanted) this.pending = requestAnimationFrame(this.part);
   };
 }
 
-/* Size a canvas to the figure and clear it; its units are those of the figure. */
-export function fit(canvas: HTMLCanvasElement, nodes: Nodes, scale: number) {
-  const [wide, high] = [Math.round(nodes.width * scale), Math.round(nodes.height * scale)];
+/* Size a canvas to what is seen of the figure and clear it; its units are those of the figure. */
+export function fit(canvas: HTMLCanvasElement, sight: Sight, dense: number) {
+  const scale = sight.css * dense;
+  const [wide, high] = [Math.round(sight.wide * scale), Math.round(sight.high * scale)];
   const pen = canvas.getContext("2d")!;
   if (canvas.width !== wide || canvas.height !== high) {
     canvas.width = wide;
@@ -110,12 +116,13 @@ export function fit(canvas: HTMLCanvasElement, nodes: Nodes, scale: number) {
   }
   pen.setTransform(1, 0, 0, 1, 0, 0);
   pen.clearRect(0, 0, wide, high);
-  pen.setTransform(scale, 0, 0, scale, 0, 0);
+  pen.setTransform(scale, 0, 0, scale, -sight.x * scale, -sight.y * scale);
 }
 
 /* Nodes that are drawn, `strong` ones in full. */
-export function paintNodes(pen: Pen, data: Data, nodes: Nodes, colours: Colours, drawn: Iterable<number>, strong = -1) {
+export function paintNodes(pen: Pen, data: Data, nodes: Nodes, colours: Colours, drawn: Iterable<number>, strong = -1, sight?: Sight) {
   for (const i of drawn) {
+    if (sight && !seen(sight, nodes.x[i]! - 100, nodes.y[i]! - 20, nodes.x[i]! + 100, nodes.y[i]! + 20)) continue;
     const name = nodes.names[i]!;
     const box = nodes.boxes.get(i);
     if (box !== undefined || data.grid.ends[name]) pill(pen, nodes, i, box ?? 3.5 * name.length + 11, colours);
@@ -124,8 +131,26 @@ export function paintNodes(pen: Pen, data: Data, nodes: Nodes, colours: Colours,
   }
 }
 
-export function paintIdle(pen: Pen, data: Data, nodes: Nodes, colours: Colours) {
-  for (const [x, y] of idle(data, nodes)) dot(pen, x, y, 1.5, colours.faint);
+/* Names below nodes that have none inside, of a part of the grid and where there is room. */
+export function paintNames(pen: Pen, data: Data, nodes: Nodes, colours: Colours, drawn: Iterable<number>, sight: Sight) {
+  if (sight.scale < NAMED) return;
+  pen.font = `${LETTER / sight.css}px ui-sans-serif, system-ui, sans-serif`;
+  pen.textAlign = "center";
+  pen.textBaseline = "top";
+  pen.lineWidth = 3 / sight.css;
+  pen.strokeStyle = colours.panel;
+  pen.fillStyle = colours.ink;
+  for (const i of drawn) {
+    const [name, x, y] = [nodes.names[i]!, nodes.x[i]!, nodes.y[i]! + nodes.half[i]! + 2 / sight.css];
+    const room = (isInner(name) ? nodes.innerCell : data.grid.cell[0]) * sight.css;
+    if (nodes.boxes.has(i) || data.grid.ends[name] || isBracket(name) || room < 0.58 * LETTER * name.length || !seen(sight, x - 40, y - 20, x + 40, y)) continue;
+    pen.strokeText(name, x, y);
+    pen.fillText(name, x, y);
+  }
+}
+
+export function paintIdle(pen: Pen, data: Data, nodes: Nodes, colours: Colours, thin = 1) {
+  for (const [x, y] of idle(data, nodes)) dot(pen, x, y, 1.5 / thin, colours.faint);
 }
 
 /* Heads and MLPs outside of the circuit, or inside of a group. */

@@ -24,6 +24,8 @@ export type Nodes = {
   height: number;
   /* How far the grid is moved to the right, to make room for boxes. */
   offset: number;
+  /* The width that each neuron or feature has that is folded out. */
+  innerCell: number;
 };
 
 /* Edges between drawn nodes, largest first. */

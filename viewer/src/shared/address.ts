@@ -61,6 +61,6 @@ export function useShown<T extends Values>(id: string, initial: T): [T, (changes
 
 /* Bring the view that a link was made of into sight. */
 export function goToShown() {
-  const id = Object.keys(written)[0]?.split(".")[0];
+  const id = Object.keys(written)[0]?.split(/[.-]/)[0]; // what a view keeps apart stands behind a hyphen
   if (id) document.querySelector(`[data-id="${CSS.escape(id)}"]`)?.scrollIntoView({ block: "start", behavior: "instant" });
 }

@@ -22,6 +22,11 @@ export function AttentionView({ tokens, heads, head, query, choose }: Props) {
   const [name, pattern] = heads.find(([other]) => other === head) ?? heads[0] ?? ["", []];
   const locked = query >= 0 && query < tokens.length;
   const row = locked ? query : hovered?.[0] ?? tokens.length - 1;
+  const around = useRef<HTMLDivElement>(null);
+  useLayoutEffect(() => {
+    const [scroll, x] = [around.current!, tokens.length ? line(tokens).middle(locked ? query : tokens.length - 1) : 0];
+    if (x < scroll.scrollLeft + 20 || x > scroll.scrollLeft + scroll.clientWidth - 20) scroll.scrollLeft = x - 0.75 * scroll.clientWidth; // the token that attends is in sight
+  }, [tokens, locked, query]);
   const press = (event: KeyboardEvent) => {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (event.key === "Escape") choose({ query: -1 });
@@ -46,7 +51,7 @@ export function AttentionView({ tokens, heads, head, query, choose }: Props) {
           ))}
         </div>
       )}
-      <div class="scroll" tabIndex={0} role="group" aria-label={`Attention of ${name} over the tokens. Left and right move the token that attends, Escape lets go.`} onKeyDown={press}>
+      <div ref={around} class="scroll" tabIndex={0} role="group" aria-label={`Attention of ${name} over the tokens. Left and right move the token that attends, Escape lets go.`} onKeyDown={press}>
         <Arcs tokens={tokens} values={pattern[row] ?? []} row={row} hover={(token) => hover(token === null ? null : [token, -1])} toggle={toggle} />
       </div>
       <p class="said-attention" aria-live="polite">
@@ -85,12 +90,16 @@ function Map({ pattern, side, row, point, toggle, label }: { pattern: Pattern; s
   );
 }
 
-/* The tokens in a line, and arcs from one of them to those that it attends to. */
-function Arcs({ tokens, values, row, hover, toggle }: { tokens: string[]; values: (number | null)[]; row: number; hover: (token: number | null) => void; toggle: (token: number) => void }) {
+/* Where the tokens are in their line. */
+function line(tokens: string[]) {
   const widths = tokens.map((token) => Math.max(14, LETTER * shown(token).length + GAP));
   const lefts = widths.map((_, i) => widths.slice(0, i).reduce((a, b) => a + b, 4));
-  const middle = (i: number) => lefts[i]! + widths[i]! / 2;
-  const width = (lefts.at(-1) ?? 0) + (widths.at(-1) ?? 0) + 4;
+  return { widths, lefts, middle: (i: number) => lefts[i]! + widths[i]! / 2, width: (lefts.at(-1) ?? 0) + (widths.at(-1) ?? 0) + 4 };
+}
+
+/* The tokens in a line, and arcs from one of them to those that it attends to. */
+function Arcs({ tokens, values, row, hover, toggle }: { tokens: string[]; values: (number | null)[]; row: number; hover: (token: number | null) => void; toggle: (token: number) => void }) {
+  const { widths, lefts, middle, width } = line(tokens);
   const arc = (key: number) => {
     const [from, to] = [middle(row), middle(key)];
     if (key === row) return `M${from - 5} ${TALL}C${from - 14} ${TALL - 26} ${from + 14} ${TALL - 26} ${from + 5} ${TALL}`;

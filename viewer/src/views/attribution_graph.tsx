@@ -131,7 +131,7 @@ function Opened({ id, graph, choice: first, title }: { id: string; graph: Graph;
 
   const picture = { graph, places, kept, active, touching, pinned, groupOf, found };
   const svg = () => {
-    holder.current!.replaceChildren(asSvg(picture, holder.current!.parentElement!.querySelector<SVGSVGElement>("svg.names")!));
+    holder.current!.replaceChildren(asSvg(picture));
     return holder.current!.firstElementChild as SVGSVGElement;
   };
   const rows = () => [["from", "to", "weight", "influence"], ...kept.ranked.map((i) => [graph.nodes[graph.edges[i]![0]]!.id, graph.nodes[graph.edges[i]![1]]!.id, graph.edges[i]![2], kept.influence[i]!])];
@@ -152,7 +152,7 @@ function Opened({ id, graph, choice: first, title }: { id: string; graph: Graph;
       </div>
       <div class="stage">
         <figure>
-          <Picture {...picture} point={hover} keep={keep} label={title} />
+          <Picture {...picture} id={id} point={hover} keep={keep} label={title} />
           <div ref={holder} class="unseen" aria-hidden="true" />
           <Files name={title} svg={svg} texts={texts} />
         </figure>
@@ -169,7 +169,7 @@ function Opened({ id, graph, choice: first, title }: { id: string; graph: Graph;
         </aside>
       </div>
       <p class="note">
-        Columns are tokens, rows blocks. A dot is a neuron at a token, larger with more influence; blue raises what is explained, orange lowers it, by all paths. Squares below are tokens, those above the explained logits; diamonds are errors. Hover a node to see its edges, click to keep it, with <kbd>Shift</kbd> to pin it; <kbd>Esc</kbd> lets go. Edges with less influence than those of the sliders' shares are left out, and nodes that then have none.
+        Columns are tokens, rows blocks. A dot is a neuron at a token, larger with more influence; blue raises what is explained, orange lowers it, by all paths. Squares below are tokens, those above the explained logits; diamonds are errors. Hover a node to see its edges, click to keep it, with <kbd>Shift</kbd> to pin it; <kbd>Esc</kbd> lets go. <kbd>Ctrl</kbd> and the wheel, or <kbd>+</kbd>, <kbd>-</kbd> and <kbd>0</kbd>, zoom; dragging moves. Edges with less influence than those of the sliders' shares are left out, and nodes that then have none.
       </p>
       <Subgraph graph={graph} choice={choice} choose={choose} keep={keep} {...(before.current.length ? { undo } : {})} title={title} />
     </>

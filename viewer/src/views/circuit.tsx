@@ -5,6 +5,7 @@ import { Figure, nodeWords, type Near } from "../circuit/figure";
 import { asGraphml, asJson, asPng, asSvg, linksOf } from "../circuit/files";
 import { Front, fromSlider, nearest, saidOf, STEPS, toSlider } from "../circuit/front";
 import { useUndone } from "../circuit/history";
+import { Keeping, keptGroups } from "../circuit/kept";
 import { Panel, Strongest } from "../circuit/panel";
 import { Adjacent, between, placed, readers } from "../circuit/scene";
 import { Grouping, Search, Switches } from "../circuit/controls";
@@ -25,7 +26,7 @@ export default function Circuit({ id, data, title }: ViewProps<Data>) {
     kinds: EVERY_KIND,
     pin: "",
     open: "",
-    groups: writeGroups(roles),
+    groups: writeGroups(keptGroups(id) ?? roles),
   });
   const [hovered, setHovered] = useState(-1);
   const [current, setCurrent] = useState(-1);
@@ -175,6 +176,7 @@ export default function Circuit({ id, data, title }: ViewProps<Data>) {
       <div class="controls tools">
         <Search field={search} words={wanted} found={found?.size ?? null} set={setWanted} enter={() => found?.size && pin(nodes.names[[...found].sort((a, b) => nodes.strength[b]! - nodes.strength[a]!)[0]!]!)} />
         <Grouping selected={selected} groups={groups} roles={roles} group={group} clear={() => setSelected([])} regroup={regroup} />
+        <Keeping id={id} title={title} groups={groups} regroup={regroup} />
         {data.neurons.some((row) => row.length) && (
           <button type="button" class="fold-all" onClick={() => change({ open: open.size ? "" : data.neurons.flatMap((row, layer) => (row.length ? [layer] : [])).join(",") })}>
             {open.size ? "Fold all in" : `Fold out ${count(data.neurons.flat().length)} inside of MLPs`}
@@ -192,6 +194,7 @@ export default function Circuit({ id, data, title }: ViewProps<Data>) {
       <div class="stage">
         <figure>
           <Figure
+            id={id}
             data={data}
             set={set}
             nodes={nodes}
@@ -200,6 +203,7 @@ export default function Circuit({ id, data, title }: ViewProps<Data>) {
             label={`${title} on the model's grid: ${size} edges; arrow keys move between nodes, Enter keeps one`}
             near={near}
             current={current}
+            pinned={pinned}
             selected={marked}
             found={found}
             hover={(node) => pinned < 0 && node !== hovered && setHovered(node)}
@@ -243,7 +247,7 @@ export default function Circuit({ id, data, title }: ViewProps<Data>) {
       </div>
       <p class="note keys">
         Click a node to keep it and see its edges, <kbd>Shift</kbd> and click to select several. With the keyboard: arrows move over the grid, <kbd>Enter</kbd> keeps,{" "}
-        <kbd>Space</kbd> selects, <kbd>g</kbd> groups, <kbd>o</kbd> folds an MLP out, <kbd>/</kbd> searches, <kbd>z</kbd> undoes, <kbd>y</kbd> does again, <kbd>Esc</kbd> lets go.
+        <kbd>Space</kbd> selects, <kbd>g</kbd> groups, <kbd>o</kbd> folds an MLP out, <kbd>/</kbd> searches, <kbd>z</kbd> undoes, <kbd>y</kbd> does again, <kbd>Esc</kbd> lets go; <kbd>+</kbd>, <kbd>-</kbd> and <kbd>0</kbd> zoom, <kbd>Shift</kbd> and arrows move, as <kbd>Ctrl</kbd> and the wheel and dragging do.
       </p>
       {table}
     </div>
