@@ -47,4 +47,7 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float
     """Equal to the last bit, or up to a share of the largest number."""
     for name, values in expected.items():
         size = tolerance * float(values.nan_to_num().abs().max())
-        torch.testing.assert_close(found[name], values, atol=size, rtol=0, equal_nan=True, msg=lambda m, n=name: n + m)
+        try:
+            torch.testing.assert_close(found[name], values, atol=size, rtol=0, equal_nan=True)
+        except AssertionError as error:
+            raise AssertionError(f"{name}: {error}") from None
