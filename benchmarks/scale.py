@@ -22,12 +22,12 @@ import torch
 
 RESULTS = Path(__file__).parent / "results" / f"scale-{date.today()}.json"
 HERE = str(Path(__file__).parent)
-TOKENS = 34_000
-"""Tokens of the sharded census: a whole segment and a little one, so that one of three shards is empty."""
+TOKENS = 6_000
+"""Tokens of the sharded census, of three blocks, each of which is a segment here: else 32,768 tokens are one."""
 TEXTS, ROUTED = 256, 32
 """Texts whose routes are measured, four blocks of them, and tokens of each."""
-SPLITS = ((1, 1), (2, 2), (3, 1))
-"""Shards, and processes that do them."""
+SPLITS = {"routes": ((1, 1), (2, 2), (3, 1)), "neurons": ((1, 1), (2, 1), (3, 1))}
+"""By study: shards, and processes that do them. A census has short segments in its own process alone."""
 MEGABYTES, TRAINED = (10, 40), (5, 20)
 """Sizes of the texts that are read for windows, and for a training."""
 PLAN = """
@@ -40,7 +40,7 @@ vary:
 
 
 def shards() -> Iterator[dict[str, Any]]:
-    """`neurons` and `routes` on SmolLM2-135M in one piece, in two processes and in three shards of one process."""
+    """`routes` on SmolLM2-135M in one piece, two processes and three shards of one process, and a census in shards."""
     import circuitome as cm
 
     found: dict[str, Any] = {"tokens": TOKENS, "texts": TEXTS, "tokens_of_a_text": ROUTED}
@@ -57,7 +57,7 @@ def shards() -> Iterator[dict[str, Any]]:
         }
         for study, settings in asked.items():
             runs = dict[str, dict[str, Any]]()
-            for number, processes in SPLITS:
+            for number, processes in SPLITS[study]:
                 runs[f"{number} shards, {processes} processes"] = _sharded(folder, study, settings, number, processes)
                 found[study] = {"runs": runs, "same_bytes": len({run["bytes"] for run in runs.values()}) == 1}
                 yield found
@@ -89,11 +89,32 @@ def run_shards(folder: str, study: str, settings: Mapping[str, Any], number: int
 
     executors.EXECUTORS["local"] = local
     given: dict[str, Any] = {**settings, "model": "smollm2-135m", "shards": number}
-    asked = STUDIES[study].settings(**given)
-    run, place = perform(STUDIES[study], asked, out=Path(folder) / f"{study}-{number}")
-    found = json.dumps([run.manifest[name] for name in ("results", "data_hash")]).encode()
-    digest = hashlib.blake2b((place / "tensors.safetensors").read_bytes() + found, digest_size=16)
-    print(json.dumps({"study_seconds": run.manifest["seconds"], "bytes": digest.hexdigest()}))
+    asked, start, place = STUDIES[study].settings(**given), time.perf_counter(), Path(folder) / f"{study}-{number}"
+    if study == "neurons":
+        tensors = _census(asked, place)
+        found = b"".join(tensor.contiguous().numpy().tobytes() for tensor in tensors.values())
+    else:
+        run, _ = perform(STUDIES[study], asked, out=place)
+        found = json.dumps([run.manifest[name] for name in ("results", "data_hash")]).encode()
+        found += (place / "tensors.safetensors").read_bytes()
+    digest = hashlib.blake2b(found, digest_size=16).hexdigest()
+    print(json.dumps({"study_seconds": time.perf_counter() - start, "bytes": digest}))
+
+
+def _census(settings: Any, folder: Path) -> dict[str, torch.Tensor]:
+    """What `neurons` counts, without its page, whose index of all neurons takes longer."""
+    from circuitome.neurons import counting
+    from circuitome.studies.context import Context
+    from circuitome.studies.neurons import counted
+    from circuitome.studies.shards import spread
+    from circuitome.studies.texts_read import windows_of
+
+    counting.SEGMENT = 1
+    folder.mkdir()
+    context = Context(settings, folder=folder)
+    cut = windows_of(settings, context)
+    spread("neurons", settings, context)
+    return counted(settings, context, cut).tensors()
 
 
 def texts() -> Iterator[dict[str, Any]]:

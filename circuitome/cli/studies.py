@@ -31,7 +31,7 @@ class Frame:
     resume: Flag = False
     """Go on with a run that was stopped."""
     dry_run: Flag = False
-    """Print passes, seconds and memory, and stop."""
+    """Print passes, operations, seconds and memory, and stop."""
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False
     """Print JSON in place of tables."""
 

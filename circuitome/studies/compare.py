@@ -105,7 +105,9 @@ def work(settings: Compare, context: Context) -> Work:
     exact = passes_behind(graph) / graph.n_edges * settings.exact_edges
     forward = sum(cost.forward for cost in costs) + exact + 2.0 * places
     forward += len(settings.with_parts()) * neuron_work(settings.parts(), settings.neurons)
-    summed = {name: sum(getattr(cost, name) for cost in costs) for name in ("backward", "products", "rest")}
+    summed = {
+        name: sum(getattr(cost, name) for cost in costs) for name in ("backward", "products", "attention", "rest")
+    }
     return Work.over(context.task, settings.ablation, forward=forward, circuit=circuits + without, **summed)
 
 

@@ -155,6 +155,7 @@ def work(settings: Find, context: Context) -> Work:
         forward=searches * search.forward + QUICK_VERDICT * (asked == "smallest") + 2.0 + apart,  # clean and corrupted
         backward=searches * search.backward + bool(apart),
         products=searches * search.products,
+        attention=searches * search.attention,
         rest=searches * search.rest,
         circuit=len({*default_sizes(graph), size}) * (1 + RANDOM_CIRCUITS),
         notes=({} if asked == "smallest" else {"edges": size}) | ({} if searches == 1 else {"searches": searches}),

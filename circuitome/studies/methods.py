@@ -384,20 +384,20 @@ METHODS: dict[str, Method] = {
         _atp(),
         "attribution patching of nodes, queries and keys by their attention pattern (QK fix of AtP*)",
         ("rules",),
-        work=lambda settings, graph: Passes(forward=1.0, backward=1.05, rest=1.0),
+        work=lambda settings, graph: Passes(forward=1.0, backward=1.05, attention=3.0, rest=1.0),
         score=SMALLER_END,
     ),
     "atp-star": Method(
         _atp(grad_drop=True),
         "AtP*: as atp, and one more gradient a block without that block's share of it, so that none cancels",
         ("rules",),
-        work=lambda settings, graph: Passes(forward=1.0 + 1.1 * graph.n_layers, backward=1.05, rest=1.0),
+        work=lambda settings, graph: Passes(forward=1.0 + 1.1 * graph.n_layers, backward=1.05, attention=3.0, rest=1.0),
         score=SMALLER_END,
     ),
     "routes": Method(
         _scored(route_scores),
         "information flow routes of the clean prompts: one forward pass, no corrupted prompt",
-        work=lambda settings, graph: Passes(forward=1.1, rest=1.9),
+        work=lambda settings, graph: Passes(forward=1.1, attention=1.0, rest=1.9),
         score="the share of the route to the prediction that the edge carries, mean over prompts: never negative",
         note=(
             "Sees the clean prompts alone: also generic parts that every prediction needs, which no corrupted prompt "

@@ -29,6 +29,8 @@ class Passes:
     """Each as much as two forward passes."""
     products: float = 0.0
     """Products of all writers with all readers."""
+    attention: float = 0.0
+    """Every block's attention by itself."""
     rest: float = 0.0
     """Time of the rest."""
 
@@ -41,9 +43,14 @@ class Passes:
 def forward_operations(model: Model, tokens: int) -> int:
     """Operations of a forward pass, a token of a prompt of so many tokens, without the unembedding."""
     heads = model.heads
-    attention = heads.width * (model.d_model * (heads.readers + heads.q) + 2 * tokens * heads.q)
+    projections = len(model.blocks) * heads.width * model.d_model * (heads.readers + heads.q)
     neurons = sum(block.n_neurons * (2 + block.gated) for block in model.blocks[:-1]) if model.graph.mlps else 0
-    return 2 * (len(model.blocks) * attention + model.d_model * neurons)
+    return 2 * (projections + model.d_model * neurons) + attention_operations(model, tokens)
+
+
+def attention_operations(model: Model, tokens: int) -> int:
+    """Operations a token of the attention of all blocks: queries with keys, and values mixed."""
+    return 4 * tokens * model.heads.q * model.heads.width * len(model.blocks)
 
 
 def product_operations(model: Model) -> int:
@@ -84,4 +91,5 @@ def operations(model: Model, work: Work) -> float:
     forward = forward_operations(model, work.tokens)
     varied = 2 * forward * work.backward + product_operations(model) * work.products
     varied += (forward + mixing_operations(model)) * work.circuit
+    varied += attention_operations(model, work.tokens) * work.attention
     return work.texts * work.tokens * (forward * work.forward + varied * work.varied)

@@ -50,6 +50,8 @@ class Work:
     """Passes of circuits over all of them."""
     products: float = 0.0
     """Products of all writers with all readers over all of them, as edge attribution takes."""
+    attention: float = 0.0
+    """Calls of all blocks' attention alone."""
     rest: float = 0.0
     """What takes time and is no pass, in forward passes."""
     varied: float = 1.0
