@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from circuitome.engine.batches import tokens_within
+from circuitome.engine.circuit_run import circuit_bytes
 from circuitome.errors import CircuitomeError, WorkersLostError
 from circuitome.models.model import Inputs, Model
 from circuitome.present.page import page
@@ -20,13 +21,14 @@ from circuitome.progress import Progress, of_whole, silent
 from circuitome.runs.record import described_task, recorded
 from circuitome.runs.store import Run, check_free, locked, open_partial, plain, save_run
 from circuitome.studies.context import Context
+from circuitome.studies.memory import give_back_freed, weight_bytes
 from circuitome.studies.settings import PromptSettings, RunSettings, Settings, command_line
 from circuitome.studies.study import Findings, Study, Work
 
 BACKWARD, CIRCUIT = 2.2, 1.2
 """What a forward and backward pass, and a circuit's pass, cost in forward passes; measured on SmolLM2."""
-PROGRAM = 600_000_000
-"""Bytes of the program itself."""
+PROGRAM = 520_000_000
+"""Bytes of the program itself, on Linux with torch for the CPU."""
 TIMED = 8
 """Texts in the pass that is timed."""
 
@@ -47,6 +49,7 @@ def perform(
     for further runs. Raises what settings, models and methods raise; bad input leaves nothing behind.
     """
     settings.check()
+    give_back_freed()
     folder = out or default_folder(study, settings)
     with locked(folder, wait=False):
         return perform_locked(study, settings, folder, resume=resume, progress=progress, models=models), folder
@@ -154,6 +157,7 @@ def cost(study: Study, settings: Settings, progress: Progress = silent) -> Cost:
     `perform` does before the work.
     """
     settings.check()
+    give_back_freed()
     start = time.perf_counter()
     expected = estimate(study, settings, Context(settings, progress))
     return replace(expected, seconds=expected.seconds + time.perf_counter() - start)
@@ -165,16 +169,18 @@ def estimate(study: Study, settings: Settings, context: Context) -> Cost:
     passes = {"forward": work.forward, "forward-backward": work.backward, "circuit": work.circuit}
     shown = {kind: round(count, 1) for kind, count in passes.items() if count}
     if not shown:
-        return Cost({}, work.texts, work.seconds, PROGRAM, dict(work.notes))
-    seconds = _timed(context.model, work) * (work.forward + BACKWARD * work.backward + CIRCUIT * work.circuit)
+        return Cost({}, work.texts, work.seconds, PROGRAM + (work.bytes or 0), dict(work.notes))
+    seconds = _timed(context.model, work, settings.max_memory) * (
+        work.forward + BACKWARD * work.backward + CIRCUIT * work.circuit
+    )
     return Cost(shown, work.texts, seconds, _bytes(context.model, work, settings.max_memory), dict(work.notes))
 
 
-def _timed(model: Model, work: Work) -> float:
-    """Seconds of a forward pass over all texts, from some of them."""
-    some = max(1, min(TIMED, work.texts))
+def _timed(model: Model, work: Work, max_memory: int | None) -> float:
+    """Seconds of a forward pass over all texts, from some of them that fit the budget."""
     # Texts that the model cannot take are refused by the run, whose message says more.
     tokens = min(work.tokens, model.positions or work.tokens)
+    some = max(1, min(TIMED, work.texts, tokens_within(model, max_memory, gradients=False) // max(1, tokens)))
     inputs = Inputs.whole(torch.ones(some, tokens, dtype=torch.long, device=model.device))
     with torch.no_grad():
         model.logits(inputs)  # the first pass of a process also warms caches up
@@ -184,7 +190,13 @@ def _timed(model: Model, work: Work) -> float:
 
 
 def _bytes(model: Model, work: Work, max_memory: int | None) -> int:
-    gradients = work.backward > 0
-    weights = sum(p.numel() * p.itemsize for p in model.hf.parameters() if p.device.type != "meta")  # else offloaded
-    tokens = min(tokens_within(model, max_memory, gradients=gradients), work.texts * work.tokens)
-    return weights * (1 + work.copies) + tokens * model.bytes_per_token(gradients=gradients) + PROGRAM
+    """Weights, the program, and the largest batch of all kinds of passes."""
+    weights = weight_bytes(model) * (1 + work.copies)
+    if work.bytes is not None:
+        return weights + work.bytes + PROGRAM
+    batches = [
+        min(tokens_within(model, max_memory, gradients=gradients, beside=beside), work.texts * work.tokens)
+        * (model.bytes_per_token(gradients=gradients) + beside)
+        for gradients, beside in ((work.backward > 0, 0), (False, circuit_bytes(model) if work.circuit else 0))
+    ]
+    return weights + max(batches) + PROGRAM

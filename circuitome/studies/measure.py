@@ -16,7 +16,7 @@ class Measure(PromptSettings):
 
 def work(settings: Measure, context: Context) -> Work:
     """One pass over the clean and one over the corrupted prompts."""
-    return Work.over(context.task, forward=2.0)
+    return Work.over(context.task, forward=1.0, circuit=1.0)
 
 
 def run(settings: Measure, context: Context) -> Findings:
