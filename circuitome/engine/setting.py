@@ -126,7 +126,8 @@ class Setting:
 
     def baselines(self, what: str = "", *, gradients: bool = False) -> Iterator[Baseline]:
         """Batch by batch, everything that does not depend on a circuit; see `Baseline`, and `batches` for the rest."""
-        for batch in self.batches(what, gradients=gradients, beside=circuit_bytes(self.model)):
+        beside = 0 if gradients else circuit_bytes(self.model)  # what needs gradients runs no circuits
+        for batch in self.batches(what, gradients=gradients, beside=beside):
             yield baseline(self.model, self.task, batch, self.replacement)
 
     def estimate(self, columns: Tensor, statistic: Callable[[Tensor], Tensor], unit: str) -> Estimate:

@@ -41,3 +41,12 @@ def plain_bytes(model: "Model", max_memory: int | None, texts: int, tokens: int)
     numbers = 6 * model.d_model + model.heads.readers * model.heads.width + 3 * width
     at_once = min(max(tokens, tokens_within(model, max_memory, gradients=False)), texts * tokens)
     return at_once * (model.dtype.itemsize * numbers + 12 * model.heads.q * tokens)
+
+
+def batch_of_routes(model: "Model", max_memory: int | None, texts: int, tokens: int) -> int:
+    """Bytes of a batch of texts of so many tokens whose routes are traced; the longest decides if it does not fit."""
+    from circuitome.discovery.routes.forward import route_bytes
+    from circuitome.engine.batches import tokens_within
+
+    fits = max(tokens, tokens_within(model, max_memory, gradients=False))
+    return route_bytes(model, min(fits, texts * tokens))
