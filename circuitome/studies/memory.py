@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from circuitome.models.model import Model
+    from circuitome.tasks.task import Task
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1
 """Numbers of these options of glibc's `mallopt`."""
@@ -50,3 +51,12 @@ def batch_of_routes(model: "Model", max_memory: int | None, texts: int, tokens: 
 
     fits = max(tokens, tokens_within(model, max_memory, gradients=False))
     return route_bytes(model, min(fits, texts * tokens))
+
+
+def baseline_bytes(model: "Model", max_memory: int | None, task: "Task") -> int:
+    """Bytes of a recorded batch that leaves room for circuits on it, where no circuit with edges runs."""
+    from circuitome.engine.batches import tokens_within
+    from circuitome.engine.circuit_run import circuit_bytes
+
+    fits = tokens_within(model, max_memory, gradients=False, beside=circuit_bytes(model))
+    return min(fits, sum(len(pair.clean) for pair in task.pairs)) * model.bytes_per_token(gradients=False)
