@@ -8,6 +8,7 @@ Prefixes are padded on the left and suffixes on the right, so that each prompt's
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,23 +65,32 @@ def memory_budget(model: Model, max_memory: int | None) -> int:
     return DEFAULT_MEMORY
 
 
-def tokens_within(model: Model, max_memory: int | None, *, gradients: bool) -> int:
-    """How many tokens of a batch fit into a budget in bytes (None: the default)."""
-    return memory_budget(model, max_memory) // model.bytes_per_token(gradients=gradients)
+def tokens_within(model: Model, max_memory: int | None, *, gradients: bool, beside: int = 0) -> int:
+    """How many tokens of a batch fit into a budget in bytes (None: the default).
+
+    `beside` is what each takes besides what passes of the model do.
+    """
+    return memory_budget(model, max_memory) // (model.bytes_per_token(gradients=gradients) + beside)
 
 
 def group_rows(
-    model: Model, task: Task, *, shared_prefix: bool, max_memory: int | None = None, gradients: bool = False
+    model: Model,
+    task: Task,
+    *,
+    shared_prefix: bool,
+    max_memory: int | None = None,
+    gradients: bool = False,
+    beside: int = 0,
 ) -> list[tuple[int, ...]]:
-    """Rows of `task` in groups alike in length whose padded tokens fit into the budget.
+    """Rows of `task` in groups alike in length whose padded tokens fit into the budget, as in `tokens_within`.
 
     Raises `MemoryBudgetError` where not even one prompt fits.
     """
     if shared_prefix:
         check_aligned(task)
-    max_tokens = tokens_within(model, max_memory, gradients=gradients)
+    max_tokens = tokens_within(model, max_memory, gradients=gradients, beside=beside)
     longest = max(len(pair.clean) for pair in task.pairs)
-    need = longest * model.least_bytes_per_token(gradients=gradients)
+    need = longest * (model.least_bytes_per_token(gradients=gradients) + beside)
     if need > memory_budget(model, max_memory):
         raise MemoryBudgetError(
             f"One prompt of {longest} tokens needs about {need / 1e6:,.0f} MB beside the weights, the budget is "
@@ -143,9 +153,16 @@ def batches(
     corrupted: bool = True,
     max_memory: int | None = None,
     gradients: bool = False,
+    beside: int = 0,
 ) -> Iterator[Batch]:
-    """All pairs of `task`, batch by batch; `gradients` says what the batches are for, which decides their size."""
-    for rows in group_rows(model, task, shared_prefix=shared_prefix, max_memory=max_memory, gradients=gradients):
+    """All pairs of `task`, batch by batch; `gradients` and `beside` say what they are for, which decides their size."""
+    options: dict[str, Any] = {
+        "shared_prefix": shared_prefix,
+        "max_memory": max_memory,
+        "gradients": gradients,
+        "beside": beside,
+    }
+    for rows in group_rows(model, task, **options):
         yield make_batch(model, task, rows, shared_prefix=shared_prefix, corrupted=corrupted)
 
 

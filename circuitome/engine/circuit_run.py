@@ -82,6 +82,14 @@ def _ablated_streams(model: Model, ablated: WriterValues) -> tuple[Tensors, Tens
     return resid_pre, resid_mid, stream
 
 
+def circuit_bytes(model: Model) -> int:
+    """What a token takes at most in a circuit's run beside its baseline: all writers' differences, one block's readers.
+
+    4 d_model (writers + 2 (readers of a block's attention + 1)) bytes.
+    """
+    return 4 * model.d_model * (len(model.graph.writers) + 2 * (model.graph.attention_readers + 1))
+
+
 def circuit_logits(model: Model, base: Baseline, circuit: Circuit) -> Float[Tensor, "batch vocab"]:
     """Logits after the last token of every prompt of the batch, with all edges outside `circuit` ablated."""
     with torch.inference_mode():  # a tenth faster than no_grad: passes this sparse are mostly small operations

@@ -23,7 +23,7 @@ from torch import Tensor
 from circuitome.engine.ablation import AblationValues, WriterValues, ablated_values, check_ablation
 from circuitome.engine.batches import Batch, batches
 from circuitome.engine.checkpoint import Checkpoint
-from circuitome.engine.circuit_run import Baseline, baseline
+from circuitome.engine.circuit_run import Baseline, baseline, circuit_bytes
 from circuitome.engine.readout import Readout
 from circuitome.errors import InputError
 from circuitome.models.loading import weights_hash
@@ -92,20 +92,21 @@ class Setting:
         """What ablated writers write; made once, which costs a pass over the corrupted prompts for the means."""
         return AblationValues.of(self.model, self.task, self.ablation, self.max_memory)
 
-    def batches(self, what: str = "", *, gradients: bool = False) -> Iterator[Batch]:
+    def batches(self, what: str = "", *, gradients: bool = False, beside: int = 0) -> Iterator[Batch]:
         """The prompts in batches that fit the budget; corrupted runs stand beside them where values are theirs.
 
         Where `what` says what is done with them, progress is told of the prompts after each batch. `gradients` says
-        whether autograd keeps what it needs of them, which decides their size.
+        whether autograd keeps what it needs of them, and `beside` what else a token takes, which decide their size.
         """
         swaps = self.ablation == "corrupted"
-        return self._told(what, swaps, shared_prefix=swaps and self.shared_prefix, gradients=gradients)
+        prefix = swaps and self.shared_prefix
+        return self._told(what, swaps, shared_prefix=prefix, gradients=gradients, beside=beside)
 
     def clean_batches(self, what: str = "") -> Iterator[Batch]:
         """The clean prompts alone and whole, in batches that fit the budget: for what ablates nothing."""
         return self._told(what, False, shared_prefix=False)
 
-    def _told(self, what: str, corrupted: bool, **options: bool) -> Iterator[Batch]:
+    def _told(self, what: str, corrupted: bool, **options: Any) -> Iterator[Batch]:
         done = 0
         for batch in batches(self.model, self.task, corrupted=corrupted, max_memory=self.max_memory, **options):
             yield batch
@@ -125,7 +126,8 @@ class Setting:
 
     def baselines(self, what: str = "", *, gradients: bool = False) -> Iterator[Baseline]:
         """Batch by batch, everything that does not depend on a circuit; see `Baseline`, and `batches` for the rest."""
-        for batch in self.batches(what, gradients=gradients):
+        beside = 0 if gradients else circuit_bytes(self.model)  # what needs gradients runs no circuits
+        for batch in self.batches(what, gradients=gradients, beside=beside):
             yield baseline(self.model, self.task, batch, self.replacement)
 
     def estimate(self, columns: Tensor, statistic: Callable[[Tensor], Tensor], unit: str) -> Estimate:

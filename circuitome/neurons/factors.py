@@ -34,6 +34,9 @@ from circuitome.models.inputs import Inputs
 from circuitome.models.model import Model
 from circuitome.models.norms import Norm
 
+FLOAT = 4
+"""Bytes of a number of 32 bits."""
+
 
 @dataclass(frozen=True)
 class Writers:
@@ -185,6 +188,32 @@ class Gradients:
         )
         behind = list(grads)
         return cls(model, activations, cache.apart(len(start)), projected, read, behind, behind[-1], rules.norm)
+
+
+def bytes_per_token(model: Model) -> int:
+    """About what a token takes in `path_points` beside the weights, one point at a time; at least what EAP takes.
+
+    In each block of width d, with r numbers of q, k and v, z of the heads' outputs, f neurons of k inputs, numbers of s
+    bytes, and c = s or, in float32, where they need no copies, 0:
+
+        f (8 + (k + 1) s + k (4 + c)) + 2 s (3 d + r + z) + (r + d) (4 + c) + (d + z) (4 + 4 [c > 0])
+
+    bytes: neurons of the clean and of the ablated pass in float32, what the differentiated pass gives and reads of them
+    and their gradients; the two passes that are recorded; gradients; and what writers write in the two passes. Within a
+    tenth of the tensors that are made (tests/engine/test_meta.py).
+    """
+    heads, first, s = model.heads, model.blocks[0], model.dtype.itemsize
+    d, r, z, f = model.d_model, heads.readers * heads.width, heads.q * heads.width, first.n_neurons
+    k, copied = 1 + first.gated, s if s < FLOAT else 0
+    neurons = f * (2 * FLOAT + (k + 1) * s + k * (FLOAT + copied))
+    passes = 2 * s * (3 * d + r + z) + (r + d) * (FLOAT + copied) + (d + z) * FLOAT * (1 + (copied > 0))
+    return max(len(model.blocks) * (neurons + passes), model.bytes_per_token(gradients=True))
+
+
+def batches_of(setting: Setting) -> Iterator[Batch]:
+    """Batches for `path_points` that fit the budget. Raises `MemoryBudgetError` where not even one prompt does."""
+    more = bytes_per_token(setting.model) - setting.model.bytes_per_token(gradients=True)
+    return setting.batches("scoring neurons", gradients=True, beside=more)
 
 
 def path_points(

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from circuitome.errors import NumericsError
-from circuitome.neurons.ngrams import MIX, ORDERS, BlockGrams, GramCounts, GramTotals, gram_ids
+from circuitome.neurons.ngrams import CELLS, MIX, ORDERS, BlockGrams, GramCounts, GramTotals, gram_ids
 from circuitome.neurons.text_windows import Windows
 
 LEVELS, SMALLEST = 16, -8
@@ -122,6 +122,12 @@ def in_units(values: Float[Tensor, "..."]) -> Int[Tensor, "unit ..."]:
 def of_units(parts: Int[Tensor, "unit ..."]) -> Float[Tensor, "..."]:
     """The numbers that `in_units` took apart, or sums of them."""
     return sum((part.double() * unit for part, unit in zip(parts, UNITS, strict=True)), torch.zeros(()).double())
+
+
+def bytes_a_neuron(length: int, keep: int) -> int:
+    """What the counts of a neuron take, without the n-grams of single neurons: 8 length + 6,600 bytes with 10 kept."""
+    grams = 2 * len(ORDERS) * CELLS * 4
+    return len(UNITS) * 4 * 8 + 2 * length * 4 + 2 * LEVELS * 4 + keep * (4 + 8 + 2 * (BEFORE + 1 + AFTER)) + grams
 
 
 class LayerCounts:

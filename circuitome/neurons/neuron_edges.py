@@ -24,6 +24,7 @@ from circuitome.neurons.factors import (
     Read,
     Readers,
     Writers,
+    batches_of,
     folded,
     path_points,
     read_at,
@@ -149,13 +150,14 @@ class Factors:
         if setting.max_memory is None and setting.model.device.type == "cpu":
             setting = setting.but(max_memory=PASS_MEMORY)
         model, changes, reads = setting.model, list[Pass](), list[list[Read]]()
-        for batch in setting.batches("scoring neurons", gradients=True):
+        for batch in batches_of(setting):
             clean, ablated, points = path_points(setting, batch, steps, rules)
             neurons = [there - here for there, here in zip(ablated.neurons, clean.neurons, strict=True)]
             changes.append(Pass(ablated.writers.minus(clean.writers), neurons))
             total: list[Read] = []
             for point in points:  # one at a time: what a point leaves behind is thin
                 total = added(total, [*reads_of(model, point, steps), *described_reads(model, point, steps, rules)])
+                del point  # before the next one is made
             reads.append(total)
         for read in reads:
             read.reverse()

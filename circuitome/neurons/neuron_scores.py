@@ -19,7 +19,7 @@ from circuitome.engine.setting import Setting, method, on_neurons
 from circuitome.errors import InputError
 from circuitome.graph.node import Node
 from circuitome.neurons.activity import check_mlps
-from circuitome.neurons.factors import Gradients, Pass, path_points
+from circuitome.neurons.factors import Gradients, Pass, batches_of, path_points
 from circuitome.results import Shown
 
 
@@ -71,11 +71,12 @@ def scores(setting: Setting, *, steps: int = 5, rules: str | Rules = "plain") ->
     check_neurons(setting, steps)
     rules = rules_of(rules)
     total: Tensor | None = None
-    for batch in setting.batches("scoring neurons", gradients=True):
+    for batch in batches_of(setting):
         clean, ablated, points = path_points(setting, batch, steps, rules)
         for point in points:
             part = _scores_at(point, clean, ablated) / steps
             total = part if total is None else total + part
+            del point  # before the next one is made
     assert total is not None
     name = "attribution patching" if steps == 1 else f"integrated gradients, {steps} steps"
     return NeuronScores(total.cpu() / len(setting.task), setting.task.unit, with_rules(name, rules))

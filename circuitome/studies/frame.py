@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from circuitome.engine.batches import tokens_within
+from circuitome.engine.circuit_run import circuit_bytes
 from circuitome.errors import CircuitomeError, WorkersLostError
 from circuitome.models.model import Inputs, Model
 from circuitome.present.page import page
@@ -20,6 +21,7 @@ from circuitome.progress import Progress, of_whole, silent
 from circuitome.runs.record import described_task, recorded
 from circuitome.runs.store import Run, check_free, locked, open_partial, plain, save_run
 from circuitome.studies.context import Context
+from circuitome.studies.memory import give_back_freed, weight_bytes
 from circuitome.studies.operations import forward_operations, operations, product_operations
 from circuitome.studies.settings import PromptSettings, RunSettings, Settings, command_line
 from circuitome.studies.study import Findings, Study, Work
@@ -30,8 +32,8 @@ BACKWARD, CIRCUIT = 2.2, 1.2
 In operations that is 2 and, with all edges open, 1.4 there: what autograd keeps takes time and no operations, and most
 circuits that are run are sparse.
 """
-PROGRAM = 600_000_000
-"""Bytes of the program itself."""
+PROGRAM = 520_000_000
+"""Bytes of the program itself, on Linux with torch for the CPU."""
 TIMED = 8
 """Texts in the pass that is timed."""
 
@@ -52,6 +54,8 @@ def perform(
     for further runs. Raises what settings, models and methods raise; bad input leaves nothing behind.
     """
     settings.check()
+    if settings.max_memory is not None:  # without a budget, time counts for more
+        give_back_freed()
     folder = out or default_folder(study, settings)
     with locked(folder, wait=False):
         return perform_locked(study, settings, folder, resume=resume, progress=progress, models=models), folder
@@ -161,6 +165,8 @@ def cost(study: Study, settings: Settings, progress: Progress = silent) -> Cost:
     `perform` does before the work.
     """
     settings.check()
+    if settings.max_memory is not None:
+        give_back_freed()
     start = time.perf_counter()
     expected = estimate(study, settings, Context(settings, progress))
     return replace(expected, seconds=expected.seconds + time.perf_counter() - start)
@@ -172,7 +178,7 @@ def estimate(study: Study, settings: Settings, context: Context) -> Cost:
     passes = {"forward": work.forward, "forward-backward": work.backward, "circuit": work.circuit}
     shown = {kind: round(count, 1) for kind, count in passes.items() if count}
     if not shown:
-        return Cost({}, work.texts, work.seconds, PROGRAM, 0.0, dict(work.notes))
+        return Cost({}, work.texts, work.seconds, PROGRAM + (work.bytes or 0), 0.0, dict(work.notes))
     model = context.model
     like_passes = work.forward + CIRCUIT * work.circuit + work.rest
     products = work.products * product_operations(model) / forward_operations(model, work.tokens)
@@ -180,18 +186,18 @@ def estimate(study: Study, settings: Settings, context: Context) -> Cost:
     return Cost(
         shown,
         work.texts,
-        _timed(model, work) * like_passes,
+        _timed(model, work, settings.max_memory) * like_passes,
         _bytes(model, work, settings.max_memory),
         operations(model, work),
         dict(work.notes),
     )
 
 
-def _timed(model: Model, work: Work) -> float:
-    """Seconds of a forward pass over all texts, from some of them."""
-    some = max(1, min(TIMED, work.texts))
+def _timed(model: Model, work: Work, max_memory: int | None) -> float:
+    """Seconds of a forward pass over all texts, from some of them that fit the budget."""
     # Texts that the model cannot take are refused by the run, whose message says more.
     tokens = min(work.tokens, model.positions or work.tokens)
+    some = max(1, min(TIMED, work.texts, tokens_within(model, max_memory, gradients=False) // max(1, tokens)))
     inputs = Inputs.whole(torch.ones(some, tokens, dtype=torch.long, device=model.device))
     with torch.no_grad():
         model.logits(inputs)  # the first pass of a process also warms caches up
@@ -201,7 +207,14 @@ def _timed(model: Model, work: Work) -> float:
 
 
 def _bytes(model: Model, work: Work, max_memory: int | None) -> int:
-    gradients = work.backward > 0
-    weights = sum(p.numel() * p.itemsize for p in model.hf.parameters() if p.device.type != "meta")  # else offloaded
-    tokens = min(tokens_within(model, max_memory, gradients=gradients), work.texts * work.tokens)
-    return weights * (1 + work.copies) + tokens * model.bytes_per_token(gradients=gradients) + PROGRAM
+    """Weights, the program, and the largest batch of all kinds of passes."""
+    weights = weight_bytes(model) * (1 + work.copies)
+    if work.bytes is not None:
+        return weights + work.bytes + PROGRAM
+    batches = []
+    for gradients, beside in ((work.backward > 0, 0), (False, circuit_bytes(model) if work.circuit else 0)):
+        fits = tokens_within(model, max_memory, gradients=gradients, beside=beside)
+        each = model.least_bytes_per_token(gradients=gradients)  # the whole, unless what is recorded waits elsewhere
+        at_once = min(max(fits, work.tokens), work.texts * work.tokens)
+        batches.append(at_once * (each + beside))
+    return weights + max(batches) + PROGRAM

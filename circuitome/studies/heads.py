@@ -8,6 +8,7 @@ import circuitome as cm
 from circuitome.present import formats
 from circuitome.present.blocks import Block, Column, HeatMap, Lede, Note, Table, table
 from circuitome.studies.context import Context
+from circuitome.studies.memory import plain_bytes
 from circuitome.studies.pieces import head_map, head_names, strongest
 from circuitome.studies.settings import Flag, ModelSettings
 from circuitome.studies.study import Findings, Study, Work
@@ -51,7 +52,9 @@ def work(settings: Heads, context: Context) -> Work:
     from circuitome.heads.atlas.repeated import usual_period
 
     period = settings.period or usual_period(context.model)
-    return Work(texts=settings.n, tokens=2 * period, forward=6.0, copies=1)  # one with noise for weights
+    taken = plain_bytes(context.model, settings.max_memory, settings.n, 2 * period)
+    # a copy with noise for weights
+    return Work(texts=settings.n, tokens=2 * period, forward=6.0, copies=1, bytes=taken)
 
 
 def run(settings: Heads, context: Context) -> Findings:

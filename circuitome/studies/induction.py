@@ -9,6 +9,7 @@ from circuitome.present import formats
 from circuitome.present.blocks import Block, Lede, Lines, Numbers, Series, Table, table
 from circuitome.studies.context import Context
 from circuitome.studies.heads import score_map, sequences
+from circuitome.studies.memory import plain_bytes
 from circuitome.studies.pieces import cell, figure, written
 from circuitome.studies.settings import ModelSettings
 from circuitome.studies.study import Findings, Study, Work
@@ -41,7 +42,8 @@ def work(settings: Induction, context: Context) -> Work:
     from circuitome.heads.atlas.repeated import usual_period
 
     period = settings.period or usual_period(context.model)
-    return Work(texts=settings.n, tokens=2 * period, forward=4.0 * (2 + settings.draws))
+    taken = plain_bytes(context.model, settings.max_memory, settings.n, 2 * period)
+    return Work(texts=settings.n, tokens=2 * period, forward=4.0 * (2 + settings.draws), bytes=taken)
 
 
 def run(settings: Induction, context: Context) -> Findings:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from circuitome.present.blocks import Lede, table
 from circuitome.studies.context import Context
+from circuitome.studies.memory import baseline_bytes
 from circuitome.studies.pieces import cell, example_pairs
 from circuitome.studies.settings import PromptSettings
 from circuitome.studies.study import Findings, Study, Work
@@ -16,7 +17,8 @@ class Measure(PromptSettings):
 
 def work(settings: Measure, context: Context) -> Work:
     """One pass over the clean and one over the corrupted prompts."""
-    return Work.over(context.task, forward=2.0)
+    taken = baseline_bytes(context.model, settings.max_memory, context.task)
+    return Work.over(context.task, forward=2.0, bytes=taken)
 
 
 def run(settings: Measure, context: Context) -> Findings:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 import circuitome as cm
-from circuitome.errors import InputError
+from circuitome.errors import InputError, MemoryBudgetError
 from circuitome.present.blocks import Block, Column, Figure, Lede, Lines, Note, Numbers, Series, Table, table
 from circuitome.studies.context import Context
+from circuitome.studies.memory import plain_bytes
 from circuitome.studies.neuron_index import index_tokens, neuron_index
 from circuitome.studies.pieces import cell
 from circuitome.studies.settings import Flag, ModelSettings, ShardSettings
@@ -58,7 +59,18 @@ def work(settings: Neurons, context: Context) -> Work:
     count = max(1, tokens // settings.length)
     passes = 1.0 + index_tokens(context.model, settings.length) / (count * settings.length)
     passes += (2 * (DRAWS + 2) * min(1.0, EVALUATED / count)) if settings.off else 0.0
-    return Work(texts=count, tokens=min(tokens, settings.length), forward=passes, rest=COUNTED)
+    length = min(tokens, settings.length)
+    taken = counted_bytes(settings, context.model) + plain_bytes(context.model, settings.max_memory, count, length)
+    return Work(texts=count, tokens=length, forward=passes, rest=COUNTED, bytes=taken)
+
+
+def counted_bytes(settings: Neurons, model: "cm.Model") -> int:
+    """What the counts of all neurons take, those of n-grams twice: of the segment that is read, and of all before."""
+    from circuitome.neurons.counting import KEEP
+    from circuitome.neurons.layer_counts import bytes_a_neuron
+
+    neurons = sum(block.n_neurons for block in model.blocks) if model.graph.mlps else 0
+    return neurons * bytes_a_neuron(settings.length, KEEP)
 
 
 def shard(settings: Neurons, context: Context, number: int) -> None:
@@ -69,6 +81,15 @@ def shard(settings: Neurons, context: Context, number: int) -> None:
 def counting(settings: Neurons, context: Context, cut: "cm.neurons.Windows", number: int) -> "cm.neurons.Counting":
     """The census of a shard, while it is made; what it has counted is kept."""
     setting = context.setting.but(checkpoint=context.file(f"census-{number}.safetensors"))
+    if (budget := settings.max_memory) is not None:
+        window = cut.length * context.model.bytes_per_token(gradients=False)
+        if (need := counted_bytes(settings, context.model) + window) > budget:
+            raise MemoryBudgetError(
+                f"The counts of all neurons and one window of {cut.length} tokens take {need / 1e6:,.0f} MB beside "
+                f"the weights, the budget is {budget / 1e6:,.0f} MB. Raise --max-memory to {need / 1e9:.1f}GB, or "
+                "shorten the windows (--length)."
+            )
+        setting = setting.but(max_memory=budget - need + window)
     return cm.neurons.Counting(setting, cut, quantile=settings.quantile, shard=(number, settings.shards))
 
 

@@ -12,6 +12,7 @@ from circuitome.errors import InputError, unknown_name
 from circuitome.present import formats
 from circuitome.present.blocks import Block, Figure, Lede, Numbers, Table, table
 from circuitome.studies.context import Context
+from circuitome.studies.memory import plain_bytes
 from circuitome.studies.pieces import cell, head_map, head_names, strongest
 from circuitome.studies.settings import ModelSettings, WholeNumbers
 from circuitome.studies.settings import Numbers as SeveralNumbers
@@ -64,8 +65,9 @@ class Retrieval(ModelSettings):
 def work(settings: Retrieval, context: Context) -> Work:
     """Reading, answering, and answering again with heads masked; a step of an answer costs as much as reading some."""
     texts = 3 * len(settings.lengths) * len(settings.depths)
-    again = settings.draws + 1
-    return Work(texts=texts, tokens=max(settings.lengths), forward=1 + DECODED * settings.steps * (1 + again))
+    again, longest = settings.draws + 1, max(settings.lengths)
+    taken = plain_bytes(context.model, settings.max_memory, 1, longest)
+    return Work(texts=texts, tokens=longest, forward=1 + DECODED * settings.steps * (1 + again), bytes=taken)
 
 
 def run(settings: Retrieval, context: Context) -> Findings:

@@ -11,6 +11,7 @@ import circuitome as cm
 from circuitome.errors import InputError
 from circuitome.present.blocks import Block, Lede, table
 from circuitome.studies.context import Context
+from circuitome.studies.memory import batch_of_routes
 from circuitome.studies.pieces import cell, head_map
 from circuitome.studies.settings import ModelSettings, ShardSettings
 from circuitome.studies.shards import spread
@@ -59,7 +60,8 @@ def work(settings: RoutesOf, context: Context) -> Work:
     """One pass over the texts, what each head adds, and as long as 1.5 passes for proximities."""
     texts, _ = _texts(settings)
     longest = max(len(context.model.encode(text)) for text in texts)
-    return Work(texts=len(texts), tokens=longest, forward=1.2, rest=1.5)
+    taken = batch_of_routes(context.model, settings.max_memory, len(texts), longest)
+    return Work(texts=len(texts), tokens=longest, forward=1.2, rest=1.5, bytes=taken)
 
 
 def shard(settings: RoutesOf, context: Context, number: int) -> "RouteImportance":

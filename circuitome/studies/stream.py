@@ -13,6 +13,7 @@ from circuitome.errors import InputError, MemoryBudgetError
 from circuitome.present import formats
 from circuitome.present.blocks import Block, Column, HeatMap, Lede, Lines, Table, table
 from circuitome.studies.context import Context
+from circuitome.studies.memory import plain_bytes
 from circuitome.studies.pieces import cell, head_map, series_of
 from circuitome.studies.settings import ModelSettings
 from circuitome.studies.study import Findings, Study, Work
@@ -56,7 +57,9 @@ class Stream(ModelSettings):
 
 def work(settings: Stream, context: Context) -> Work:
     """Three passes over the text in chunks, and one over pieces of it."""
-    return Work(texts=max(1, settings.tokens // PIECE), tokens=PIECE, forward=5.0)
+    texts = max(1, settings.tokens // PIECE)
+    taken = plain_bytes(context.model, settings.max_memory, texts, PIECE)
+    return Work(texts=texts, tokens=PIECE, forward=5.0, bytes=taken)
 
 
 def run(settings: Stream, context: Context) -> Findings:

@@ -59,6 +59,9 @@ class Work:
     circuits run over these alone."""
     copies: int = 0
     """Copies of the model's weights that are there beside it."""
+    bytes: int | None = None
+    """Memory beside weights and program where recorded batches are not what decides; beside the program alone where no
+    passes are counted."""
     seconds: float = 1.0
     """About how long it takes where no passes are counted."""
     notes: Mapping[str, Any] = field(default_factory=dict)

@@ -10,6 +10,7 @@ import circuitome as cm
 from circuitome.errors import InputError
 from circuitome.present.blocks import Block, Column, Lede, Numbers, Table, table
 from circuitome.studies.context import Context
+from circuitome.studies.memory import plain_bytes
 from circuitome.studies.pieces import cell, figure, head_map, written
 from circuitome.studies.settings import Argument, ModelSettings
 from circuitome.studies.study import Findings, Study, Work
@@ -54,7 +55,9 @@ def work(settings: Syntax, context: Context) -> Work:
     trees, pairs = sentences(settings), minimal_pairs(settings)
     longest = max(len(tree.words) for tree in trees)
     masked = 0.0 if context.model.causal else longest * len(pairs) * 2 / len(trees)
-    return Work(texts=len(trees), tokens=2 * longest, forward=2.0 + 2 * len(pairs) / len(trees) + masked)
+    passes = 2.0 + 2 * len(pairs) / len(trees) + masked
+    taken = plain_bytes(context.model, settings.max_memory, len(trees), 2 * longest)
+    return Work(texts=len(trees), tokens=2 * longest, forward=passes, bytes=taken)
 
 
 def sentences(settings: Syntax) -> "list[cm.dynamics.Tree]":

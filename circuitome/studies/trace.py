@@ -12,6 +12,7 @@ from circuitome.errors import InputError
 from circuitome.present import formats
 from circuitome.present.blocks import Block, Column, Lede, RouteEdge, RouteNode, Routes, Table, table
 from circuitome.studies.context import Context
+from circuitome.studies.memory import batch_of_routes
 from circuitome.studies.settings import Argument, Flag, ModelSettings, Names
 from circuitome.studies.study import Findings, Study, Work
 
@@ -82,7 +83,8 @@ def work(settings: Trace, context: Context) -> Work:
     from circuitome.discovery.routes.tracing import prompt_ids
 
     tokens = len(prompt_ids(context.model, settings.prompt))
-    return Work(texts=1, tokens=tokens + settings.generate, forward=2.1 + settings.generate)
+    taken = batch_of_routes(context.model, settings.max_memory, 1, tokens + settings.generate)
+    return Work(texts=1, tokens=tokens + settings.generate, forward=2.1 + settings.generate, bytes=taken)
 
 
 def run(settings: Trace, context: Context) -> Findings:

@@ -8,6 +8,7 @@ import circuitome as cm
 from circuitome.errors import InputError
 from circuitome.present.blocks import Block, Figure, Lede, Note, Numbers, Table, table
 from circuitome.studies.context import Context
+from circuitome.studies.memory import weight_bytes
 from circuitome.studies.settings import Argument, ModelSettings
 from circuitome.studies.study import Findings, Study, Work
 
@@ -40,7 +41,7 @@ class Weights(ModelSettings):
 
 def work(settings: Weights, context: Context) -> Work:
     """No pass of the model: products of its weights."""
-    return Work(texts=1, tokens=1)
+    return Work(texts=1, tokens=1, bytes=weight_bytes(context.model))
 
 
 def run(settings: Weights, context: Context) -> Findings:

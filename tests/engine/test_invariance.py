@@ -8,6 +8,7 @@ from families import random_task, tiny
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from circuitome.engine.circuit_run import circuit_bytes
 from circuitome.engine.run_circuit import run_circuit
 from circuitome.graph.circuits import Circuit
 
@@ -46,7 +47,8 @@ def test_a_prompt_runs_as_it_does_alone(seed, share, ablation, order):
     st.integers(14, 40),
 )
 def test_batches_and_the_shared_prefix_change_nothing(seed, share, ablation, shared_prefix, tokens):
-    circuit, budget = drawn(seed, share), tokens * MODEL.bytes_per_token(gradients=False)
+    budget = tokens * (MODEL.bytes_per_token(gradients=False) + circuit_bytes(MODEL))
+    circuit = drawn(seed, share)
     whole = run_circuit(MODEL, TASK, circuit, ablation=ablation)
     parts = run_circuit(MODEL, TASK, circuit, ablation=ablation, max_memory=budget, shared_prefix=shared_prefix)
     torch.testing.assert_close(parts, whole, **CLOSE)

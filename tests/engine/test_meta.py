@@ -10,9 +10,13 @@ from torch.utils.flop_counter import FlopCounterMode
 import circuitome as cm
 from circuitome.discovery.attribution import edges
 from circuitome.discovery.attribution.contraction import CONTRACTION_NUMBERS, contract
+from circuitome.discovery.routes import proximity
+from circuitome.discovery.routes.forward import RoutePass, route_bytes
 from circuitome.engine.backward_rules import PLAIN
 from circuitome.engine.batches import make_batch
 from circuitome.engine.setting import Setting
+from circuitome.neurons import factors
+from circuitome.neurons.neuron_scores import _scores_at
 
 PROMPTS, TOKENS = 4, 48
 SLOW = pytest.mark.slow
@@ -50,6 +54,41 @@ def test_attribution_takes_what_is_planned(
     with without_numbers(monkeypatch):
         found = eap_peak(model, points) / (PROMPTS * TOKENS)
     assert model.bytes_per_token(gradients=True, points=points) == pytest.approx(found, rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "dtype"), [("135M", torch.float32), ("135M", torch.bfloat16), ("8B", torch.bfloat16)])
+def test_neurons_take_what_is_planned(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with several points, since each is gone before the next one is made."""
+    model = on_meta(name, dtype)
+    monkeypatch.setattr(factors, "check_numbers", lambda *_: None)
+    setting = Setting(model, pairs(PROMPTS, TOKENS), max_memory=10**12)
+    with without_numbers(monkeypatch), Peak() as memory, model.reserved():
+        batch = make_batch(model, setting.task, range(PROMPTS), shared_prefix=False, corrupted=True)
+        clean, ablated, points = factors.path_points(setting, batch, 2)
+        for point in points:
+            _scores_at(point, clean, ablated)
+            del point
+    planned = PROMPTS * TOKENS * factors.bytes_per_token(model)
+    assert memory.peak == pytest.approx(planned, rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "dtype", "tokens"), [("135M", torch.float32, 2000), ("8B", torch.bfloat16, 8000)])
+def test_routes_take_what_is_planned(
+    name: str, dtype: torch.dtype, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the pass showed, and what is made of one block; on the meta device, attention itself is made in the open."""
+    model = on_meta(name, dtype)
+    monkeypatch.setattr(proximity, "_pieces", lambda pattern, d_model: [([0], slice(0, 1))])
+    with without_numbers(monkeypatch), model.reserved(), Peak() as shown:
+        inputs = make_batch(model, pairs(1, tokens), [0], shared_prefix=False, corrupted=False).clean
+        seen = RoutePass.of(model, inputs)
+    with Peak() as made:
+        pattern = torch.ones(1, model.heads.q, tokens, device="meta")
+        values, weights = seen.values(3), model.blocks[3].head_weights()
+        proximity.attention_proximity(pattern, values[0], weights, seen.mid(3)[0, :1])
+    assert shown.now + made.peak == pytest.approx(route_bytes(model, tokens), rel=0.1)
 
 
 @pytest.mark.parametrize(

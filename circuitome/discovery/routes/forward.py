@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitome.discovery.routes.proximity import VECTOR_NUMBERS
 from circuitome.models.activations import ActivationCache
 from circuitome.models.attention import attention_rows, replaceable
 from circuitome.models.inputs import Inputs
@@ -24,6 +25,19 @@ from circuitome.models.model import Call, Model
 
 PATTERN_NUMBERS = 64_000_000
 """Attention probabilities of one block that are computed together: 256 MB. Of more, only the rows that are needed."""
+
+
+def route_bytes(model: Model, tokens: int) -> int:
+    """About what a route through so many tokens takes beside the weights; the rows of attention that it reaches aside.
+
+    tokens (s L (3 d + r + z) + 4 z) + 4 min(q d tokens, 64 million) bytes, for L blocks of width d, q heads, r numbers
+    of q, k and v and z of the heads' outputs, of s bytes: all that the pass showed, and what the heads of one block
+    write at keys. Within a tenth of the tensors that are made (tests/engine/test_meta.py).
+    """
+    heads, d = model.heads, model.d_model
+    z = heads.q * heads.width
+    shown = model.dtype.itemsize * len(model.blocks) * (3 * d + heads.readers * heads.width + z)
+    return tokens * (shown + 4 * z) + 4 * min(heads.q * d * tokens, VECTOR_NUMBERS)
 
 
 @dataclass

@@ -187,6 +187,7 @@ def _block(
         seen = RoutePass.of(model, make_batch(model, task, rows, shared_prefix=False, corrupted=False).clean)
         with model.eager_attention():
             by_token = _by_token(seen, [len(encoded[row]) for row in rows], norm)
+        del seen  # before the next one is recorded
         for row, values in zip(rows, by_token, strict=True):
             member = torch.zeros(len(groups), len(values))
             member[[index[label] for label in named[row]], range(len(values))] = 1

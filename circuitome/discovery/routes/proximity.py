@@ -31,6 +31,8 @@ NORMS: tuple[str, ...] = get_args(NormName)
 
 PIECE = 600_000
 """Numbers of the parts that are held at once: about 2.4 MB."""
+VECTOR_NUMBERS = 64_000_000
+"""Numbers of heads' values in the stream that are held at once: 256 MB. Keys of longer prompts go piece by piece."""
 
 
 def check_norm(name: str) -> None:
@@ -73,9 +75,14 @@ def attention_proximity(
 ) -> Float[Tensor, "node head key"]:
     """Proximity to `total` of every part pattern[n, h, k] * values[h, k] @ weights[h] at every node; float32.
 
-    Time grows with nodes * heads * keys * d_model, memory with heads * keys * d_model: the parts of all nodes are never
-    held together. Keys that a node does not see cost nothing where they come after all those that it sees.
+    Time grows with nodes * heads * keys * d_model, memory with heads * keys * d_model, up to `VECTOR_NUMBERS`: the
+    parts of all nodes are never held together. Keys that a node does not see cost nothing where they come after all
+    those that it sees.
     """
+    step = max(1, VECTOR_NUMBERS // (len(weights) * weights.shape[-1]))
+    if values.shape[1] > step:
+        some = zip(pattern.split(step, -1), values.split(step, 1), strict=True)
+        return torch.cat([attention_proximity(seen, keys, weights, total, norm) for seen, keys in some], -1)
     vectors = torch.bmm(values, weights)
     if norm == "l2":
         return _l2(pattern, values, weights, total, vectors)

@@ -123,6 +123,7 @@ def trace(
         for goal, own in zip(goals, logits, strict=True):
             row = rows[goal.prompt]
             found[row].append(_graph(model, prompts[row], goal, settings, own))
+        del seen  # before the next one is recorded
     return found
 
 

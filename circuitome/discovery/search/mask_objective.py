@@ -62,9 +62,12 @@ class MaskObjective:
         self.shared = setting.replacement.from_prompts
         groups = group_rows(model, task, shared_prefix=self.shared, max_memory=setting.max_memory)
         order = [row for rows in groups for row in rows]
-        self.groups = _parts(order, min(prompts, _prompts_within(model, task, budget)))
+        each = _prompt_bytes(model, task, budget)
+        at_once = min(prompts, budget // each)
+        self.groups = _parts(order, at_once)
         self.kept: dict[int, _Clean] = {}
-        self.room = budget
+        # by default as much again, since baselines that are made afresh cost a third of a step
+        self.room = budget if setting.max_memory is None else budget - at_once * each
         self.order: list[int] = []
         self.gap = self._gap()
 
@@ -127,8 +130,8 @@ class MaskObjective:
         return max(float(torch.cat(differences).mean()), 1e-6)
 
 
-def _prompts_within(model: Model, task: Task, budget: int) -> int:
-    """Prompts a minibatch. Raises `MemoryBudgetError` where not even one fits."""
+def _prompt_bytes(model: Model, task: Task, budget: int) -> int:
+    """Bytes of a prompt of a minibatch. Raises `MemoryBudgetError` where not even one fits."""
     graph = model.graph
     vectors = 2 * len(graph.writers) + 2 * len(graph.readers)  # differences and inputs, each with its gradient
     each = max(len(pair.clean) for pair in task.pairs) * (
@@ -139,7 +142,7 @@ def _prompts_within(model: Model, task: Task, budget: int) -> int:
             f"Learning masks takes about {each / 1e6:,.0f} MB a prompt beside the weights, the budget is "
             f"{budget / 1e6:,.0f} MB. Raise --max-memory to {each / 1e9:.1f}GB, or shorten the prompts."
         )
-    return budget // each
+    return each
 
 
 def _parts(rows: list[int], at_most: int) -> list[tuple[int, ...]]:
