@@ -54,6 +54,12 @@ STUDIES = [
     "dictionary train --tokens 20000",
     "edit --heads a9.h6 --text-tokens 1000 --draws 1 --tasks capitals --n 16",
     f"steer {PROMPT} --toward 'I love it.' --away 'I hate it.' --samples 2 --new 10 --draws 1",
+    "validate RUN --quick",
+    "explain RUN",
+    "align ioi --n 16",
+    "prune --n 8 --text-tokens 1000 --draws 1",
+    "subclone --steps 4 --length 64 --seeds 1",
+    "develop --steps 100",
 ]
 
 
@@ -70,12 +76,14 @@ def main() -> None:
         texts.write_text("\n".join(line for line in TEXT.read_text().splitlines() if len(line) > 60)[:12_000])
         small, about = asked("measure ioi --n 1")
         perform(small, about, out=Path(folder) / "small", models=models, progress=lambda *_: None)
+        run = Path(folder) / "found"
+        measured("find ioi --n 16 --method eap --edges 500", run, models, options.limit)
         for line in STUDIES:
             if not line.startswith(tuple(options.only.split(","))):
                 continue
             sizes: dict[str, Any] = {}
             for budget in options.budgets.split(","):
-                words = line.replace("TEXTS", str(texts)) + f" --max-memory {budget}"
+                words = line.replace("TEXTS", str(texts)).replace("RUN", str(run)) + f" --max-memory {budget}"
                 sizes[budget] = measured(words, Path(folder) / f"run-{time.time()}", models, options.limit)
                 print(json.dumps({line: {budget: sizes[budget]}}), flush=True)
             if options.write:

@@ -82,12 +82,14 @@ def _ablated_streams(model: Model, ablated: WriterValues) -> tuple[Tensors, Tens
     return resid_pre, resid_mid, stream
 
 
-def circuit_bytes(model: Model) -> int:
+def circuit_bytes(model: Model, max_memory: int | None = None) -> int:
     """What a token takes at most in a circuit's run beside its baseline: all writers' differences, one block's readers.
 
-    4 d_model (writers + 2 (readers of a block's attention + 1)) bytes.
+    4 d_model (writers + 2 (readers of a block's attention + 1)) bytes. Under a budget that was given, with 2 writers more
+    for each: what moves where a part of the circuit is left out (`IncrementalCircuit`).
     """
-    return 4 * model.d_model * (len(model.graph.writers) + 2 * (model.graph.attention_readers + 1))
+    writers = len(model.graph.writers) * (1 if max_memory is None else 3)
+    return 4 * model.d_model * (writers + 2 * (model.graph.attention_readers + 1))
 
 
 def circuit_logits(model: Model, base: Baseline, circuit: Circuit) -> Float[Tensor, "batch vocab"]:

@@ -131,10 +131,11 @@ class IncrementalCircuit:
 
     def at_once(self, max_memory: int | None) -> int:
         """How many parts to carry on together: all that moves in them has to fit into `max_memory` bytes."""
-        budget = 2 * memory_budget(self.model, None) if max_memory is None else max_memory
-        return max(
-            1, min(most_copies(self.model), budget // max(1, 2 * self.delta.numel() * self.delta.element_size()))
-        )
+        live = self.delta.numel() * self.delta.element_size()
+        budget = 2 * memory_budget(self.model, None)
+        if max_memory is not None:
+            budget = max_memory - live - self.base.batch.clean.ids.numel() * self.model.bytes_per_token(gradients=False)
+        return max(1, min(most_copies(self.model), budget // max(1, 2 * live)))
 
     def _carry(self, change: "_Change") -> Float[Tensor, "copies batch d_model"]:
         """Carry a change to the logits."""

@@ -30,7 +30,10 @@ def dense_copies(model: Model, inputs: Inputs, max_memory: int | None) -> int:
     prefix = inputs.mask.numel() * 2 * model.heads.kv * model.heads.width * len(model.blocks)
     width = getattr(model.hf.config, "intermediate_size", None) or 4 * model.d_model
     each = 4 * (inputs.ids.numel() * (8 * model.d_model + 3 * width) + prefix)
-    return max(1, min(most_copies(model), memory_budget(model, max_memory) // each))
+    budget = memory_budget(model, max_memory)
+    if max_memory is not None:
+        budget -= inputs.ids.numel() * model.bytes_per_token(gradients=False)  # what the batch holds already
+    return max(1, min(most_copies(model), budget // each))
 
 
 class PartialForward:

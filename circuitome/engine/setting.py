@@ -126,7 +126,7 @@ class Setting:
 
     def baselines(self, what: str = "", *, gradients: bool = False) -> Iterator[Baseline]:
         """Batch by batch, everything that does not depend on a circuit; see `Baseline`, and `batches` for the rest."""
-        beside = 0 if gradients else circuit_bytes(self.model)  # what needs gradients runs no circuits
+        beside = 0 if gradients else circuit_bytes(self.model, self.max_memory)  # what needs gradients runs no circuits
         for batch in self.batches(what, gradients=gradients, beside=beside):
             yield baseline(self.model, self.task, batch, self.replacement)
 

@@ -21,7 +21,7 @@ from circuitome.progress import Progress, of_whole, silent
 from circuitome.runs.record import described_task, recorded
 from circuitome.runs.store import Run, check_free, locked, open_partial, plain, save_run
 from circuitome.studies.context import Context
-from circuitome.studies.memory import give_back_freed, weight_bytes
+from circuitome.studies.memory import give_back_freed, giving_back, weight_bytes
 from circuitome.studies.operations import forward_operations, operations, product_operations
 from circuitome.studies.settings import PromptSettings, RunSettings, Settings, command_line
 from circuitome.studies.study import Findings, Study, Work
@@ -56,6 +56,7 @@ def perform(
     settings.check()
     if settings.max_memory is not None:  # without a budget, time counts for more
         give_back_freed()
+        progress = giving_back(progress)
     folder = out or default_folder(study, settings)
     with locked(folder, wait=False):
         return perform_locked(study, settings, folder, resume=resume, progress=progress, models=models), folder
@@ -212,7 +213,7 @@ def _bytes(model: Model, work: Work, max_memory: int | None) -> int:
     if work.bytes is not None:
         return weights + work.bytes + PROGRAM
     batches = []
-    for gradients, beside in ((work.backward > 0, 0), (False, circuit_bytes(model) if work.circuit else 0)):
+    for gradients, beside in ((work.backward > 0, 0), (False, circuit_bytes(model, max_memory) if work.circuit else 0)):
         fits = tokens_within(model, max_memory, gradients=gradients, beside=beside)
         each = model.least_bytes_per_token(gradients=gradients)  # the whole, unless what is recorded waits elsewhere
         at_once = min(max(fits, work.tokens), work.texts * work.tokens)

@@ -2,7 +2,10 @@
 
 import ctypes
 import sys
+import time
 from typing import TYPE_CHECKING
+
+from circuitome.progress import Progress
 
 if TYPE_CHECKING:
     from circuitome.models.model import Model
@@ -23,6 +26,25 @@ def give_back_freed() -> None:
     if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(MMAP_THRESHOLD, LARGE)
         libc.mallopt(TRIM_THRESHOLD, LARGE)
+
+
+def giving_back(progress: Progress) -> Progress:
+    """The same progress, which also gives small freed blocks back, at most once a second.
+
+    Of those, the C library keeps .1 to .3 GB in holes between what stays.
+    """
+    if not sys.platform.startswith("linux") or not hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        return progress
+    last = time.monotonic()
+
+    def tell(what: str, done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > 1:
+            libc.malloc_trim(0)
+            last = time.monotonic()
+        progress(what, done, total)
+
+    return tell
 
 
 def weight_bytes(model: "Model") -> int:
@@ -58,5 +80,5 @@ def baseline_bytes(model: "Model", max_memory: int | None, task: "Task") -> int:
     from circuitome.engine.batches import tokens_within
     from circuitome.engine.circuit_run import circuit_bytes
 
-    fits = tokens_within(model, max_memory, gradients=False, beside=circuit_bytes(model))
+    fits = tokens_within(model, max_memory, gradients=False, beside=circuit_bytes(model, max_memory))
     return min(fits, sum(len(pair.clean) for pair in task.pairs)) * model.bytes_per_token(gradients=False)

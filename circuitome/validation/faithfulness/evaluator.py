@@ -42,7 +42,8 @@ class Evaluator:
         """
         self.setting, self.model, self.task, self.ablation = setting, setting.model, setting.task, setting.ablation
         tokens = sum(len(pair.clean) for pair in self.task.pairs)
-        self.fits = 2 * tokens <= tokens_within(self.model, setting.max_memory, gradients=False)
+        share = 2 if setting.max_memory is None else 4  # under a budget that was given circuits take most of it
+        self.fits = share * tokens <= tokens_within(self.model, setting.max_memory, gradients=False)
         self.baselines: list[Baseline] = []
         self.known: dict[bytes, Float[Tensor, " prompts"]] = {}
         self.checkpoint = setting.kept("validation")
