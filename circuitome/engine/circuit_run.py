@@ -85,8 +85,8 @@ def _ablated_streams(model: Model, ablated: WriterValues) -> tuple[Tensors, Tens
 def circuit_bytes(model: Model, max_memory: int | None = None) -> int:
     """What a token takes at most in a circuit's run beside its baseline: all writers' differences, one block's readers.
 
-    4 d_model (writers + 2 (readers of a block's attention + 1)) bytes. Under a budget that was given, with 2 writers more
-    for each: what moves where a part of the circuit is left out (`IncrementalCircuit`).
+    4 d_model (writers + 2 (readers of a block's attention + 1)) bytes. Under a budget that was given, writers count
+    three times: so much moves where parts of the circuit are left out (`IncrementalCircuit`).
     """
     writers = len(model.graph.writers) * (1 if max_memory is None else 3)
     return 4 * model.d_model * (writers + 2 * (model.graph.attention_readers + 1))
