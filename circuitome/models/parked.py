@@ -186,7 +186,7 @@ def saved_elsewhere(place: str, weights: Iterable[Tensor]) -> Iterator[None]:
     def pack(tensor: Tensor) -> Any:
         storage = tensor.untyped_storage()
         if tensor.nbytes < SMALL or storage._cdata in stay:
-            return tensor
+            return tensor.detach()  # itself it would hold the operation that made it, and that the tensor
         views = known.setdefault(storage, {})
         key = tensor.dtype, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor._version
         if key not in views:
