@@ -50,9 +50,9 @@ class _File:
     @classmethod
     def of(cls, tensor: Tensor) -> "_File":
         """Raises `MemoryBudgetError` where the disk is full."""
-        descriptor, path = tempfile.mkstemp(prefix="circuitome-activations-")
         order = sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
         written = tensor.detach().permute(order).cpu().contiguous()
+        descriptor, path = tempfile.mkstemp(prefix="circuitome-activations-")
         kept = cls(path, written.shape, tensor.dtype, tuple(order.index(axis) for axis in range(tensor.ndim)))
         weakref.finalize(kept, _remove, path)
         try:

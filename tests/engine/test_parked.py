@@ -172,6 +172,12 @@ def test_a_pass_that_stops_leaves_no_files(monkeypatch: pytest.MonkeyPatch, tmp_
     assert not list(tmp_path.iterdir()), "files are left"
 
 
+def test_a_tensor_that_cannot_be_copied_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(NotImplementedError):
+        parked._store(torch.ones(3, device="meta"), "disk")
+    assert not list(tmp_path.iterdir())
+
+
 def test_views_share_who_uses_the_model() -> None:
     """One made while a method runs is in evaluation mode in its own passes, and knows which prompts run."""
     model = tiny("gpt2")
