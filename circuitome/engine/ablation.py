@@ -52,6 +52,7 @@ class WriterValues:
     """Where features of the stream are nodes: per such layer, first the rest [d_model], then the features' values."""
 
     @classmethod
+    @torch.no_grad()
     def of(cls, model: Model, activations: ActivationCache) -> "WriterValues":
         """The writers' outputs in a recorded pass, out of reach of its gradients."""
         heads = like(activations.z, (recorded_heads(model, activations, i) for i in range(len(activations.z))))

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import copy, deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any, Protocol, runtime_checkable
 
@@ -50,6 +50,15 @@ class Edited(Protocol):
         """Inside, the model has the changes."""
 
 
+@dataclass
+class _Use:
+    """Who uses a model's modules just now; the same for all views of one model."""
+
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    reservations: int = 0
+    rows: tuple[tuple[int, ...], int] | None = None
+
+
 class Model:
     """A language model, its tokenizer, and where its readers and writers are.
 
@@ -81,10 +90,7 @@ class Model:
         """Features that are nodes, by block and by whether they stand for the stream behind it or for its MLP."""
         self.activations_on = "device"
         """Where recorded activations wait until they are used; see `with_activations_on`."""
-        self.rows: tuple[tuple[int, ...], int] | None = None
-        """In `running_rows`: which prompts a pass runs, and of how many; None where a pass runs all, in order."""
-        self._lock = threading.RLock()
-        self._reservations = 0
+        self._use = _Use()
 
     def with_neurons(self, neurons: Iterable[str | Node], *, apart: Iterable[int] = ()) -> "Model":
         """The same model with some neurons as nodes of its graph, m5.n123 with the input m5.n123.in.
@@ -539,7 +545,7 @@ class Model:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Inside, other threads that want the model wait; modules stay in training mode or not, as they are."""
-        with self._lock:
+        with self._use.lock:
             yield
 
     @contextmanager
@@ -548,12 +554,17 @@ class Model:
 
         A count of 0 says that it is not known which prompts they are.
         """
-        with self._lock:
-            before, self.rows = self.rows, (tuple(rows), count)
+        with self._use.lock:
+            before, self._use.rows = self._use.rows, (tuple(rows), count)
             try:
                 yield
             finally:
-                self.rows = before
+                self._use.rows = before
+
+    @property
+    def rows(self) -> tuple[tuple[int, ...], int] | None:
+        """In `running_rows`: which prompts a pass runs, and of how many; None where a pass runs all, in order."""
+        return self._use.rows
 
     @contextmanager
     def reserved(self) -> Iterator[None]:
@@ -561,14 +572,14 @@ class Model:
 
         Another thread that wants the model waits here until this one is done.
         """
-        with self._lock, ExitStack() as stack:
-            if self._reservations == 0:
+        with self._use.lock, ExitStack() as stack:
+            if self._use.reservations == 0:
                 self._prepare(stack)
-            self._reservations += 1
+            self._use.reservations += 1
             try:
                 yield
             finally:
-                self._reservations -= 1
+                self._use.reservations -= 1
 
     def _prepare(self, stack: ExitStack) -> None:
         """Evaluation mode, weights read at each use, and, in float64, masks that stay finite, until `stack` ends."""

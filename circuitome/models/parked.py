@@ -50,9 +50,9 @@ class _File:
     @classmethod
     def of(cls, tensor: Tensor) -> "_File":
         """Raises `MemoryBudgetError` where the disk is full."""
-        descriptor, path = tempfile.mkstemp(prefix="circuitome-activations-")
         order = sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
         written = tensor.detach().permute(order).cpu().contiguous()
+        descriptor, path = tempfile.mkstemp(prefix="circuitome-activations-")
         kept = cls(path, written.shape, tensor.dtype, tuple(order.index(axis) for axis in range(tensor.ndim)))
         weakref.finalize(kept, _remove, path)
         try:
@@ -186,7 +186,7 @@ def saved_elsewhere(place: str, weights: Iterable[Tensor]) -> Iterator[None]:
     def pack(tensor: Tensor) -> Any:
         storage = tensor.untyped_storage()
         if tensor.nbytes < SMALL or storage._cdata in stay:
-            return tensor
+            return tensor.detach()  # itself it would hold the operation that made it, and that the tensor
         views = known.setdefault(storage, {})
         key = tensor.dtype, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor._version
         if key not in views:

@@ -44,7 +44,7 @@ def described_reads(model: Model, point: Gradients, steps: int, rules: Rules) ->
         if described.site == "mlp":
             yield Read(_through_mlp(model, layer, x, weight, rules), ())
         elif described.site == "transcoder" and (norm := block.mlp_norm) is not None:
-            normed = norm(x).float() if norm.bias is None else norm(x).float() - norm.bias
+            normed = norm(x).detach().float() - (0.0 if norm.bias is None else norm.bias)
             yield read_at(norm, x, (normed @ _columns(described).T)[..., None], weight[..., None], point.frozen)
         else:
             yield read_at(None, x, weight, weight[..., None])

@@ -6,6 +6,7 @@ calls end. Calls whose worker is lost are made again, so a call must go on from 
 
 import logging
 import multiprocessing
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -36,7 +37,10 @@ def local(call: Call, given: Sequence[Any], *, workers: int, address: str | None
     while left:
         threads = max(1, torch.get_num_threads() // workers)
         context = multiprocessing.get_context("spawn")  # forked processes cannot use CUDA
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(threads,))
+        # Workers that are ended or lost remove nothing: what they left in their temporary folder goes with it.
+        temporary = tempfile.TemporaryDirectory(prefix="circuitome-", ignore_cleanup_errors=True)
+        given_each = (threads, temporary.name)
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=given_each)
         try:
             futures = {pool.submit(call, one): i for i, one in left.items()}
             for future in _as_they_end(futures):
@@ -53,6 +57,7 @@ def local(call: Call, given: Sequence[Any], *, workers: int, address: str | None
                 ) from None
         finally:
             _stop(pool)
+            temporary.cleanup()
 
 
 def _as_they_end(futures: dict[Future[Any], int]) -> Iterator[Future[Any]]:
@@ -63,8 +68,9 @@ def _as_they_end(futures: dict[Future[Any], int]) -> Iterator[Future[Any]]:
         yield from sorted(done, key=lambda future: isinstance(future.exception(), BrokenProcessPool))
 
 
-def _start(threads: int) -> None:
+def _start(threads: int, temporary: str) -> None:
     torch.set_num_threads(threads)
+    tempfile.tempdir = temporary
 
 
 def _stop(pool: ProcessPoolExecutor) -> None:

@@ -1,5 +1,6 @@
 """Recorded activations that wait on the CPU or on disk: results are the same, and one block is held at a time."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -12,12 +13,13 @@ from meta_models import Peak, on_meta, pairs, without_numbers
 from other_device import moved, other_device
 
 import circuitome as cm
-from circuitome.discovery.attribution import edges
+from circuitome.discovery.attribution import contraction, edges
 from circuitome.engine.backward_rules import PLAIN
 from circuitome.engine.batches import make_batch
 from circuitome.engine.setting import Setting
-from circuitome.errors import MemoryBudgetError, UnknownNameError
+from circuitome.errors import InputError, MemoryBudgetError, NumericsError, UnknownNameError
 from circuitome.models import parked
+from circuitome.models.inputs import Inputs
 
 SLOW = pytest.mark.slow
 EACH = [pytest.param(name, FIRST, marks=SLOW) for name in ("gpt2", "neox-parallel", "phi3", "olmo2", "opt")]
@@ -151,3 +153,41 @@ def test_exact_patching_on_disk() -> None:
     model, task = tiny("llama"), random_task()
     expected = cm.exact(model, task).values
     assert torch.equal(cm.exact(model.with_activations_on("disk"), task).values, expected)
+
+
+def test_a_pass_that_stops_leaves_no_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also where what is too small to be parked is among the outputs that operations keep."""
+    monkeypatch.setattr(parked, "SMALL", 600)
+
+    def stop(*_: object) -> None:
+        assert list(tmp_path.iterdir()), "nothing is parked"
+        raise NumericsError("not finite")
+
+    monkeypatch.setattr(contraction, "check_numbers", stop)
+    with pytest.raises(NumericsError) as told:
+        cm.eap(tiny("llama").with_activations_on("disk"), random_task())
+    told.value.__traceback__ = None
+    del told
+    gc.collect()
+    assert not list(tmp_path.iterdir()), "files are left"
+
+
+def test_a_tensor_that_cannot_be_copied_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(NotImplementedError):
+        parked._store(torch.ones(3, device="meta"), "disk")
+    assert not list(tmp_path.iterdir())
+
+
+def test_views_share_who_uses_the_model() -> None:
+    """One made while a method runs is in evaluation mode in its own passes, and knows which prompts run."""
+    model = tiny("gpt2")
+    with model.reserved():
+        view = model.with_activations_on("disk")
+    model.hf.train()
+    inputs = Inputs.whole(torch.tensor([[3, 1, 4, 1, 5]]))
+    with torch.no_grad():
+        assert torch.equal(view.logits(inputs), model.logits(inputs))
+    task = random_task(3)
+    for other in (view, model.with_neurons(["m0.n1"])):
+        with cm.ablate(model, "a0.h0", at=[[0], [1], [2]]), pytest.raises(InputError, match="order of their own"):
+            cm.run_circuit(other, task, cm.Circuit.full(other.graph))

@@ -140,6 +140,7 @@ def test_scores_of_the_nodes_of_an_mlp_sum_to_its_own(model, rules):
     plain = model.with_neurons([])
     whole = cm.eap_ig(plain, TASK, steps=2, rules=rules).values
     scores, summed = cm.neurons.graph_scores(model, TASK, steps=2, rules=rules).values, torch.zeros(whole.shape)
+    assert not scores.requires_grad, "the passes are held by what they gave"
     rows, columns = (torch.tensor(places) for places in model.graph.places_in(plain.graph))
     summed.index_put_((rows[:, None], columns[None]), scores, accumulate=True)
     torch.testing.assert_close(summed / whole.abs().max(), whole / whole.abs().max(), atol=1e-4, rtol=1e-3)

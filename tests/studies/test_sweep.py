@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -157,6 +158,13 @@ def test_what_fails_is_named_and_the_rest_goes_on(tmp_path: Path) -> None:
 def test_workers_that_are_always_lost(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="Workers were lost 4 times one after another, 2 jobs are left"):
         list(executors.local(os._exit, [1, 1], workers=2))
+
+
+@pytest.mark.slow
+def test_what_workers_leave_in_their_temporary_folder_goes_with_them() -> None:
+    paths = [Path(path) for _, path in executors.local(tempfile.mkdtemp, ["-left", "-left"], workers=2)]
+    assert len({path.parent for path in paths}) == 1
+    assert not any(path.exists() or path.parent.exists() for path in paths)
 
 
 def test_where_there_is_no_cluster(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import torch
@@ -256,8 +257,8 @@ class _Run:
     def metrics(self) -> Float[Tensor, "2 batch"]:
         """Metric of the clean run, and with everything ablated."""
         weights = [block.head_weights() for block in self.model.blocks]
-        heads = [torch.einsum("bphe,hed->bpd", z, w) for z, w in zip(self.change.heads, weights, strict=True)]
-        change = sum([*heads, *self.change.mlps], self.change.embed)
+        heads = (torch.einsum("bphe,hed->bpd", z, w) for z, w in zip(self.change.heads, weights, strict=True))
+        change = sum(chain(heads, self.change.mlps), self.change.embed)
         ablated = -self.readout((self.final + self.batch.clean.at_read(change))[None])[0]
         return torch.stack([self.metric, ablated]).cpu()
 
