@@ -3,6 +3,7 @@
 Command line, manifest, folder, what is kept for resuming, page, and what a run would cost.
 """
 
+import math
 import shutil
 import time
 from dataclasses import asdict, dataclass, replace
@@ -212,10 +213,12 @@ def _bytes(model: Model, work: Work, max_memory: int | None) -> int:
     weights = weight_bytes(model) * (1 + work.copies)
     if work.bytes is not None:
         return weights + work.bytes + PROGRAM
+    # Of what both prompts of a pair begin with, keys and values stay: a tenth of the memory.
+    all_tokens = math.ceil(work.texts * work.tokens * (work.varied + (1 - work.varied) / 10))
     batches = []
     for gradients, beside in ((work.backward > 0, 0), (False, circuit_bytes(model, max_memory) if work.circuit else 0)):
         fits = tokens_within(model, max_memory, gradients=gradients, beside=beside)
         each = model.least_bytes_per_token(gradients=gradients)  # the whole, unless what is recorded waits elsewhere
-        at_once = min(max(fits, work.tokens), work.texts * work.tokens)
+        at_once = min(max(fits, work.tokens), all_tokens)
         batches.append(at_once * (each + beside))
     return weights + max(batches) + PROGRAM
