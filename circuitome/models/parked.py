@@ -183,21 +183,25 @@ def saved_elsewhere(place: str, weights: Iterable[Tensor]) -> Iterator[None]:
     stay = {weight.untyped_storage()._cdata for weight in weights}
     known: weakref.WeakKeyDictionary[Any, dict[Any, Stored]] = weakref.WeakKeyDictionary()
 
-    def pack(tensor: Tensor) -> Any:
+    def pack(tensor: Tensor) -> tuple[torch.device, Stored, int]:
         storage = tensor.untyped_storage()
         if tensor.nbytes < SMALL or storage._cdata in stay:
-            return tensor.detach()  # itself it would hold the operation that made it, and that the tensor
-        views = known.setdefault(storage, {})
-        key = tensor.dtype, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor._version
-        if key not in views:
-            views[key] = _store(tensor, place)
-        return tensor.device, views[key]
+            kept: Stored = tensor.detach()  # itself it would hold the operation that made it, and that the tensor
+        else:
+            views = known.setdefault(storage, {})
+            key = tensor.dtype, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor._version
+            if key not in views:
+                views[key] = _store(tensor, place)
+            kept = views[key]
+        return tensor.device, kept, 0 if isinstance(kept, _File) else kept._version
 
-    def unpack(packed: Any) -> Tensor:
-        if isinstance(packed, Tensor):
-            return packed
-        device, kept = packed
-        return (kept.read(()) if isinstance(kept, _File) else kept).to(device)
+    def unpack(packed: tuple[torch.device, Stored, int]) -> Tensor:
+        device, kept, version = packed
+        if isinstance(kept, _File):
+            return kept.read(()).to(device)
+        if kept._version != version:  # torch looks only where it keeps tensors itself
+            raise RuntimeError("A tensor that the backward pass needs was changed in place behind the operation.")
+        return kept.to(device)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield

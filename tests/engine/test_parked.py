@@ -178,6 +178,18 @@ def test_a_tensor_that_cannot_be_copied_leaves_no_file(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("small", [0, 100_000])
+def test_a_change_in_place_is_told(small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch does without: what waits in the memory of the model itself is changed with it."""
+    monkeypatch.setattr(parked, "SMALL", small)
+    x = torch.ones(3, requires_grad=True)
+    with parked.saved_elsewhere("cpu", []):
+        y = x.exp()
+        total = y.add_(1.0).sum()
+    with pytest.raises(RuntimeError, match="changed in place"):
+        total.backward()
+
+
 def test_views_share_who_uses_the_model() -> None:
     """One made while a method runs is in evaluation mode in its own passes, and knows which prompts run."""
     model = tiny("gpt2")
