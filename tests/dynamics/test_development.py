@@ -118,6 +118,7 @@ def test_arcs_of_the_stream_are_those_of_its_sentences(kind):
     assert tree.text == "these lawyers jump ." and {(max(a), min(a)) for _, *a in tree.arcs()} == {(1, 0), (2, 1)}
 
 
+@pytest.mark.slow
 def test_arcs_of_short_sentences_that_come_again_are_not_forgotten(attention, monkeypatch):
     monkeypatch.setattr("circuitome.dynamics.grammar_stream.REMEMBERED", 20)
     stream = cm.dynamics.GrammarStream(attention)

@@ -57,6 +57,7 @@ def test_check(capsys, folder, texts, trained, tmp_path):
     assert "Beside simpler things" in printed and "random dictionary" in printed
 
 
+@pytest.mark.slow
 def test_features(capsys, folder, texts, trained, tmp_path, monkeypatch):
     import circuitome as cm
     from circuitome.features.formats import read

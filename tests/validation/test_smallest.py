@@ -20,7 +20,7 @@ from circuitome.validation.smallest import (
     without_useless,
 )
 
-QUICK = ("tracr-reverse", "known-induction")
+QUICK = ("tracr-reverse",)
 FEW_PROMPTS = ("known-boolean",)
 """It has eight different prompts, too few to split in three."""
 WITHOUT_GAP = ("tracr-pair-balance",)
@@ -77,6 +77,7 @@ def test_an_edges_effect_is_the_circuit_without_it(ioi):
     assert high[~found.circuit.mask].isnan().all()
 
 
+@pytest.mark.slow
 def test_what_is_useless_goes_and_what_is_needed_stays():
     model, task = prompts("tracr-reverse")
     truth = cm.ground_truth.true_circuit(model, task, ablation="zero")
@@ -91,6 +92,7 @@ def test_what_is_useless_goes_and_what_is_needed_stays():
     assert not (useless & inside).any()
 
 
+@pytest.mark.slow
 def test_faint_edges_of_a_large_circuit_go_by_slopes(monkeypatch):
     model, task = prompts("known-ioi")
     truth = cm.ground_truth.true_circuit(model, task)
