@@ -53,7 +53,7 @@ STUDIES = [
     "weights a9.h6",
     "dictionary train --tokens 20000",
     "edit --heads a9.h6 --text-tokens 1000 --draws 1 --tasks capitals --n 16",
-    f"steer {PROMPT} --toward 'I love it.' --away 'I hate it.' --samples 2 --new 10 --draws 1",
+    f"steer {PROMPT} --toward 'I love it.' --away 'I hate it.' --wanted ' I love' --samples 2 --new 10 --draws 1",
     "validate RUN --quick",
     "explain RUN",
     "align ioi --n 16",
