@@ -5,13 +5,13 @@ import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import { useColours, type Colours } from "../shared/colours";
 import { Pace } from "../shared/pace";
 import { shown as visible } from "../shared/tokens";
-import { seen, useZoom, whole, ZoomButtons, type Sight } from "../shared/zoom";
+import { penOfNames, seen, useZoom, whole, ZoomButtons, type Sight } from "../shared/zoom";
 import { isUnit, type Graph, type Within } from "./graph";
 import { beside, curve, nearest, type Layout } from "./layout";
 
 const UNSEEN = 8; // so many edges outside of what is seen take as long as one that is drawn
 const PAUSE = 120; // milliseconds
-const [NAMED, LETTER] = [2, 11]; // from which scale on nodes have names, and the pixels of their letters
+const NAMED = 2; // the scale from which on nodes have names
 const RINGS = ["m1", "m2", "m3", "m4", "m5", "m6"] as const;
 export const ring = (group: number) => RINGS[group % RINGS.length]!;
 export const hue = (value: number | null) => ((value ?? 0) > 0 ? "helps" : (value ?? 0) < 0 ? "hurts" : "muted");
@@ -131,16 +131,11 @@ function names(context: CanvasRenderingContext2D, { graph, places, kept, sight }
   if (sight.scale < NAMED) return;
   const inside = [...graph.nodes.keys()].filter((i) => kept.nodes[i] && graph.nodes[i]!.kind !== "logit" && seen(sight, places.x[i]!, places.y[i]!, places.x[i]!, places.y[i]!));
   const taken = new Map<number, [number, number][]>();
-  context.font = `${LETTER / sight.css}px ui-sans-serif, system-ui, sans-serif`;
-  context.textAlign = "center";
-  context.textBaseline = "top";
-  context.lineWidth = 3 / sight.css;
-  context.strokeStyle = colours.panel;
-  context.fillStyle = colours.ink;
+  const letter = penOfNames(context, sight, colours);
   for (const i of inside.sort((a, b) => graph.nodes[b]!.influence - graph.nodes[a]!.influence)) {
     const [{ label, id }, x, y] = [graph.nodes[i]!, places.x[i]!, places.y[i]!];
     const words = visible(label || id).slice(0, 18);
-    const half = (0.29 * LETTER * words.length + 3) / sight.css;
+    const half = (0.29 * letter * words.length + 3) / sight.css;
     const row = taken.get(y) ?? taken.set(y, []).get(y)!;
     if (row.some(([left, right]) => x + half > left && x - half < right)) continue;
     row.push([x - half, x + half]);

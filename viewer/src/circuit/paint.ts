@@ -1,7 +1,7 @@
 /* Drawing on canvas: edges in parts, so that no frame takes long, and nodes with the edges of the chosen one above. */
 import type { Colours } from "../shared/colours";
 import { Pace } from "../shared/pace";
-import { seen, type Sight } from "../shared/zoom";
+import { penOfNames, seen, type Sight } from "../shared/zoom";
 import { isBracket, isInner, type Data } from "./data";
 import { curve, type Curve, type Edges, type Nodes } from "./scene";
 
@@ -16,9 +16,8 @@ export const DASHES = [[], [7, 4], [2, 3], [], []];
 export const width = (weight: number) => 0.7 + 3.3 * weight ** 1.5;
 export const opacity = (weight: number) => 0.22 + 0.68 * weight;
 
-/* From this scale on nodes have their names, in letters of so many pixels. */
+/* From this scale on nodes have their names. */
 const NAMED = 1.35;
-const LETTER = 11;
 
 type Pen = CanvasRenderingContext2D;
 
@@ -134,16 +133,11 @@ export function paintNodes(pen: Pen, data: Data, nodes: Nodes, colours: Colours,
 /* Names below nodes that have none inside, of a part of the grid and where there is room. */
 export function paintNames(pen: Pen, data: Data, nodes: Nodes, colours: Colours, drawn: Iterable<number>, sight: Sight) {
   if (sight.scale < NAMED) return;
-  pen.font = `${LETTER / sight.css}px ui-sans-serif, system-ui, sans-serif`;
-  pen.textAlign = "center";
-  pen.textBaseline = "top";
-  pen.lineWidth = 3 / sight.css;
-  pen.strokeStyle = colours.panel;
-  pen.fillStyle = colours.ink;
+  const letter = penOfNames(pen, sight, colours);
   for (const i of drawn) {
     const [name, x, y] = [nodes.names[i]!, nodes.x[i]!, nodes.y[i]! + nodes.half[i]! + 2 / sight.css];
     const room = (isInner(name) ? nodes.innerCell : data.grid.cell[0]) * sight.css;
-    if (nodes.boxes.has(i) || data.grid.ends[name] || isBracket(name) || room < 0.58 * LETTER * name.length || !seen(sight, x - 40, y - 20, x + 40, y)) continue;
+    if (nodes.boxes.has(i) || data.grid.ends[name] || isBracket(name) || room < 0.58 * letter * name.length || !seen(sight, x - 40, y - 20, x + 40, y)) continue;
     pen.strokeText(name, x, y);
     pen.fillText(name, x, y);
   }

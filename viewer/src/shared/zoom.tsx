@@ -5,6 +5,7 @@ lies in its place and may scroll sideways; beyond, it fills what is seen of that
 import type { Ref } from "preact";
 import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import { useShown } from "./address";
+import type { Colours } from "./colours";
 import { announce, hideTip } from "./page";
 
 const MOST = 24;
@@ -45,6 +46,19 @@ function read(drawing: Drawing, text: string, least: number): Sight {
   const fits = Number.isFinite(scale + across + down) ? Math.max(least, Math.min(MOST, scale)) : 1;
   const { wide, high } = sightOf(drawing, { scale: fits, x: 0, y: 0 });
   return sightOf(drawing, { scale: fits, x: across * drawing.width - wide / 2, y: down * drawing.height - high / 2 });
+}
+
+const LETTER = 11; // pixels of the letters of nodes' names
+
+/* Sets the pen for names below nodes, with an edge that keeps them apart from lines; gives the pixels of a letter. */
+export function penOfNames(pen: CanvasRenderingContext2D, sight: Sight, colours: Colours): number {
+  pen.font = `${LETTER / sight.css}px ui-sans-serif, system-ui, sans-serif`;
+  pen.textAlign = "center";
+  pen.textBaseline = "top";
+  pen.lineWidth = 3 / sight.css;
+  pen.strokeStyle = colours.panel;
+  pen.fillStyle = colours.ink;
+  return LETTER;
 }
 
 export type Zoom = {
