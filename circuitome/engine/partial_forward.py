@@ -28,8 +28,7 @@ def most_copies(model: Model) -> int:
 def dense_copies(model: Model, inputs: Inputs, max_memory: int | None) -> int:
     """How many copies of a batch to carry on together."""
     prefix = inputs.mask.numel() * 2 * model.heads.kv * model.heads.width * len(model.blocks)
-    width = getattr(model.hf.config, "intermediate_size", None) or 4 * model.d_model
-    each = 4 * (inputs.ids.numel() * (8 * model.d_model + 3 * width) + prefix)
+    each = 4 * (inputs.ids.numel() * (8 * model.d_model + 3 * model.mlp_width) + prefix)
     budget = memory_budget(model, max_memory)
     if max_memory is not None:
         budget -= inputs.ids.numel() * model.bytes_per_token(gradients=False)  # what the batch holds already

@@ -281,7 +281,7 @@ class Model:
         the gradients at all readers, in float32. Within a tenth of the tensors that such passes make, for shapes of
         135M to 70B (tests/engine/test_meta.py).
         """
-        width, d = self._mlp_width, self.d_model
+        width, d = self.mlp_width, self.d_model
         attention, z = self.heads.readers * self.heads.width, self.heads.q * self.heads.width
         parts = sum(map(len, (*self.graph.neurons, *self.graph.streams)))
         nodes = d * parts * (1 + gradients)  # a vector for each neuron or feature node
@@ -307,12 +307,13 @@ class Model:
         """
         if self.activations_on == "device" or (self.activations_on == "cpu" and self.device.type == "cpu"):
             return self.bytes_per_token(gradients=gradients)
-        inside = self._mlp_width * self.dtype.itemsize
+        inside = self.mlp_width * self.dtype.itemsize
         block = (13 if gradients else 9) * inside // 2 + 4 * self.d_model
         return block + (PATH_POINTS + 2) * 4 * self.d_model * gradients
 
     @property
-    def _mlp_width(self) -> int:
+    def mlp_width(self) -> int:
+        """Neurons of an MLP, as the configuration tells them: what plans of memory count with."""
         return getattr(self.hf.config, "intermediate_size", None) or 4 * self.d_model
 
     def logits(self, inputs: Inputs) -> Float[Tensor, "batch vocab"]:

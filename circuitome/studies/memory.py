@@ -60,8 +60,7 @@ def plain_bytes(model: "Model", max_memory: int | None, texts: int, tokens: int)
     """
     from circuitome.engine.batches import tokens_within
 
-    width = getattr(model.hf.config, "intermediate_size", None) or 4 * model.d_model
-    numbers = 6 * model.d_model + model.heads.readers * model.heads.width + 3 * width
+    numbers = 6 * model.d_model + model.heads.readers * model.heads.width + 3 * model.mlp_width
     at_once = min(max(tokens, tokens_within(model, max_memory, gradients=False)), texts * tokens)
     return at_once * (model.dtype.itemsize * numbers + 12 * model.heads.q * tokens)
 
