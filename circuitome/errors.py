@@ -15,6 +15,7 @@
 A message says what came, what was expected, where, and what to do.
 """
 
+import math
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -77,3 +78,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> 
     if len(names) <= 20:
         message += f" Known: {', '.join(names)}."
     return UnknownNameError(f"{message} {hint}".strip())
+
+
+def memory_option(need: float) -> str:
+    """What to give --max-memory for so many bytes: whole megabytes that are enough."""
+    return f"--max-memory to {math.ceil(need / 1e6)}MB"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from circuitome.errors import MemoryBudgetError, TaskError
+from circuitome.errors import MemoryBudgetError, TaskError, memory_option
 from circuitome.models.activations import ActivationCache
 from circuitome.models.inputs import FrozenLayer, Inputs
 from circuitome.models.model import Model
@@ -92,10 +92,15 @@ def group_rows(
     longest = max(len(pair.clean) for pair in task.pairs)
     need = longest * (model.least_bytes_per_token(gradients=gradients) + beside)
     if need > memory_budget(model, max_memory):
+        rest = (
+            ", or let activations wait elsewhere (--activations cpu or disk)"
+            if model.activations_on == "device"
+            else ""
+        )
         raise MemoryBudgetError(
             f"One prompt of {longest} tokens needs about {need / 1e6:,.0f} MB beside the weights, the budget is "
-            f"{memory_budget(model, max_memory) / 1e6:,.0f} MB. Raise --max-memory to {need / 1e9:.1f}GB, shorten the "
-            "prompts, or let activations wait elsewhere (--activations cpu or disk)."
+            f"{memory_budget(model, max_memory) / 1e6:,.0f} MB. Raise "
+            f"{memory_option(need)}, or shorten the prompts{rest}."
         )
     cuts = [_cut(model, pair, shared_prefix) for pair in task.pairs]
     lengths = [len(pair.clean) - cut for pair, cut in zip(task.pairs, cuts, strict=True)]

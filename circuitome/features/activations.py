@@ -11,7 +11,7 @@ from torch import Tensor
 from circuitome.engine.batches import tokens_within
 from circuitome.engine.interventions.hook_sites import hook
 from circuitome.engine.setting import Setting
-from circuitome.errors import MemoryBudgetError
+from circuitome.errors import MemoryBudgetError, memory_option
 from circuitome.features.places import Place
 from circuitome.models.inputs import Inputs
 from circuitome.models.model import Model
@@ -70,8 +70,8 @@ def at_once(setting: Setting, length: int) -> int:
     if fits < length:
         need = length * model.bytes_per_token(gradients=False)
         raise MemoryBudgetError(
-            f"One window of {length} tokens takes about {need / 1e6:,.0f} MB beside the weights. Raise --max-memory to "
-            f"{need / 1e9:.1f}GB, or shorten the windows."
+            f"One window of {length} tokens takes about {need / 1e6:,.0f} MB beside the weights. Raise "
+            f"{memory_option(need)}, or shorten the windows."
         )
     return max(1, (min(fits, PASS) if model.device.type == "cpu" else fits) // length)
 

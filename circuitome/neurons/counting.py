@@ -14,7 +14,7 @@ from torch import Tensor
 from circuitome.engine.batches import tokens_within
 from circuitome.engine.setting import Setting, method
 from circuitome.engine.shards import WHOLE, Shard, shard_of
-from circuitome.errors import InputError, MemoryBudgetError
+from circuitome.errors import InputError, MemoryBudgetError, memory_option
 from circuitome.models.model import Model
 from circuitome.neurons.activity import Rule, check_mlps, rule_of, watching_activity
 from circuitome.neurons.layer_counts import Batch, LayerCounts, block_grams, of_units
@@ -89,8 +89,8 @@ def windows_at_once(setting: Setting, length: int) -> int:
     if fits < 1:
         need = length * setting.model.bytes_per_token(gradients=False)
         raise MemoryBudgetError(
-            f"One window of {length} tokens takes about {need / 1e6:,.0f} MB beside the weights. Raise --max-memory to "
-            f"{need / 1e9:.1f}GB, or shorten the windows."
+            f"One window of {length} tokens takes about {need / 1e6:,.0f} MB beside the weights. Raise "
+            f"{memory_option(need)}, or shorten the windows."
         )
     return fits
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 import circuitome as cm
-from circuitome.errors import InputError, MemoryBudgetError
+from circuitome.errors import InputError, MemoryBudgetError, memory_option
 from circuitome.present.blocks import Block, Column, Figure, Lede, Lines, Note, Numbers, Series, Table, table
 from circuitome.studies.context import Context
 from circuitome.studies.memory import plain_bytes
@@ -86,7 +86,7 @@ def counting(settings: Neurons, context: Context, cut: "cm.neurons.Windows", num
         if (need := counted_bytes(settings, context.model) + window) > budget:
             raise MemoryBudgetError(
                 f"The counts of all neurons and one window of {cut.length} tokens take {need / 1e6:,.0f} MB beside "
-                f"the weights, the budget is {budget / 1e6:,.0f} MB. Raise --max-memory to {need / 1e9:.1f}GB, or "
+                f"the weights, the budget is {budget / 1e6:,.0f} MB. Raise {memory_option(need)}, or "
                 "shorten the windows (--length)."
             )
         setting = setting.but(max_memory=budget - need + window)

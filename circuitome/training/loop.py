@@ -22,7 +22,7 @@ from torch import Tensor
 
 from circuitome.engine.batches import memory_budget
 from circuitome.engine.checkpoint import Checkpoint
-from circuitome.errors import InputError, MemoryBudgetError, NumericsError
+from circuitome.errors import InputError, MemoryBudgetError, NumericsError, memory_option
 from circuitome.models.loading import weights_hash
 from circuitome.models.model import Model
 from circuitome.models.saving import write_checkpoint
@@ -299,7 +299,7 @@ def rows_within(model: Model, schedule: Schedule, max_memory: int | None) -> int
     if need > budget:
         raise MemoryBudgetError(
             f"One row of {schedule.length} tokens needs about {need / 1e6:,.0f} MB beside the weights, the budget is "
-            f"{budget / 1e6:,.0f} MB. Raise --max-memory to {need / 1e9:.1f}GB, or shorten the rows."
+            f"{budget / 1e6:,.0f} MB. Raise {memory_option(need)}, or shorten the rows."
         )
     return min(schedule.batch, budget // need)
 

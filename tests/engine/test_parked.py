@@ -129,7 +129,7 @@ def test_a_prompt_that_does_not_fit_otherwise_is_taken() -> None:
     budget = longest * model.bytes_per_token(gradients=True) - 1
     with pytest.raises(MemoryBudgetError, match=r"or let activations wait elsewhere \(--activations cpu or disk\)"):
         cm.eap(model, task, max_memory=budget)
-    with pytest.raises(MemoryBudgetError):
+    with pytest.raises(MemoryBudgetError, match=r"Raise --max-memory to [1-9]\d*MB, or shorten the prompts\.$"):
         cm.eap(model.with_activations_on("cpu"), task, max_memory=budget)  # which is where the model is
     found = {"eap": cm.eap(model.with_activations_on("disk"), task, max_memory=budget).values}
     same(found, {"eap": cm.eap(model, task).values}, 2e-5)

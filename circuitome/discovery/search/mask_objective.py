@@ -12,7 +12,7 @@ from circuitome.engine.circuit_run import Baseline, baseline
 from circuitome.engine.masked_run import masked_final
 from circuitome.engine.readout import check_numbers
 from circuitome.engine.setting import Setting
-from circuitome.errors import MemoryBudgetError, unknown_name
+from circuitome.errors import MemoryBudgetError, memory_option, unknown_name
 from circuitome.graph.edge_scores import EdgeScores
 from circuitome.models.model import Model
 from circuitome.tasks.losses import kl
@@ -140,7 +140,7 @@ def _prompt_bytes(model: Model, task: Task, budget: int) -> int:
     if each > budget:
         raise MemoryBudgetError(
             f"Learning masks takes about {each / 1e6:,.0f} MB a prompt beside the weights, the budget is "
-            f"{budget / 1e6:,.0f} MB. Raise --max-memory to {each / 1e9:.1f}GB, or shorten the prompts."
+            f"{budget / 1e6:,.0f} MB. Raise {memory_option(each)}, or shorten the prompts."
         )
     return each
 
