@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+unexport PYTHONDONTWRITEBYTECODE  # the many processes of the tests share what one has compiled
 
 .PHONY: demo test check docs bench lock clean
 

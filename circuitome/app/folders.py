@@ -1,5 +1,6 @@
 """The runs in a folder: a list of them, their pages and their files, whoever made them."""
 
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from circuitome.runs.store import MANIFEST, Run, read_manifest
 
 SHOWN = 400
 """Letters of a title or a command in the list."""
+MOST = 1000
+"""Files of a run that are listed."""
 
 
 @dataclass
@@ -42,7 +45,7 @@ class Folders:
                 known = (stat.st_mtime_ns, stat.st_size), _row_of(self.manifest(name))
                 self._read[manifest] = known
             return {"name": name, **known[1]}
-        except RunError as error:
+        except (RunError, FileNotFoundError) as error:  # the latter: removed this moment
             return {"name": name, "created": "", "problem": str(error)}
 
     def path(self, name: str, file: str = ".") -> Path:
@@ -84,9 +87,11 @@ class Folders:
 
     def files(self, name: str) -> list[dict[str, Any]]:
         """Names and sizes of a run's files."""
-        folder = self.path(name)
-        paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-        return [{"name": str(path.relative_to(folder)), "bytes": path.stat().st_size} for path in paths[:1000]]
+        folder, found = self.path(name), list[dict[str, Any]]()
+        for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())[:MOST]:
+            with suppress(FileNotFoundError):  # one that was being written, and has its own name now
+                found.append({"name": str(path.relative_to(folder)), "bytes": path.stat().st_size})
+        return found
 
 
 def _row_of(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ OF_ESTIMATES = ("low", "high", "n", "level", "templates")
 ABOUT = ("seconds", "state", "folder")
 """What the table says of every run."""
 DONE, FAILED, KEPT = "done", "failed", "was there"
-"""What became of a job."""
+"""What became of a job: done since the sweep began, failed, or done before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,10 +124,9 @@ def perform_job(given: tuple[str, Settings, str]) -> dict[str, Any]:
     start, out = time.perf_counter(), Path(folder)
     try:
         with locked(out, wait=True):
-            if done_there(name, settings, out):  # another sweep was at it
-                return {"state": KEPT, "seconds": time.perf_counter() - start}
-            resume = partial_of(out).is_dir()
-            perform_locked(STUDIES[name], settings, out, resume=resume, models=models_of_worker())
+            if not done_there(name, settings, out):  # by another sweep, or a worker that was lost before it said so
+                resume = partial_of(out).is_dir()
+                perform_locked(STUDIES[name], settings, out, resume=resume, models=models_of_worker())
         for left in out.parent.glob(f".{out.name}-*"):  # of a worker that was lost while it wrote this run
             shutil.rmtree(left, ignore_errors=True)
     except CircuitomeError as error:

@@ -1,6 +1,7 @@
 """The server's answers: who may ask, what hostile runs can do, how jobs are asked for."""
 
 import json
+import threading
 
 import pytest
 
@@ -12,7 +13,7 @@ from circuitome.app.folders import Folders, sandbox
 from circuitome.app.guard import Guard
 from circuitome.app.server import Served, application
 from circuitome.errors import RunError
-from circuitome.runs.groups import read_groups
+from circuitome.runs.groups import read_groups, write_groups
 from circuitome.runs.store import LARGEST, Run, save_run
 
 TOKEN = "secret"
@@ -139,6 +140,15 @@ def test_no_path_leads_out_of_a_run(server, served, tmp_path, path):
     assert status in (400, 404), body
     assert b"outside\n" not in body and b"root:" not in body and b'"key"' not in body
     assert "link.txt" not in [file["name"] for file in served.folders.files("a")]
+
+
+def test_files_that_come_and_go_while_they_are_listed(served):
+    folder = saved(served.folders.root, "a")
+    writing = threading.Thread(target=lambda: [write_groups(folder, "circuit", []) for _ in range(300)])
+    writing.start()
+    while writing.is_alive():
+        assert "manifest.json" in [file["name"] for file in served.folders.files("a")]
+    assert [file["name"] for file in served.folders.files("a")].count("groups.json") == 1
 
 
 @pytest.mark.parametrize(

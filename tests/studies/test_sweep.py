@@ -20,7 +20,7 @@ from circuitome.runs import executors
 from circuitome.runs.store import locked
 from circuitome.studies.catalog import STUDIES
 from circuitome.studies.frame import perform
-from circuitome.studies.sweep import Sweep, shown
+from circuitome.studies.sweep import Sweep, perform_job, shown
 from circuitome.studies.sweep_plan import read_plan
 
 PLAN = """
@@ -96,6 +96,16 @@ def test_a_lost_worker_loses_nothing(tmp_path: Path, sequential: dict[str, bytes
     states = {row["folder"]: row["state"] for row in swept(tmp_path)["runs"]}
     assert states.pop(gone.name) == "done" and set(states.values()) == {"was there"}
     assert tensors(tmp_path) == sequential
+
+
+def test_a_run_whose_worker_was_lost_before_it_said_so(tmp_path: Path) -> None:
+    text = "study: weights\nset: {model: known-ioi, head: a2.h0}"
+    (job,) = read_plan(plan(tmp_path, text), STUDIES)
+    given = (job.study, job.settings, str(job.folder(tmp_path / "runs")))
+    assert perform_job(given)["state"] == "done"
+    made = job.folder(tmp_path / "runs") / "manifest.json"
+    before = made.stat().st_mtime_ns
+    assert perform_job(given)["state"] == "done" and made.stat().st_mtime_ns == before
 
 
 @pytest.mark.slow
