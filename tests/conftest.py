@@ -1,7 +1,8 @@
+import gc
 import os
 from typing import TYPE_CHECKING
 
-import checked  # noqa: F401  # before anything of the package is imported
+import checked  # before anything of the package is imported
 import pytest
 
 if TYPE_CHECKING:
@@ -9,6 +10,7 @@ if TYPE_CHECKING:
     from circuitome.tasks.task import Task
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+gc.disable()  # until all modules are imported: what they make stays
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # workers with several threads each wait for one another
 
@@ -37,10 +39,12 @@ def small_ioi(smollm2: "Model") -> "Task":
 
 
 @pytest.fixture(autouse=True)
-def _no_global_seed_needed():
+def _each_by_itself():
+    """No test needs the seed that another left, or finds the type checks used up."""
     import torch
 
     before = torch.get_rng_state()
+    checked.next_test()
     yield
     torch.set_rng_state(before)
 
@@ -51,3 +55,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         name = getattr(getattr(item, "callspec", None), "id", "")
         if "smollm2" in getattr(item, "fixturenames", ()) or "smollm2" in name:
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported is looked through by no collection of garbage."""
+    gc.freeze()
+    gc.enable()
