@@ -144,7 +144,12 @@ def test_no_path_leads_out_of_a_run(server, served, tmp_path, path):
 
 def test_files_that_come_and_go_while_they_are_listed(served):
     folder = saved(served.folders.root, "a")
-    writing = threading.Thread(target=lambda: [write_groups(folder, "circuit", []) for _ in range(300)])
+
+    def write():
+        for _ in range(300):
+            write_groups(folder, "circuit", [])
+
+    writing = threading.Thread(target=write)
     writing.start()
     while writing.is_alive():
         assert "manifest.json" in [file["name"] for file in served.folders.files("a")]
