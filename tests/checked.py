@@ -14,7 +14,7 @@ from typing import Any
 import jaxtyping
 from beartype import BeartypeConf, beartype
 
-CALLS = 10
+CALLS = 3
 """Calls of each function that each test checks."""
 checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
 _jaxtyped: Any = jaxtyping.jaxtyped
