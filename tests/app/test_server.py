@@ -146,7 +146,7 @@ def test_files_that_come_and_go_while_they_are_listed(served):
     folder = saved(served.folders.root, "a")
 
     def write():
-        for _ in range(300):
+        for _ in range(60):
             write_groups(folder, "circuit", [])
 
     writing = threading.Thread(target=write)

@@ -21,6 +21,7 @@ def texts(task):
     return cm.neurons.packed([pair.clean for pair in task.pairs])
 
 
+@pytest.mark.slow
 def test_the_heads_of_the_known_circuit_are_taken(ioi):
     model, task = ioi
     found = cm.unlearn(model, task, texts=texts(task), kinds=["heads"], left=0.05)

@@ -71,7 +71,8 @@ def test_a_step_lowers_the_loss_of_the_size_it_was_taken_at():
     assert losses[-1] < 0.8 * losses[0]
 
 
-@pytest.mark.parametrize("name", ["tracr-reverse", pytest.param("known-induction", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tracr-reverse", "known-induction"])
 def test_the_true_edges_come_first(name):
     model, task = cm.load(name), cm.ground_truth.task(name, 48)
     truth = cm.ground_truth.true_circuit(model, task, ablation="zero")
@@ -96,6 +97,7 @@ def test_circuits_of_every_size_do_better_than_those_it_started_from(family):
     assert sum(better) >= 3, [(miss(learned, size), miss(start, size)) for size in sizes]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_scores_and_a_stopped_search_goes_on(tmp_path):
     model, task = tiny("llama"), random_task(3)
     whole = cm.mattr(model, task, steps=24)

@@ -34,6 +34,7 @@ def test_trees_are_projective_trees_whose_verbs_agree():
                 assert tree.words[child] in DETERMINERS[number]
 
 
+@pytest.mark.slow
 def test_sentences_hardly_repeat():
     texts = {tree.text for tree in cm.dynamics.grammar_trees(1500)}
     assert len(texts) > 1480

@@ -61,6 +61,7 @@ def test_a_revision_is_read_from_the_local_cache(cache):
             cm.load(name, revision="step1")
 
 
+@pytest.mark.slow
 def test_a_series_of_revisions_passes_over_what_is_not_there(cache):
     revisions = [*(f"step{step}" for step in reversed(STEPS)), "step64"]
     found, passed_over = cm.dynamics.series("org/tiny", measures, revisions=revisions)
@@ -85,6 +86,7 @@ def renamed(cache):
     return cache / "snapshots"
 
 
+@pytest.mark.slow
 def test_one_checkpoint_is_measured_by_itself(tmp_path):
     for step in STEPS:
         write_checkpoint(small(step), tmp_path / f"step-{step}")

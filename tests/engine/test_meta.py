@@ -92,7 +92,8 @@ def test_routes_take_what_is_planned(
 
 
 @pytest.mark.parametrize(
-    ("name", "tokens"), [("135M", 200), pytest.param("8B", 16, marks=SLOW), pytest.param("70B", 4, marks=SLOW)]
+    ("name", "tokens"),
+    [pytest.param("135M", 200, marks=SLOW), pytest.param("8B", 16, marks=SLOW), pytest.param("70B", 4, marks=SLOW)],
 )
 def test_the_contraction_holds_little_at_once(name: str, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside writers' changes and gradients: some vectors, the folded weights of some blocks, and the scores."""

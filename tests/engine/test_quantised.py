@@ -58,6 +58,7 @@ def test_torchao_gives_what_dequantised_weights_give(name: str, kind: str) -> No
     check_same(by_torchao(name, kind))
 
 
+@pytest.mark.slow
 def test_weights_are_rounded_and_not_lost(tmp_path: Path) -> None:
     for bits, error in (("8 bit", 0.01), ("4 bit", 0.2)):
         exact, near = tiny("llama").blocks[1].mlp_writer.weight, by_bitsandbytes("llama", bits, tmp_path)

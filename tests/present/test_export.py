@@ -133,6 +133,7 @@ def test_blocks_show_themselves_in_notebooks(block: AnyBlock, tmp_path: Path) ->
         assert picture is block
 
 
+@pytest.mark.slow
 def test_documents_show_themselves_in_notebooks() -> None:
     html = DOCUMENT._repr_html_()
     assert html.count("<style>") == 1 and "The circuit" in html and not issubclass(Note, Drawn)

@@ -89,6 +89,7 @@ def test_texts_cannot_break_out(whole: str) -> None:
         assert "<" not in text and ">" not in text
 
 
+@pytest.mark.slow
 def test_only_the_pages_own_scripts_may_run() -> None:
     written = page(hostile())
     policy = next(a["content"] for n, a in Page(written).elements if n == "meta" and "http-equiv" in a)

@@ -83,6 +83,7 @@ def test_colours_of_a_table_start_at_zero_where_nothing_is_negative(lowest, scal
     assert views(Samples(samples=samples, axes=(("a0", "a1"), ("h0", "h1")), unit="share"))[0].scale == scale
 
 
+@pytest.mark.slow
 def test_an_explanation_shows_its_classes_of_heads_and_every_head():
     model, task = cm.load("known-ioi"), cm.ground_truth.task("known-ioi", 16)
     found = cm.heads.explain(model, cm.ground_truth.true_circuit(model, task), task)

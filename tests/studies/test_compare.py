@@ -72,6 +72,7 @@ def test_learned_rankings_give_every_size_and_the_smallest_circuit_one(capsys, t
     check_shown(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_neurons_as_nodes_are_rows_of_their_own(capsys, tmp_path):
     given = ("--model", "tracr-reverse", "--n", 16, "--ablation", "zero", "--exact-edges", 0, "--edges", 10)
     options = ("--methods", "eap,eap-ig,acdc", "--neurons", 6)

@@ -89,6 +89,7 @@ def test_features(capsys, folder, texts, trained, tmp_path, monkeypatch):
     assert f"Activations of feature {often}" in (tmp_path / "g" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_features_on_a_task(capsys, tmp_path):
     """On a model whose circuit is known."""
     texts = tmp_path / "texts.txt"

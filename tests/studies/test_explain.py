@@ -28,7 +28,7 @@ def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("explain")
     data = folder / "names.jsonl"
     data.write_text("\n".join(map(json.dumps, rows)))
-    perform(find.STUDY, find.Find(model="known-ioi", data=str(data), edges=12), out=folder / "run")
+    perform(find.STUDY, find.Find(model="known-ioi", data=str(data), edges=12, method="eap-ig"), out=folder / "run")
     return folder
 
 

@@ -186,6 +186,7 @@ def smallest(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_by_default_the_smallest_circuit_is_found_and_measured_on_prompts_it_never_saw(smallest):
     found = cm.open(smallest)
     truth = cm.ground_truth.true_circuit(found.model, found.task)
@@ -207,11 +208,13 @@ def test_by_default_the_smallest_circuit_is_found_and_measured_on_prompts_it_nev
     check_shown(smallest)
 
 
+@pytest.mark.slow
 def test_a_circuit_is_validated_on_the_prompts_that_were_held_out(capsys, tmp_path, smallest):
     assert run(capsys, "validate", smallest, "--quick", "--out", tmp_path / "check")[0] == 0
     assert f"measured on {len(cm.open(smallest).held_out)} held-out prompts" in lede_of(tmp_path / "check")
 
 
+@pytest.mark.slow
 def test_a_size_is_taken_from_the_same_ranking(capsys, tmp_path, smallest):
     options = ("--model", "known-ioi", "--steps", 60, "--edges", 13, "--out", tmp_path / "sized")
     assert run(capsys, "find", "known-ioi", *options)[0] == 0

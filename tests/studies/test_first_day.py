@@ -85,6 +85,7 @@ def test_a_file_that_is_no_file_of_pairs_is_refused(capsys, tmp_path, folder):
         assert code == 1 and message in error and not (tmp_path / "bad").exists()
 
 
+@pytest.mark.slow
 def test_two_runs_are_compared(capsys, tmp_path, folder, data):
     common = ("find", "letters", "--model", folder, "--data", data)
     assert run(capsys, *common, "--edges", 20, "--method", "eap-ig", "--out", tmp_path / "one")[0] == 0

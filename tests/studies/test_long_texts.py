@@ -80,6 +80,7 @@ def test_the_same_stream_gives_the_same_json(capsys, model, files, streamed, tmp
     assert code == 0 and json.loads(again)["results"] == json.loads(json.dumps(streamed[0].manifest["results"]))
 
 
+@pytest.mark.slow
 def test_a_chart_of_losses_and_its_numbers_hold_every_stretch(streamed):
     from circuitome.present.stored import document
 

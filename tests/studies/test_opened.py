@@ -14,7 +14,7 @@ from circuitome.errors import InputError, RunError, UnknownNameError
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, folder, data):
-    """Folders of a find, a patch and a heads run on the small model."""
+    """Folders of a find and a heads run on the small model."""
     from circuitome.cli.main import main
 
     out = tmp_path_factory.mktemp("runs")
@@ -34,8 +34,7 @@ def runs(tmp_path_factory, folder, data):
             str(out / "one"),
         ]
     )
-    main(["patch", "letters", *model, "--data", str(data), "--what", "mlps", "--out", str(out / "two")])
-    main(["heads", *model, "--n", "2", "--period", "8", "--out", str(out / "three")])
+    main(["heads", *model, "--n", "2", "--period", "8", "--out", str(out / "two")])
     return out
 
 
@@ -52,8 +51,10 @@ def test_a_run_gives_back_its_circuit_scores_and_prompts(runs, data):
 
 
 @pytest.mark.slow
-def test_maps_of_effects_come_back_with_every_prompt(runs):
-    found = cm.open(runs / "two")
+def test_maps_of_effects_come_back_with_every_prompt(capsys, tmp_path, folder, data):
+    given = ("letters", "--model", folder, "--data", data, "--what", "mlps")
+    assert run(capsys, "patch", *given, "--out", tmp_path / "run")[0] == 0
+    found = cm.open(tmp_path / "run")
     expected = cm.patch(found.model, found.task, "mlps")
     torch.testing.assert_close(found.effects[0].samples, expected.samples, equal_nan=True)
     assert found.effects[0].top(2) == expected.top(2)
@@ -69,7 +70,7 @@ def test_the_newest_run_of_a_study_is_found_by_its_name(runs):
 
 
 def test_a_part_that_a_run_lacks_is_an_error_that_says_where_it_is(runs):
-    heads = cm.open(runs / "three")
+    heads = cm.open(runs / "two")
     for part, study in {"circuit": "find", "task": "find", "verdict": "validate", "effects": "patch"}.items():
         with pytest.raises(RunError, match=f"is a heads run and holds no .*{study}"):
             getattr(heads, part)
@@ -103,7 +104,7 @@ def test_the_circuit_goes_out_as_a_graph(capsys, runs, tmp_path):
             found.export(tmp_path / "c", to=to)
     with pytest.raises(InputError, match="cannot be written"):
         found.export(tmp_path / "no" / "c.csv")
-    assert run(capsys, "export", runs / "three", "--to", "graphml")[0] == 1
+    assert run(capsys, "export", runs / "two", "--to", "graphml")[0] == 1
 
 
 @pytest.mark.slow

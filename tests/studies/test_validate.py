@@ -71,6 +71,7 @@ def test_the_answer_comes_first_and_the_criteria_after_it(capsys, quick):
     assert run(capsys, "show", out)[1].split() == terminal.split()
 
 
+@pytest.mark.slow
 def test_shrinking_keeps_the_smaller_circuit(quick):
     verdict, out = quick
     assert int(verdict.tensors["circuit"].sum()) == verdict.manifest["edges_after_shrinking"] <= 20

@@ -20,7 +20,6 @@ from circuitome.validation.smallest import (
     without_useless,
 )
 
-QUICK = ("tracr-reverse",)
 FEW_PROMPTS = ("known-boolean",)
 """It has eight different prompts, too few to split in three."""
 WITHOUT_GAP = ("tracr-pair-balance",)
@@ -31,14 +30,8 @@ def prompts(name):
     return cm.load(name), cm.ground_truth.task(name, 64)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
-        for name in KNOWN
-        if name not in (*WITHOUT_GAP, *FEW_PROMPTS)
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in KNOWN if name not in (*WITHOUT_GAP, *FEW_PROMPTS)])
 def test_it_is_the_true_circuit_of_every_known_model(name):
     model, task = prompts(name)
     truth = cm.ground_truth.true_circuit(model, task, ablation="zero")
@@ -111,6 +104,7 @@ def test_faint_edges_of_a_large_circuit_go_by_slopes(monkeypatch):
     assert without_faint(setting, whole, lambda circuit: False) == whole
 
 
+@pytest.mark.slow
 def test_idle_nodes_go():
     model, task = prompts("tracr-reverse")
     truth = cm.ground_truth.true_circuit(model, task, ablation="zero")
@@ -137,6 +131,7 @@ def test_sizes_of_the_walk():
     assert all(b <= max(a + 1, 1.25 * a) for a, b in pairwise(large))
 
 
+@pytest.mark.slow
 def test_prompts_of_ones_own_decide_and_judge():
     model, task = prompts("known-ioi")
     sizing, held_out = (cm.ground_truth.task("known-ioi", 20, seed) for seed in (8, 9))
@@ -156,6 +151,7 @@ def test_what_cannot_be_reached_is_said():
     assert not reached and circuit in [at for at, _ in front]
 
 
+@pytest.mark.slow
 def test_a_stopped_search_goes_on_with_the_same_result(tmp_path):
     model, task = prompts("known-ioi")
     whole = cm.smallest(model, task, steps=30)

@@ -129,6 +129,7 @@ def test_random_paths_lead_from_an_embedding_to_the_logits():
     assert len(set(paths)) > 10
 
 
+@pytest.mark.slow
 def test_the_nodes_alone_hold_all_edges_between_them(known):
     _, _, truth = known
     nodes = node_circuit(truth)
@@ -166,6 +167,7 @@ def test_a_stopped_validation_goes_on_with_the_same_result(known, tmp_path, monk
         Evaluator(Setting(model, cm.ground_truth.task("known-ioi", 20), checkpoint=tmp_path / "measured.safetensors"))
 
 
+@pytest.mark.slow
 def test_few_prompts_leave_verdicts_unclear(known):
     model, _, truth = known
     found = validate(model, truth, cm.ground_truth.task("known-ioi", 4), quick=True)
