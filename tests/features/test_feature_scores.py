@@ -43,8 +43,17 @@ def patched(model, task, own, change):
     return sum(differences) / len(differences)
 
 
-@pytest.mark.parametrize("site", SITES)
-@pytest.mark.parametrize("name", ["llama-bias", "gemma2", "neox-parallel"])
+QUICK = (("llama-bias", "resid"), ("gemma2", "transcoder"), ("neox-parallel", "z"))
+
+
+@pytest.mark.parametrize(
+    ("name", "site"),
+    [
+        pytest.param(name, site, marks=() if (name, site) in QUICK else pytest.mark.slow)
+        for name in ("llama-bias", "gemma2", "neox-parallel")
+        for site in SITES
+    ],
+)
 def test_scores_add_up_and_effects_are_exact(name, site):
     model, task = tiny(name), random_task()
     own = dictionary(model, site)
