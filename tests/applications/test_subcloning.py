@@ -89,7 +89,12 @@ def test_what_did_nothing_can_be_cut(family, scale):
     torch.testing.assert_close(logits(small), logits(model), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+QUICK = ("gemma3", "gpt2", "llama-bias")
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CONFIGS]
+)
 def test_every_selection_gives_a_model_that_transformers_loads(family, tmp_path):
     import transformers as tf
 

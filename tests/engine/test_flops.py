@@ -28,6 +28,7 @@ from circuitome.studies.study import Work
 SLOW = pytest.mark.slow
 SIZES = [("135M of 9 blocks", 1, 24), pytest.param("135M", 1, 300, marks=SLOW), pytest.param("8B", 1, 48, marks=SLOW)]
 """Shape, prompts, and tokens of each: many where attention shall count."""
+QUICK = ("eap", "eap-ig", "atp")
 STEPS = 2
 """Points on the path."""
 
@@ -125,7 +126,8 @@ def planned(setting: Setting, passes: Passes) -> float:
 def each_size() -> Iterator[Any]:
     """Every method on a small shape, and those that differ most in what they compute on large ones."""
     for method in DONE:  # what routes do once, not planned, weighs more among few blocks
-        yield method, "135M of 15 blocks" if method == "routes" else "135M of 9 blocks", 1, 24
+        name = "135M of 15 blocks" if method == "routes" else "135M of 9 blocks"
+        yield pytest.param(method, name, 1, 24, marks=() if method in QUICK else SLOW)
     for method in ("eap", "atp", "routes"):
         yield pytest.param(method, "135M", 1, 300, marks=SLOW)
     for method in ("eap-ig", "atp", "routes"):

@@ -25,6 +25,7 @@ COMMANDS = {
     "diff": ("diff", "{find}", "{find}"),
 }
 """Runs that show every kind of manifest: over prompts, about a run, about a text, about weights, about two runs."""
+SLOW = ("patch", "align", "weights", "explain", "validate")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,9 @@ def folder_of_find(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("kind", COMMANDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind in SLOW else ()) for kind in COMMANDS]
+)
 def test_a_manifest_is_what_its_schema_says(kind, folder_of_find, tmp_path, capsys):
     folder = folder_of_find if kind == "find" else tmp_path / "run"
     if kind != "find":

@@ -60,7 +60,7 @@ def test_against_a_plain_loop(family):
     assert min(trained.curve()[1]) < losses[0]
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_rows_at_a_time_make_the_same_steps(family):
     """Padded rows included, whose losses are means over different numbers of tokens."""
     losses = []
@@ -122,7 +122,7 @@ def test_watched_steps_and_checkpoints(tmp_path):
         trained.curve("accuracy")
 
 
-@pytest.mark.parametrize("stop_after", [1, 7, 11])
+@pytest.mark.parametrize("stop_after", [7, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 11))])
 def test_a_stopped_training_goes_on_to_the_same_bytes(stop_after, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "SECONDS", 0.0)
     monkeypatch.setattr(loop, "SHARE", 0)
