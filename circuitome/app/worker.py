@@ -40,8 +40,8 @@ class Worker:
 
         `kind` is the name of a function in `REQUESTS`.
         """
-        pipe = self._running()
         try:
+            pipe = self._running()
             pipe.send((kind, arguments))
             while True:
                 message: Message = pipe.recv()
@@ -49,8 +49,7 @@ class Worker:
                 if message[0] != "progress":
                     return
         except (EOFError, OSError):
-            code = self._process.exitcode if self._process else None
-            self.end()
+            code = self.end()
             yield "failed", f"The process that did it ended (code {code}); memory may have run out. It can go on."
 
     def interrupt(self) -> None:
@@ -59,13 +58,16 @@ class Worker:
             if self._process and self._process.pid and self._process.is_alive():
                 os.kill(self._process.pid, signal.SIGINT)
 
-    def end(self) -> None:
-        """End the process."""
+    def end(self) -> int | None:
+        """End the process. Gives the code with which it ended, or had ended already; None where there was none."""
         with self._guard:
-            if self._process:
-                self._process.kill()
-                self._process.join()
-            self._process = self._pipe = None
+            process, self._process, self._pipe = self._process, None, None
+            if process is None or process.pid is None:  # the latter: it could not be started
+                return None
+            process.join(0.1)  # one that is just ending has a code of its own
+            process.kill()
+            process.join()
+            return process.exitcode
 
     def _running(self) -> Connection:
         with self._guard:
