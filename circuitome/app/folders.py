@@ -1,6 +1,7 @@
 """The runs in a folder: a list of them, their pages and their files, whoever made them."""
 
 import os
+import threading
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ class Folders:
     root: Path
     """The folder."""
     _read: dict[Path, tuple[tuple[int, int], dict[str, Any]]] = field(default_factory=dict)
+    _keeping: threading.Lock = field(default_factory=threading.Lock)
 
     def rows(self) -> list[dict[str, Any]]:
         """What the list shows of each run, the newest first; of a damaged one, what is wrong.
@@ -95,13 +97,14 @@ class Folders:
         except Exception as error:  # a manifest may come from anybody, and there is no end to what can be wrong in it
             raise RunError(f"{name} is damaged: its page cannot be made ({error!r}).") from None
 
-    def keep(self, name: str, view: str, groups: Any) -> None:
-        """Keep groups of nodes, made in a view of a run's page, with the run. Raises `InputError` for what are none."""
+    def keep(self, name: str, view: str, kept: Any) -> None:
+        """Keep groups and pins, made in a view of a run's page, with the run. Raises `InputError` for what are none."""
         self.path(name, MANIFEST)
-        write_groups(self.path(name), view, groups)
+        with self._keeping:
+            write_groups(self.path(name), view, kept)
 
     def files(self, name: str) -> list[dict[str, Any]]:
-        """Names and sizes of a run's files; not those that go while they are listed, nor those whose name is no text."""
+        """Names and sizes of a run's files, without those that go meanwhile and those whose name is no text."""
         folder, found = self.path(name), list[dict[str, Any]]()
         for inside, _, names in os.walk(folder):
             for path in (Path(inside, file) for file in names):

@@ -155,7 +155,9 @@ def _pages(api: FastAPI, served: Served) -> None:
         with path.open("rb"):  # else it would be said only after the answer has begun that it cannot be read
             stat = path.stat()
         headers = {"content-security-policy": sandbox()}
-        return FileResponse(path, stat_result=stat, filename=path.name, media_type="application/octet-stream", headers=headers)
+        return FileResponse(
+            path, stat_result=stat, filename=path.name, media_type="application/octet-stream", headers=headers
+        )
 
 
 def _data(api: FastAPI, served: Served) -> None:
@@ -187,8 +189,8 @@ def _data(api: FastAPI, served: Served) -> None:
         return {"files": served.folders.files(name)}
 
     @api.post("/api/runs/{name}/groups")
-    def keep(name: str, view: str = Body(), groups: Any = Body()) -> Any:  # noqa: B008  # how FastAPI is told
-        served.folders.keep(name, view, groups)
+    def keep(name: str, view: str = Body(), kept: Any = Body()) -> Any:  # noqa: B008  # how FastAPI is told
+        served.folders.keep(name, view, kept)
         return {}
 
     @api.post("/api/jobs")

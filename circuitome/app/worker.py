@@ -38,19 +38,25 @@ class Worker:
     def ask(self, kind: str, *arguments: Any) -> Iterator[Message]:
         """Send a request and give what comes back; the last message is done, failed or stopped.
 
-        `kind` is the name of a function in `REQUESTS`.
+        `kind` is the name of a function in `REQUESTS`. A process that had done earlier requests and ends before it says
+        anything may have been gone already: a new one is asked.
         """
-        try:
-            pipe = self._running()
-            pipe.send((kind, arguments))
-            while True:
-                message: Message = pipe.recv()
-                yield message
-                if message[0] != "progress":
-                    return
-        except (EOFError, OSError):
-            code = self.end()
-            yield "failed", f"The process that did it ended (code {code}); memory may have run out. It can go on."
+        while True:
+            new, said = True, False
+            try:
+                pipe, new = self._running()
+                pipe.send((kind, arguments))
+                while True:
+                    message: Message = pipe.recv()
+                    said = True
+                    yield message
+                    if message[0] != "progress":
+                        return
+            except (EOFError, OSError):
+                code = self.end()
+            if new or said:
+                yield "failed", f"The process that did it ended (code {code}); memory may have run out. It can go on."
+                return
 
     def interrupt(self) -> None:
         """Stop what it is doing; the process and its model stay."""
@@ -69,7 +75,8 @@ class Worker:
             process.join()
             return process.exitcode
 
-    def _running(self) -> Connection:
+    def _running(self) -> tuple[Connection, bool]:
+        """The pipe of a process, and whether that was started for it."""
         with self._guard:
             if self._pipe is None or self._process is None or not self._process.is_alive():
                 context = get_context("spawn")
@@ -77,7 +84,8 @@ class Worker:
                 self._process = context.Process(target=serve, args=(theirs,), name=self.name, daemon=True)
                 self._process.start()
                 theirs.close()
-            return self._pipe
+                return self._pipe, True
+            return self._pipe, False
 
 
 def serve(pipe: Connection) -> None:
