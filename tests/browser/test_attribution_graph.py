@@ -288,7 +288,7 @@ def test_a_file_is_opened_pruned_as_in_python_and_saved_with_its_own_entries(sho
     data["qParams"] |= {"pinnedIds": [first], "supernodes": [["<script>alert(1)</script>", first]], "own": "x"}
     path.write_text(json.dumps(data))
     page = show(drawn(graph))
-    page.locator("input[type=file]").set_input_files(path)
+    page.get_by_label("Open a file").set_input_files(path)
     page.locator("output", has_text="theirs.json").wait_for()
     slide(page, "Nodes", 0.7)
     slide(page, "Edges", 0.6)
@@ -323,7 +323,7 @@ def test_a_file_is_opened_pruned_as_in_python_and_saved_with_its_own_entries(sho
 def test_a_bad_file_is_told_and_changes_nothing(show, graph, tmp_path, text, message):
     (tmp_path / "bad.json").write_text(text)
     page = show(drawn(graph))
-    page.locator("input[type=file]").set_input_files(tmp_path / "bad.json")
+    page.get_by_label("Open a file").set_input_files(tmp_path / "bad.json")
     warning = page.locator("[role=alert]")
     assert "bad.json" in warning.inner_text() and message in warning.inner_text()
     assert page.locator(".boxes .node").count() == 2 + len(graph.logits())
@@ -363,7 +363,7 @@ def test_five_thousand_nodes_and_fifty_thousand_edges_stay_live(show, graph, tmp
     path = tmp_path / "large.json"
     path.write_text(json.dumps(large(5000, 50_000)))
     page = show(drawn(graph))
-    page.locator("input[type=file]").set_input_files(path)
+    page.get_by_label("Open a file").set_input_files(path)
     page.locator("output", has_text="large.json").wait_for()
     back = read_graph(path)
     for share in (1.0, 0.5):

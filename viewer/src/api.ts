@@ -53,7 +53,7 @@ export async function post<T>(path: string, body: unknown = {}): Promise<T> {
   return read<T>(await fetch(`api/${path}`, { method: "POST", headers, body: JSON.stringify(body) }));
 }
 
-const AGAIN = 3000;
+const AGAIN = 1000; // milliseconds
 
 /* The state, at first all of it and then what of it has changed. Gives what ends it. A server that went is asked again. */
 export function follow(tell: (part: Partial<State>) => void, lost: (is: boolean) => void): () => void {
@@ -67,7 +67,8 @@ export function follow(tell: (part: Partial<State>) => void, lost: (is: boolean)
     };
     events.onerror = () => {
       lost(true);
-      if (events.readyState === EventSource.CLOSED) waiting = setTimeout(begin, AGAIN); // browsers give up where the answer is an error
+      events.close(); // browsers try again by themselves, but not where the answer was an error
+      waiting = setTimeout(begin, AGAIN);
     };
   };
   begin();
