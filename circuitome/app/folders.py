@@ -1,13 +1,17 @@
 """The runs in a folder: a list of them, their pages and their files, whoever made them."""
 
+import os
+import threading
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from circuitome.errors import RunError
 from circuitome.present.assets import asset, script_hash
 from circuitome.present.blocks import Note
+from circuitome.present.formats import CONTROL
 from circuitome.present.page import SCRIPTS, page
 from circuitome.present.stored import document
 from circuitome.runs.groups import Groups, read_groups, write_groups
@@ -17,6 +21,8 @@ SHOWN = 400
 """Letters of a title or a command in the list."""
 MOST = 1000
 """Files of a run that are listed."""
+LONGEST = 1e12
+"""Seconds that no run takes."""
 
 
 @dataclass
@@ -26,15 +32,25 @@ class Folders:
     root: Path
     """The folder."""
     _read: dict[Path, tuple[tuple[int, int], dict[str, Any]]] = field(default_factory=dict)
+    _keeping: threading.Lock = field(default_factory=threading.Lock)
 
     def rows(self) -> list[dict[str, Any]]:
-        """What the list shows of each run, the newest first; of a damaged one, what is wrong."""
-        rows = []
-        for path in self.root.iterdir() if self.root.is_dir() else ():
-            if path.name.startswith(".") or not (path / MANIFEST).is_file():
-                continue
-            rows.append(self._row(path.name))
+        """What the list shows of each run, the newest first; of a damaged one, what is wrong.
+
+        Raises `RunError` where the folder cannot be read.
+        """
+        try:
+            names = [entry.name for entry in os.scandir(self.root) if not entry.name.startswith(".")]
+        except OSError as error:
+            raise RunError(f"{self.root} cannot be read: {error.strerror or error}.") from None
+        rows = [self._row(name) for name in names if os.path.lexists(self.root / name / MANIFEST)]
         return sorted(rows, key=lambda row: str(row["created"]), reverse=True)
+
+    def changed(self) -> int:
+        """Another number when runs came or went; not when one was made anew."""
+        with suppress(OSError):
+            return self.root.stat().st_mtime_ns
+        return 0
 
     def _row(self, name: str) -> dict[str, Any]:
         try:
@@ -45,8 +61,8 @@ class Folders:
                 known = (stat.st_mtime_ns, stat.st_size), _row_of(self.manifest(name))
                 self._read[manifest] = known
             return {"name": name, **known[1]}
-        except (RunError, FileNotFoundError) as error:  # the latter: removed this moment
-            return {"name": name, "created": "", "problem": str(error)}
+        except (RunError, OSError) as error:  # the latter: removed this moment
+            return {"name": CONTROL.sub("\ufffd", name), "created": "", "problem": CONTROL.sub("\ufffd", str(error))}
 
     def path(self, name: str, file: str = ".") -> Path:
         """A file of a run. Raises `RunError` for a name that leads out of the run's folder, or that is not there."""
@@ -55,7 +71,8 @@ class Folders:
             inside = folder.resolve().parent == self.root.resolve() and "/" not in name and "\\" not in name
             path = (folder / file).resolve()
             fits = inside and folder.is_dir() and path.is_relative_to(folder.resolve()) and path.exists()
-        except (OSError, ValueError):  # a name that no file can have
+            (name + file).encode()
+        except (OSError, ValueError, RuntimeError):  # a name that no file can have, or links that go round
             fits = False
         if not fits:
             raise RunError(f"There is no file {file} in a run {name}.")
@@ -80,27 +97,33 @@ class Folders:
         except Exception as error:  # a manifest may come from anybody, and there is no end to what can be wrong in it
             raise RunError(f"{name} is damaged: its page cannot be made ({error!r}).") from None
 
-    def keep(self, name: str, view: str, groups: Any) -> None:
-        """Keep groups of nodes, made in a view of a run's page, with the run. Raises `InputError` for what are none."""
+    def keep(self, name: str, view: str, kept: Any) -> None:
+        """Keep groups and pins, made in a view of a run's page, with the run. Raises `InputError` for what are none."""
         self.path(name, MANIFEST)
-        write_groups(self.path(name), view, groups)
+        with self._keeping:
+            write_groups(self.path(name), view, kept)
 
     def files(self, name: str) -> list[dict[str, Any]]:
-        """Names and sizes of a run's files."""
+        """Names and sizes of a run's files, without those that go meanwhile and those whose name is no text."""
         folder, found = self.path(name), list[dict[str, Any]]()
-        for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())[:MOST]:
-            with suppress(FileNotFoundError):  # one that was being written, and has its own name now
-                found.append({"name": str(path.relative_to(folder)), "bytes": path.stat().st_size})
-        return found
+        for inside, _, names in os.walk(folder):
+            for path in (Path(inside, file) for file in names):
+                with suppress(OSError, UnicodeError):
+                    stat, shown = path.lstat(), str(path.relative_to(folder))
+                    if S_ISREG(stat.st_mode) and shown.encode():
+                        found.append({"name": shown, "bytes": stat.st_size})
+            if len(found) >= MOST:
+                break
+        return sorted(found, key=lambda file: str(file["name"]))[:MOST]
 
 
 def _row_of(manifest: dict[str, Any]) -> dict[str, Any]:
     model, seconds = manifest.get("model"), manifest.get("seconds")
-    told = {name: str(manifest.get(name, ""))[:SHOWN] for name in ("kind", "title", "created", "command")}
+    texts = {name: str(manifest.get(name, ""))[:SHOWN] for name in ("kind", "title", "created", "command")}
+    texts["model"] = str(model.get("name", ""))[:SHOWN] if isinstance(model, dict) else ""
     return {
-        **told,
-        "seconds": seconds if isinstance(seconds, int | float) else None,
-        "model": str(model.get("name", ""))[:SHOWN] if isinstance(model, dict) else "",
+        **{name: CONTROL.sub("\ufffd", text) for name, text in texts.items()},
+        "seconds": seconds if isinstance(seconds, int | float) and 0 <= seconds < LONGEST else None,
     }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from circuitome.errors import RunError
+from circuitome.present.formats import CONTROL
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 FILE, LOCK = ".circuitome-jobs.sqlite", ".circuitome-app.lock"
@@ -79,7 +80,7 @@ class Jobs:
 
     def get(self, number: int) -> Job:
         """A job by its number. Raises `RunError` where there is none."""
-        found = self._read("where id = ?", number)
+        found = self._read("where id = ?", number) if 0 < number < 2**63 else []
         if not found:
             raise RunError(f"There is no job {number}.")
         return found[0]
@@ -98,7 +99,8 @@ class Jobs:
 
     def end(self, number: int, state: State, message: str = "") -> None:
         """A job is done, has failed, or was cancelled."""
-        self._write("state = ?, message = ?, ended = ?", number, state, message, time.time())
+        told = CONTROL.sub("\ufffd", message)
+        self._write("state = ?, message = ?, ended = ?", number, state, told, time.time())
 
     def queue_again(self, number: int) -> None:
         """A job that was interrupted, cancelled or has failed is to go on from where it was."""

@@ -4,6 +4,7 @@ import asyncio
 import json
 import secrets
 import socket
+import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
@@ -22,6 +23,7 @@ from circuitome.app.runner import Runner
 from circuitome.app.worker import Worker
 from circuitome.errors import CircuitomeError, InputError, RunError
 from circuitome.present.assets import asset
+from circuitome.present.formats import CONTROL
 from circuitome.studies.catalog import STUDIES
 from circuitome.studies.options import filled_in, form, parsed
 from circuitome.studies.settings import RunSettings, command_line
@@ -40,14 +42,26 @@ class Served:
         self.folders, self.jobs = Folders(runs), Jobs(runs)
         self.runner, self.prompts = Runner(self.jobs), Worker("circuitome prompts")
         self.prompting = threading.Lock()
+        self.leaving: Callable[[], bool] = lambda: False
+        """Whether the server was asked to end."""
+
+    def version(self) -> tuple[int, int]:
+        """Another one whenever lists would show something else."""
+        return self.runner.version, self.folders.changed()
 
     def state(self) -> dict[str, Any]:
         """All that lists show."""
+        runs, problem = list[dict[str, Any]](), self.runner.problem
+        try:
+            runs = self.folders.rows()
+        except RunError as error:
+            problem = str(error)
         return {
-            "runs": self.folders.rows(),
+            "runs": runs,
             "jobs": [asdict(job) for job in self.jobs.all()],
             "progress": self.runner.progress,
-            "folder": str(self.folders.root.resolve()),
+            "folder": str(self.folders.root.absolute()),
+            "problem": problem,
         }
 
     def start_job(self, study: str, values: dict[str, str]) -> dict[str, Any]:
@@ -59,7 +73,10 @@ class Served:
             values = {**values, "run": str(self.folders.path(values["run"]))}
         words = filled_in(chosen, values)
         settings = parsed(chosen, words)
-        settings.check()
+        try:
+            settings.check()
+        except OSError as error:  # a text that was taken for the name of a file
+            raise InputError(f"{error.strerror or error}: {str(error.filename)[:80]}") from None
         command = command_line(study, settings)
         job = self.jobs.add(study, words, command, root.resolve() / settings.folder_name(study))
         self.runner.changed()
@@ -96,9 +113,15 @@ def application(served: Served) -> FastAPI:
     """The addresses behind the token."""
     api = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
-    @api.exception_handler(CircuitomeError)
-    def refused(_: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, 400)
+    def handled(kind: type[Exception], status: int, words: str) -> None:
+        @api.exception_handler(kind)
+        def said(_: Request, error: Exception) -> JSONResponse:
+            return JSONResponse({"error": CONTROL.sub("\ufffd", words.format(error))}, status)
+
+    handled(CircuitomeError, 400, "{}")
+    handled(OSError, 400, "A file is gone or cannot be read: {}.")
+    handled(sqlite3.Error, 503, "The table of jobs cannot be used now: {}.")
+    handled(Exception, 500, "This is a fault of circuitome; the terminal shows where: {!r}")
 
     _pages(api, served)
     _data(api, served)
@@ -129,8 +152,12 @@ def _pages(api: FastAPI, served: Served) -> None:
         path = served.folders.path(name, file)
         if not path.is_file():
             raise InputError(f"{file} is not a file.")
+        with path.open("rb"):  # else it would be said only after the answer has begun that it cannot be read
+            stat = path.stat()
         headers = {"content-security-policy": sandbox()}
-        return FileResponse(path, filename=path.name, media_type="application/octet-stream", headers=headers)
+        return FileResponse(
+            path, stat_result=stat, filename=path.name, media_type="application/octet-stream", headers=headers
+        )
 
 
 def _data(api: FastAPI, served: Served) -> None:
@@ -162,8 +189,8 @@ def _data(api: FastAPI, served: Served) -> None:
         return {"files": served.folders.files(name)}
 
     @api.post("/api/runs/{name}/groups")
-    def keep(name: str, view: str = Body(), groups: Any = Body()) -> Any:  # noqa: B008  # how FastAPI is told
-        served.folders.keep(name, view, groups)
+    def keep(name: str, view: str = Body(), kept: Any = Body()) -> Any:  # noqa: B008  # how FastAPI is told
+        served.folders.keep(name, view, kept)
         return {}
 
     @api.post("/api/jobs")
@@ -189,13 +216,17 @@ def _data(api: FastAPI, served: Served) -> None:
 
 
 async def _events(served: Served, gone: Callable[[], Any]) -> AsyncIterator[str]:
-    """The state, whenever it has changed: server-sent events."""
-    seen = -1
-    while not served.runner.ending and not await gone():
-        if seen != served.runner.version:
-            seen = served.runner.version
-            state = await asyncio.to_thread(served.state)
-            yield f"data: {json.dumps(state)}\n\n"
+    """What of the state has changed, whenever it has, at first all of it: server-sent events."""
+    seen, told = None, dict[str, Any]()
+    while not served.leaving() and not await gone():
+        if seen != (version := served.version()):
+            try:
+                state = await asyncio.to_thread(served.state)
+            except sqlite3.Error:  # the page asks anew
+                return
+            if changed := {name: part for name, part in state.items() if name not in told or told[name] != part}:
+                yield f"data: {json.dumps(changed)}\n\n"
+            seen, told = version, state
         await asyncio.sleep(LOOKED_AT)
 
 
@@ -222,6 +253,7 @@ def serve(runs: Path, port: int, tell: Callable[[str], None], token: str | None 
     guarded = Guard(application(served), token, port)
     config = uvicorn.Config(guarded, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
+    served.leaving = lambda: server.should_exit
     served.runner.start()
     try:
         threading.Timer(0.3, tell, [f"http://127.0.0.1:{port}/{token}/"]).start()

@@ -38,20 +38,25 @@ class Worker:
     def ask(self, kind: str, *arguments: Any) -> Iterator[Message]:
         """Send a request and give what comes back; the last message is done, failed or stopped.
 
-        `kind` is the name of a function in `REQUESTS`.
+        `kind` is the name of a function in `REQUESTS`. A process that had done earlier requests and ends before it says
+        anything may have been gone already: a new one is asked.
         """
-        pipe = self._running()
-        try:
-            pipe.send((kind, arguments))
-            while True:
-                message: Message = pipe.recv()
-                yield message
-                if message[0] != "progress":
-                    return
-        except (EOFError, OSError):
-            code = self._process.exitcode if self._process else None
-            self.end()
-            yield "failed", f"The process that did it ended (code {code}); memory may have run out. It can go on."
+        while True:
+            new, said = True, False
+            try:
+                pipe, new = self._running()
+                pipe.send((kind, arguments))
+                while True:
+                    message: Message = pipe.recv()
+                    said = True
+                    yield message
+                    if message[0] != "progress":
+                        return
+            except (EOFError, OSError):
+                code = self.end()
+            if new or said:
+                yield "failed", f"The process that did it ended (code {code}); memory may have run out. It can go on."
+                return
 
     def interrupt(self) -> None:
         """Stop what it is doing; the process and its model stay."""
@@ -59,15 +64,19 @@ class Worker:
             if self._process and self._process.pid and self._process.is_alive():
                 os.kill(self._process.pid, signal.SIGINT)
 
-    def end(self) -> None:
-        """End the process."""
+    def end(self) -> int | None:
+        """End the process. Gives the code with which it ended, or had ended already; None where there was none."""
         with self._guard:
-            if self._process:
-                self._process.kill()
-                self._process.join()
-            self._process = self._pipe = None
+            process, self._process, self._pipe = self._process, None, None
+            if process is None or process.pid is None:  # the latter: it could not be started
+                return None
+            process.join(0.1)  # one that is just ending has a code of its own
+            process.kill()
+            process.join()
+            return process.exitcode
 
-    def _running(self) -> Connection:
+    def _running(self) -> tuple[Connection, bool]:
+        """The pipe of a process, and whether that was started for it."""
         with self._guard:
             if self._pipe is None or self._process is None or not self._process.is_alive():
                 context = get_context("spawn")
@@ -75,7 +84,8 @@ class Worker:
                 self._process = context.Process(target=serve, args=(theirs,), name=self.name, daemon=True)
                 self._process.start()
                 theirs.close()
-            return self._pipe
+                return self._pipe, True
+            return self._pipe, False
 
 
 def serve(pipe: Connection) -> None:

@@ -84,7 +84,7 @@ class Section:
 def page(document: Document, kept: Mapping[str, Any] | None = None) -> str:
     """The whole page. The same document gives the same text; only its own scripts may run, by their hashes.
 
-    `kept` has the groups of nodes that somebody made by hand, by view; a page with it is the app's, which keeps more.
+    `kept` has the groups and pins that somebody made by hand, by view; a page with it is the app's, which keeps more.
     """
     shown = [block for block in document.blocks if block.where != "terminal"]
     needed = {name for kind, name in BLOCKS.items() if any(isinstance(block, kind) for block in shown)}

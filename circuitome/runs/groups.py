@@ -1,8 +1,8 @@
-"""Groups of a circuit's nodes that somebody made by hand, in a file beside the manifest of the run that they are of."""
+"""Groups and pins that somebody made by hand in a run's drawings, in a file beside its manifest."""
 
 import functools
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +14,7 @@ from circuitome.runs.store import GROUPS, to_json
 LARGEST = 2_000_000
 """Bytes of a file of groups that is read or written."""
 Text = Annotated[str, Field(min_length=1, max_length=200)]
-View = Annotated[str, Field(pattern=r"^circuit[0-9]{0,3}$")]
+View = Annotated[str, Field(pattern=r"^(circuit|attribution_graph)[0-9]{0,3}$")]
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,23 @@ class Group:
     """Names of nodes."""
 
 
-Groups = dict[str, list[dict[str, Any]]]
-"""By view of the page (circuit, circuit2 and so on), its groups: their names and members."""
+@dataclass(frozen=True)
+class Kept:
+    """What was made in one view."""
+
+    groups: Annotated[list[Group], Field(max_length=200)] = field(default_factory=list)
+    """Its groups."""
+    pinned: list[Text] = field(default_factory=list)
+    """Names of nodes that an attribution graph has pinned."""
+
+
+Groups = dict[str, dict[str, Any]]
+"""By view of the page (circuit, circuit2, attribution_graph and so on), its groups and pins as plain data."""
 
 
 @functools.cache
 def _adapter() -> Any:  # a TypeAdapter, which runtime type checkers do not know
-    return TypeAdapter(dict[View, Annotated[list[Group], Field(max_length=200)]])
+    return TypeAdapter(dict[View, Kept])
 
 
 def read_groups(folder: Path) -> Groups:
@@ -52,14 +62,14 @@ def read_groups(folder: Path) -> Groups:
         raise RunError(f"{path} is damaged ({_first(error)}); remove it to do without its groups.") from None
 
 
-def write_groups(folder: Path, view: str, groups: Any) -> None:
-    """Keep the groups of one view, in place of those it had; written beside, then renamed.
+def write_groups(folder: Path, view: str, kept: Any) -> None:
+    """Keep the groups and pins of one view, in place of those it had; written beside, then renamed.
 
-    Raises `InputError` for what is no list of groups, `RunError` where the folder cannot be written to.
+    Raises `InputError` for what are none, `RunError` where the folder cannot be written to.
     """
     try:
         adapter = _adapter()
-        made = adapter.dump_python(adapter.validate_python({view: groups}))
+        made = adapter.dump_python(adapter.validate_python({view: kept}))
     except ValidationError as error:
         raise InputError(f"These groups cannot be kept: {_first(error)}.") from None
     try:

@@ -1,6 +1,8 @@
 """A study's settings as options: what a command line, and a form, take, and the settings that words on it make."""
 
+import re
 import shlex
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
@@ -43,10 +45,18 @@ def field_line(settings: type[Settings], name: str) -> str:
     return _lines_of(owner)[name]
 
 
+NOT_TYPED = re.compile("[\x00\ud800-\udfff]")
+"""Characters that no word of a command line can hold."""
+_READING = threading.Lock()
+"""Held while a class's source is parsed: in Python 3.11 two threads that do so at a time can get a SystemError."""
+
+
 @cache
 def _lines_of(kind: type) -> dict[str, str]:
     """By field that the class itself declares, the line below it. Kept: reading a class's source takes a while."""
-    return {line.arg_name: " ".join((line.description or "").split()) for line in parse_from_object(kind).params}
+    with _READING:
+        params = parse_from_object(kind).params
+    return {line.arg_name: " ".join((line.description or "").split()) for line in params}
 
 
 @dataclass(frozen=True)
@@ -121,11 +131,13 @@ def _written(value: Any) -> str:
 def filled_in(study: Study, values: Mapping[str, str]) -> list[str]:
     """The words of a command line for what a form holds; fields that are empty or hold their default are left out.
 
-    Raises `InputError` for a field that the study has not.
+    Raises `InputError` for a field that the study has not, and for a text that no command line can hold.
     """
     by_name = {field.name: field for field in form(study)}
     if unknown := sorted(set(values) - set(by_name)):
         raise InputError(f"{study.name} has no field {', '.join(unknown)}. It has {', '.join(by_name)}.")
+    if bad := [name for name, value in values.items() if NOT_TYPED.search(value)]:
+        raise InputError(f"What stands in {bad[0]} has a character that no command line can hold.")
     words: list[str] = []
     for name, field in by_name.items():
         value = values.get(name, "")
@@ -143,7 +155,12 @@ def _option_words(study: Study, field: Field, value: str) -> list[str]:
     several = get_origin(_bare(hint)) is tuple and not any(
         getattr(mark, "converter", None) for mark in getattr(hint, "__metadata__", ())
     )
-    return [option, *shlex.split(value)] if several else [f"{option}={value}"]
+    if not several:
+        return [f"{option}={value}"]
+    try:
+        return [option, *shlex.split(value)]
+    except ValueError as error:
+        raise InputError(f"{option} takes words, in quotes where they hold spaces, got {value!r}: {error}.") from None
 
 
 def parsed(study: Study, words: Sequence[str]) -> Settings:

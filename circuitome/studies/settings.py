@@ -38,6 +38,10 @@ def _size(kind: Any, tokens: Sequence[Token]) -> int:
     return number_of_bytes(tokens[0].value)
 
 
+MOST_BYTES = 1e18
+"""No memory has so many."""
+
+
 def number_of_bytes(text: str) -> int:
     """Bytes of a size such as 500MB, 2GB, 1.5GiB or a plain number. Raises `InputError`."""
     match = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]?)(i?)B?\s*", text, flags=re.IGNORECASE)
@@ -45,7 +49,7 @@ def number_of_bytes(text: str) -> int:
         number = float(match[1]) if match else -1.0
     except ValueError:
         number = -1.0
-    if match is None or number <= 0:
+    if match is None or not 0 < number < MOST_BYTES:
         raise InputError(f"--max-memory {text!r} is not a size. Write it like 500MB, 2GB or 1500000000.")
     return int(number * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " "))
 

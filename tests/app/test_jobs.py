@@ -78,7 +78,7 @@ def test_a_running_job_is_cancelled_and_the_worker_goes_on_with_its_model(tmp_pa
         assert ends(worker)
         next_one = server.start("weights", head="a1.h0", model="known-ioi")
         jobs = server.until(lambda jobs: jobs[next_one]["state"] in ("done", "failed"))
-        assert jobs[next_one]["state"] == "done"
+        assert jobs[next_one]["state"] == "done", jobs[next_one]["message"]
     finally:
         server.stop()
 
@@ -98,12 +98,12 @@ def test_a_job_whose_run_was_saved_before_the_server_ended_is_done_and_any_other
         jobs.add("weights", [], f"circuitome weights {i}", tmp_path / str(i)) for i in range(3)
     )
     (tmp_path / "2").mkdir()
-    (tmp_path / "2" / "manifest.json").write_text(json.dumps({"command": "circuitome weights 2"}))
+    (tmp_path / "2" / "manifest.json").write_text(json.dumps({"key": "k", "command": "circuitome weights 2"}))
     os.utime(tmp_path / "2" / "manifest.json", (1, 1))
     for job in (saved, interrupted, older):
         jobs.begin(job.id)
     (tmp_path / "0").mkdir()
-    (tmp_path / "0" / "manifest.json").write_text(json.dumps({"command": "circuitome weights 0"}))
+    (tmp_path / "0" / "manifest.json").write_text(json.dumps({"key": "k", "command": "circuitome weights 0"}))
     Runner(jobs)
     assert [jobs.get(job.id).state for job in (saved, interrupted, older)] == ["done", "queued", "queued"]
     jobs.close()

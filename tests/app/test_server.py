@@ -147,7 +147,7 @@ def test_files_that_come_and_go_while_they_are_listed(served):
 
     def write():
         for _ in range(60):
-            write_groups(folder, "circuit", [])
+            write_groups(folder, "circuit", {})
 
     writing = threading.Thread(target=write)
     writing.start()
@@ -192,25 +192,27 @@ def test_a_run_is_read_again_only_when_it_changed(tmp_path, monkeypatch):
     assert read == ["a"]
 
 
-def keep(server, name, groups, view="circuit", **headers):
-    body = {"view": view, "groups": groups}
+def keep(server, name, groups, view="circuit", pinned=(), **headers):
+    body = {"view": view, "kept": {"groups": groups, "pinned": pinned}}
     status, _, said = asked(server, f"/secret/api/runs/{name}/groups", method="POST", body=body, headers=headers)
     return status, said
 
 
 EARLY = [{"name": f"early {SCRIPT}", "members": ["a0.h1", "m0"]}]
+KEPT = {"circuit": {"groups": EARLY, "pinned": []}}
 
 
 def test_groups_made_by_hand_are_kept_with_the_run(server, served):
     folder = saved(served.folders.root, "a")
-    assert keep(server, "a", EARLY)[0] == 200 and keep(server, "a", [], view="circuit2")[0] == 200
-    assert json.loads((folder / "groups.json").read_text()) == {"circuit": EARLY, "circuit2": []}
+    assert keep(server, "a", EARLY)[0] == 200 and keep(server, "a", [], "attribution_graph2", ["m0.n1@2"])[0] == 200
+    made = {**KEPT, "attribution_graph2": {"groups": [], "pinned": ["m0.n1@2"]}}
+    assert json.loads((folder / "groups.json").read_text()) == made
     assert sorted(path.name for path in folder.iterdir()) == ["groups.json", "manifest.json", "report.html"]
     _, _, body = asked(server, "/secret/runs/a/report")
     kept = body.decode().split('id="kept">')[1].split("</script>")[0]
-    assert json.loads(kept) == {"circuit": EARLY, "circuit2": []} and SCRIPT not in kept
+    assert json.loads(kept) == made and SCRIPT not in kept
     save_run(Run(json.loads((folder / "manifest.json").read_text()), {}), folder, {})  # the same command once more
-    assert read_groups(folder) == {"circuit": EARLY, "circuit2": []}
+    assert read_groups(folder) == made
 
 
 @pytest.mark.parametrize(
@@ -237,7 +239,7 @@ def test_what_is_no_list_of_groups_is_not_kept(server, served, groups, view):
 
 def test_groups_stay_in_their_run_and_only_its_page_may_send_them(server, served, tmp_path):
     folder, outside = saved(served.folders.root, "a"), tmp_path / "outside.json"
-    outside.write_text('{"circuit": []}')
+    outside.write_text('{"circuit": {}}')
     (folder / "groups.json").symlink_to(outside)
     (served.folders.root / "linked").symlink_to(saved(tmp_path, "elsewhere"))
     (served.folders.root / "no run").mkdir()
@@ -245,15 +247,15 @@ def test_groups_stay_in_their_run_and_only_its_page_may_send_them(server, served
     assert keep(server, "a", EARLY, origin="http://evil.example")[0] == 403
     assert b"leads out of its folder" in asked(server, "/secret/runs/a/report")[2]
     assert keep(server, "a", EARLY)[0] == 200
-    assert outside.read_text() == '{"circuit": []}' and read_groups(folder) == {"circuit": EARLY}
+    assert outside.read_text() == '{"circuit": {}}' and read_groups(folder) == KEPT
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"circuit": 1}', '{"x": []}', "[" * 100_000])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"circuit": 1}', '{"x": {}}', "[" * 100_000])
 def test_damaged_groups_are_said_on_the_page_which_is_shown_without_them(server, served, text):
     (saved(served.folders.root, "a") / "groups.json").write_text(text)
     status, _, body = asked(server, "/secret/runs/a/report")
     assert status == 200 and b"groups.json is damaged" in body and b'id="kept">{}</script>' in body
-    assert keep(server, "a", EARLY)[0] == 200 and read_groups(served.folders.root / "a") == {"circuit": EARLY}
+    assert keep(server, "a", EARLY)[0] == 200 and read_groups(served.folders.root / "a") == KEPT
 
 
 def start(server, study, **values):

@@ -111,9 +111,9 @@ def runs(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(runs):
-    """The app on these runs; `server.address` opens it."""
+    """The app on these runs; `server.address` opens it. One for all tests, so that models are loaded once."""
     pytest.importorskip("fastapi")
     from app.serving import Server
 

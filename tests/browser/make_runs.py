@@ -22,6 +22,7 @@ KNOWN = {
 LETTERS = {
     "neurons": ["neurons", "--texts=TEXTS", "--length=24", "--tokens=1500"],
     "dictionary": ["dictionary", "train", "--texts=TEXTS", "--layer=1", "--width=2x", "--k=4", "--length=20"],
+    "graph": ["graph", "a b c d e", "--expand=12", "--off=0", "--heads=0"],
     "features": ["features", "DICTIONARY", "--texts=TEXTS", "--tokens=400", "--length=20"],
 }
 """The same for a random model that reads letters."""

@@ -125,6 +125,34 @@ def test_an_address_opens_the_same_view_again(visit, server, view, ready):
     assert seen[0] == seen[1] and any(seen[0])
 
 
+def test_a_server_that_is_gone_is_said_and_the_page_goes_on_when_it_is_back(visit, server):
+    visit.expected.extend(["net::ERR_FAILED", "status of 403"])
+    page = visit(server.address)
+    page.locator(".list .runs a").first.wait_for()
+    for gone in (lambda route: route.abort(), lambda route: route.fulfill(status=403)):
+        page.route("**/api/events", gone)
+        page.reload()
+        page.get_by_role("alert").wait_for()
+        assert "does not answer" in page.get_by_role("alert").inner_text()
+        accessible(page)
+        page.unroute("**/api/events")
+        page.get_by_role("alert").wait_for(state="detached")
+        page.locator(".list .runs a").first.wait_for()
+
+
+def test_runs_that_the_command_line_makes_come_and_go_in_the_list(visit, server, runs):
+    page = visit(server.address)
+    page.get_by_role("link", name="Heads of known-ioi").first.wait_for()
+    manifest = json.loads((runs / "heads/manifest.json").read_text()) | {"title": "A run made meanwhile"}
+    (runs / "meanwhile").mkdir()
+    (runs / "meanwhile/manifest.json").write_text(json.dumps(manifest))
+    (runs / "meanwhile").rename(runs / "made")
+    page.get_by_role("link", name="A run made meanwhile").wait_for()
+    (runs / "made/manifest.json").unlink()
+    (runs / "made").rmdir()
+    page.get_by_role("link", name="A run made meanwhile").wait_for(state="detached")
+
+
 def test_progress_comes_live_and_a_job_is_cancelled(visit, server):
     page = visit(f"{server.address}#view=study&study=find&task=known-ioi&model=known-ioi&n=3000")
     page.get_by_role("button", name="Start").click()

@@ -209,6 +209,48 @@ def test_nodes_are_pinned_grouped_named_ungrouped_and_that_is_undone(show, graph
     assert "another name" in [group[0] for group in json.loads(saved(page, "JSON"))["qParams"]["supernodes"]]
 
 
+def test_pins_and_groups_made_in_the_app_are_there_when_the_run_is_opened_again(visit, server, runs):
+    block = next(
+        block for block in json.loads((runs / "graph/manifest.json").read_text())["blocks"] if "pinned" in block
+    )
+    first, second = [node["id"] for node in block["nodes"] if node["kind"] == "neuron"][:2]
+    name = "mine <img src=x onerror=alert(1)>"
+    page = visit(f"{server.address}#run=graph").frame_locator("iframe")
+    for node in (first, second):
+        page.get_by_role("searchbox", name="Search").fill(node)
+        page.locator(".panel").first.get_by_role("button", name=node, exact=True).click()
+        page.get_by_role("button", name="Pin", exact=True).click()
+    page.get_by_role("checkbox", name=first).check()
+    page.get_by_label("Name of the group").fill(name)
+    page.get_by_label("Name of the group").press("Enter")
+    page.get_by_role("button", name="Save groups").click()
+    page.get_by_text("kept with the run", exact=True).wait_for()
+    kept = json.loads((runs / "graph/groups.json").read_text())["attribution_graph"]
+    logits = [block["nodes"][i]["id"] for i in block["pinned"]]
+    assert kept["groups"][-1] == {"name": name, "members": [first]}
+    assert kept["pinned"] == [*logits, first, second]
+    again = visit(f"{server.address}#run=graph").frame_locator("iframe")
+    again.locator(".boxes").get_by_role("button", name="mine <img").wait_for()
+    assert again.locator(".ticks").inner_text().count("@") == len(logits) + 1
+    assert again.get_by_role("button", name="Save groups").is_disabled()
+
+
+def test_a_report_saves_pins_and_groups_as_a_file_that_it_opens(show, graph, tmp_path):
+    page = show(drawn(graph))
+    file = saved(page, "Save groups")
+    kept = json.loads(file)["attribution_graph"]
+    assert {group["name"] for group in kept["groups"]} == {"first", "second <i>"}
+    assert kept["pinned"] == (graph.pinned or [node.name for node in graph.logits()])
+    path = tmp_path / "groups.json"
+    changed = {"groups": [{"name": "other", "members": [graph.units()[7].name, "m99.n1@0"]}], "pinned": []}
+    path.write_text(json.dumps({"attribution_graph": changed}))
+    page.locator(".keeping input").set_input_files(path)
+    page.locator(".boxes").get_by_role("button", name="other").wait_for()
+    assert page.locator(".boxes .node").count() == 1
+    page.get_by_role("button", name="Undo").click()
+    assert page.locator(".boxes .node").count() == 2 + len(graph.logits())
+
+
 def test_what_the_page_saves_is_the_graph_by_the_schema(show, graph, tmp_path):
     page = show(drawn(graph))
     text = saved(page, "JSON")
@@ -246,7 +288,7 @@ def test_a_file_is_opened_pruned_as_in_python_and_saved_with_its_own_entries(sho
     data["qParams"] |= {"pinnedIds": [first], "supernodes": [["<script>alert(1)</script>", first]], "own": "x"}
     path.write_text(json.dumps(data))
     page = show(drawn(graph))
-    page.locator("input[type=file]").set_input_files(path)
+    page.get_by_label("Open a file").set_input_files(path)
     page.locator("output", has_text="theirs.json").wait_for()
     slide(page, "Nodes", 0.7)
     slide(page, "Edges", 0.6)
@@ -281,7 +323,7 @@ def test_a_file_is_opened_pruned_as_in_python_and_saved_with_its_own_entries(sho
 def test_a_bad_file_is_told_and_changes_nothing(show, graph, tmp_path, text, message):
     (tmp_path / "bad.json").write_text(text)
     page = show(drawn(graph))
-    page.locator("input[type=file]").set_input_files(tmp_path / "bad.json")
+    page.get_by_label("Open a file").set_input_files(tmp_path / "bad.json")
     warning = page.locator("[role=alert]")
     assert "bad.json" in warning.inner_text() and message in warning.inner_text()
     assert page.locator(".boxes .node").count() == 2 + len(graph.logits())
@@ -321,7 +363,7 @@ def test_five_thousand_nodes_and_fifty_thousand_edges_stay_live(show, graph, tmp
     path = tmp_path / "large.json"
     path.write_text(json.dumps(large(5000, 50_000)))
     page = show(drawn(graph))
-    page.locator("input[type=file]").set_input_files(path)
+    page.get_by_label("Open a file").set_input_files(path)
     page.locator("output", has_text="large.json").wait_for()
     back = read_graph(path)
     for share in (1.0, 0.5):

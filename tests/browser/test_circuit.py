@@ -382,7 +382,7 @@ def test_groups_made_in_the_app_are_there_when_the_run_is_opened_again(visit, se
     report.locator(".save-groups").click()
     report.get_by_text("kept with the run", exact=True).wait_for()
     assert report.locator(".save-groups").is_disabled()
-    kept = {"circuit": [{"name": name, "members": ["a2.h0"]}]}
+    kept = {"circuit": {"groups": [{"name": name, "members": ["a2.h0"]}], "pinned": []}}
     assert json.loads((runs / "found/groups.json").read_text()) == kept
     again = visit(f"{server.address}#run=found").frame_locator("iframe")
     again.locator(".find-node").fill("early")
@@ -395,18 +395,19 @@ def test_groups_made_in_the_app_are_there_when_the_run_is_opened_again(visit, se
     other.locator(".ungroup-all").click()
     other.locator(".save-groups").click()
     other.get_by_text("kept with the run", exact=True).wait_for()
-    assert json.loads((runs / "found/groups.json").read_text()) == {"circuit": []}
+    assert json.loads((runs / "found/groups.json").read_text()) == {"circuit": {"groups": [], "pinned": []}}
 
 
 def test_a_report_saves_groups_as_a_file_that_it_opens(show, tmp_path):
     page = show(circuit_map(groups=(("early <b>", ("a0.h1", "m0")),)))
     file = saved(page, "Save groups")
-    assert json.loads(file.read_text("utf-8")) == {"circuit": [{"name": "early <b>", "members": ["a0.h1", "m0"]}]}
+    made = {"groups": [{"name": "early <b>", "members": ["a0.h1", "m0"]}], "pinned": []}
+    assert json.loads(file.read_text("utf-8")) == {"circuit": made}
     page.locator(".ungroup-all").click()
     page.locator(".keeping input").set_input_files(file)
     keep(page, "early <b>")
     assert page.locator(".panel .members").inner_text() == "a0.h1, m0"
-    wrong = ("{", "[]", "null", '{"circuit": [{"name": 1}]}', '{"a": [], "b": []}', '{"__proto__": 1}')
+    wrong = ("{", "[]", "null", '{"circuit": {"groups": [{"name": 1}]}}', '{"a": [], "b": []}', '{"__proto__": 1}')
     for number, text in enumerate(wrong):
         bad = tmp_path / f"{number}.json"
         bad.write_text(text)

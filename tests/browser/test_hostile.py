@@ -39,29 +39,30 @@ def hostile_server(tmp_path_factory):
     started.stop()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_run_of_any_name_is_listed_and_opened(visit, hostile_server, name):
+def test_runs_of_any_name_are_listed_and_opened(visit, hostile_server):
     page = visit(hostile_server.address)
-    shown = " ".join(f"{HOSTILE} {name}".split())
-    page.locator(".runs a", has_text=shown[:390]).last.click()
-    page.locator("iframe").wait_for()
-    assert page.frame_locator("iframe").locator("h1").inner_text().startswith(HOSTILE[:20])
-    page.locator("summary", has_text="Files").click()
-    assert page.locator(".files-list a").all_inner_texts() == ["manifest.json", "report.html"]
-    with page.expect_download() as saved:
-        page.locator(".files-list a", has_text="report.html").click()
-    assert saved.value.path().read_text() == "<script>alert(1)</script>"
-    assert page.locator("img").count() == 0
-    no_wider_than_its_window(page)
+    for name in NAMES:
+        shown = " ".join(f"{HOSTILE} {name}".split())
+        page.locator(".runs a", has_text=shown[:390]).last.click()
+        assert page.frame_locator("iframe").locator("h1").inner_text().startswith(HOSTILE[:20])
+        page.locator("summary", has_text="Files").click()
+        page.locator(".files-list a").nth(1).wait_for()
+        assert page.locator(".files-list a").all_inner_texts() == ["manifest.json", "report.html"]
+        with page.expect_download() as saved:
+            page.locator(".files-list a", has_text="report.html").click()
+        assert saved.value.path().read_text() == "<script>alert(1)</script>"
+        assert page.locator(".report code").first.inner_text().split() == name.split()
+        assert page.locator("img").count() == 0
+        no_wider_than_its_window(page)
 
 
-def test_hostile_tokens_are_texts_in_the_prompt_box(visit, hostile_server):
-    answer = hostile_server.ask("api/prompt", {"model": "known-ioi", "prompt": "Ann and Bob met"})
+def test_hostile_tokens_are_texts_in_the_prompt_box(visit, server):
+    answer = server.ask("api/prompt", {"model": "known-ioi", "prompt": "Ann and Bob met"})
     spoilt = json.loads(json.dumps(answer))
     spoilt["tokens"] = [HOSTILE, "\u202eright to left", "\x00\x1b[2J", "\n" * 50, "x" * 2000]
     spoilt["tokens"] = spoilt["tokens"][: len(answer["tokens"])]
     spoilt["next"][0]["token"] = spoilt["lens"][0]["tokens"][0][0] = HOSTILE
-    page = visit(f"{hostile_server.address}#view=prompt&model=known-ioi")
+    page = visit(f"{server.address}#view=prompt&model=known-ioi")
     page.route("**/api/prompt", lambda route: route.fulfill(json=spoilt))
     page.get_by_label("Prompt", exact=True).fill(HOSTILE)
     page.get_by_role("button", name="Run").click()
@@ -71,9 +72,9 @@ def test_hostile_tokens_are_texts_in_the_prompt_box(visit, hostile_server):
     no_wider_than_its_window(page)
 
 
-def test_what_a_model_cannot_read_is_said(visit, hostile_server):
+def test_what_a_model_cannot_read_is_said(visit, server):
     visit.expected.append("status of 400")
-    page = visit(f"{hostile_server.address}#view=prompt&model=known-ioi")
+    page = visit(f"{server.address}#view=prompt&model=known-ioi")
     page.get_by_label("Prompt", exact=True).fill(HOSTILE)
     page.get_by_role("button", name="Run").click()
     assert "onerror" in page.locator(".warning").inner_text()
@@ -81,15 +82,15 @@ def test_what_a_model_cannot_read_is_said(visit, hostile_server):
     accessible(page)
 
 
-def test_another_page_cannot_ask_the_app(visit, hostile_server, tmp_path):
+def test_another_page_cannot_ask_the_app(visit, server, tmp_path):
     (tmp_path / "other.html").write_text("<p>another page")
     refusals = ["NotSameOrigin", "CORS policy", "net::ERR_FAILED", "Content Security Policy", "status of 403"]
     visit.expected.extend(refusals)
     page = visit(tmp_path / "other.html")
     asked = "(url) => fetch(url, { method: 'POST', mode: 'no-cors' }).then((answer) => answer.type, () => 'refused')"
     framed = "(url) => { const f = document.createElement('iframe'); f.src = url; document.body.append(f); }"
-    assert page.evaluate(asked, hostile_server.address + "api/state") in ("opaque", "refused")
-    assert page.evaluate("(url) => fetch(url).then(() => 'read', () => 'refused')", hostile_server.address) == "refused"
-    page.evaluate(framed, hostile_server.address)
+    assert page.evaluate(asked, server.address + "api/state") in ("opaque", "refused")
+    assert page.evaluate("(url) => fetch(url).then(() => 'read', () => 'refused')", server.address) == "refused"
+    page.evaluate(framed, server.address)
     page.wait_for_timeout(300)
     assert page.frames[1].locator("#app").count() == 0

@@ -51,6 +51,20 @@ def test_attention_is_chosen_hovered_kept_and_saved(show, width, dark):
     assert "a2.h0,3, John,1, Mary,0.25" in rows
 
 
+def test_tokens_that_run_from_right_to_left_stay_in_front_of_their_numbers(show):
+    tokens = ("is", "\u0645\u0631", "\u0627\u0644")
+    alike = tuple(tuple(1 / (i + 1) if j <= i else None for j in range(3)) for i in range(3))
+    page = show(Attention(title="Attention", tokens=tokens, heads=(("a0.h1", alike),)))
+    places = page.locator(".said-attention span").evaluate_all(
+        """(all) => all.map((span) => {
+            const number = document.createRange();
+            number.selectNode(span.lastChild);
+            return [span.querySelector("bdi").getBoundingClientRect().right, number.getBoundingClientRect().right];
+        })"""
+    )
+    assert len(places) == 3 and all(token < number for token, number in places)
+
+
 @BOTH
 def test_roles_say_who_is_in_them_and_what_leads_where(show, width, dark):
     shown = roles()

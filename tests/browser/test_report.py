@@ -10,18 +10,15 @@ from circuitome.present.assets import demo_page
 BOTH = pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
 
 
-@BOTH
-def test_a_report_shows_its_sections_and_fits(visit, runs, width, dark):
+def test_a_report_shows_its_sections(visit, runs):
     folder = runs / "found"
-    page = visit(folder / "report.html", width=width, dark=dark)
+    page = visit(folder / "report.html")
     manifest = json.loads((folder / "manifest.json").read_text())
     titles = [block["title"] for block in manifest["blocks"] if block["where"] != "terminal" and block["title"]]
     shown = {*texts(page, "main h2, main h3, main summary")}
     assert len(titles) > 3 and {*titles} <= shown
     assert page.locator("h1").inner_text() == manifest["title"]
     assert page.locator("#command").inner_text() == manifest["command"]
-    no_wider_than_its_window(page)
-    accessible(page)
 
 
 @BOTH

@@ -18,6 +18,9 @@ from circuitome.present.rows import as_csv
 from circuitome.present.stored import loaded
 
 RUNS = ("found", "heads", "patched", "compared", "aligned", "neurons", "dictionary", "features", "developed")
+CHARTED = ("patched", "compared", "aligned", "developed", "found", "heads")
+DRAWN = ("found", "patched", "aligned", "developed")
+"""Runs whose charts are hovered, and whose pictures are saved."""
 NUMBER = re.compile(r"[-\N{MINUS SIGN}+]?\d[\d,]*(?:\.\d+)?(?:e[-+\N{MINUS SIGN}]?\d+)?")
 
 
@@ -56,16 +59,21 @@ def download(page, button):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_page_fits_and_can_be_read(visit, runs, name):
-    for how in ({}, {"width": 390, "dark": True}):
-        page = opened(visit, runs, name, **how)
-        no_wider_than_its_window(page)
-        accessible(page)
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_tables_and_headline_numbers_are_the_runs_own(visit, runs, name):
+def test_a_page_can_be_read_and_is_the_runs_own(visit, runs, name):
     page, shown = opened(visit, runs, name), blocks_of(runs, name)
+    no_wider_than_its_window(page)
+    accessible(page)
+    tables_and_headline_numbers_are_the_runs_own(page, shown)
+    if name in CHARTED:
+        charts_say_their_numbers(page, shown)
+    page = opened(visit, runs, name, width=390, dark=True)
+    no_wider_than_its_window(page)
+    accessible(page)
+    if name in DRAWN:
+        pictures_are_saved_as_png_and_svg(page)
+
+
+def tables_and_headline_numbers_are_the_runs_own(page, shown):
     page.evaluate("document.querySelectorAll('.all-rows').forEach((button) => button.click())")
     tables = [block for block in shown if isinstance(block, kinds.Table)]
     drawn = page.locator(".scroll[data-csv]")
@@ -87,10 +95,8 @@ def test_tables_and_headline_numbers_are_the_runs_own(visit, runs, name):
         assert same(said, item.value, item.style) or said.startswith(headline(item)[0])
 
 
-@pytest.mark.parametrize("name", ["patched", "compared", "aligned", "developed", "found", "heads"])
-def test_charts_say_their_numbers_and_are_saved(visit, runs, name):
-    page = opened(visit, runs, name)
-    charts = [block for block in blocks_of(runs, name) if is_chart(block)]
+def charts_say_their_numbers(page, shown):
+    charts = [block for block in shown if is_chart(block)]
     assert charts
     figures_shown = page.locator("figure", has=page.locator(".chart")).all()
     assert len(figures_shown) == len(charts)
@@ -115,9 +121,7 @@ def csv_rows(block):
     return list(csv.reader(io.StringIO(as_csv(block))))[1:]
 
 
-@pytest.mark.parametrize("name", ["found", "patched", "aligned", "developed"])
-def test_pictures_are_saved_as_png_and_svg(visit, runs, name):
-    page = opened(visit, runs, name, dark=True)
+def pictures_are_saved_as_png_and_svg(page):
     drawn = page.locator("figure:has(svg)").all()
     assert drawn
     for figure in drawn[:3]:

@@ -113,6 +113,19 @@ def _reached(block: Any, threshold: float) -> set[str]:
     return {block.edges[i].source for i in routes_drawing.on_route(block, threshold)}
 
 
+def test_very_many_nodes_are_plain_dots(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawing = circuit.draw(circuit_map())
+    named = circuit.svg(drawing)
+    monkeypatch.setattr(circuit, "TITLED", 2)
+    plain = circuit.svg(drawing)
+    dots = [
+        {(item.get("cx"), item.get("cy")) for item in ElementTree.fromstring(on_paper(some)).iter(f"{SVG}circle")}
+        for some in (named, plain)
+    ]
+    assert "a0.h1, strength" in named and "a0.h1, strength" not in plain
+    assert len(dots[0]) == len(dots[1]) and plain.count("<circle") < named.count("<circle")
+
+
 def test_a_route_holds_what_is_reached_over_strong_edges() -> None:
     block = routes()
     assert _reached(block, 0.04) == {"mid1@1", "m1@1", "x1@0", "x0@0"}

@@ -14,7 +14,8 @@ export type Run = {
 export type JobState = "queued" | "running" | "done" | "failed" | "cancelled";
 export type Job = { id: number; study: string; command: string; folder: string; state: JobState; message: string; began: number | null; ended: number | null };
 export type Progress = { what: string; done: number; total: number; whole: [number, number] | null };
-export type State = { runs: Run[]; jobs: Job[]; progress: Progress | null; folder: string };
+/* `problem`: what is wrong with the folder or the table of jobs; empty where nothing is. */
+export type State = { runs: Run[]; jobs: Job[]; progress: Progress | null; folder: string; problem: string };
 export type Field = {
   name: string;
   label: string;
@@ -52,15 +53,26 @@ export async function post<T>(path: string, body: unknown = {}): Promise<T> {
   return read<T>(await fetch(`api/${path}`, { method: "POST", headers, body: JSON.stringify(body) }));
 }
 
-/* State whenever it changes. Gives what ends it. */
-export function follow(tell: (state: State) => void, lost: (is: boolean) => void): () => void {
-  const events = new EventSource("api/events");
-  events.onmessage = (event) => {
-    lost(false);
-    tell(JSON.parse(event.data) as State);
+const AGAIN = 1000; // milliseconds
+
+/* The state, at first all of it and then what of it has changed. Gives what ends it. A server that went is asked again. */
+export function follow(tell: (part: Partial<State>) => void, lost: (is: boolean) => void): () => void {
+  let events: EventSource;
+  let waiting = 0;
+  const begin = () => {
+    events = new EventSource("api/events");
+    events.onmessage = (event) => {
+      lost(false);
+      tell(JSON.parse(event.data) as Partial<State>);
+    };
+    events.onerror = () => {
+      lost(true);
+      events.close(); // browsers try again by themselves, but not where the answer was an error
+      waiting = setTimeout(begin, AGAIN);
+    };
   };
-  events.onerror = () => lost(true);
-  return () => events.close();
+  begin();
+  return () => (clearTimeout(waiting), events.close());
 }
 
 export const runAddress = (name: string, rest: string) => `runs/${encodeURIComponent(name)}/${rest}`;

@@ -12,7 +12,7 @@ function App() {
   const [state, setState] = useState<State | null>(null);
   const [lost, setLost] = useState(false);
   const [models, setModels] = useState<string[]>([]);
-  useEffect(() => follow(setState, setLost), []);
+  useEffect(() => follow((part) => setState((before) => ({ ...before, ...part }) as State), setLost), []);
   useEffect(() => void get<Studies>("studies").then((studies) => setModels(studies.known.model ?? []), () => {}), []);
   const place = view.view ?? "";
   document.title = [view.run ?? view.study ?? view.prompt?.slice(0, 40) ?? place, "circuitome"].filter(Boolean).join(" | ");
@@ -35,6 +35,11 @@ function App() {
       {lost && (
         <p class="warning" role="alert">
           The server does not answer. Start it again with circuitome app; queued jobs go on, and this page with them if the address is the same.
+        </p>
+      )}
+      {state?.problem && (
+        <p class="warning" role="alert">
+          {state.problem}
         </p>
       )}
       <main>

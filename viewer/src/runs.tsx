@@ -72,11 +72,11 @@ function Opened({ name, at, problem }: { name: string; at: string; problem?: str
     const tell = (event: MessageEvent) => {
       const report = frame.current?.contentWindow;
       if (!report || event.source !== report) return;
-      const { circuitome: words, keep } = (event.data ?? {}) as { circuitome?: unknown; keep?: { view?: unknown; groups?: unknown } };
+      const { circuitome: words, keep } = (event.data ?? {}) as { circuitome?: unknown; keep?: { view?: unknown; kept?: unknown } };
       if (typeof words === "string") replace({ run: name, at: words });
       if (!keep) return;
       const answer = (problem: string) => report.postMessage({ kept: { view: keep.view, problem } }, "*");
-      post(`runs/${encodeURIComponent(name)}/groups`, { view: keep.view, groups: keep.groups }).then(
+      post(`runs/${encodeURIComponent(name)}/groups`, { view: keep.view, kept: keep.kept }).then(
         () => answer(""),
         (error: Error) => answer(error.message),
       );

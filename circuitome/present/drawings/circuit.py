@@ -14,6 +14,8 @@ from circuitome.present.drawings.grid import Grid, Point
 
 STRONGEST = 150
 """Edges in the static drawing and at the page's first view."""
+TITLED = 1000
+"""Nodes above which the static drawing has plain dots, without their names under the pointer."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,8 @@ def _curve(a: Point, b: Point, c: Point, d: Point) -> str:
 
 def svg(drawing: Drawing) -> str:
     """The drawing with its strongest edges, colours as CSS variables of the page."""
-    return rendered("circuit.svg.j2", drawing=drawing, grid=drawing.grid, shown=drawing.edges[:STRONGEST], path=path)
+    shown, plain = drawing.edges[:STRONGEST], len(drawing.strengths) > TITLED
+    return rendered("circuit.svg.j2", drawing=drawing, grid=drawing.grid, shown=shown, path=path, plain_dots=plain)
 
 
 def strongest(drawing: Drawing) -> list[tuple[str, float, float]]:

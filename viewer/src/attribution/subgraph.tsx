@@ -1,4 +1,5 @@
 /* Pinned nodes and groups: their picture, and how groups are made, named and taken apart. */
+import type { ComponentChildren } from "preact";
 import { useMemo, useRef, useState } from "preact/hooks";
 import { Files } from "../shared/files";
 import { Boxes, DRAWN, arrowsOf, boxesOf, type Arrow, type Box } from "./boxes";
@@ -7,9 +8,9 @@ import type { Choice, Graph } from "./graph";
 import { fixed } from "../shared/numbers";
 import { hue } from "./picture";
 
-type Props = { graph: Graph; choice: Choice; choose: (choice: Choice) => void; keep: (node: number) => void; undo?: () => void; title: string };
+type Props = { graph: Graph; choice: Choice; choose: (choice: Choice) => void; keep: (node: number) => void; undo?: () => void; title: string; children?: ComponentChildren };
 
-export function Subgraph({ graph, choice, choose, keep, undo, title }: Props) {
+export function Subgraph({ graph, choice, choose, keep, undo, title, children }: Props) {
   const [ticked, setTicked] = useState<Set<number>>(new Set());
   const [name, setName] = useState("");
   const [chosen, setChosen] = useState(-1);
@@ -22,8 +23,7 @@ export function Subgraph({ graph, choice, choose, keep, undo, title }: Props) {
   const tick = (i: number) => setTicked((before) => (before.has(i) ? new Set([...before].filter((other) => other !== i)) : new Set([...before, i])));
   const box = boxes[chosen];
 
-  const group = (event: Event) => {
-    event.preventDefault();
+  const group = () => {
     if (!members.length || !name.trim()) return;
     choose({ ...choice, groups: [...choice.groups, { name: name.trim(), members }] });
     setTicked(new Set());
@@ -38,6 +38,7 @@ export function Subgraph({ graph, choice, choose, keep, undo, title }: Props) {
   return (
     <section class="subgraph" aria-label="Pinned nodes and groups">
       <h3>Pinned nodes and groups</h3>
+      {children}
       {!boxes.length && <p class="note">Nothing is pinned. Pin nodes (Shift and a click, or the button beside a kept node), tick some, and name them as a group.</p>}
       {boxes.length > 0 && (
         <p class="note">
@@ -69,7 +70,7 @@ export function Subgraph({ graph, choice, choose, keep, undo, title }: Props) {
                 <>
                   <h3>Group</h3>
                   {alone.length ? (
-                    <form onSubmit={group}>
+                    <div onKeyDown={onEnter(group)}>
                       <ul class="ticks">
                         {alone.map((i) => (
                           <li key={i}>
@@ -81,11 +82,11 @@ export function Subgraph({ graph, choice, choose, keep, undo, title }: Props) {
                       </ul>
                       <p class="buttons">
                         <input type="text" value={name} size={14} placeholder="name" aria-label="Name of the group" onInput={(event) => setName(event.currentTarget.value)} />
-                        <button type="submit" disabled={!members.length || !name.trim()}>
+                        <button type="button" disabled={!members.length || !name.trim()} onClick={group}>
                           Group
                         </button>
                       </p>
-                    </form>
+                    </div>
                   ) : (
                     <p class="note">Every pinned node is in a group. Click a box for its members and connections.</p>
                   )}
@@ -106,22 +107,26 @@ export function Subgraph({ graph, choice, choose, keep, undo, title }: Props) {
   );
 }
 
+/* Enter in a field. Not a form: in the app's sandbox none is sent. */
+const onEnter = (act: () => void) => (event: KeyboardEvent) => {
+  if (event.key === "Enter" && (event.target as HTMLInputElement).type === "text") act();
+};
+
 function GroupTools({ name, rename, dissolve }: { name: string; rename: (to: string) => void; dissolve: () => void }) {
   const [typed, setTyped] = useState(name);
-  const submit = (event: Event) => {
-    event.preventDefault();
+  const submit = () => {
     if (typed.trim()) rename(typed.trim());
   };
   return (
-    <form class="buttons" onSubmit={submit}>
+    <p class="buttons" onKeyDown={onEnter(submit)}>
       <input type="text" value={typed} size={14} aria-label="Name of the group" onInput={(event) => setTyped(event.currentTarget.value)} />
-      <button type="submit" disabled={!typed.trim() || typed.trim() === name}>
+      <button type="button" disabled={!typed.trim() || typed.trim() === name} onClick={submit}>
         Rename
       </button>
       <button type="button" onClick={dissolve}>
         Ungroup
       </button>
-    </form>
+    </p>
   );
 }
 

@@ -38,7 +38,12 @@ export function AttentionView({ tokens, heads, head, query, choose }: Props) {
   const toggle = (token: number) => choose({ query: locked && query === token ? -1 : token });
   const strongest = (pattern[row] ?? []).map((value, key) => [value ?? 0, key] as const).filter(([value]) => value >= LEAST).sort((a, b) => b[0] - a[0]);
   const pointed = hovered && hovered[1] >= 0 ? ([[pattern[hovered[0]]?.[hovered[1]] ?? 0, hovered[1]]] as const) : null;
-  const words = (pointed ?? strongest.slice(0, 4)).map(([value, key]) => `${shown(tokens[key]!)} ${percent(value)}`);
+  const words = (pointed ?? strongest.slice(0, 4)).map(([value, key], i) => (
+    <span key={key}>
+      {i > 0 && ", "}
+      <bdi>{shown(tokens[key]!)}</bdi> {percent(value)}
+    </span>
+  ));
   return (
     <div class="attention-view">
       {heads.length > 1 && (
@@ -55,7 +60,7 @@ export function AttentionView({ tokens, heads, head, query, choose }: Props) {
         <Arcs tokens={tokens} values={pattern[row] ?? []} row={row} hover={(token) => hover(token === null ? null : [token, -1])} toggle={toggle} />
       </div>
       <p class="said-attention" aria-live="polite">
-        <b class="name">{name}</b>: <code>{shown(tokens[pointed ? hovered![0] : row] ?? "")}</code> attends to {words.join(", ") || "nothing much"}
+        <b class="name">{name}</b>: <code>{shown(tokens[pointed ? hovered![0] : row] ?? "")}</code> attends to {words.length ? words : "nothing much"}
       </p>
       <div class="large" title={locked ? "Click the row again to let go" : "Hover a row; click to keep it"}>
         <Map pattern={pattern} side={Math.min(320, Math.max(120, 20 * tokens.length))} row={row} point={hover} toggle={toggle} label={`Attention of ${name}: queries down, keys across`} />

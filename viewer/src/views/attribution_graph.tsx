@@ -8,6 +8,7 @@ import { asSvg, Picture } from "../attribution/picture";
 import { Subgraph } from "../attribution/subgraph";
 import { useShown } from "../shared/address";
 import { Files, csv } from "../shared/files";
+import { keptOf, Keeping, type Kept } from "../shared/kept";
 import { count } from "../shared/numbers";
 import { announce, hideTip, showTip } from "../shared/page";
 import type { ViewProps } from "../shared/registry";
@@ -39,6 +40,18 @@ function decoded(text: string): string {
   }
 }
 
+/* The same by names of nodes; those that the graph does not have are left out. */
+const named = (graph: Graph, choice: Choice): Kept => ({
+  groups: choice.groups.map(({ name, members }) => ({ name, members: members.map((i) => graph.nodes[i]!.id) })),
+  pinned: choice.pinned.map((i) => graph.nodes[i]!.id),
+});
+
+function placed(graph: Graph, kept: Kept): Choice {
+  const places = new Map(graph.nodes.map((node, i) => [node.id, i]));
+  const of = (names: string[]) => names.flatMap((name) => places.get(name) ?? []);
+  return { pinned: of(kept.pinned), groups: kept.groups.map(({ name, members }) => ({ name, members: of(members) })).filter((some) => some.members.length) };
+}
+
 /* The share of the edges' influence that about so many edges have. */
 function shareOf(graph: Graph, order: number[], edges: number): number {
   const influence = flow(graph, order, () => true).edges.toSorted().reverse();
@@ -63,7 +76,8 @@ export default function AttributionGraph({ id, data, title }: ViewProps<Data>) {
     }
     picker.current!.value = "";
   };
-  const { graph, choice } = file ?? { graph: data, choice: data.choice };
+  const before = keptOf(id);
+  const { graph, choice } = file ?? { graph: data, choice: before ? placed(data, before) : data.choice };
   return (
     <>
       <div class="controls">
@@ -155,6 +169,7 @@ function Opened({ id, graph, choice: first, title }: { id: string; graph: Graph;
           <Picture {...picture} id={id} point={hover} keep={keep} label={title} />
           <div ref={holder} class="unseen" aria-hidden="true" />
           <Files name={title} svg={svg} texts={texts} />
+          {!graph.source && graph.nodes.some((node) => node.others) && <p class="note">JSON has all sources that are not drawn as one node, others; graph.json in the folder of the run has them by block and token. All other files hold what is drawn.</p>}
         </figure>
         <aside>
           <div class={clicked >= 0 ? "panel kept" : "panel"} role="status">
@@ -171,7 +186,9 @@ function Opened({ id, graph, choice: first, title }: { id: string; graph: Graph;
       <p class="note">
         Columns are tokens, rows blocks. A dot is a neuron at a token, larger with more influence; blue raises what is explained, orange lowers it, by all paths. Squares below are tokens, those above the explained logits; diamonds are errors. Hover a node to see its edges, click to keep it, with <kbd>Shift</kbd> to pin it; <kbd>Esc</kbd> lets go. <kbd>Ctrl</kbd> and the wheel, or <kbd>+</kbd>, <kbd>-</kbd> and <kbd>0</kbd>, zoom; dragging moves. Edges with less influence than those of the sliders' shares are left out, and nodes that then have none.
       </p>
-      <Subgraph graph={graph} choice={choice} choose={choose} keep={keep} {...(before.current.length ? { undo } : {})} title={title} />
+      <Subgraph graph={graph} choice={choice} choose={choose} keep={keep} {...(before.current.length ? { undo } : {})} title={title}>
+        {id && <Keeping id={id} title={title} made={named(graph, choice)} restore={(kept) => choose(placed(graph, kept))} />}
+      </Subgraph>
     </>
   );
 }

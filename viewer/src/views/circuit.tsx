@@ -5,13 +5,13 @@ import { Figure, nodeWords, type Near } from "../circuit/figure";
 import { asGraphml, asJson, asPng, asSvg, linksOf } from "../circuit/files";
 import { Front, fromSlider, nearest, saidOf, STEPS, toSlider } from "../circuit/front";
 import { useUndone } from "../circuit/history";
-import { Keeping, keptGroups } from "../circuit/kept";
 import { Panel, Strongest } from "../circuit/panel";
 import { Adjacent, between, placed, readers } from "../circuit/scene";
 import { Grouping, Search, Switches } from "../circuit/controls";
 import { EdgeTable } from "../circuit/table";
 import { useColours } from "../shared/colours";
 import { Files } from "../shared/files";
+import { Keeping, keptOf } from "../shared/kept";
 import { count, fixed } from "../shared/numbers";
 import { announce, hideTip } from "../shared/page";
 import type { ViewProps } from "../shared/registry";
@@ -26,7 +26,7 @@ export default function Circuit({ id, data, title }: ViewProps<Data>) {
     kinds: EVERY_KIND,
     pin: "",
     open: "",
-    groups: writeGroups(keptGroups(id) ?? roles),
+    groups: writeGroups(keptOf(id)?.groups ?? roles),
   });
   const [hovered, setHovered] = useState(-1);
   const [current, setCurrent] = useState(-1);
@@ -176,7 +176,7 @@ export default function Circuit({ id, data, title }: ViewProps<Data>) {
       <div class="controls tools">
         <Search field={search} words={wanted} found={found?.size ?? null} set={setWanted} enter={() => found?.size && pin(nodes.names[[...found].sort((a, b) => nodes.strength[b]! - nodes.strength[a]!)[0]!]!)} />
         <Grouping selected={selected} groups={groups} roles={roles} group={group} clear={() => setSelected([])} regroup={regroup} />
-        <Keeping id={id} title={title} groups={groups} regroup={regroup} />
+        <Keeping id={id} title={title} made={{ groups, pinned: [] }} restore={(kept) => regroup(kept.groups.map(({ name, members }) => ({ name, members: members.filter((member) => !/[,:;]/.test(member)) })))} />
         {data.neurons.some((row) => row.length) && (
           <button type="button" class="fold-all" onClick={() => change({ open: open.size ? "" : data.neurons.flatMap((row, layer) => (row.length ? [layer] : [])).join(",") })}>
             {open.size ? "Fold all in" : `Fold out ${count(data.neurons.flat().length)} inside of MLPs`}
