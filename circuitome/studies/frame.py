@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from circuitome.allocator import give_back_freed, trimming
 from circuitome.engine.batches import tokens_within
 from circuitome.engine.circuit_run import circuit_bytes
 from circuitome.errors import CircuitomeError, WorkersLostError
@@ -22,7 +23,7 @@ from circuitome.progress import Progress, of_whole, silent
 from circuitome.runs.record import described_task, recorded
 from circuitome.runs.store import Run, check_free, locked, open_partial, plain, save_run
 from circuitome.studies.context import Context
-from circuitome.studies.memory import give_back_freed, giving_back, weight_bytes
+from circuitome.studies.memory import weight_bytes
 from circuitome.studies.operations import forward_operations, operations, product_operations
 from circuitome.studies.settings import PromptSettings, RunSettings, Settings, command_line
 from circuitome.studies.study import Findings, Study, Work
@@ -57,7 +58,7 @@ def perform(
     settings.check()
     if settings.max_memory is not None:  # without a budget, time counts for more
         give_back_freed()
-        progress = giving_back(progress)
+        progress = trimming(progress)
     folder = out or default_folder(study, settings)
     with locked(folder, wait=False):
         return perform_locked(study, settings, folder, resume=resume, progress=progress, models=models), folder

@@ -191,7 +191,7 @@ def _at_clean(setting: Setting, batch: Batch, metric: Metric, rules: Rules) -> T
     with torch.no_grad():
         starts = model.embeddings(batch.clean)[None]
     gradients, clean = reader_gradients(model, batch.clean, starts, metric, rules=rules)
-    return contract(model, setting.ablated_values(batch, clean).minus(clean), gradients)
+    return contract(model, setting.ablated_values(batch, clean).minus(clean), gradients, setting.max_memory)
 
 
 def _along_inputs(setting: Setting, batch: Batch, metric: Metric, alphas: Sequence[float], rules: Rules) -> Tensor:
@@ -199,7 +199,7 @@ def _along_inputs(setting: Setting, batch: Batch, metric: Metric, alphas: Sequen
     clean, ablated = _endpoints(setting, batch)
     starts = _between(ablated.embed, clean.embed, alphas)
     gradients = _mean_gradients(setting, batch, metric, starts, setting.model.starting_from, rules)
-    return contract(setting.model, ablated.minus(clean), gradients)
+    return contract(setting.model, ablated.minus(clean), gradients, setting.max_memory)
 
 
 def _conductance(setting: Setting, batch: Batch, metric: Metric, steps: int, rules: Rules) -> Tensor:
@@ -211,7 +211,7 @@ def _conductance(setting: Setting, batch: Batch, metric: Metric, steps: int, rul
     for k, (middle, end) in enumerate(zip(middles, ends, strict=True)):
         gradients, _ = reader_gradients(model, batch.clean, middle[None], metric, rules=rules)
         after = clean if k + 1 == steps else _values_from(model, batch, end)
-        scores = scores + contract(model, before.minus(after), gradients)
+        scores = scores + contract(model, before.minus(after), gradients, setting.max_memory)
         before = after
     return scores
 
@@ -231,7 +231,7 @@ def _along_outputs(setting: Setting, batch: Batch, metric: Metric, alphas: Seque
 
     def fill(rows: slice, start: Tensor, end: Tensor, enter: Enter) -> None:
         gradients = _mean_gradients(setting, batch, metric, _between(start, end, alphas), enter, rules)
-        scores[:, rows] = contract(model, delta, gradients)[:, rows]
+        scores[:, rows] = contract(model, delta, gradients, setting.max_memory)[:, rows]
 
     for layer, block in enumerate(model.blocks):
         start, end = (block.join_heads(values.heads[layer]) for values in (ablated, clean))
