@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from circuitome.allocator import give_back_freed, trimming
+from circuitome.discovery.attribution.edges import no_path
 from circuitome.engine.batches import tokens_within
 from circuitome.engine.circuit_run import circuit_bytes
 from circuitome.errors import CircuitomeError, WorkersLostError
@@ -217,7 +218,11 @@ def _bytes(model: Model, work: Work, max_memory: int | None) -> int:
     # Of what both prompts of a pair begin with, keys and values stay: a tenth of the memory.
     all_tokens = math.ceil(work.texts * work.tokens * (work.varied + (1 - work.varied) / 10))
     batches = []
-    for gradients, beside in ((work.backward > 0, 0), (False, circuit_bytes(model, max_memory) if work.circuit else 0)):
+    less = 0 if work.path or not work.backward else no_path(model)
+    for gradients, beside in (
+        (work.backward > 0, less),
+        (False, circuit_bytes(model, max_memory) if work.circuit else 0),
+    ):
         fits = tokens_within(model, max_memory, gradients=gradients, beside=beside)
         each = model.least_bytes_per_token(gradients=gradients)  # the whole, unless what is recorded waits elsewhere
         at_once = min(max(fits, work.tokens), all_tokens)

@@ -64,7 +64,7 @@ def eap(setting: Setting, *, loss: str = "metric", rules: str | Rules = "plain")
     distance = loss if loss != "metric" and loss in LOSSES else ""
     setting.check_slope("EAP", distance)
     rules = rules_of(rules)
-    return _attribute(setting, loss, with_rules("eap", rules), partial(_at_clean, rules=rules))
+    return _attribute(setting, loss, with_rules("eap", rules), partial(_at_clean, rules=rules), no_path(setting.model))
 
 
 @method
@@ -161,12 +161,18 @@ Scorer = Callable[[Setting, Batch, Metric], Float[Tensor, "batch writers readers
 """Scores of all edges on one batch."""
 
 
-def _attribute(setting: Setting, loss: str, method: str, scorer: Scorer) -> EdgeScores:
-    """Scores of every prompt by `scorer`, batch by batch, and their mean."""
+def no_path(model: Model) -> int:
+    """Bytes of a token that EAP takes beside EAP-IG, below 0: no points of a path; 0 where activations are parked."""
+    whole, least = model.bytes_per_token(gradients=True), model.least_bytes_per_token(gradients=True)
+    return model.bytes_per_token(gradients=True, points=0) - whole if whole == least else 0
+
+
+def _attribute(setting: Setting, loss: str, method: str, scorer: Scorer, beside: int = 0) -> EdgeScores:
+    """Scores of every prompt by `scorer`, batch by batch, and their mean; `beside` as in `tokens_within`."""
     graph, task = setting.model.graph, setting.task
     measure = loss_of(task, loss)
     samples = SampleRows(len(task), graph.n_edges)
-    for batch in setting.batches("scoring edges", gradients=True):
+    for batch in setting.batches("scoring edges", gradients=True, beside=beside):
         metric = _metric(setting, batch, measure, needs_clean=loss != "metric")
         samples.put(batch.rows, scorer(setting, batch, metric).cpu()[:, graph.mask])
     method += "" if loss == "metric" else f", loss {loss}"
