@@ -58,9 +58,28 @@ STUDIES = [
     "explain RUN",
     "align ioi --n 16",
     "prune --n 8 --text-tokens 1000 --draws 1",
-    "subclone --steps 4 --length 64 --seeds 1",
+    "subclone --steps 4 --length 64 --seeds 1 --n 4 --width 288",
+    f"distil {MODEL} STUDENT --steps 4 --length 64 --n 4",
+    "data selection --steps 2 --length 64 --batch 4 --windows 16 --n 4",
+    "data patterns --steps 10",
+    f"merge {MODEL} FIRST SECOND --n 4 --text-tokens 500 --draws 1 --tasks ioi",
     "develop --steps 100",
+    "series STEPS --rows 4 --n 4 --tasks ioi",
+    "known --models known-ioi --methods eap --ablations corrupted",
+    "languages --texts LANGUAGES --tokens 2000 --held 1000 --draws 1 --n 2",
+    "features DICT --tokens 4000 --task ioi --n 8",
+    "dictionary check DICT --tokens 4000",
 ]
+
+
+FIRST_RUNS = {
+    "RUN": "find ioi --n 16 --method eap --edges 500",
+    "DICT": "dictionary train --tokens 4000",
+    "STUDENT": "subclone --steps 4 --length 64 --n 4 --seeds 1 --width 288 --checkpoint STUDENT",
+}
+"""Runs that others begin with."""
+PLACES = ("TEXTS", "LANGUAGES", "FIRST", "SECOND", "STEPS", *FIRST_RUNS)
+"""What stands for a file or folder in the commands."""
 
 
 def main() -> None:
@@ -72,22 +91,44 @@ def main() -> None:
     options = parser.parse_args()
     models = {(MODEL, None, None): cm.load(MODEL)}
     with tempfile.TemporaryDirectory() as folder:
-        texts = Path(folder) / "texts.txt"
-        texts.write_text("\n".join(line for line in TEXT.read_text().splitlines() if len(line) > 60)[:12_000])
         small, about = asked("measure ioi --n 1")
         perform(small, about, out=Path(folder) / "small", models=models, progress=lambda *_: None)
-        run = Path(folder) / "found"
-        measured("find ioi --n 16 --method eap --edges 500", run, models, options.limit)
-        for line in STUDIES:
-            if not line.startswith(tuple(options.only.split(","))):
-                continue
+        chosen = [line for line in STUDIES if line.startswith(tuple(options.only.split(",")))]
+        places = {name: str(Path(folder) / name) for name in PLACES}
+        wanted = " ".join(chosen).replace("STEPS", "STEPS FIRST SECOND")
+        for name in PLACES:
+            if name in wanted:
+                prepared(name, Path(folder), models)
+        for line in chosen:
             sizes: dict[str, Any] = {}
             for budget in options.budgets.split(","):
-                words = line.replace("TEXTS", str(texts)).replace("RUN", str(run)) + f" --max-memory {budget}"
+                words = " ".join(places.get(word, word) for word in line.split(" ")) + f" --max-memory {budget}"
                 sizes[budget] = measured(words, Path(folder) / f"run-{time.time()}", models, options.limit)
                 print(json.dumps({line: {budget: sizes[budget]}}), flush=True)
             if options.write:
                 keep(line, sizes)
+
+
+def prepared(name: str, folder: Path, models: Any) -> None:
+    """Make what some studies begin with, in a folder of that name."""
+    place, model = folder / name, models[MODEL, None, None]
+    if name == "TEXTS":
+        place.write_text("\n".join(line for line in TEXT.read_text().splitlines() if len(line) > 60)[:12_000])
+    elif name == "LANGUAGES":
+        place.mkdir()
+        for language, page in (("en", "neurons.md"), ("de", "scale.md")):  # only sizes matter
+            (place / f"{language}.txt").write_text((TEXT.parent / page).read_text())
+    elif name in ("FIRST", "SECOND"):
+        model.hf.save_pretrained(place)
+        model.tokenizer.save_pretrained(place)
+    elif name == "STEPS":
+        place.mkdir()
+        for step, other in enumerate(("FIRST", "SECOND")):
+            (place / f"step-{step}").symlink_to(folder / other)
+    else:
+        measured(FIRST_RUNS[name].replace("STUDENT", str(place)), folder / f"{name}-run", models, 2000)
+        if name != "STUDENT":
+            (folder / f"{name}-run").rename(place)
 
 
 def asked(line: str) -> tuple[Study, Settings]:

@@ -80,6 +80,10 @@ def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> 
     return UnknownNameError(f"{message} {hint}".strip())
 
 
+USED = 0.85
+"""Share of a budget that tensors may take: beside them lie holes between freed ones, and what libraries need."""
+
+
 def memory_option(need: float) -> str:
-    """What to give --max-memory for so many bytes: whole megabytes that are enough."""
-    return f"--max-memory to {math.ceil(need / 1e6)}MB"
+    """What to give --max-memory for so many bytes of tensors: whole megabytes that are enough."""
+    return f"--max-memory to {math.ceil(need / USED / 1e6)}MB"

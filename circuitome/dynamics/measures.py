@@ -99,6 +99,8 @@ class Measures:
     """Arcs that a relation needs."""
     example: Inputs | None = None
     """One short text on which the attention of every head is kept; None: none is."""
+    max_memory: int | None = None
+    """Budget in bytes of what is measured in batches: trees, pairs and circuits."""
 
     @classmethod
     def of(
@@ -114,6 +116,7 @@ class Measures:
         ranking: str = "eap-ig",
         tokens: Sequence[int] | None = None,
         seed: int = 0,
+        max_memory: int | None = None,
     ) -> "Measures":
         """What suits a model: `rows` of a stream that is not trained on, and repeated tokens of its vocabulary.
 
@@ -124,7 +127,8 @@ class Measures:
         period = usual_period(model) if tokens is None else min(PERIOD, length // 2)
         repeated = repeated_tokens(model, n=SEQUENCES, period=min(PERIOD, period), seed=seed, tokens=tokens)
         example = _example(model, trees, min(EXAMPLE, period), seed, tokens)
-        return cls(held, repeated, tuple(trees), tuple(pairs), tuple(tasks), ranking, example=example)
+        given = (held, repeated, tuple(trees), tuple(pairs), tuple(tasks), ranking)
+        return cls(*given, example=example, max_memory=max_memory)
 
     def words(self, model: Model) -> list[str]:
         """Tokens of the example as text, or as numbers where the model has no tokenizer."""
@@ -145,7 +149,7 @@ class Measures:
                 measured |= _heads(model, self.repeated)
             if not model.masked:
                 measured |= _composition(model)
-            setting = Setting(model)
+            setting = Setting(model, max_memory=self.max_memory)
             if self.trees:
                 parses = syntax(setting, self.trees, min_arcs=self.min_arcs)
                 measured |= {"uas": torch.tensor([parses.uas().value])}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from circuitome.errors import MemoryBudgetError, TaskError, memory_option
+from circuitome.errors import USED, MemoryBudgetError, TaskError, memory_option
 from circuitome.models.activations import ActivationCache
 from circuitome.models.inputs import FrozenLayer, Inputs
 from circuitome.models.model import Model
@@ -53,13 +53,13 @@ def _cut(model: Model, pair: Pair, shared_prefix: bool) -> int:
 
 
 def memory_budget(model: Model, max_memory: int | None) -> int:
-    """Bytes beside the weights: `max_memory`, or by default `DEFAULT_MEMORY`, on CUDA a quarter of the device's memory.
+    """Bytes that tensors may take beside the weights: of `max_memory` the share `USED`, by default `DEFAULT_MEMORY`.
 
-    There it is the many small passes that cost, not the arithmetic; and of the whole memory, not of what is free just
-    now, so that batches are the same in each run.
+    On CUDA the default is a quarter of the device's memory. There it is the many small passes that cost, not the
+    arithmetic; and of the whole memory, not of what is free just now, so that batches are the same in each run.
     """
     if max_memory is not None:
-        return max_memory
+        return int(USED * max_memory)
     if model.device.type == "cuda":
         return max(DEFAULT_MEMORY, torch.cuda.get_device_properties(model.device).total_memory // 4)
     return DEFAULT_MEMORY
@@ -98,8 +98,8 @@ def group_rows(
             else ""
         )
         raise MemoryBudgetError(
-            f"One prompt of {longest} tokens needs about {need / 1e6:,.0f} MB beside the weights, the budget is "
-            f"{memory_budget(model, max_memory) / 1e6:,.0f} MB. Raise "
+            f"One prompt of {longest} tokens needs about {need / 1e6:,.0f} MB beside the weights, the budget leaves "
+            f"{memory_budget(model, max_memory) / 1e6:,.0f} MB for that. Raise "
             f"{memory_option(need)}, or shorten the prompts{rest}."
         )
     cuts = [_cut(model, pair, shared_prefix) for pair in task.pairs]

@@ -93,7 +93,8 @@ class BlockStep:
 
     def calls(self, copies: int) -> list[Call]:
         """How each block calls its attention on several copies of the batch, which follow one another."""
-        if copies not in self._calls:
+        if copies not in self._calls:  # besides a single copy's, those of one size stay: their prefixes are large
+            self._calls = {size: calls for size, calls in self._calls.items() if size == 1}
             self._calls[copies] = self.model.attention_calls(self.inputs.joined(*[self.inputs] * (copies - 1)))
         return self._calls[copies]
 

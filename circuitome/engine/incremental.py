@@ -14,8 +14,8 @@ from torch import Tensor
 from circuitome.engine.batches import Batch, memory_budget
 from circuitome.engine.block_step import stream_read
 from circuitome.engine.circuit_run import Baseline, CircuitRun, Reach, ablated_parts, is_coupled
-from circuitome.engine.partial_forward import most_copies
-from circuitome.errors import MemoryBudgetError
+from circuitome.engine.partial_forward import most_copies, prefix_bytes
+from circuitome.errors import MemoryBudgetError, memory_option
 from circuitome.graph.circuits import Circuit
 from circuitome.graph.model_graph import Stage
 from circuitome.models.model import Model
@@ -29,14 +29,15 @@ def copies_within(model: Model, batches: Sequence[Batch], max_memory: int | None
     tokens = [batch.clean.ids.numel() for batch in batches]
     writer = 4 * model.d_model
     need = sum(tokens) * len(model.graph.writers) * writer
-    if max_memory is not None and need > max_memory:
+    budget = memory_budget(model, max_memory)
+    if max_memory is not None and need > budget:
         raise MemoryBudgetError(
-            f"Live circuits on these prompts take {need / 1e9:.1f} GB beside the weights, the budget is "
-            f"{max_memory / 1e9:.1f} GB. Raise --max-memory, or take fewer prompts (--n)."
+            f"Live circuits on these prompts take {need / 1e9:.1f} GB beside the weights, the budget leaves "
+            f"{budget / 1e9:.1f} GB for that. Raise {memory_option(need)}, or take fewer prompts (--n)."
         )
-    spare = (2 * memory_budget(model, None) if max_memory is None else max_memory) - need
-    prefix = max(batch.clean.mask.numel() for batch in batches) * 2 * model.heads.kv * model.heads.width * 4
-    each = max(tokens) * 2 * len(model.blocks) * writer + prefix * len(model.blocks)
+    spare = (2 if max_memory is None else 1) * budget - need
+    prefix = max(prefix_bytes(model, batch.clean) for batch in batches)
+    each = max(tokens) * 2 * len(model.blocks) * writer + prefix
     fits = max(1, min(most_copies(model), spare // each))
     return 1 << (fits.bit_length() - 1)
 
@@ -131,11 +132,14 @@ class IncrementalCircuit:
 
     def at_once(self, max_memory: int | None) -> int:
         """How many parts to carry on together: all that moves in them has to fit into `max_memory` bytes."""
-        live = self.delta.numel() * self.delta.element_size()
-        budget = 2 * memory_budget(self.model, None)
+        model, inputs = self.model, self.base.batch.clean
+        live = self.delta.nbytes
+        each = 2 * live + prefix_bytes(model, inputs)
+        budget = (2 if max_memory is None else 1) * memory_budget(model, max_memory)
         if max_memory is not None:
-            budget = max_memory - live - self.base.batch.clean.ids.numel() * self.model.bytes_per_token(gradients=False)
-        return max(1, min(most_copies(self.model), budget // max(1, 2 * live)))
+            seen = sum(x.nbytes for x in (*self.inputs.values(), *self.values.values()))
+            budget -= live + seen + inputs.ids.numel() * model.bytes_per_token(gradients=False)
+        return max(1, min(most_copies(model), budget // max(1, each)))
 
     def _carry(self, change: "_Change") -> Float[Tensor, "copies batch d_model"]:
         """Carry a change to the logits."""

@@ -25,10 +25,14 @@ def most_copies(model: Model) -> int:
     return MOST_COPIES if model.device.type == "cpu" else 8 * MOST_COPIES
 
 
+def prefix_bytes(model: Model, inputs: Inputs) -> int:
+    """Keys and values of one copy of a batch's prefix, at all blocks."""
+    return inputs.mask.numel() * 2 * model.heads.kv * model.heads.width * len(model.blocks) * model.dtype.itemsize
+
+
 def dense_copies(model: Model, inputs: Inputs, max_memory: int | None) -> int:
     """How many copies of a batch to carry on together."""
-    prefix = inputs.mask.numel() * 2 * model.heads.kv * model.heads.width * len(model.blocks)
-    each = 4 * (inputs.ids.numel() * (8 * model.d_model + 3 * model.mlp_width) + prefix)
+    each = 4 * inputs.ids.numel() * (8 * model.d_model + 3 * model.mlp_width) + prefix_bytes(model, inputs)
     budget = memory_budget(model, max_memory)
     if max_memory is not None:
         budget -= inputs.ids.numel() * model.bytes_per_token(gradients=False)  # what the batch holds already

@@ -283,10 +283,6 @@ class Model:
         """
         width, d = self.mlp_width, self.d_model
         attention, z = self.heads.readers * self.heads.width, self.heads.q * self.heads.width
-        parts = sum(map(len, (*self.graph.neurons, *self.graph.streams)))
-        nodes = d * parts * (1 + gradients)  # a vector for each neuron or feature node
-        whole = [described for described in self.described.values() if described.site == "mlp"]
-        nodes += 2 * width * sum(len(described.which) for described in whole)  # each runs the MLP for itself
         size = max(4, self.dtype.itemsize)
         block = (6 * d + attention) * size
         if gradients:
@@ -296,7 +292,16 @@ class Model:
             saved = 3 * width * own + 4 * (3 * d * len(first.norms) + 3 * attention) // 2
             path = 2 * (d + z) + 2 * (attention + d) + points * d if points else 0
             block = saved + (2 * recorded - shared) * own + path * 4
-        return len(self.blocks) * block + nodes * size
+        return len(self.blocks) * block + sum(self._node_numbers(gradients)) * size
+
+    def _node_numbers(self, gradients: bool) -> list[int]:
+        """By block, numbers that a token takes for neuron and feature nodes: a vector each; some run the MLP alone."""
+        graph, each = self.graph, self.d_model * (1 + gradients)
+        counts = [len(graph.neurons_of(layer)) + len(graph.features_behind(layer)) for layer in range(graph.n_layers)]
+        numbers = [each * count for count in counts]
+        for (layer, _), described in self.described.items():
+            numbers[layer] += 2 * self.mlp_width * len(described.which) * (described.site == "mlp")
+        return numbers
 
     def least_bytes_per_token(self, *, gradients: bool) -> int:
         """About what one token of a prompt takes on the device at the least, where recorded activations are parked.
@@ -309,7 +314,8 @@ class Model:
             return self.bytes_per_token(gradients=gradients)
         inside = self.mlp_width * self.dtype.itemsize
         block = (13 if gradients else 9) * inside // 2 + 4 * self.d_model
-        return block + (PATH_POINTS + 2) * 4 * self.d_model * gradients
+        nodes = max(self._node_numbers(gradients)) * max(4, self.dtype.itemsize)
+        return block + nodes + (PATH_POINTS + 2) * 4 * self.d_model * gradients
 
     @property
     def mlp_width(self) -> int:

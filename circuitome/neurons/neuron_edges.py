@@ -4,16 +4,18 @@ Block by block of layers, the scores are a product of weights times a product of
 `factors`); of each block only what can still be among the strongest is kept.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitome.engine.backward_rules import PLAIN, Rules, rules_of, with_rules
+from circuitome.engine.batches import memory_budget, shared_length
 from circuitome.engine.setting import Setting, method
-from circuitome.errors import InputError
+from circuitome.errors import USED, InputError, MemoryBudgetError, memory_option
 from circuitome.graph.node import Node
 from circuitome.models.block import Block, weight_of
 from circuitome.models.model import Model
@@ -25,6 +27,7 @@ from circuitome.neurons.factors import (
     Readers,
     Writers,
     batches_of,
+    bytes_per_token,
     folded,
     path_points,
     read_at,
@@ -108,12 +111,13 @@ def edges(
     factors = Factors.of(setting, steps, rules)
     wanted = range(n_layers) if layers is None else sorted(set(layers))
     kept, total = Strongest(keep), 0
-    blocks = list(factors.pairs(wanted))
-    for done, (writers, readers) in enumerate(blocks):
+    groups = factors.pairs(wanted)
+    for done, (made_writers, made_readers) in enumerate(groups):
+        writers, readers = made_writers(), made_readers()
         values = block_scores(writers, readers) / len(setting.task)
         kept.add(writers.names, readers.names, values)
         total += values.numel()
-        setting.progress("scoring edges of neurons", done + 1, len(blocks))
+        setting.progress("scoring edges of neurons", done + 1, len(groups))
     name = with_rules("eap" if steps == 1 else f"eap-ig, {steps} steps", rules)
     return NeuronEdges(*kept.sorted(), total, setting.task.unit, name)
 
@@ -136,10 +140,11 @@ class Factors:
 
     model: Model
     embed: Writers
-    heads: list[Writers]
-    neurons: list[Writers]
-    attention: list[Readers]
-    mlps: list[Readers]
+    heads: list[Float[Tensor, "tokens _"]]
+    """By layer, as `Writers.delta`: weights are folded where a layer is asked for, and not kept."""
+    neurons: list[Float[Tensor, "tokens _"]]
+    attention: list[Read]
+    mlps: list[Read]
     logits: Readers
     described: dict[tuple[int, bool], FeatureFactors]
     """Features that are nodes, as in `Model.described`."""
@@ -147,7 +152,9 @@ class Factors:
     @classmethod
     def of(cls, setting: Setting, steps: int, rules: Rules = PLAIN) -> "Factors":
         """The factors of all prompts, whose tokens follow one another."""
-        if setting.max_memory is None and setting.model.device.type == "cpu":
+        if setting.max_memory is not None:
+            setting = setting.but(max_memory=_budget_beside(setting, steps))
+        elif setting.model.device.type == "cpu":
             setting = setting.but(max_memory=PASS_MEMORY)
         model, changes, reads = setting.model, list[Pass](), list[list[Read]]()
         for batch in batches_of(setting):
@@ -164,45 +171,83 @@ class Factors:
         # Popped, so that a batch's part of a layer is free once it is joined.
         readers = [joined([read.pop() for read in reads]) for _ in range(len(reads[0]))]
         ends = 2 * len(model.blocks)
-        heads, of_neurons = zip(*(_writers(model, layer, changes) for layer in range(len(model.blocks))), strict=True)
         identity = torch.eye(model.d_model, device=model.device)
         embed = tokens([change.writers.embed for change in changes])
         return cls(
             model=model,
             embed=Writers(model.graph.writers[:1], model.d_model, identity, embed),
-            heads=list(heads),
-            neurons=list(of_neurons),
-            attention=[
-                readers_of(*_attention_columns(model, layer), read) for layer, read in enumerate(readers[:ends:2])
+            heads=[
+                tokens([change.writers.heads[layer].flatten(2) for change in changes]) for layer in range(ends // 2)
             ],
-            mlps=[readers_of(*_neuron_columns(model, layer), read) for layer, read in enumerate(readers[1:ends:2])],
+            neurons=[tokens([change.neurons[layer] for change in changes]) for layer in range(ends // 2)],
+            attention=readers[:ends:2],
+            mlps=readers[1:ends:2],
             logits=readers_of(("logits",), identity, readers[ends]),
             described=described_factors(model, changes, readers[ends + 1 :]),
         )
 
-    def pairs(self, layers: Sequence[int]) -> Iterator[tuple[Writers, Readers]]:
-        """Every group of writers with every group of readers behind it, MLPs of some layers alone."""
+    def pairs(self, layers: Sequence[int]) -> list[tuple[Callable[[], Writers], Callable[[], Readers]]]:
+        """Every group of writers with every group of readers behind it, MLPs of some layers alone; made when called."""
         parallel, n_layers = self.model.graph.parallel, self.model.graph.n_layers
+
+        def writers(heads: int, neurons: int) -> list[Callable[[], Writers]]:
+            of_neurons = [partial(self.neuron_writers, i) for i in range(neurons) if i in layers]
+            return [lambda: self.embed, *(partial(self.head_writers, i) for i in range(heads)), *of_neurons]
+
+        found: list[tuple[Callable[[], Writers], Callable[[], Readers]]] = []
         for layer in range(n_layers):
-            before = [self.embed, *self.heads[:layer], *(self.neurons[i] for i in range(layer) if i in layers)]
-            yield from ((writers, self.attention[layer]) for writers in before)
+            found += [(group, partial(self.attention_readers, layer)) for group in writers(layer, layer)]
             if layer in layers:
-                beside = [] if parallel else [self.heads[layer]]
-                yield from ((writers, self.mlps[layer]) for writers in (*before, *beside))
-        yield from ((writers, self.logits) for writers in (self.embed, *self.heads, *(self.neurons[i] for i in layers)))
+                found += [(group, partial(self.mlp_readers, layer)) for group in writers(layer + (not parallel), layer)]
+        return found + [(group, lambda: self.logits) for group in writers(n_layers, n_layers)]
+
+    def head_writers(self, layer: int) -> Writers:
+        """The heads of a block."""
+        graph, weights = self.model.graph, self.model.blocks[layer].head_weights().flatten(0, 1)
+        return Writers(graph.writers[graph.head_rows(layer)], self.model.heads.width, weights, self.heads[layer])
+
+    def neuron_writers(self, layer: int) -> Writers:
+        """The neurons of an MLP."""
+        rows = self.model.blocks[layer].neuron_weights()
+        return Writers(_neuron_names(layer, len(rows)), 1, rows, self.neurons[layer])
+
+    def attention_readers(self, layer: int) -> Readers:
+        """Q, k and v of a block."""
+        return readers_of(*_attention_columns(self.model, layer), self.attention[layer])
+
+    def mlp_readers(self, layer: int) -> Readers:
+        """What the neurons of an MLP read."""
+        return readers_of(*_neuron_columns(self.model, layer), self.mlps[layer])
 
 
-def _writers(model: Model, layer: int, changes: Sequence[Pass]) -> tuple[Writers, Writers]:
-    """The heads and the neurons of a block."""
-    graph, block = model.graph, model.blocks[layer]
-    z = tokens([change.writers.heads[layer].flatten(2) for change in changes])
-    names = graph.writers[graph.head_rows(layer)]
-    rows = block.neuron_weights()
-    neurons = tuple(str(Node("neuron", layer, i)) for i in range(len(rows)))
-    return (
-        Writers(names, model.heads.width, block.head_weights().flatten(0, 1), z),
-        Writers(neurons, 1, rows, tokens([change.neurons[layer] for change in changes])),
-    )
+def factor_bytes(model: Model, steps: int) -> int:
+    """What stays of a token until all prompts have run: numbers of writers and readers, and c and r of every point.
+
+    In each block of width d, with r numbers of q, k and v, z of the heads' outputs, f neurons of k inputs and h readers
+    that is 4 (z + f + r + k f + steps (2 d + h + f)) bytes.
+    """
+    heads, first, d = model.heads, model.blocks[0], model.d_model
+    f, k = first.n_neurons, 1 + first.gated
+    block = heads.width * (heads.q + heads.readers) + (1 + k) * f + steps * (2 * d + heads.readers + f)
+    return 4 * (len(model.blocks) * block + 2 * d)
+
+
+def _budget_beside(setting: Setting, steps: int) -> int:
+    """The budget that the factors of all prompts leave for batches.
+
+    Raises `MemoryBudgetError` where not even one prompt fits.
+    """
+    model, budget, swaps = setting.model, setting.max_memory or 0, setting.ablation == "corrupted"
+    lengths = [len(pair.clean) - shared_length(pair) * swaps for pair in setting.task.pairs]
+    kept = sum(lengths) * factor_bytes(model, steps)
+    need = kept + max(len(pair.clean) for pair in setting.task.pairs) * bytes_per_token(model)
+    if need > memory_budget(model, budget):
+        raise MemoryBudgetError(
+            f"What all edges of neurons are made from takes {kept / 1e6:,.0f} MB for {len(lengths)} prompts, and "
+            f"{need / 1e6:,.0f} MB with a batch of one, beside the weights; the budget leaves "
+            f"{memory_budget(model, budget) / 1e6:,.0f} MB. Raise {memory_option(need)}, or take fewer prompts (--n)."
+        )
+    return budget - int(kept / USED)
 
 
 def reads_of(model: Model, point: Gradients, steps: int) -> list[Read]:
@@ -254,8 +299,12 @@ def _attention_columns(model: Model, layer: int) -> tuple[Sequence[str], Tensor]
 def _neuron_columns(model: Model, layer: int) -> tuple[Sequence[str], Tensor]:
     """Names and folded weights of what the neurons of an MLP read; each has one or two columns."""
     block, weights = model.blocks[layer], _input_weights(model.blocks[layer])
-    names = [str(Node("neuron", layer, i, "in")) for i in range(len(weights))]
-    return names, folded(weights.flatten(0, 1), block.mlp_norm)
+    return _neuron_names(layer, len(weights), "in"), folded(weights.flatten(0, 1), block.mlp_norm)
+
+
+@cache
+def _neuron_names(layer: int, count: int, end: str = "") -> tuple[str, ...]:
+    return tuple(str(Node("neuron", layer, i, end)) for i in range(count))
 
 
 def _input_weights(block: Block) -> Float[Tensor, "neuron column d_model"]:

@@ -46,12 +46,12 @@ def graph_scores(setting: Setting, *, steps: int = 5, rules: str | Rules = "plai
     factors = Factors.of(setting, steps, rules)
     writers, readers = [factors.embed], list[Readers | Rest]()
     for layer in range(graph.n_layers):
-        writers.append(factors.heads[layer])
-        readers.append(factors.attention[layer])
+        writers.append(factors.head_writers(layer))
+        readers.append(factors.attention_readers(layer))
         nodes = () if layer in graph.described else graph.neurons_of(layer)
-        whole = readers_of_nodes(factors.mlps[layer], layer, nodes)
+        whole = readers_of_nodes(factors.mlp_readers(layer), layer, nodes)
         if layer not in graph.described:
-            writers += writers_of_nodes(factors.neurons[layer], layer, nodes)
+            writers += writers_of_nodes(factors.neuron_writers(layer), layer, nodes)
             readers += whole
         for stream in (False, True):
             if (features := factors.described.get((layer, stream))) is not None:

@@ -151,7 +151,8 @@ def work(settings: Align, context: Context) -> Work:
     rest = _learned_part(settings, causal, context, share / max(1, len(positions)))
     learned = variables * (len(sizes) + 2 * bool(sizes)) * EPOCHS * starts * rest
     together = (2 + variables + 2 ** min(variables, 4)) * (variables > 1)
-    return Work.over(task, forward=3 + variables * judged + together + count * share / 2, backward=learned)
+    forward = 3 + variables * judged + together + count * share / 2
+    return Work.over(task, forward=forward, backward=learned, copies=1)  # one with random weights is a control
 
 
 def _learned_part(settings: Align, causal: "CausalModel", context: Context, share: float) -> float:

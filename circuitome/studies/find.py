@@ -158,6 +158,7 @@ def work(settings: Find, context: Context) -> Work:
         attention=searches * search.attention,
         rest=searches * search.rest,
         circuit=len({*default_sizes(graph), size}) * (1 + RANDOM_CIRCUITS),
+        path=asked != "eap",
         notes=({} if asked == "smallest" else {"edges": size}) | ({} if searches == 1 else {"searches": searches}),
     )
 

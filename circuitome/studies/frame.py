@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from circuitome.allocator import give_back_freed, trimming
+from circuitome.discovery.attribution.edges import no_path
 from circuitome.engine.batches import tokens_within
 from circuitome.engine.circuit_run import circuit_bytes
 from circuitome.errors import CircuitomeError, WorkersLostError
@@ -22,7 +24,7 @@ from circuitome.progress import Progress, of_whole, silent
 from circuitome.runs.record import described_task, recorded
 from circuitome.runs.store import Run, check_free, locked, open_partial, plain, save_run
 from circuitome.studies.context import Context
-from circuitome.studies.memory import give_back_freed, giving_back, weight_bytes
+from circuitome.studies.memory import weight_bytes
 from circuitome.studies.operations import forward_operations, operations, product_operations
 from circuitome.studies.settings import PromptSettings, RunSettings, Settings, command_line
 from circuitome.studies.study import Findings, Study, Work
@@ -57,7 +59,7 @@ def perform(
     settings.check()
     if settings.max_memory is not None:  # without a budget, time counts for more
         give_back_freed()
-        progress = giving_back(progress)
+        progress = trimming(progress)
     folder = out or default_folder(study, settings)
     with locked(folder, wait=False):
         return perform_locked(study, settings, folder, resume=resume, progress=progress, models=models), folder
@@ -216,7 +218,11 @@ def _bytes(model: Model, work: Work, max_memory: int | None) -> int:
     # Of what both prompts of a pair begin with, keys and values stay: a tenth of the memory.
     all_tokens = math.ceil(work.texts * work.tokens * (work.varied + (1 - work.varied) / 10))
     batches = []
-    for gradients, beside in ((work.backward > 0, 0), (False, circuit_bytes(model, max_memory) if work.circuit else 0)):
+    less = 0 if work.path or not work.backward else no_path(model)
+    for gradients, beside in (
+        (work.backward > 0, less),
+        (False, circuit_bytes(model, max_memory) if work.circuit else 0),
+    ):
         fits = tokens_within(model, max_memory, gradients=gradients, beside=beside)
         each = model.least_bytes_per_token(gradients=gradients)  # the whole, unless what is recorded waits elsewhere
         at_once = min(max(fits, work.tokens), all_tokens)

@@ -1,50 +1,10 @@
-"""What memory a command takes, and that what it frees goes back to the system."""
+"""What memory a command takes."""
 
-import ctypes
-import sys
-import time
 from typing import TYPE_CHECKING
-
-from circuitome.progress import Progress
 
 if TYPE_CHECKING:
     from circuitome.models.model import Model
     from circuitome.tasks.task import Task
-
-MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1
-"""Numbers of these options of glibc's `mallopt`."""
-LARGE = 1 << 18
-"""Bytes from which on a block of memory is one of its own."""
-
-
-def give_back_freed() -> None:
-    """From now on, blocks of memory from 256 kB on go back to the system as soon as they are freed.
-
-    glibc raises that limit to 32 MB by itself; tensors then leave holes between those that stay, which count as taken.
-    On SmolLM2 this saves .1 to .2 GB of peak memory and costs under a tenth of the time. Elsewhere nothing happens.
-    """
-    if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(MMAP_THRESHOLD, LARGE)
-        libc.mallopt(TRIM_THRESHOLD, LARGE)
-
-
-def giving_back(progress: Progress) -> Progress:
-    """The same progress, which also gives small freed blocks back, at most once a second.
-
-    Of those, the C library keeps .1 to .3 GB in holes between what stays.
-    """
-    if not sys.platform.startswith("linux") or not hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        return progress
-    last = time.monotonic()
-
-    def tell(what: str, done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last > 1:
-            libc.malloc_trim(0)
-            last = time.monotonic()
-        progress(what, done, total)
-
-    return tell
 
 
 def weight_bytes(model: "Model") -> int:

@@ -98,7 +98,7 @@ class Merge(ModelSettings):
 def work(settings: Merge, context: Context) -> Work:
     """Passes over the text for every model."""
     models = 2 + len(settings.models) + (settings.draws + 1) * bool(settings.only_circuit)
-    return Work(texts=max(1, settings.text_tokens // 128), tokens=128, forward=3.0 * models)
+    return Work(texts=max(1, settings.text_tokens // 128), tokens=128, forward=3.0 * models, copies=2)
 
 
 def run(settings: Merge, context: Context) -> Findings:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 import circuitome as cm
-from circuitome.errors import InputError, MemoryBudgetError, memory_option
+from circuitome.errors import USED, InputError, MemoryBudgetError, memory_option
 from circuitome.present.blocks import Block, Column, Figure, Lede, Lines, Note, Numbers, Series, Table, table
 from circuitome.studies.context import Context
 from circuitome.studies.memory import plain_bytes
@@ -82,14 +82,15 @@ def counting(settings: Neurons, context: Context, cut: "cm.neurons.Windows", num
     """The census of a shard, while it is made; what it has counted is kept."""
     setting = context.setting.but(checkpoint=context.file(f"census-{number}.safetensors"))
     if (budget := settings.max_memory) is not None:
-        window = cut.length * context.model.bytes_per_token(gradients=False)
-        if (need := counted_bytes(settings, context.model) + window) > budget:
+        counts = counted_bytes(settings, context.model)
+        window = cut.length * context.model.bytes_per_token(gradients=False) / USED
+        if (need := counts + window) > budget:
             raise MemoryBudgetError(
                 f"The counts of all neurons and one window of {cut.length} tokens take {need / 1e6:,.0f} MB beside "
                 f"the weights, the budget is {budget / 1e6:,.0f} MB. Raise {memory_option(need)}, or "
                 "shorten the windows (--length)."
             )
-        setting = setting.but(max_memory=budget - need + window)
+        setting = setting.but(max_memory=budget - counts)
     return cm.neurons.Counting(setting, cut, quantile=settings.quantile, shard=(number, settings.shards))
 
 

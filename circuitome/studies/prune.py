@@ -110,7 +110,8 @@ def work(settings: Prune, context: Context) -> Work:
     """Scores by forward and backward passes over one half of the texts, and losses on the other."""
     models = 2 + sum(settings.draws if name == "random" else 1 for name in settings.beside)
     texts = max(1, settings.text_tokens // 128)
-    return Work(texts=texts, tokens=128, forward=2.0 * models + 8, backward=2.0 * models * settings.rounds)
+    forward, backward = 2.0 * models + 8, 2.0 * models * settings.rounds
+    return Work(texts=texts, tokens=128, forward=forward, backward=backward, copies=2)  # one is written and read again
 
 
 def run(settings: Prune, context: Context) -> Findings:

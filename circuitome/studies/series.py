@@ -63,9 +63,14 @@ class Series(ShardSettings):
 def work(settings: Series, context: Context) -> Work:
     """A few passes for each checkpoint."""
     from circuitome.dynamics.checkpoint_series import checkpoints
+    from circuitome.engine.batches import DEFAULT_MEMORY
 
-    count = len(checkpoints(settings.folder, settings.revisions))
-    return Work(texts=count, tokens=settings.length, seconds=SECONDS * count, notes={"checkpoints": count})
+    found = checkpoints(settings.folder, settings.revisions)
+    places = [] if settings.revisions else [Path(settings.folder, checkpoint.name) for checkpoint in found]
+    weights = (sum(file.stat().st_size for file in place.glob("*.safetensors")) for place in places)
+    taken = max(weights, default=0) + (settings.max_memory or DEFAULT_MEMORY) * bool(settings.tasks)
+    count, notes = len(found), {"checkpoints": len(found)}
+    return Work(texts=count, tokens=settings.length, seconds=SECONDS * count, bytes=taken, notes=notes)
 
 
 def shard(settings: Series, context: Context, number: int) -> None:
@@ -145,6 +150,7 @@ def measures(settings: Series, model: "cm.Model", texts: list[str]) -> "Measures
         tasks=cm.dynamics.watched_tasks(model, settings.tasks, seed=settings.seed),
         ranking=settings.ranking,
         seed=settings.seed,
+        max_memory=settings.max_memory,
     )
 
 

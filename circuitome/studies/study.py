@@ -57,6 +57,8 @@ class Work:
     varied: float = 1.0
     """Share of the tokens behind those that clean and corrupted prompts begin with alike: gradients, products and
     circuits run over these alone."""
+    path: bool = True
+    """Whether gradients may be those of a path, of which several points are held."""
     copies: int = 0
     """Copies of the model's weights that are there beside it."""
     bytes: int | None = None

@@ -298,8 +298,8 @@ def rows_within(model: Model, schedule: Schedule, max_memory: int | None) -> int
     budget = memory_budget(model, max_memory)
     if need > budget:
         raise MemoryBudgetError(
-            f"One row of {schedule.length} tokens needs about {need / 1e6:,.0f} MB beside the weights, the budget is "
-            f"{budget / 1e6:,.0f} MB. Raise {memory_option(need)}, or shorten the rows."
+            f"One row of {schedule.length} tokens needs about {need / 1e6:,.0f} MB beside the weights, the budget "
+            f"leaves {budget / 1e6:,.0f} MB for that. Raise {memory_option(need)}, or shorten the rows."
         )
     return min(schedule.batch, budget // need)
 

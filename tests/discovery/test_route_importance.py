@@ -39,7 +39,7 @@ def test_importance_is_the_mean_over_tokens_of_what_routes_show(name):
 def test_batches_and_order_do_not_matter():
     model = tiny("gemma2")
     whole = route_importance(model, TEXTS)
-    small = route_importance(model, TEXTS, max_memory=9 * model.bytes_per_token(gradients=False))
+    small = route_importance(model, TEXTS, max_memory=11 * model.bytes_per_token(gradients=False))
     torch.testing.assert_close(whole.sums, small.sums, atol=1e-5, rtol=1e-5)
     turned = route_importance(model, TEXTS[::-1])
     torch.testing.assert_close(whole.mean, turned.mean, atol=1e-6, rtol=1e-5)

@@ -498,7 +498,7 @@ def test_readers_change_what_they_name_and_nothing_else(name):
 @pytest.mark.parametrize("name", ALL)
 def test_attention_is_the_models_own_and_shows_changes(name):
     model = tiny(name)
-    patterns = cm.attention(model, PROMPTS, ["a2.h3", "a1"], max_memory=10 * model.bytes_per_token(gradients=False))
+    patterns = cm.attention(model, PROMPTS, ["a2.h3", "a1"], max_memory=12 * model.bytes_per_token(gradients=False))
     assert patterns.heads == ("a2.h3", "a1.h0", "a1.h1", "a1.h2", "a1.h3") and patterns.pattern.shape == (3, 5, 7, 7)
     assert patterns.tokens[1] == tuple(map(str, PROMPTS[1])) and "3 prompts of up to 7 tokens" in repr(patterns)
     with torch.no_grad(), model.eager_attention():
@@ -519,7 +519,7 @@ def test_attention_is_the_models_own_and_shows_changes(name):
 
 def test_what_belongs_to_single_prompts_finds_them_in_any_batch():
     model, task = tiny("gpt2"), paired()
-    small = 7 * model.bytes_per_token(gradients=False)
+    small = 9 * model.bytes_per_token(gradients=False)
     with cm.ablate(model, ["a1.h2"], value="corrupted", task=task), cm.scale(model, "m0", 0.0, at="S", task=task):
         together, apart = (cm.activations(model, task, ["a1.h2.z", "m0.out"], max_memory=m) for m in (None, small))
     corrupted = cm.activations(model, [pair.corrupted for pair in task.pairs], "a1.h2.z")

@@ -26,7 +26,8 @@ def scores_of(model, steps, ablation="corrupted", task=TASK):
     """Every edge of neurons by name of writer and reader; mean over prompts."""
     factors = Factors.of(Setting(model, task, ablation=ablation), steps)
     values = {}
-    for writers, readers in factors.pairs(range(model.graph.n_layers)):
+    for made in factors.pairs(range(model.graph.n_layers)):
+        writers, readers = made[0](), made[1]()
         block = block_scores(writers, readers) / len(task)
         for i, u in enumerate(writers.names):
             for j, v in enumerate(readers.names):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from circuitome.studies.memory import give_back_freed
+from circuitome.allocator import give_back_freed
 
 BUDGET = 150_000_000
 

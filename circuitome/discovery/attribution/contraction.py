@@ -19,8 +19,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitome.allocator import trim
 from circuitome.engine.ablation import WriterValues, writer_vectors
 from circuitome.engine.backward_rules import PLAIN, Rules, backward_rules
+from circuitome.engine.batches import memory_budget
 from circuitome.engine.readout import check_numbers
 from circuitome.models.activations import ActivationCache
 from circuitome.models.block import Block
@@ -108,6 +110,7 @@ def reader_gradients(
         values = metric(activations.logits)
         check_numbers(values, "metric")
         at_projections, at_mlps, at_final = _recorded_gradients(values.sum(), leaf, activations)
+        trim()  # of what autograd kept
 
     def mean(gradient: Tensor) -> Tensor:
         return gradient.float().unflatten(0, (count, batch)).mean(0)
@@ -182,31 +185,35 @@ def _constant(block: Block, norm: Norm) -> Tensor:
     return constant
 
 
-def contract(model: Model, delta: WriterValues, gradients: ReaderGradients) -> Float[Tensor, "batch writers readers"]:
+def contract(
+    model: Model, delta: WriterValues, gradients: ReaderGradients, max_memory: int | None = None
+) -> Float[Tensor, "batch writers readers"]:
     """score[b, u, v] = sum over positions of <delta of writer u, gradient at reader v>; 0 where no edge exists.
 
-    What is d_model wide for each writer and reader exists for some prompts, or some positions of one, at a time.
+    What is d_model wide for each writer and reader exists for some prompts, or some positions of one, at a time:
+    of a budget that is given, a third.
     """
     graph, (batch, pos, d_model) = model.graph, delta.embed.shape
     scores = delta.embed.new_zeros(batch, len(graph.writers), len(graph.readers))
-    layers = layers_at_once(model)
+    layers = layers_at_once(model, max_memory)
     vectors = len(graph.writers) + layers * (graph.attention_readers + 1)
-    tokens = max(1, contraction_numbers(model) // (vectors * d_model))
+    tokens = max(1, contraction_numbers(model, max_memory) // (vectors * d_model))
     for rows in _slices(batch, max(1, tokens // pos)):
         for places in _slices(pos, tokens):
             _contract_some(model, delta, gradients, (rows, places), layers, scores[rows])
     return scores.mul_(graph.mask.to(scores.device))
 
 
-def contraction_numbers(model: Model) -> int:
+def contraction_numbers(model: Model, max_memory: int | None = None) -> int:
     """Numbers held at once while writers and readers are contracted; more where small products are slow."""
-    return CONTRACTION_NUMBERS * (16 if model.device.type == "cuda" else 1)
+    most = CONTRACTION_NUMBERS * (16 if model.device.type == "cuda" else 1)
+    return most if max_memory is None else min(most, memory_budget(model, max_memory) // 12)
 
 
-def layers_at_once(model: Model) -> int:
+def layers_at_once(model: Model, max_memory: int | None = None) -> int:
     """Blocks whose readers go into one matrix product: their folded weights are held at once, in float32."""
     numbers = model.heads.readers * model.heads.width * model.d_model
-    return max(1, min(LAYERS_AT_ONCE, contraction_numbers(model) // numbers))
+    return max(1, min(LAYERS_AT_ONCE, contraction_numbers(model, max_memory) // numbers))
 
 
 def _slices(count: int, step: int) -> list[slice]:

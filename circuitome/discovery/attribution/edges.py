@@ -64,7 +64,7 @@ def eap(setting: Setting, *, loss: str = "metric", rules: str | Rules = "plain")
     distance = loss if loss != "metric" and loss in LOSSES else ""
     setting.check_slope("EAP", distance)
     rules = rules_of(rules)
-    return _attribute(setting, loss, with_rules("eap", rules), partial(_at_clean, rules=rules))
+    return _attribute(setting, loss, with_rules("eap", rules), partial(_at_clean, rules=rules), no_path(setting.model))
 
 
 @method
@@ -161,12 +161,18 @@ Scorer = Callable[[Setting, Batch, Metric], Float[Tensor, "batch writers readers
 """Scores of all edges on one batch."""
 
 
-def _attribute(setting: Setting, loss: str, method: str, scorer: Scorer) -> EdgeScores:
-    """Scores of every prompt by `scorer`, batch by batch, and their mean."""
+def no_path(model: Model) -> int:
+    """Bytes of a token that EAP takes beside EAP-IG, below 0: no points of a path; 0 where activations are parked."""
+    whole, least = model.bytes_per_token(gradients=True), model.least_bytes_per_token(gradients=True)
+    return model.bytes_per_token(gradients=True, points=0) - whole if whole == least else 0
+
+
+def _attribute(setting: Setting, loss: str, method: str, scorer: Scorer, beside: int = 0) -> EdgeScores:
+    """Scores of every prompt by `scorer`, batch by batch, and their mean; `beside` as in `tokens_within`."""
     graph, task = setting.model.graph, setting.task
     measure = loss_of(task, loss)
     samples = SampleRows(len(task), graph.n_edges)
-    for batch in setting.batches("scoring edges", gradients=True):
+    for batch in setting.batches("scoring edges", gradients=True, beside=beside):
         metric = _metric(setting, batch, measure, needs_clean=loss != "metric")
         samples.put(batch.rows, scorer(setting, batch, metric).cpu()[:, graph.mask])
     method += "" if loss == "metric" else f", loss {loss}"
@@ -191,7 +197,7 @@ def _at_clean(setting: Setting, batch: Batch, metric: Metric, rules: Rules) -> T
     with torch.no_grad():
         starts = model.embeddings(batch.clean)[None]
     gradients, clean = reader_gradients(model, batch.clean, starts, metric, rules=rules)
-    return contract(model, setting.ablated_values(batch, clean).minus(clean), gradients)
+    return contract(model, setting.ablated_values(batch, clean).minus(clean), gradients, setting.max_memory)
 
 
 def _along_inputs(setting: Setting, batch: Batch, metric: Metric, alphas: Sequence[float], rules: Rules) -> Tensor:
@@ -199,7 +205,7 @@ def _along_inputs(setting: Setting, batch: Batch, metric: Metric, alphas: Sequen
     clean, ablated = _endpoints(setting, batch)
     starts = _between(ablated.embed, clean.embed, alphas)
     gradients = _mean_gradients(setting, batch, metric, starts, setting.model.starting_from, rules)
-    return contract(setting.model, ablated.minus(clean), gradients)
+    return contract(setting.model, ablated.minus(clean), gradients, setting.max_memory)
 
 
 def _conductance(setting: Setting, batch: Batch, metric: Metric, steps: int, rules: Rules) -> Tensor:
@@ -211,7 +217,7 @@ def _conductance(setting: Setting, batch: Batch, metric: Metric, steps: int, rul
     for k, (middle, end) in enumerate(zip(middles, ends, strict=True)):
         gradients, _ = reader_gradients(model, batch.clean, middle[None], metric, rules=rules)
         after = clean if k + 1 == steps else _values_from(model, batch, end)
-        scores = scores + contract(model, before.minus(after), gradients)
+        scores = scores + contract(model, before.minus(after), gradients, setting.max_memory)
         before = after
     return scores
 
@@ -231,7 +237,7 @@ def _along_outputs(setting: Setting, batch: Batch, metric: Metric, alphas: Seque
 
     def fill(rows: slice, start: Tensor, end: Tensor, enter: Enter) -> None:
         gradients = _mean_gradients(setting, batch, metric, _between(start, end, alphas), enter, rules)
-        scores[:, rows] = contract(model, delta, gradients)[:, rows]
+        scores[:, rows] = contract(model, delta, gradients, setting.max_memory)[:, rows]
 
     for layer, block in enumerate(model.blocks):
         start, end = (block.join_heads(values.heads[layer]) for values in (ablated, clean))

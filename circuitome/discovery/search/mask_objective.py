@@ -1,6 +1,7 @@
 """What masks on edges are learned by: how near a masked run of some prompts comes to the clean model."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -69,7 +70,6 @@ class MaskObjective:
         # by default as much again, since baselines that are made afresh cost a third of a step
         self.room = budget if setting.max_memory is None else budget - at_once * each
         self.order: list[int] = []
-        self.gap = self._gap()
 
     def __call__(self, z: Float[Tensor, "writers readers"], step: int) -> Float[Tensor, ""]:
         """Mean loss over the prompts of the next minibatch."""
@@ -117,7 +117,8 @@ class MaskObjective:
             self.room -= size
         return clean
 
-    def _gap(self) -> float:
+    @cached_property
+    def gap(self) -> float:
         """Mean absolute difference of the metric between the clean and the wholly ablated run; the metric's unit."""
         differences = []
         for group in range(len(self.groups)):
@@ -139,8 +140,8 @@ def _prompt_bytes(model: Model, task: Task, budget: int) -> int:
     )
     if each > budget:
         raise MemoryBudgetError(
-            f"Learning masks takes about {each / 1e6:,.0f} MB a prompt beside the weights, the budget is "
-            f"{budget / 1e6:,.0f} MB. Raise {memory_option(each)}, or shorten the prompts."
+            f"Learning masks takes about {each / 1e6:,.0f} MB a prompt beside the weights, the budget leaves "
+            f"{budget / 1e6:,.0f} MB for that. Raise {memory_option(each)}, or shorten the prompts."
         )
     return each
 
