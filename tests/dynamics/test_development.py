@@ -125,7 +125,7 @@ def test_arcs_of_the_stream_are_those_of_its_sentences(kind):
 def test_arcs_of_short_sentences_that_come_again_are_not_forgotten(attention, monkeypatch):
     monkeypatch.setattr("circuitome.dynamics.grammar_stream.REMEMBERED", 20)
     stream = cm.dynamics.GrammarStream(attention)
-    for step in range(40):
+    for step in range(12):
         assert bool(stream.arcs(stream.batch(step, 16, 4, 0)).any(-1).any(-1).all())
         assert len(stream.known) <= 40
 
