@@ -269,8 +269,8 @@ def test_a_series_names_what_it_passes_over_and_goes_on(tmp_path, attention):
         model.hf.save_pretrained(folder / f"step-{step:08d}")
         tokenizer.save_pretrained(folder / f"step-{step:08d}")
     (folder / "step-00000002" / "model.safetensors").write_bytes(b"damaged")
-    for step, change in (("5", "missing"), ("6", "shape"), ("7", "nan")):
-        spoiled(folder / "step-00000008", folder / f"step-0000000{step}", change)
+    for number, change in ((5, "missing"), (6, "shape"), (7, "nan")):
+        spoiled(folder / "step-00000008", folder / f"step-0000000{number}", change)
     calls = []
 
     def measures(model):
@@ -280,8 +280,8 @@ def test_a_series_names_what_it_passes_over_and_goes_on(tmp_path, attention):
     watched, passed_over = cm.dynamics.series(folder, measures, keep=tmp_path / "kept.json")
     assert watched.steps == (1, 8) and len(calls) == 1
     assert set(passed_over) == {f"step-0000000{step}" for step in (2, 4, 5, 6, 7)}
-    for step, words in ((5, "q_proj.weight is missing"), (6, "is (4, 32), not (32, 32)"), (7, "NaN or infinity")):
-        assert words in passed_over[f"step-0000000{step}"]
+    for number, words in ((5, "q_proj.weight is missing"), (6, "is (4, 32), not (32, 32)"), (7, "NaN or infinity")):
+        assert words in passed_over[f"step-0000000{number}"]
     assert "hidden_size is 64, not 32" in passed_over["step-00000004"]
     kept = json.loads((tmp_path / "kept.json").read_text())
     del kept["rows"]["8"]
