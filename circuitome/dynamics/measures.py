@@ -130,6 +130,11 @@ class Measures:
         given = (held, repeated, tuple(trees), tuple(pairs), tuple(tasks), ranking)
         return cls(*given, example=example, max_memory=max_memory)
 
+    @property
+    def watches(self) -> tuple[str, ...]:
+        """Names of the tasks: a training that went on without them would have no circuits at its first steps."""
+        return tuple(sorted(task.search.name for task in self.tasks))
+
     def words(self, model: Model) -> list[str]:
         """Tokens of the example as text, or as numbers where the model has no tokenizer."""
         ids = [] if self.example is None else self.example.ids[0].tolist()

@@ -1,8 +1,9 @@
 """Onsets: at which training step a curve changes suddenly, whether it does at all, and which of two comes first."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 
 import torch
@@ -20,10 +21,18 @@ SHARE = 0.5
 """Share of the curve's own range that a sudden change must make up."""
 CHANCE = 0.01
 """How often a smooth curve with noise may pass for a sudden change."""
+SIGMOIDS, BUMPS, POWERS = (0.35, 0.5), (0.05, 0.1, 0.15, 0.2, 0.3), (0.5, 1.0, 2.0)
+"""Shapes that are not sudden: widths of sigmoids (from .1 to .9) and of bumps, as shares of the range; exponents."""
+NOTHING = 1e-3
+"""A shape of which no larger share is left beside a polynomial is one."""
+CENTRES = 21
+"""Places of each of them, evenly over the range."""
 SHORTEST = 8
 """Steps that a curve needs."""
 DRAWS = 500
 """Resamples behind an interval, and curves of noise behind a test."""
+CORRELATIONS = tuple(i / 20 for i in range(20))
+"""Correlations of neighbours in noise, of which is known what residuals show of them."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -45,7 +54,7 @@ class Onset(Record, Shown):
     p: float
     """How often noise around a smooth curve looks at least as sudden."""
     sudden: bool
-    """Whether p is below 0.01 and the change makes up at least half of the range."""
+    """Whether p is below 0.01, the change is at least half of the range, and no broad shape fits as well."""
     steps: tuple[int, ...]
     """The steps of the curve that were used."""
     draws: Float[Tensor, " draws"] = field(repr=False)
@@ -72,9 +81,10 @@ def onset(steps: Sequence[int], values: Sequence[float] | Float[Tensor, "... ste
     there the fitted curve has its largest curvature. The interval is over resampled rows, or over resampled residuals
     where there is one row. The test of suddenness compares how much the ramp lowers the squared error with what it does
     for curves of noise alone, whose neighbours correlate as the residuals do; whatever the cubic, the ratio is the
-    same. A change that is not half of the curve's range is no sudden change either, however certain. Step 0 has no
-    logarithm and is left out. float64. The definition by curvature follows Chen et al. 2024, arXiv:2309.07311,
-    section 3; the fit in place of smoothed differences, and the test, are ours.
+    same. A change that is not half of the curve's range is no sudden change either, however certain, nor is one that a
+    broad shape in place of the ramp fits as well: a sigmoid that takes a third of the range, a bump, an exponential or
+    a power of the step. Step 0 has no logarithm and is left out. float64. The definition by curvature follows Chen et
+    al. 2024, arXiv:2309.07311, section 3; the fit in place of smoothed differences, and the test, are ours.
 
     >>> steps = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
     >>> found = cm.dynamics.onset(steps, [0, 0.01, 0, 0, 0.01, 0.8, 0.81, 0.8, 0.8, 0.81])
@@ -84,7 +94,7 @@ def onset(steps: Sequence[int], values: Sequence[float] | Float[Tensor, "... ste
     Raises `InputError` for steps that do not rise, for fewer than 8 of them, and for values that are not finite.
     """
     used, rows = _checked(steps, values)
-    broken = BrokenCurves.of(used)
+    broken = BrokenCurves.of(tuple(used))
     generator = torch.Generator().manual_seed(seed)
     mean = rows.mean(0, keepdim=True)
     best, gain, size, fitted = (part[0] for part in broken.fit(mean))
@@ -95,9 +105,10 @@ def onset(steps: Sequence[int], values: Sequence[float] | Float[Tensor, "... ste
         curves = fitted + noise[torch.randint(len(noise), (DRAWS, len(noise)), generator=generator)]
     drawn = torch.tensor(used)[broken.pairs[broken.fit(curves)[0], 0]].double()
     low, high = drawn.quantile(torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2]).double()).tolist()
-    chance = broken.fit(_noise(noise, generator))[1]
+    chance = broken.fit(_noise(broken.correlation(noise), (4 * DRAWS, len(noise)), generator))[1]
     p = (1 + int((chance >= gain).sum())) / (1 + len(chance))
     share = float(size.abs() / (fitted.max() - fitted.min()).clamp(min=1e-30))
+    sharp = float((mean[0] - fitted).square().sum()) < float(broken.broad_error(mean))
     begin, end = (used[int(i)] for i in broken.pairs[best])
     return Onset(
         step=begin,
@@ -107,7 +118,7 @@ def onset(steps: Sequence[int], values: Sequence[float] | Float[Tensor, "... ste
         size=float(size),
         share=share,
         p=p,
-        sudden=p < CHANCE and share >= SHARE,
+        sudden=p < CHANCE and share >= SHARE and sharp,
         steps=tuple(used),
         draws=drawn.float(),
     )
@@ -133,15 +144,18 @@ def _checked(
     return [steps[i] for i in kept], rows[:, kept]
 
 
-def _noise(residuals: Float[Tensor, " steps"], generator: torch.Generator) -> Float[Tensor, "draws steps"]:
-    """Curves of noise whose neighbours correlate as `residuals` do (an autoregression of order 1), unit variance."""
-    centred = residuals - residuals.mean()
-    total = float((centred**2).sum())
-    correlation = min(0.9, max(0.0, float((centred[1:] * centred[:-1]).sum()) / total)) if total > 0 else 0.0
-    curves = torch.randn(4 * DRAWS, len(residuals), generator=generator, dtype=torch.double)
-    for i in range(1, len(residuals)):
+def _noise(correlation: float, shape: tuple[int, int], generator: torch.Generator) -> Float[Tensor, "draws steps"]:
+    """Curves of noise whose neighbours correlate (an autoregression of order 1), unit variance."""
+    curves = torch.randn(shape, generator=generator, dtype=torch.double)
+    for i in range(1, shape[1]):
         curves[:, i] = correlation * curves[:, i - 1] + (1 - correlation**2) ** 0.5 * curves[:, i]
     return curves
+
+
+def _correlation(residuals: Float[Tensor, "row steps"]) -> Float[Tensor, " row"]:
+    """How neighbours correlate in each row."""
+    centred = residuals - residuals.mean(1, keepdim=True)
+    return (centred[:, 1:] * centred[:, :-1]).sum(1) / centred.square().sum(1).clamp(min=1e-30)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,9 +168,12 @@ class BrokenCurves:
     """Where each ramp begins and ends, as places among the steps."""
     ramps: Float[Tensor, "steps pair"]
     """What of each ramp no polynomial is."""
+    broad: Float[Tensor, "steps shape"]
+    """The same of broad shapes, of norm 1."""
 
     @classmethod
-    def of(cls, steps: Sequence[int]) -> "BrokenCurves":
+    @cache
+    def of(cls, steps: tuple[int, ...]) -> "BrokenCurves":
         """The curves over these steps; the first and the last step are before and after every ramp."""
         x = torch.tensor(steps, dtype=torch.double).log()
         span, last = float(x[-1] - x[0]), len(steps) - 1
@@ -170,7 +187,36 @@ class BrokenCurves:
         ]
         begin, end = x[torch.tensor(pairs).T]
         ramps = ((x[:, None] - begin) / (end - begin)).clamp(0, 1)
-        return cls(smooth, torch.tensor(pairs), ramps - smooth @ (smooth.T @ ramps))
+        broad = _broad(torch.tensor(steps).double())
+        rest = broad - smooth @ (smooth.T @ broad)
+        kept = rest.norm(dim=0) > NOTHING * broad.norm(dim=0)
+        broad = rest[:, kept] / rest[:, kept].norm(dim=0)
+        return cls(smooth, torch.tensor(pairs), ramps - smooth @ (smooth.T @ ramps), broad)
+
+    def broad_error(self, curves: Float[Tensor, "row steps"]) -> Float[Tensor, " row"]:
+        """The squared error of a cubic plus the best broad shape."""
+        left = curves - (curves @ self.smooth) @ self.smooth.T
+        return left.square().sum(1) - (left @ self.broad).square().amax(1)
+
+    def correlation(self, residuals: Float[Tensor, " steps"]) -> float:
+        """How neighbours correlate in the noise that left these residuals, 0 to 0.9.
+
+        A fit takes up slow noise, so that residuals correlate less. Half of what that is on average is given back:
+        all of it would hide steps of little more than the noise.
+        """
+        seen = float(_correlation(residuals[None]))
+        likely = CORRELATIONS[min(int(torch.searchsorted(self.seen, seen)), len(CORRELATIONS) - 1)]
+        return min(0.9, (max(0.0, seen) + max(seen, likely)) / 2)
+
+    @cached_property
+    def seen(self) -> Float[Tensor, " correlation"]:
+        """What correlation residuals show on average, for each of `CORRELATIONS`."""
+        generator, shape = torch.Generator().manual_seed(0), (DRAWS, len(self.smooth))
+        shown = list[Tensor]()
+        for correlation in CORRELATIONS:
+            curves = _noise(correlation, shape, generator)
+            shown.append(_correlation(curves - self.fit(curves)[3]).mean())
+        return torch.stack(shown).cummax(0).values
 
     @cached_property
     def sizes(self) -> Float[Tensor, " pair"]:
@@ -188,6 +234,17 @@ class BrokenCurves:
         error = (left.square().sum(1) - strength).clamp(min=1e-12 * curves.square().sum(1) + 1e-30)
         size = along.gather(1, best[:, None])[:, 0] / self.sizes[best]
         return best, strength / error, size, smooth + size[:, None] * self.ramps[:, best].T
+
+
+def _broad(steps: Float[Tensor, " steps"]) -> Float[Tensor, "steps shape"]:
+    """Curves over these steps that change slowly, or come back."""
+    x = steps.log()
+    away = ((x - x[0]) / (x[-1] - x[0]))[:, None] - torch.linspace(0, 1, CENTRES)
+    slope = 2 * math.log(9)  # a sigmoid goes from .1 to .9 within its width
+    shapes = [torch.sigmoid(slope * away / width) for width in SIGMOIDS]
+    shapes += [torch.exp(-((away / width) ** 2)) for width in BUMPS]
+    shapes += [torch.exp(-steps[:, None] / steps), steps[:, None] ** -torch.tensor(POWERS)]
+    return torch.cat(shapes, 1).double()
 
 
 def precedes(first: Onset, second: Onset) -> float:

@@ -1,6 +1,6 @@
 """Trainings worth watching, put together from a few choices: which model, what it reads, what is suppressed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -20,10 +20,10 @@ from circuitome.dynamics.small_tasks import watched_tasks
 from circuitome.errors import InputError, unknown_name
 from circuitome.models.model import Model
 from circuitome.progress import Progress, silent
-from circuitome.training.fresh import vocabulary
+from circuitome.training.fresh import END, vocabulary
 from circuitome.training.objectives import Objective, masked_token, next_token
 from circuitome.training.schedule import Schedule
-from circuitome.training.streams import MaskedStream, MixedStream, RepeatedStream, Stream, text_stream
+from circuitome.training.streams import MaskedStream, MixedStream, RepeatedStream, Stream, token_stream
 
 DATA = ("text", "grammar")
 """What is read: texts with repeated random tokens between them, or sentences of the grammar."""
@@ -31,6 +31,8 @@ MARKED = ("previous", "induction", "arcs")
 """Attention that can be suppressed or encouraged: to the token before, behind earlier copies, along arcs of trees."""
 VOCABULARY = 512
 """Tokens of a vocabulary that is learned from texts: with more, random ones are seen too seldom to be learned soon."""
+SHORTEST = 6
+"""Tokens of a row, at least."""
 HELD_OUT = 0.05
 """Share of the text, its end, that is not trained on."""
 TREES, PAIRS, HELD_SEED = 150, 20, 1_000_003
@@ -89,7 +91,7 @@ def recipe(
     heads: int = 2,
     width: int = 64,
     data: str = "text",
-    texts: Sequence[str] | None = None,
+    texts: Iterable[str] | None = None,
     repeated: float = 0.75,
     hidden: float = 0.15,
     steps: int = 2000,
@@ -113,21 +115,21 @@ def recipe(
     held out. With "grammar" every row is a sentence of `grammar_trees`, never the same, and syntax is measured. A
     masked language model predicts a share `hidden` of the tokens. The attention of a kind in `MARKED` can be suppressed
     or encouraged with a `strength`, up to step `until` (None: always); `kept_weights` below 1 keeps that share of each
-    weight matrix after each step; `freeze` says which heads learn nothing more from which step on. Circuits of `tasks`
-    (of `watched_tasks`) are looked for at watched steps.
+    weight matrix after each step; `freeze` says which heads stop learning; circuits of `watched_tasks` are looked for.
 
     >>> small = cm.dynamics.recipe(data="grammar", kind="masked", steps=2, batch=4, suppress="arcs")
     >>> small.model, small.objective.strength
     (Model(BertForMaskedLM, bert, 46 edges, torch.float32), 1.0)
 
-    Raises `UnknownNameError` for a name that there is not, `InputError` for choices that do not go together.
+    Raises `UnknownNameError` and `InputError` for choices that there are not, or that do not go together.
     """
-    _check(data, suppress, encourage, hidden)
-    tokenizer, whole = _vocabulary(data, texts)
+    read = _read(data, texts, length, repeated, hidden)
+    _check_attention(data, suppress, encourage, strength, until, steps)
+    tokenizer = grammar_tokenizer() if data == "grammar" else _vocabulary(read)
     model = small_model(kind, tokenizer, layers=layers, heads=heads, width=width, length=length, seed=seed)
     model.hf.to(device or model.device)  # type: ignore[arg-type]  # transformers' decorator hides that devices are taken
     tokens = [i for i in range(len(tokenizer)) if i not in tokenizer.all_special_ids]
-    streams = _of_grammar(model) if data == "grammar" else _of_text(model, whole, repeated, tokens)
+    streams = _of_grammar(model) if data == "grammar" else _of_text(model, read, repeated, tokens)
     reads, held_out = (_masked(stream, tokenizer, hidden) if model.masked else stream for stream in streams)
     drawn = watched_tasks(model, tasks, seed=seed, tokens=tokens)
     measures = Measures.of(
@@ -139,22 +141,47 @@ def recipe(
         schedule=Schedule(steps=steps, batch=batch, length=length, learning_rate=learning_rate, seed=seed),
         measures=measures,
         objective=_objective(model, streams[0], suppress or encourage, strength if suppress else -strength, until),
-        after_step=(keeping_largest(kept_weights),) if kept_weights < 1 else (),
+        after_step=() if kept_weights == 1 else (keeping_largest(kept_weights),),
         freezing=None if freeze is None else replace(freeze, repeated=measures.repeated),
     )
 
 
-def _check(data: str, suppress: str, encourage: str, hidden: float) -> None:
-    """Raises `UnknownNameError` and `InputError`."""
-    for what, name, known in (("kind of data", data, DATA), ("kind of attention", suppress or encourage, MARKED)):
-        if name and name not in known:
-            raise unknown_name(what, name, known)
+def _read(data: str, texts: Iterable[str] | None, length: int, repeated: float, hidden: float) -> Iterable[str]:
+    """The texts that are read, once the choices are possible. Raises `UnknownNameError` and `InputError`."""
+    if data not in DATA:
+        raise unknown_name("kind of data", data, DATA)
+    if data == "grammar" and texts is not None:
+        raise InputError("With data grammar no texts are read: sentences are drawn. Leave texts out, or use data text.")
+    if length < SHORTEST:
+        raise InputError(
+            f"Rows have at least {SHORTEST} tokens, two times the three that are said again, got {length}."
+        )
+    if not 0 <= repeated <= 1:
+        raise InputError(f"The share of repeated rows must be from 0 to 1, got {repeated}.")
     if not 0 < hidden <= 1:
         raise InputError(f"The share of tokens that are predicted must be above 0 and at most 1, got {hidden}.")
+    return [python_reference()] if texts is None else texts
+
+
+def _check_attention(data: str, suppress: str, encourage: str, strength: float, until: int | None, steps: int) -> None:
+    """Raises `UnknownNameError` and `InputError`."""
+    for name in filter(None, (suppress, encourage)):
+        if name not in MARKED:
+            raise unknown_name("kind of attention", name, MARKED)
     if suppress and encourage:
         raise InputError("Attention is suppressed or encouraged; give one of the two.")
     if "arcs" in (suppress, encourage) and data != "grammar":
         raise InputError("Arcs are known for sentences of the grammar only. Use data grammar.")
+    if not 0 < strength < float("inf"):
+        raise InputError(
+            f"The strength must be above 0, got {strength}. To turn its effect round, encourage attention."
+        )
+    if until is not None and not (suppress or encourage):
+        raise InputError(f"Nothing is released after step {until}: no attention is suppressed or encouraged.")
+    if until is not None and not 0 < until < steps:
+        raise InputError(
+            f"Attention cannot be released after step {until} of {steps}. Give a step between, or none to never do it."
+        )
 
 
 def _syntax(data: str) -> dict[str, Any]:
@@ -178,31 +205,64 @@ def _marks(marked: str, stream: Stream) -> Marks:
     return previous_token if marked == "previous" else behind_copies
 
 
-def _vocabulary(data: str, texts: Sequence[str] | None) -> tuple[PreTrainedTokenizerBase, str]:
-    """The tokenizer, and the text that it is learned from unless the grammar has its own."""
-    whole = "\n\n".join(texts) if texts is not None else python_reference()
-    if data == "grammar":
-        return grammar_tokenizer(), whole
-    tokenizer = vocabulary(whole, VOCABULARY)
+def _vocabulary(texts: Iterable[str]) -> PreTrainedTokenizerBase:
+    """A tokenizer that is learned from texts."""
+    tokenizer = vocabulary(pieces(texts), VOCABULARY)
     tokenizer.add_special_tokens({"mask_token": MASK})
-    return tokenizer, whole
+    return tokenizer
+
+
+def pieces(texts: Iterable[str]) -> Iterator[str]:
+    r"""The texts with an empty line between any two, in pieces that have the tokens of the whole, one at a time.
+
+    White space at the end of a piece goes to the next: a token of `vocabulary` may begin with it, and none reaches into
+    it from before.
+
+    >>> from circuitome.dynamics.recipes import pieces
+    >>> list(pieces(["One. \n", "Two."]))
+    ['One.', ' \n\n\nTwo.']
+    """
+    space = ""
+    for i, text in enumerate(texts):
+        whole = space + ("\n\n" if i else "") + text
+        piece = whole.rstrip()
+        space = whole[len(piece) :]
+        if piece:
+            yield piece
+    if space:
+        yield space
 
 
 def _of_grammar(model: Model) -> tuple[Stream, Stream]:
     return GrammarStream(model), GrammarStream(model)
 
 
-def _of_text(model: Model, text: str, repeated: float, tokens: Sequence[int]) -> tuple[Stream, Stream]:
+def _of_text(model: Model, texts: Iterable[str], repeated: float, tokens: Sequence[int]) -> tuple[Stream, Stream]:
     """What is trained on, and what is held out: the text's end, and repeated tokens of other seeds."""
-    if not 0 <= repeated <= 1:
-        raise InputError(f"The share of repeated rows must be from 0 to 1, got {repeated}.")
-    cut = round(len(text) * (1 - HELD_OUT))
-    again = RepeatedStream(torch.tensor(tokens), shortest=12)
+    count = sum(map(len, pieces(texts)))
+    cut, again = round(count * (1 - HELD_OUT)), RepeatedStream(torch.tensor(tokens), shortest=12)
     parts = [
-        [(stream, share) for stream, share in ((again, repeated), (text_stream(model, some), 1 - repeated)) if share]
-        for some in (text[:cut], text[cut:])
+        [
+            (stream, share)
+            for stream, share in ((again, repeated), (_stretch(model, texts, *ends), 1 - repeated))
+            if share
+        ]
+        for ends in ((0, cut), (cut, count))
     ]
     return MixedStream(parts[0]), MixedStream(parts[1])
+
+
+def _stretch(model: Model, texts: Iterable[str], start: int, stop: int) -> Stream:
+    """The characters of all texts from `start` to `stop` as one text that ends there."""
+
+    def ids() -> Iterator[list[int]]:
+        at = 0
+        for piece in pieces(texts):
+            yield model.encode(piece[max(0, start - at) : max(0, stop - at)])
+            at += len(piece)
+        yield model.encode(END)
+
+    return token_stream(ids())
 
 
 def _masked(stream: Stream, tokenizer: PreTrainedTokenizerBase, share: float) -> MaskedStream:

@@ -42,7 +42,10 @@ def small_model(
     """
     if kind not in KINDS:
         raise unknown_name("kind of model", kind, KINDS)
-    if width % (2 * heads) or min(layers, heads) < 1:
+    for what, number in (("layers", layers), ("heads", heads), ("width", width), ("length", length)):
+        if number < 1:
+            raise InputError(f"The {what} of a model must be at least 1, got {number}.")
+    if width % (2 * heads):
         raise InputError(f"A width of {width} does not give {heads} heads an even number each. Change one of the two.")
     sizes: dict[str, Any] = {
         "vocab_size": len(tokenizer),

@@ -231,9 +231,7 @@ def steer(
 
 def neutral_windows(model: Model, texts: str | Sequence[str], seed: int = 0) -> Windows:
     """Some of `texts` in windows short enough for the model."""
-    config: Any = model.hf.config
-    length = min(128, getattr(config, "max_position_embeddings", None) or 128)
-    return windows(model, texts, length=length, tokens=NEUTRAL, seed=seed)
+    return windows(model, texts, length=min(128, model.positions or 128), tokens=NEUTRAL, seed=seed)
 
 
 def _texts(setting: Setting, edit: Edit, prompts: Sequence[str], samples: int, new: int) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ def check_model(model: Model) -> None:
 
     1. Logits with hooks installed are bit-equal to the plain model's. 2. Each reader's weights and norm give its
     projection. 3. Heads, MLPs and biases add up to the residual stream. 4. Changing one key changes the heads of its
-    group and no other. Also raises `NumericsError` if the plain logits are not finite.
+    group and no other. Also raises `NumericsError` if the plain logits, or what parts write, are not finite.
     """
     ids = torch.arange(5, 11, device=model.device)[None] % model.hf.config.vocab_size
     inputs = Inputs.whole(ids)
@@ -99,6 +99,8 @@ def _check_groups(model: Model, activations: ActivationCache, layer: int, call: 
 def _close(model: Model, site: str, found: Tensor, expected: Tensor) -> None:
     scale = float(expected.abs().max().clamp(min=1e-6))
     worst = float((found.float() - expected.float()).abs().max())
+    if not bool(expected.isfinite().all()):
+        raise NumericsError(f"{model.name} gives NaN or infinity at {site} on a plain input; its weights are damaged.")
     if not worst <= TOLERANCE.get(model.dtype, 1e-4) * scale:
         raise _failed(model, site, f"it is off by {worst:.2e} where values go up to {scale:.2e}")
 

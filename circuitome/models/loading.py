@@ -278,15 +278,30 @@ def _read(
                         _check_map(kind.from_config(config), name, device_map)
                 place = _offload_folder()
                 spread = {"device_map": device_map, "offload_folder": place.name}
-            hf = kind.from_pretrained(folder, dtype=dtype or "auto", **options, **spread)
-            if spread:
+            spread |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # which would stop at the first
+            hf, told = kind.from_pretrained(folder, dtype=dtype or "auto", **options, **spread)
+            if device_map is not None:
                 weakref.finalize(hf, place.cleanup)
         except (OSError, ValueError, SafetensorError) as error:
             raise _unreadable(name, error, options.get("revision")) from error
+        _check_complete(name, told)
         try:
             return hf, AutoTokenizer.from_pretrained(folder, **options)
         except (OSError, ValueError):
             return hf, None  # a model without a tokenizer still takes token ids
+
+
+def _check_complete(name: str, told: Mapping[str, Any]) -> None:
+    """Raises `InputError` where weights are not there or have another shape: transformers draws random ones instead."""
+    wrong = [f"{weight} is missing" for weight in sorted(told["missing_keys"])]
+    for weight, stored, wanted in sorted(told["mismatched_keys"]):
+        wrong.append(f"{weight} is {tuple(stored)}, not {tuple(wanted)}")
+    if wrong:
+        more = f" and {len(wrong) - 3:,} more" if len(wrong) > 3 else ""
+        raise InputError(
+            f"The weights of {name} are not those that its config.json describes: {', '.join(wrong[:3])}{more}. Give a "
+            "checkpoint that is whole."
+        )
 
 
 def auto_class(config: Any) -> Any:

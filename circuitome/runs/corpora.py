@@ -11,11 +11,11 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TextIO
 
 from circuitome.errors import DataFileError, InputError, unknown_name
 from circuitome.heads.long_context.needles import own_text
@@ -166,8 +166,14 @@ def plain_text(path: str | Path) -> str:
 
 
 def _standard_input() -> str:
+    return _read_once(sys.stdin)
+
+
+@cache
+def _read_once(stream: TextIO) -> str:
+    """The whole of a stream that can be read only once, as often as it is asked for."""
     try:
-        return sys.stdin.buffer.read().decode()
+        return stream.buffer.read().decode()
     except UnicodeDecodeError as error:
         raise DataFileError(f"The standard input is not UTF-8 text ({error.reason}).") from None
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +31,17 @@ def each_document(path: str | None) -> Iterator[str]:
     return (text for *_, text in corpus(path).texts())
 
 
+@dataclass(frozen=True)
+class Documents:
+    """The texts of a source, read anew, piece by piece, each time that somebody goes through them."""
+
+    path: str | None
+    """As in `documents`."""
+
+    def __iter__(self) -> Iterator[str]:
+        return each_document(self.path)
+
+
 def by_name(folder: str) -> dict[str, list[str]]:
     """Texts of each file and folder inside of a folder, by its name without suffix. Raises as `documents`."""
     if not Path(folder).is_dir():
@@ -42,25 +54,28 @@ def by_name(folder: str) -> dict[str, list[str]]:
 
 def text_hash(*texts: str) -> str:
     """BLAKE2 over texts."""
-    hashed = HashedTexts(texts)
-    for _ in hashed:
-        pass
-    return hashed.hexdigest()
+    return HashedTexts(texts).hexdigest()
 
 
 class HashedTexts:
     """Texts that are read one after another, and the hash over those that were read."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self.texts, self.digest = texts, hashlib.blake2b(digest_size=16)
+        self.texts = texts
+        self.digest: hashlib.blake2b | None = None
 
     def __iter__(self) -> Iterator[str]:
+        self.digest = hashlib.blake2b(digest_size=16)
         for text in self.texts:
             self.digest.update(len(text).to_bytes(8, "big") + text.encode())
             yield text
 
     def hexdigest(self) -> str:
-        """What `text_hash` gives of them."""
+        """What `text_hash` gives of them; they are read for it where nobody has read them yet."""
+        if self.digest is None:
+            for _ in self:
+                pass
+        assert self.digest is not None
         return self.digest.hexdigest()
 
 

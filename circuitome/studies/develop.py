@@ -104,9 +104,9 @@ def work(settings: Develop, context: Context) -> Work:
 
 def run(settings: Develop, context: Context) -> Findings:
     """The training with its measures; its state is kept for `--resume`."""
-    from circuitome.runs.texts import documents, text_hash
+    from circuitome.runs.texts import Documents, HashedTexts
 
-    texts = None if settings.texts is None else documents(settings.texts)
+    texts = None if settings.texts is None else HashedTexts(Documents(settings.texts))
     choices = {name: getattr(settings, name) for name in RECIPE}
     frozen = (
         cm.dynamics.Freezing(settings.freeze, settings.freeze_at, settings.freeze_above) if settings.freeze else None
@@ -126,7 +126,7 @@ def run(settings: Develop, context: Context) -> Findings:
         results=results,
         blocks=developed.blocks(results, developed.frozen_sentence(told)),
         tensors=developed.tensors(watched),
-        more={"data_hash": text_hash(*(texts or [settings.data])), "training": choices},
+        more={"data_hash": (texts or HashedTexts([settings.data])).hexdigest(), "training": choices},
     )
 
 

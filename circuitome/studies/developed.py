@@ -12,7 +12,7 @@ from circuitome.studies.pieces import head_names
 SIGN = (
     "A curve is the mean over held-out rows, sequences or pairs, with 95 % intervals; of scores of heads it is that of "
     "the head with the largest score at the end. An onset is where a curve begins to bend; sudden: its change is not "
-    "what noise around a smooth curve shows (p < 0.01), and at least half of its range."
+    "what noise around a smooth curve shows (p < 0.01), at least half of its range, and no broad shape fits as well."
 )
 CHARTS = {
     "Loss": ("held_out_loss", "repeat_loss", "in_context"),

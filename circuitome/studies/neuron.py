@@ -22,6 +22,8 @@ ANEW = "none"
 """In place of a run: read the texts anew."""
 EXAMPLES, TRACED = 10, 3
 """Examples that are shown, and of these with the tokens that make it fire."""
+LENGTH = 512
+"""Tokens of a window, or as many as the model takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,7 @@ class Neuron(ModelSettings):
 
 def work(settings: Neuron, context: Context) -> Work:
     """A pass over the texts, where no run has made it."""
-    return Work(texts=max(1, settings.tokens // 512), tokens=512, forward=1.2 if settings.run == ANEW else 0.5)
+    return Work(texts=max(1, settings.tokens // LENGTH), tokens=LENGTH, forward=1.2 if settings.run == ANEW else 0.5)
 
 
 def run(settings: Neuron, context: Context) -> Findings:
@@ -80,7 +82,9 @@ def opened(settings: Neuron, context: Context) -> tuple["cm.Model", "cm.neurons.
 
         layers = [context.model.neuron(settings.neuron).layer]
         texts = documents(settings.texts)
-        return context.model, cm.neurons.census(context.setting, texts, tokens=settings.tokens, layers=layers)
+        length = min(LENGTH, context.model.learned_positions or LENGTH)
+        census = cm.neurons.census(context.setting, texts, length=length, tokens=settings.tokens, layers=layers)
+        return context.model, census
     from circuitome.models.loading import weights_hash
 
     kept = cm.open(settings.run)

@@ -54,8 +54,7 @@ def split_texts(path: str | None, model: "cm.Model", tokens: int, seed: int) -> 
     """Texts of a file or folder, or the package's own, in windows: one half to score parts on, one to measure on."""
     from circuitome.runs.reading import read_windows
 
-    longest = getattr(model.hf.config, "max_position_embeddings", None) or LENGTH
-    cut = read_windows(model, path, length=min(LENGTH, longest), tokens=2 * tokens, seed=seed)
+    cut = read_windows(model, path, length=min(LENGTH, model.positions or LENGTH), tokens=2 * tokens, seed=seed)
     half = max(1, len(cut) // 2)
     return Texts(cut.chosen(range(half)), cut.chosen(range(half, len(cut)) if len(cut) > 1 else [0]), cut.data_hash())
 

@@ -1,5 +1,6 @@
 """A series of checkpoints that exists already: the same measures on each, the ends first and then halves."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -14,9 +15,11 @@ from circuitome.studies.context import Context
 from circuitome.studies.settings import Argument, Names, ShardSettings
 from circuitome.studies.shards import spread
 from circuitome.studies.study import Findings, Study, Work
+from circuitome.studies.syntax import GRAMMAR, sentences
 
 if TYPE_CHECKING:
     from circuitome.dynamics.measures import Measures
+    from circuitome.runs.texts import HashedTexts
     from circuitome.training.streams import Stream
 
 SECONDS = 5.0
@@ -87,17 +90,16 @@ def shard(settings: Series, context: Context, number: int) -> None:
     )
 
 
-def texts_of(settings: Series) -> list[str]:
+def texts_of(settings: Series) -> "HashedTexts":
     """The texts for the losses."""
-    from circuitome.runs.texts import documents
+    from circuitome.runs.texts import Documents, HashedTexts
 
-    return [cm.dynamics.python_reference()] if settings.texts is None else documents(settings.texts)
+    return HashedTexts([cm.dynamics.python_reference()] if settings.texts is None else Documents(settings.texts))
 
 
 def run(settings: Series, context: Context) -> Findings:
     """Every checkpoint, measured; what is done is kept for `--resume`."""
     from circuitome.dynamics.checkpoint_series import join_kept
-    from circuitome.runs.texts import text_hash
 
     spread("series", settings, context)
     if settings.shards > 1 and context.folder is not None:
@@ -125,20 +127,14 @@ def run(settings: Series, context: Context) -> Findings:
         results=results,
         blocks=[*developed.blocks(results, intro), *left_out(passed_over)],
         tensors=developed.tensors(watched),
-        more={"data_hash": text_hash(*texts), "checkpoints": list(watched.steps)},
+        more={"data_hash": texts.hexdigest(), "checkpoints": list(watched.steps)},
     )
 
 
-def measures(settings: Series, model: "cm.Model", texts: list[str]) -> "Measures":
+def measures(settings: Series, model: "cm.Model", texts: Iterable[str]) -> "Measures":
     """What is measured of each checkpoint, made for the model of the first one."""
-    trees = (
-        cm.dynamics.grammar_trees(settings.n, seed=settings.seed)
-        if settings.trees == "grammar"
-        else cm.dynamics.read_trees(settings.trees)[: settings.n]
-        if settings.trees
-        else []
-    )
-    pairs = cm.dynamics.grammar_pairs(20, seed=settings.seed) if settings.trees == "grammar" else []
+    trees = sentences(settings.trees, settings.n, settings.seed)
+    pairs = cm.dynamics.grammar_pairs(20, seed=settings.seed) if settings.trees == GRAMMAR else []
     length = min(settings.length, model.positions or settings.length)
     return cm.dynamics.Measures.of(
         model,
@@ -154,7 +150,7 @@ def measures(settings: Series, model: "cm.Model", texts: list[str]) -> "Measures
     )
 
 
-def stream(model: "cm.Model", texts: list[str]) -> "Stream | None":
+def stream(model: "cm.Model", texts: Iterable[str]) -> "Stream | None":
     """Rows of text, some tokens hidden for a masked language model; None where the model has no tokenizer."""
     from circuitome.training import MaskedStream, text_stream
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from typing_extensions import override
 
 import circuitome as cm
-from circuitome.errors import InputError
+from circuitome.errors import InputError, unknown_name
 from circuitome.present.blocks import Block, Column, Lede, Numbers, Table, table
 from circuitome.studies.context import Context
 from circuitome.studies.memory import plain_bytes
@@ -52,7 +53,7 @@ class Syntax(ModelSettings):
 
 def work(settings: Syntax, context: Context) -> Work:
     """A pass over the sentences, and one over both sentences of each pair."""
-    trees, pairs = sentences(settings), minimal_pairs(settings)
+    trees, pairs = sentences(settings.trees, settings.n, settings.seed), minimal_pairs(settings)
     longest = max(len(tree.words) for tree in trees)
     masked = 0.0 if context.model.causal else longest * len(pairs) * 2 / len(trees)
     passes = 2.0 + 2 * len(pairs) / len(trees) + masked
@@ -60,11 +61,16 @@ def work(settings: Syntax, context: Context) -> Work:
     return Work(texts=len(trees), tokens=2 * longest, forward=passes, bytes=taken)
 
 
-def sentences(settings: Syntax) -> "list[cm.dynamics.Tree]":
-    """The trees that are asked for."""
-    if settings.trees == GRAMMAR:
-        return cm.dynamics.grammar_trees(settings.n, seed=settings.seed)
-    return cm.dynamics.read_trees(settings.trees)[: settings.n]
+def sentences(trees: str, n: int, seed: int) -> "list[cm.dynamics.Tree]":
+    """At most `n` sentences of a file or folder of trees, or of the grammar; none for an empty name.
+
+    Raises as `cm.dynamics.read_trees`.
+    """
+    if trees == GRAMMAR:
+        return cm.dynamics.grammar_trees(n, seed=seed)
+    if trees and not Path(trees).exists():
+        raise unknown_name("file, folder or kind of trees", trees, (GRAMMAR,), "Trees are read from CoNLL-U files.")
+    return cm.dynamics.read_trees(trees)[:n] if trees else []
 
 
 def minimal_pairs(settings: Syntax) -> "list[cm.dynamics.MinimalPair]":
@@ -81,7 +87,7 @@ def run(settings: Syntax, context: Context) -> Findings:
     """Implicit parses of the trees, and the scores of the pairs."""
     from circuitome.runs.texts import text_hash
 
-    trees, pairs = sentences(settings), minimal_pairs(settings)
+    trees, pairs = sentences(settings.trees, settings.n, settings.seed), minimal_pairs(settings)
     parses = cm.dynamics.syntax(context.setting, trees, min_arcs=settings.min_arcs)
     scores = cm.dynamics.pair_scores(context.setting, pairs)
     results = {"syntax": parses.to_dict(), "pairs": scores.to_dict()}

@@ -37,7 +37,10 @@ METRICS, STATE = "metrics.jsonl", "state.safetensors"
 SECONDS, SHARE = 30.0, 20
 """The state is written after so many seconds, and after so many times as long as it took to write."""
 Watch = Callable[[Model], Mapping[str, Any]]
-"""From the live model to numbers by name (or lists of them), which go to the metrics."""
+"""From the live model to numbers by name (or lists of them), which go to the metrics.
+
+One with an attribute `watches` says with it what it measures: a training that measured something else is another.
+"""
 BeforeStep = Callable[[Model, int, Sequence[Mapping[str, Any]]], Mapping[str, Any] | None]
 """From the live model with its gradients, the number of steps that are done, and their metrics, to what goes to the
 metrics of the step that is about to be made."""
@@ -179,6 +182,8 @@ class Loop:
             tokens = self.data.batch(step, schedule.batch, schedule.length, schedule.seed)
             digest.update(tokens.ids.long().cpu().numpy().tobytes())
         acts = [described(act) for act in (self.objective, *self.before_step, *self.after_step)]
+        watched = [look.watches for look in self.watch if hasattr(look, "watches")]
+        acts += [f"watched: {names}" for names in watched if names]
         key = [weights_hash(self.model), digest.hexdigest(), acts, sorted(self.parameters), asdict(schedule)]
         return Checkpoint(self.folder / STATE, "training", *key)
 

@@ -198,9 +198,19 @@ def text_stream(model: Model, texts: str | Iterable[str]) -> TextStream:
     """
     end = getattr(model.tokenizer, "eos_token_id", None)
     behind = [] if end is None else [end]
+    return token_stream(_document(model, text, behind) for text in ([texts] if isinstance(texts, str) else texts))
+
+
+def token_stream(pieces: Iterable[Sequence[int]]) -> TextStream:
+    """Tokens, piece by piece, as one stream; raises as `text_stream` does where there are none.
+
+    >>> from circuitome.training.streams import token_stream
+    >>> token_stream([[1, 2], [3]]).ids.tolist()
+    [1, 2, 3]
+    """
     with tempfile.NamedTemporaryFile() as file:
-        for text in [texts] if isinstance(texts, str) else texts:
-            file.write(torch.tensor(_document(model, text, behind), dtype=torch.int32).numpy().tobytes())
+        for ids in pieces:
+            file.write(torch.tensor(ids, dtype=torch.int32).numpy().tobytes())
         if not (size := file.tell() // 4):
             raise InputError("The texts hold no tokens, so there is nothing to train on. Give texts.")
         file.flush()

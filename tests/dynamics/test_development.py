@@ -2,15 +2,18 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
 from families import ENCODERS, tiny
+from safetensors.torch import load_file, save_file
 
 import circuitome as cm
 from circuitome.dynamics.checkpoint_series import checkpoints, ends_then_halves
 from circuitome.dynamics.development import of_rows
-from circuitome.errors import InputError, UnknownNameError
+from circuitome.dynamics.recipes import pieces
+from circuitome.errors import InputError, RunError, UnknownNameError
 from circuitome.training import Rows
 
 STEPS = [2**i for i in range(12)]
@@ -122,7 +125,7 @@ def test_arcs_of_the_stream_are_those_of_its_sentences(kind):
 def test_arcs_of_short_sentences_that_come_again_are_not_forgotten(attention, monkeypatch):
     monkeypatch.setattr("circuitome.dynamics.grammar_stream.REMEMBERED", 20)
     stream = cm.dynamics.GrammarStream(attention)
-    for step in range(40):
+    for step in range(12):
         assert bool(stream.arcs(stream.batch(step, 16, 4, 0)).any(-1).any(-1).all())
         assert len(stream.known) <= 40
 
@@ -178,6 +181,13 @@ def test_a_watched_training_goes_on_to_the_same_curves(tmp_path):
         ({"suppress": "arcs"}, "sentences of the grammar only"),
         ({"suppress": "previous", "encourage": "induction"}, "one of the two"),
         ({"repeated": 1.5}, "from 0 to 1"),
+        ({"length": 3}, "at least 6 tokens"),
+        ({"data": "grammar"}, "no texts are read"),
+        ({"suppress": "previous", "strength": -1.0}, "strength must be above 0"),
+        ({"suppress": "previous", "until": 9999}, "released after step 9999 of 2000"),
+        ({"until": 5}, "Nothing is released"),
+        ({"kept_weights": 1.5}, "at most 1"),
+        ({"width": -8}, "width of a model must be at least 1"),
         ({"hidden": 0.0}, "above 0 and at most 1"),
         ({"width": 10, "heads": 4}, "even number"),
         ({"kind": "encoder"}, "no kind of model"),
@@ -186,6 +196,26 @@ def test_a_watched_training_goes_on_to_the_same_curves(tmp_path):
 def test_choices_that_cannot_be_are_refused(choices, words):
     with pytest.raises(InputError, match=words):
         cm.dynamics.recipe(texts=["the cat sat. " * 400], **choices)
+
+
+def test_pieces_of_texts_have_the_tokens_of_the_whole():
+    texts = ["One two. \n", " \n three", "four\u00a0\n\n five six", "", "seven"]
+    whole = "\n\n".join(texts)
+    assert "".join(pieces(texts)) == whole and len(list(pieces(texts))) > 3
+    made = cm.dynamics.recipe(texts=texts * 40, length=12, repeated=0.5, steps=1)
+    joined = "\n\n".join(texts * 40)
+    stream = made.data.parts[1][0]
+    plain = cm.training.text_stream(made.model, joined[: round(len(joined) * 0.95)])
+    assert torch.equal(stream.ids, plain.ids)
+
+
+def test_a_training_that_was_watched_without_a_task_does_not_go_on_with_it(tmp_path):
+    def ready(*tasks):
+        return cm.dynamics.recipe(width=16, heads=1, steps=1, batch=4, texts=["the cat sat. " * 400], tasks=tasks)
+
+    ready().develop(tmp_path / "a")
+    with pytest.raises(RunError, match="another training"):
+        ready("induction").develop(tmp_path / "a")
 
 
 def planted() -> cm.dynamics.Development:
@@ -221,6 +251,17 @@ def test_ends_come_first_and_each_once():
         assert sorted(order) == list(range(count)) and order[0] == 0 and (count == 1 or order[1] == count - 1)
 
 
+def spoiled(source, folder, change):
+    """A checkpoint in which one weight is not there, has another shape, or is not a number."""
+    shutil.copytree(source, folder)
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    weight = tensors.pop(name)
+    if change != "missing":
+        tensors[name] = weight[:4].clone() if change == "shape" else weight * math.nan
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def test_a_series_names_what_it_passes_over_and_goes_on(tmp_path, attention):
     tokenizer, folder = cm.dynamics.grammar_tokenizer(), tmp_path / "runs"
     for step in (1, 2, 4, 8):
@@ -228,6 +269,8 @@ def test_a_series_names_what_it_passes_over_and_goes_on(tmp_path, attention):
         model.hf.save_pretrained(folder / f"step-{step:08d}")
         tokenizer.save_pretrained(folder / f"step-{step:08d}")
     (folder / "step-00000002" / "model.safetensors").write_bytes(b"damaged")
+    for number, change in ((5, "missing"), (6, "shape"), (7, "nan")):
+        spoiled(folder / "step-00000008", folder / f"step-0000000{number}", change)
     calls = []
 
     def measures(model):
@@ -236,7 +279,9 @@ def test_a_series_names_what_it_passes_over_and_goes_on(tmp_path, attention):
 
     watched, passed_over = cm.dynamics.series(folder, measures, keep=tmp_path / "kept.json")
     assert watched.steps == (1, 8) and len(calls) == 1
-    assert set(passed_over) == {"step-00000002", "step-00000004"}
+    assert set(passed_over) == {f"step-0000000{step}" for step in (2, 4, 5, 6, 7)}
+    for number, words in ((5, "q_proj.weight is missing"), (6, "is (4, 32), not (32, 32)"), (7, "NaN or infinity")):
+        assert words in passed_over[f"step-0000000{number}"]
     assert "hidden_size is 64, not 32" in passed_over["step-00000004"]
     kept = json.loads((tmp_path / "kept.json").read_text())
     del kept["rows"]["8"]

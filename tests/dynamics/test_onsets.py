@@ -21,6 +21,14 @@ SMOOTH = {
 }
 
 
+RETURNING = {
+    "exponential": torch.exp(-X.exp() / 91),
+    "bump": torch.exp(-(((X / SPAN - 0.5) / 0.2) ** 2)),
+    "peak": (torch.arange(len(STEPS)) == 13).double(),
+}
+"""Shapes that a cubic does not fit, and are no sudden change."""
+
+
 def draws(curve: torch.Tensor, noise: float, n: int, rows: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(7)
     scale = noise * float(curve.max() - curve.min())
@@ -43,6 +51,12 @@ def test_a_planted_step_is_found_within_one_checkpoint(at, background):
 @pytest.mark.parametrize("name", SMOOTH)
 def test_smooth_curves_are_rarely_called_sudden(name, noise):
     found = [cm.dynamics.onset(STEPS, rows) for rows in draws(SMOOTH[name], noise, 40, 1)]
+    assert sum(onset.sudden for onset in found) <= 0.05 * len(found)
+
+
+@pytest.mark.parametrize("name", RETURNING)
+def test_shapes_that_no_cubic_fits_are_not_sudden_either(name):
+    found = [cm.dynamics.onset(STEPS, rows) for rows in draws(RETURNING[name], 0.05, 20, 1)]
     assert sum(onset.sudden for onset in found) <= 0.05 * len(found)
 
 

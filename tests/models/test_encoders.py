@@ -157,3 +157,9 @@ def test_load_from_a_folder_and_measure(name, tmp_path):
     assert "induction" in atlas.scores and "copying" not in atlas.scores
     census = cm.neurons.census(loaded, "the cat sees the dog that sleeps . " * 8, length=16)
     assert len(census.layers) == 3
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_needles_are_refused(name):
+    with pytest.raises(UnsupportedModelError, match="Answering token by token"):
+        cm.heads.needle_prompts(tiny(name), lengths=(30,))

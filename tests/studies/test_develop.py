@@ -183,7 +183,7 @@ def test_circuits_of_tasks_are_shown_step_by_step():
         (("develop", "--freeze", "previus"), "Did you mean 'previous'"),
         (("develop", "--tasks", "ioi"), "ioi does not suit the vocabulary"),
         (("series", "nowhere"), "There is no folder nowhere"),
-        (("syntax", "known-ioi", "nowhere.conllu"), "cannot be read"),
+        (("syntax", "known-ioi", "nowhere.conllu"), "Known: grammar"),
         (("syntax", "known-ioi", "grammar", "--n", "1"), "--n must be at least 2"),
     ],
 )

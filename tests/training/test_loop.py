@@ -153,7 +153,7 @@ import torch
 import transformers as tf
 import circuitome as cm
 from circuitome.training import loop
-loop.SECONDS, loop.SHARE = 0.0, 1
+loop.SECONDS, loop.SHARE = 0.0, 4
 config = tf.GPT2Config(vocab_size=61, n_embd=24, n_layer=3, n_head=4, n_positions=64)
 stream = cm.training.MixedStream(
     [(cm.training.RepeatedStream(torch.arange(61)), 1), (cm.training.TextStream(torch.arange(5000) ** 2 % 61), 2)])

@@ -119,7 +119,8 @@ def needle_prompts(
 
     A prompt is the tokenizer's own first tokens, the text cut so that the prompt has exactly `length` tokens, the
     question and "A:". The needle stands after the last sentence end before its depth; at depth 1 after the text.
-    No chat template. Raises `InputError` for lengths, depths, texts and needles that cannot be.
+    No chat template. Raises `InputError` for lengths, depths, texts and needles that cannot be, and
+    `UnsupportedModelError` for a masked language model.
     Source: Wu et al. 2024, arXiv:2404.15574, section 2.
 
     >>> model = cm.load("smollm2-135m")
@@ -127,6 +128,7 @@ def needle_prompts(
     >>> len(prompt.ids), model.decode(prompt.needle_ids)
     (96, ' The best thing to do in Aldermoor is to drink pear cider on the harbour wall at sunset.')
     """
+    model.check_sums("Answering token by token")
     needles = own_needles() if needles is None else needles
     if not (lengths and depths and needles):
         raise InputError("A search needs at least one length, one depth and one needle.")
