@@ -17,7 +17,7 @@ from circuitome.discovery.attribution import contraction, edges
 from circuitome.engine.backward_rules import PLAIN
 from circuitome.engine.batches import make_batch
 from circuitome.engine.setting import Setting
-from circuitome.errors import InputError, MemoryBudgetError, NumericsError, UnknownNameError
+from circuitome.errors import USED, InputError, MemoryBudgetError, NumericsError, UnknownNameError
 from circuitome.models import parked
 from circuitome.models.inputs import Inputs
 
@@ -64,7 +64,7 @@ def test_every_path_on_disk(options: dict[str, str]) -> None:
 @pytest.mark.slow
 def test_several_batches_and_points_apart() -> None:
     model, task = tiny("llama"), random_task()
-    need = max(len(pair.clean) for pair in task.pairs) * model.bytes_per_token(gradients=True)
+    need = round(max(len(pair.clean) for pair in task.pairs) * model.bytes_per_token(gradients=True) / USED) + 1
     found = [
         cm.eap_ig(view, task, steps=3, max_memory=need).values for view in (model, model.with_activations_on("disk"))
     ]
@@ -126,7 +126,7 @@ def test_the_device_holds_one_block(name: str, dtype: torch.dtype, monkeypatch: 
 def test_a_prompt_that_does_not_fit_otherwise_is_taken() -> None:
     model, task = tiny("llama", layers=12), random_task()
     longest = max(len(pair.clean) for pair in task.pairs)
-    budget = longest * model.bytes_per_token(gradients=True) - 1
+    budget = int(longest * model.bytes_per_token(gradients=True, points=0) / USED) - 1
     with pytest.raises(MemoryBudgetError, match=r"or let activations wait elsewhere \(--activations cpu or disk\)"):
         cm.eap(model, task, max_memory=budget)
     with pytest.raises(MemoryBudgetError, match=r"Raise --max-memory to [1-9]\d*MB, or shorten the prompts\.$"):

@@ -1,5 +1,6 @@
 """Quantised models: every method gives what it gives on the model of the dequantised weights."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,15 @@ def by_torchao(name: str, kind: str) -> cm.Model:
     hf = tiny(name).hf
     quantisation.quantize_(hf, getattr(quantisation, kind)())
     return cm.load(hf)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Several threads round by where the weights lie in memory."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def check_same(model: cm.Model) -> None:
