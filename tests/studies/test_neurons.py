@@ -4,7 +4,6 @@ import io
 import json
 import sys
 from random import Random
-from types import SimpleNamespace
 
 import pytest
 from command import run
@@ -122,9 +121,9 @@ def test_texts_from_files_folders_and_the_standard_input(tmp_path, monkeypatch):
     assert by_name(str(tmp_path)) == {"a": ["one\ntwo"], "sub": ["three", "four"]}
     assert documents(None)[0].startswith("There is a workshop")
     for raw, expected in ((b"six", ["six"]), (b" ", [])):
-        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(raw)))
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw)))
         assert documents("-") == expected
-    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"\xff\xfe")))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe")))
     with pytest.raises(DataFileError, match="not UTF-8"):
         documents("-")
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xff")
