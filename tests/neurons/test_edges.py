@@ -8,9 +8,10 @@ from families import CONFIGS, random_task, tiny
 
 import circuitome as cm
 from circuitome.engine.setting import Setting
-from circuitome.errors import InputError
+from circuitome.errors import InputError, MemoryBudgetError
 from circuitome.graph.node import Node
-from circuitome.neurons.neuron_edges import Factors, Strongest, block_scores
+from circuitome.neurons.factors import bytes_per_token
+from circuitome.neurons.neuron_edges import Factors, Strongest, block_scores, factor_bytes
 
 TASK = random_task(3)
 EVEN = replace(TASK, pairs=tuple(pair for pair in TASK.pairs if len(pair.clean) == len(TASK.pairs[0].clean)))
@@ -157,3 +158,16 @@ def test_bad_input():
     ):
         with pytest.raises(InputError, match=message):
             cm.neurons.edges(model, TASK, **options)
+
+
+def test_factors_of_all_prompts_count_in_the_budget():
+    """With a batch of one prompt beside them the scores stay as they are; with less, what is enough is told."""
+    model = tiny("llama")
+    with pytest.raises(MemoryBudgetError, match="fewer prompts") as told:
+        cm.neurons.edges(model, TASK, steps=3, max_memory=1000)
+    assert "--max-memory to" in str(told.value)
+    tokens = sum(len(pair.clean) for pair in TASK.pairs)
+    budget = 2 * (tokens * factor_bytes(model, 3) + 10 * bytes_per_token(model))
+    tight, whole = (cm.neurons.edges(model, TASK, steps=3, keep=50, max_memory=m) for m in (budget, None))
+    assert tight.names[:5] == whole.names[:5]
+    torch.testing.assert_close(tight.values[:5], whole.values[:5])
