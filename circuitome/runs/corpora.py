@@ -15,7 +15,7 @@ from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from random import Random
-from typing import Any, TextIO
+from typing import Any
 
 from circuitome.errors import DataFileError, InputError, unknown_name
 from circuitome.heads.long_context.needles import own_text
@@ -170,7 +170,7 @@ def _standard_input() -> str:
 
 
 @cache
-def _read_once(stream: TextIO) -> str:
+def _read_once(stream: Any) -> str:
     """The whole of a stream that can be read only once, as often as it is asked for."""
     try:
         return stream.buffer.read().decode()
