@@ -4,6 +4,7 @@ from circuitome.applications import data_choices as data_choices
 from circuitome.applications import instructions as instructions
 from circuitome.applications import structure as structure
 from circuitome.applications.curves import Curves as Curves
+from circuitome.applications.curves import compare_curves as compare_curves
 from circuitome.applications.curves import compare_trainings as compare_trainings
 from circuitome.applications.distance import CircuitDistance as CircuitDistance
 from circuitome.applications.distance import circuit_distance as circuit_distance

@@ -104,13 +104,32 @@ def compare_trainings(
 
     Raises `InputError` where conditions were measured at other steps.
     """
-    values, at = dict[str, list[list[float]]](), dict[str, list[int]]()
+    return compare_curves(conditions, seeds, (name,))[name]
+
+
+def compare_curves(
+    conditions: Mapping[str, Callable[[int], Training]], seeds: Sequence[int], names: Sequence[str]
+) -> dict[str, Curves]:
+    """As `compare_trainings`, for several numbers by name: each training is made once, its model let go after it.
+
+    >>> stream = cm.training.text_stream(cm.load("known-ioi"), "Ann and Bob met then Bob gave to")
+    >>> schedule = cm.training.Schedule(steps=5, batch=2, length=8)
+    >>> trained = lambda seed: cm.training.train(cm.training.untrained(cm.load("known-ioi")), stream, schedule)
+    >>> cm.applications.compare_curves({"as it is": trained}, [0], ["loss", "norm"])["norm"]
+    Curves(norm of as it is; 1 seeds, 5 steps)
+    """
+    values = {name: {condition: list[list[float]]() for condition in conditions} for name in names}
+    at, first = list[int](), next(iter(conditions))
     for condition, trained in conditions.items():
         for seed in seeds:
-            steps, losses = trained(seed).curve(name)
-            if at and steps != next(iter(at.values())):
-                raise InputError(f"{condition} was measured at other steps than {next(iter(at))}. Measure at the same.")
-            at.setdefault(condition, steps)
-            values.setdefault(condition, []).append(losses)
-    steps = next(iter(at.values()))
-    return Curves(tuple(steps), {key: torch.tensor(rows) for key, rows in values.items()}, tuple(seeds), name)
+            training = trained(seed)
+            for name in names:
+                steps, numbers = training.curve(name)
+                if (at := at or steps) != steps:
+                    raise InputError(f"{condition} was measured at other steps than {first}. Measure at the same.")
+                values[name][condition].append(numbers)
+            del training  # not beside the next one
+    return {
+        name: Curves(tuple(at), {key: torch.tensor(rows) for key, rows in found.items()}, tuple(seeds), name)
+        for name, found in values.items()
+    }

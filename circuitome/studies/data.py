@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from typing_extensions import override
@@ -87,10 +88,9 @@ def run(settings: Data, context: Context) -> Findings:
         told = options(settings, context, name, seed, watch=choices.watch)
         return cm.training.train(choices.begin(seed), choices.streams[name], settings.schedule(seed), **told)
 
-    trainings = {name: [trained(name, seed) for seed in range(settings.seeds)] for name in choices.streams}
-    makes = {name: row.__getitem__ for name, row in trainings.items()}
-    curves = {what: cm.applications.compare_trainings(makes, range(settings.seeds), what) for what in choices.measures}
-    first = next(iter(trainings))
+    conditions = {name: partial(trained, name) for name in choices.streams}
+    curves = cm.applications.compare_curves(conditions, range(settings.seeds), tuple(choices.measures))
+    first = next(iter(conditions))
     results = {
         "part": settings.part,
         "facts": dict(choices.facts),
@@ -103,7 +103,7 @@ def run(settings: Data, context: Context) -> Findings:
                 }
                 for what, found in curves.items()
             }
-            for name in trainings
+            for name in conditions
         },
         "curves": {what: found.to_dict() for what, found in curves.items()},
     }

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -56,7 +57,7 @@ class Distil(TaskTrainingSettings):
 
 def work(settings: Distil, context: Context) -> Work:
     """Trainings of the student, as dear as the teacher's at most, and the teacher's passes."""
-    return settings.work(len(settings.conditions()) * settings.seeds, passes=1.0)
+    return settings.work(len(settings.conditions()) * settings.seeds, passes=1.0, models=2)
 
 
 def run(settings: Distil, context: Context) -> Findings:
@@ -94,10 +95,8 @@ def run(settings: Distil, context: Context) -> Findings:
             write_checkpoint(student, Path(settings.checkpoint))
         return training
 
-    trainings = {name: [trained(name, seed) for seed in range(settings.seeds)] for name in settings.conditions()}
-    took = {name: row.__getitem__ for name, row in trainings.items()}
-    seeds = range(settings.seeds)
-    curves = {what: cm.applications.compare_trainings(took, seeds, what) for what in ("held_out", "gap")}
+    conditions = {name: partial(trained, name) for name in settings.conditions()}
+    curves = cm.applications.compare_curves(conditions, range(settings.seeds), ("held_out", "gap"))
     results = {
         "task": settings.task,
         "unit": task.unit,

@@ -212,7 +212,7 @@ def _timed(model: Model, work: Work, max_memory: int | None) -> float:
 
 def _bytes(model: Model, work: Work, max_memory: int | None) -> int:
     """Weights, the program, and the largest batch of all kinds of passes."""
-    weights = weight_bytes(model) * (1 + work.copies)
+    weights = round(weight_bytes(model) * (1 + work.copies))
     if work.bytes is not None:
         return weights + work.bytes + PROGRAM
     # Of what both prompts of a pair begin with, keys and values stay: a tenth of the memory.

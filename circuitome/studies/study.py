@@ -59,7 +59,7 @@ class Work:
     circuits run over these alone."""
     path: bool = True
     """Whether gradients may be those of a path, of which several points are held."""
-    copies: int = 0
+    copies: float = 0
     """Copies of the model's weights that are there beside it."""
     bytes: int | None = None
     """Memory beside weights and program where recorded batches are not what decides; beside the program alone where no

@@ -64,8 +64,13 @@ SELECTIONS = ("importance", "circuit", "magnitude", "uniform", "random")
 
 
 def work(settings: Subclone, context: Context) -> Work:
-    """Trainings of all beginnings, as dear as those of the large model at most."""
-    return settings.work(len(settings.beginnings()) * settings.seeds)
+    """Trainings of all beginnings, as dear as those of the large model at most; the first is kept to be written."""
+    large = context.model
+    wide = 1.0 if settings.width is None else settings.width / large.d_model
+    deep = 1.0 if settings.layers is None else settings.layers / large.graph.n_layers
+    embedding = large.hf.config.vocab_size * large.d_model / sum(p.numel() for p in large.hf.parameters())
+    share = wide * (embedding + (1 - embedding) * deep)
+    return settings.work(len(settings.beginnings()) * settings.seeds, models=3, share=share)
 
 
 def run(settings: Subclone, context: Context) -> Findings:

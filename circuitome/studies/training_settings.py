@@ -64,11 +64,21 @@ class TrainingSettings(ModelSettings):
         """Steps after which the held-out loss is measured."""
         return sorted({*range(0, self.steps, max(1, self.steps // LOOKS)), self.steps})
 
-    def work(self, trainings: int, passes: float = 0.0) -> Work:
-        """What so many trainings cost, and so many passes over a row for each row that is trained on once."""
+    def work(self, trainings: int, passes: float = 0.0, models: int = 1, share: float = 1.0) -> Work:
+        """What so many trainings cost, and so many passes over a row for each row that is trained on once.
+
+        Beside the model that was asked for there are `models` at a time of `share` times its weights, and of the one
+        that learns also its gradients and the optimiser's two means.
+        """
         rows = self.batch * max(1, self.steps)
-        share = LOOKS * WINDOWS / rows
-        return Work(texts=rows, tokens=self.length, forward=trainings * (share + passes), backward=float(trainings))
+        looked = LOOKS * WINDOWS / rows
+        return Work(
+            texts=rows,
+            tokens=self.length,
+            forward=trainings * (looked + passes),
+            backward=float(trainings),
+            copies=share * (models + 3),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

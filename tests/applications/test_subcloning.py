@@ -1,5 +1,8 @@
 """Smaller models that begin with parts of larger ones: identities on every family, selections, scales, bad input."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from families import CONFIGS, random_task, tiny
@@ -203,3 +206,23 @@ def test_curves_say_who_is_where_first():
     assert found.difference("fast", "slow").value == pytest.approx(-1.75)
     with pytest.raises(UnknownNameError):
         found["other"]
+
+
+def test_a_models_weights_go_before_the_next_is_trained():
+    stream = cm.training.text_stream(cm.load("known-ioi"), "Ann and Bob met then Bob gave to")
+    schedule = cm.training.Schedule(steps=3, batch=2, length=8)
+    made = list[weakref.ref]()
+
+    def trained(seed):
+        gc.collect()
+        assert not [one for one in made if one() is not None]
+        model = cm.training.untrained(cm.load("known-ioi"), seed=seed)
+        made.append(weakref.ref(model.hf))
+        return cm.training.train(model, stream, schedule)
+
+    found = cm.applications.compare_curves({"a": trained, "b": trained}, [0, 1], ["loss", "norm"])
+    assert len(made) == 4 and set(found) == {"loss", "norm"} and found["norm"].name == "norm"
+    assert torch.equal(found["loss"].values["a"], found["loss"].values["b"])
+    assert torch.equal(
+        cm.applications.compare_trainings({"a": trained}, [0, 1], "loss").values["a"], found["loss"].values["a"]
+    )
