@@ -21,8 +21,8 @@ from circuitome.models.hooks import hooked
 from circuitome.models.inputs import Inputs
 from circuitome.models.model import Model
 from circuitome.tasks.held_out import Split
-from circuitome.training.objectives import logits_of
-from circuitome.training.streams import NOT_COUNTED, Rows, Stream
+from circuitome.training.objectives import logits_of, rows_at_once
+from circuitome.training.streams import NOT_COUNTED, Rows, Stream, split
 from circuitome.weights.head_composition import KINDS, composition
 
 SEQUENCES, PERIOD, EXAMPLE = 16, 24, 8
@@ -149,7 +149,7 @@ class Measures:
         measured: dict[str, Any] = {}
         with model.reserved(), torch.no_grad():
             if self.rows is not None:
-                measured |= _losses(model, self.rows)
+                measured |= _losses(model, self.rows, self.max_memory)
             if self.repeated is not None:
                 measured |= _heads(model, self.repeated)
             if not model.masked:
@@ -195,24 +195,24 @@ def _attention(model: Model, example: Inputs) -> Float[Tensor, "layer head query
     return torch.stack(patterns).round(decimals=3)
 
 
-def _losses(model: Model, rows: Rows) -> dict[str, Tensor]:
+def _losses(model: Model, rows: Rows, max_memory: int | None) -> dict[str, Tensor]:
     """Mean loss of each held-out row, in-context score of a decoder, and the dimension of the final stream."""
-    tokens, stream = rows.to(model.device), list[Tensor]()
+    tokens, stream, losses = rows.to(model.device), list[Tensor](), list[Tensor]()
     shift = 0 if rows.labels is not None else 1
     hook = model.final_norm.module.register_forward_pre_hook
-    with hooked(hook, lambda module, args: stream.append(args[0].detach())):
-        logits = logits_of(model, tokens)[:, : -shift or None]
     targets = tokens.targets[:, shift:].long()
-    losses = nn.functional.cross_entropy(
-        logits.transpose(1, 2), targets, ignore_index=NOT_COUNTED, reduction="none"
-    ).cpu()
-    counted = (targets != NOT_COUNTED).cpu()
-    means = losses.sum(1) / counted.sum(1).clamp(min=1)
+    with hooked(hook, lambda module, args: stream.append(args[0].detach())):
+        for part in split(tokens, rows_at_once(model, tokens.ids.shape[1], max_memory)):
+            logits, wanted = logits_of(model, part)[:, : -shift or None], part.targets[:, shift:].long()
+            options: Any = {"ignore_index": NOT_COUNTED, "reduction": "none"}
+            losses.append(nn.functional.cross_entropy(logits.transpose(1, 2), wanted, **options).cpu())
+    every, counted = torch.cat(losses), (targets != NOT_COUNTED).cpu()
+    means = every.sum(1) / counted.sum(1).clamp(min=1)
     measured = {"held_out_loss": means[counted.any(1)]}
     if not model.masked and bool(counted.all()):
-        measured["in_context"] = context_score(losses)
+        measured["in_context"] = context_score(every)
     real = torch.ones_like(tokens.ids) if tokens.mask is None else tokens.mask
-    places = stream[0][real.bool()].float()
+    places = torch.cat(stream)[real.bool()].float()
     chosen = torch.linspace(0, len(places) - 1, min(POINTS, len(places)), device=places.device).long()
     return {**measured, "dimension": two_nn(places[chosen])[None].cpu()}
 

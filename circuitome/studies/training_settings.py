@@ -136,6 +136,7 @@ def held_loss(settings: TrainingSettings, held: "TextStream") -> Callable[["cm.M
     rows = max(1, min(8, len(held.ids) // settings.length))
     batches = max(1, min(WINDOWS // rows, len(held.ids) // settings.length // rows))
     sizes: dict[str, Any] = {"batches": batches, "rows": rows, "length": settings.length}
+    sizes |= {"max_memory": settings.max_memory}
     return lambda model: {"held_out": cm.training.mean_loss(model, held, **sizes)}
 
 

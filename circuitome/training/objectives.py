@@ -7,8 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from circuitome.engine.batches import memory_budget
 from circuitome.models.model import Model
-from circuitome.training.streams import NOT_COUNTED, Rows, Stream
+from circuitome.training.streams import NOT_COUNTED, Rows, Stream, split
 
 Objective = Callable[[Model, Rows], Tensor | Mapping[str, Tensor]]
 """From a model and a batch to the loss, a mean over the tokens that count, or to named parts whose sum it is."""
@@ -60,8 +61,11 @@ def mean_loss(
     length: int = 256,
     seed: int = 0,
     objective: Objective = next_token,
+    max_memory: int | None = None,
 ) -> float:
     """The loss on the first batches of a stream, without dropout: for texts that are held out of a training.
+
+    As many rows run at once as `max_memory` bytes beside the weights allow, one at least.
 
     >>> model = cm.load("known-ioi")
     >>> stream = cm.training.text_stream(model, "Ann and Bob met then Bob gave to")
@@ -72,10 +76,16 @@ def mean_loss(
     with model.reserved():
         for step in range(batches):
             tokens = data.batch(step, rows, length, seed).to(model.device)
-            weight = tokens.predicted
-            total += weight * float(summed(objective(model, tokens)))
-            count += weight
+            for part in split(tokens, rows_at_once(model, length, max_memory)):
+                total += part.predicted * float(summed(objective(model, part)))
+                count += part.predicted
     return total / max(1.0, count)
+
+
+def rows_at_once(model: Model, length: int, max_memory: int | None) -> int:
+    """How many rows' losses fit into the budget at once, one at least: logits and their log-softmax are most of it."""
+    logits = 3 * 4 * int(model.hf.config.vocab_size)
+    return max(1, memory_budget(model, max_memory) // (length * (model.bytes_per_token(gradients=False) + logits)))
 
 
 def summed(loss: Tensor | Mapping[str, Tensor]) -> Tensor:

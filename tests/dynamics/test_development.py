@@ -24,13 +24,14 @@ def attention():
     return cm.dynamics.small_model("attention", cm.dynamics.grammar_tokenizer(), width=32, seed=1)
 
 
+@pytest.mark.parametrize("max_memory", [None, 1])
 @pytest.mark.parametrize("family", ["llama", "gpt2", *ENCODERS])
-def test_measures_equal_slow_forms(family):
+def test_measures_equal_slow_forms(family, max_memory):
     model = tiny(family)
     ids = torch.randint(3, 60, (4, 20), generator=torch.Generator().manual_seed(0))
     rows = Rows(ids, labels=ids if model.masked else None)
     repeated = cm.heads.repeated_tokens(model, n=3, period=8)
-    measured = cm.dynamics.Measures(rows, repeated)(model)
+    measured = cm.dynamics.Measures(rows, repeated, max_memory=max_memory)(model)
     with torch.no_grad():
         logs = model.hf(input_ids=ids).logits.log_softmax(-1)
         again = model.hf(input_ids=repeated.inputs.ids).logits.log_softmax(-1)

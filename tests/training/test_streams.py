@@ -100,6 +100,16 @@ class Text(str):
     """A text that can be watched."""
 
 
+def counting(seen):
+    """The usual loss, which notes how many rows it is given."""
+
+    def loss(model, tokens):
+        seen.append(len(tokens))
+        return cm.training.next_token(model, tokens)
+
+    return loss
+
+
 def test_losses_against_transformers():
     model = cm.training.untrained(CONFIGS["llama"]())
     tokens = TEXT.batch(0, 4, 10, 0)
@@ -114,7 +124,12 @@ def test_losses_against_transformers():
         def batch(self, step, rows, length, seed):
             return tokens
 
-    assert cm.training.mean_loss(model, Twice(), batches=2) == pytest.approx(expected.item(), rel=1e-5)
+    for max_memory in (None, 1):  # one row at a time where memory is short
+        found = cm.training.mean_loss(model, Twice(), batches=2, max_memory=max_memory)
+        assert found == pytest.approx(expected.item(), rel=1e-5)
+    seen = list[int]()
+    cm.training.mean_loss(model, Twice(), batches=1, objective=counting(seen), max_memory=1)
+    assert seen == [1, 1, 1, 1]
 
 
 def test_seeds_of_steps_are_apart():
