@@ -150,6 +150,10 @@ def test_keys_zoom_and_move_and_a_node_comes_into_sight(show):
     assert "zoom.at" not in page.url
 
 
+SETTLED = "async () => { const y = scrollY; await new Promise(done => setTimeout(done, 300)); return scrollY === y }"
+"""A page goes on scrolling for a while after a finger has left it."""
+
+
 def test_two_fingers_zoom_and_one_scrolls_the_page_until_then(show):
     page = show(circuit_map(), width=390)
     session = page.context.new_cdp_session(page)
@@ -162,7 +166,7 @@ def test_two_fingers_zoom_and_one_scrolls_the_page_until_then(show):
             fingers = [{"x": at, "y": down, "id": i} for i, (at, down) in enumerate(points)]
             session.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": fingers})
         session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
-        page.wait_for_timeout(250)
+        page.wait_for_function(SETTLED)
 
     before = page.evaluate("scrollY")
     touch(*([(x, y - 20 * step)] for step in range(6)))
