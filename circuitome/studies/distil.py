@@ -13,6 +13,7 @@ from circuitome.errors import InputError, unknown_name
 from circuitome.present import formats
 from circuitome.present.blocks import Block, Lede, Note, table
 from circuitome.studies.context import Context
+from circuitome.studies.memory import weight_bytes
 from circuitome.studies.pieces import cell
 from circuitome.studies.settings import Argument
 from circuitome.studies.study import Findings, Study, Work
@@ -57,7 +58,9 @@ class Distil(TaskTrainingSettings):
 
 def work(settings: Distil, context: Context) -> Work:
     """Trainings of the student, as dear as the teacher's at most, and the teacher's passes."""
-    return settings.work(len(settings.conditions()) * settings.seeds, passes=1.0, models=2)
+    stored = sum(file.stat().st_size for file in Path(settings.student).glob("*.safetensors"))
+    share = min(1.0, stored / weight_bytes(context.model)) if stored else 1.0
+    return settings.work(len(settings.conditions()) * settings.seeds, passes=1.0, models=2, share=share)
 
 
 def run(settings: Distil, context: Context) -> Findings:
