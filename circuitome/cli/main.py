@@ -23,14 +23,23 @@ def main(tokens: list[str] | None = None) -> None:
     except CycloptsError:
         raise SystemExit(2) from None
     except CircuitomeError as error:
-        if "--json" in arguments:
-            print(json.dumps({"error": type(error).__name__, "message": str(error)}))
-        else:
-            print(error, file=sys.stderr)
+        _tell(error, str(error), arguments)
+        raise SystemExit(1) from None
+    except OSError as error:  # a name that no file can have, a disk that is full
+        if error.filename is None:
+            raise
+        _tell(error, f"{error.filename}: {error.strerror}.", arguments)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("Stopped; nothing was written.", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _tell(error: Exception, message: str, arguments: list[str]) -> None:
+    if "--json" in arguments:
+        print(json.dumps({"error": type(error).__name__, "message": message}))
+    else:
+        print(message, file=sys.stderr)
 
 
 if __name__ == "__main__":

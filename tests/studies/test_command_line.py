@@ -115,3 +115,9 @@ def test_a_run_stopped_before_anything_was_kept_leaves_nothing(capsys, tmp_path,
 )
 def test_operations_in_the_largest_unit_that_they_fill(operations, shown):
     assert amount(operations) == shown
+
+
+def test_names_that_no_file_can_have(capsys):
+    for words in (("find", "letters", "--model", "known-ioi", "--data", "a" * 300), ("show", "a" * 300)):
+        code, printed, error = run(capsys, *words)
+        assert (code, printed) == (1, "") and error.strip() == f"{'a' * 300}: File name too long."
