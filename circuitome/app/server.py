@@ -172,7 +172,7 @@ def _data(api: FastAPI, served: Served) -> None:
         listed = [
             {
                 "name": name,
-                "about": (study.settings.__doc__ or "").partition("\n")[0],
+                "about": (study.settings.__doc__ or "").partition("\n")[0].replace("`", ""),
                 "of_run": issubclass(study.settings, RunSettings),
                 "fields": [asdict(field) for field in form(study)],
             }

@@ -98,7 +98,7 @@ def _field(settings: type[Settings], name: str, option: str, hint: Any) -> Field
     return Field(
         name=name,
         label=option.removeprefix("--"),
-        about=field_line(settings, name),
+        about=field_line(settings, name).replace("`", ""),
         kind="choice" if literal else "text" if converted else kinds.get(plain, "text"),
         default=_written(default),
         choices=tuple(map(str, get_args(plain))) if literal else (),
