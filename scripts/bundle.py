@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,10 +37,13 @@ def node(*words: str) -> None:
 
 def built() -> dict[str, bytes]:
     """The scripts that the sources build, once their types are right."""
-    node("typescript/bin/tsc", "--noEmit")
-    with tempfile.TemporaryDirectory() as folder:
-        for mode in SCRIPTS.values():
-            node("vite/bin/vite.js", "build", "--mode", mode, "--outDir", folder, "--logLevel", "error")
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
+        builds = [
+            pool.submit(node, "vite/bin/vite.js", "build", "--mode", mode, "--outDir", folder, "--logLevel", "error")
+            for mode in SCRIPTS.values()
+        ]
+        for job in (pool.submit(node, "typescript/bin/tsc", "--noEmit"), *builds):
+            job.result()
         return {name: (Path(folder) / name).read_bytes() for name in SCRIPTS}
 
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -147,8 +147,9 @@ def locked(folder: Path, *, wait: bool) -> Iterator[None]:
             raise RunError(f"The run cannot be written to {folder}: {error.strerror}. Choose another --out.") from error
         try:
             fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            if path.exists() and os.path.samestat(os.stat(path), os.fstat(held)):  # else the one before removed it
-                break
+            with suppress(FileNotFoundError):  # the one before removed it, or another made it anew
+                if os.path.samestat(os.stat(path), os.fstat(held)):
+                    break
         except BlockingIOError:
             os.close(held)
             raise RunError(f"Another process is at work on {folder}. Wait for it, or choose another --out.") from None
