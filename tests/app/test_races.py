@@ -15,19 +15,12 @@ from circuitome.app import runner, server, worker
 from circuitome.app.guard import Guard
 from circuitome.app.jobs import Jobs
 from circuitome.app.runner import Runner
-from circuitome.app.server import Served, application
+from circuitome.app.server import application
 from circuitome.app.worker import Worker
 from circuitome.studies import options
 from circuitome.studies.catalog import STUDIES
 
 PLAIN = {"key": "k", "kind": "find", "created": "2026-01-01", "title": "t", "command": "c", "sign": "s", "blocks": []}
-
-
-@pytest.fixture
-def served(tmp_path):
-    made = Served(tmp_path / "runs")
-    yield made
-    made.stop()
 
 
 @pytest.fixture

@@ -48,14 +48,6 @@ def saved(root, name, **changes):
 
 
 @pytest.fixture
-def served(tmp_path):
-    """A server's state whose runner does nothing."""
-    made = Served(tmp_path / "runs")
-    yield made
-    made.stop()
-
-
-@pytest.fixture
 def server(served):
     return Guard(application(served), TOKEN, 1234)
 

@@ -113,6 +113,13 @@ def test_a_series_of_its_checkpoints_measures_them_again(grown, measured):
 
 
 @pytest.mark.slow
+def test_a_series_says_what_it_could_not_measure():
+    assert series.left_out({}, losses=True) == []
+    note, passed, table = series.left_out({"step-3": "it is damaged"}, losses=False)
+    assert note.text.startswith("No losses on texts") and passed.text == "1 checkpoints were passed over."
+    assert table.rows == (("step-3", "it is damaged"),)
+
+
 def test_two_trainings_side_by_side(grown, measured, tmp_path):
     both, place = perform(diff.STUDY, diff.Diff(first=str(grown[1]), second=str(measured[1])), out=tmp_path / "both")
     found = both.manifest["results"]["trainings"]["curves"]

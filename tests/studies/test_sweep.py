@@ -223,6 +223,25 @@ def test_a_run_that_another_process_makes(tmp_path: Path) -> None:
     assert len(waited) == 3 and min(waited) >= freed and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("look", [1, 2])
+def test_a_lock_that_goes_before_a_look_is_taken_anew(
+    look: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, stat = list[Path](), os.stat
+
+    def gone(path: Path, *more: Any, **named: Any) -> os.stat_result:
+        if str(path).endswith(".run.lock"):
+            looks.append(path)
+            if len(looks) == look:
+                Path(path).unlink()
+        return stat(path, *more, **named)
+
+    monkeypatch.setattr(os, "stat", gone)
+    with locked(tmp_path / "run", wait=True):
+        assert looks
+    assert not list(tmp_path.iterdir())
+
+
 def test_many_runs_stay_readable(tmp_path: Path) -> None:
     rows = [
         {"study": "find", "task": f"t{i % 4}", "seed": i, "state": "done", "seconds": 1.0, "folder": f"f{i}"}
