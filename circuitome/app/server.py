@@ -242,7 +242,7 @@ def serve(runs: Path, port: int, tell: Callable[[str], None], token: str | None 
         listening.bind(("127.0.0.1", port))
     except (OSError, OverflowError) as error:
         listening.close()
-        reason = getattr(error, "strerror", None) or error
+        reason = str(getattr(error, "strerror", None) or error).rstrip(".")
         raise InputError(f"Port {port} cannot be used: {reason}. Give another with --port.") from None
     port = listening.getsockname()[1]
     try:
